@@ -1,0 +1,89 @@
+"""A histogram that needs no second pass: its bins are powers of two and merge in pairs when values outgrow them.
+
+Bin edges always lie at whole multiples of the bin width, zero among them, so that two histograms of any two
+data sets (or workers) add up exactly, in any order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+HALF = 2048
+"""Bins on each side of zero. The wider side of the data fills between half and all of them."""
+
+SAMPLES = 1 << 15
+"""Values counted per tensor and batch: an even stride through the tensor. Extremes are taken over all values."""
+
+
+@dataclass
+class Histogram:
+    """Counts of values in bins of width 2**exponent from -HALF to HALF, with the true extremes.
+
+    Attributes:
+        exponent: log2 of the bin width; None before the first non-zero value.
+        counts: int64 [2 * HALF]; bin i holds [(i - HALF) * width, (i - HALF + 1) * width).
+        low, high: true minimum and maximum of all values seen.
+    """
+
+    exponent: int | None = None
+    counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2 * HALF, dtype=torch.int64))
+    low: float = math.inf
+    high: float = -math.inf
+
+    @property
+    def width(self) -> float:
+        return 2.0 ** (self.exponent if self.exponent is not None else -126)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Counts one tensor's values.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        flat = x.reshape(-1)
+        low, high = (float(v) for v in torch.aminmax(flat))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("values are not finite")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._cover(max(abs(low), abs(high)))
+        # an odd stride visits every channel and row of the usual even-sized layouts
+        stride = max(1, flat.numel() // SAMPLES) | 1
+        picked = flat[::stride] if flat.numel() > SAMPLES else flat
+        bins = torch.floor(picked.double() / self.width).clamp(-HALF, HALF - 1).to(torch.int64) + HALF
+        self.counts += torch.bincount(bins, minlength=2 * HALF)
+
+    def merge(self, other: Histogram) -> Histogram:
+        """The histogram of both data sets together; neither is changed."""
+        result = Histogram(self.exponent, self.counts.clone(), min(self.low, other.low), max(self.high, other.high))
+        if other.exponent is None:
+            result.counts += other.counts
+            return result
+        result._widen(other.exponent)
+        addend = Histogram(other.exponent, other.counts.clone())
+        assert result.exponent is not None
+        addend._widen(result.exponent)
+        result.counts += addend.counts
+        return result
+
+    def centers(self) -> torch.Tensor:
+        """Middle of each bin, float64 [2 * HALF], clipped to the true extremes."""
+        middles = (torch.arange(-HALF, HALF, dtype=torch.float64) + 0.5) * self.width
+        return middles.clamp(self.low, self.high) if self.low <= self.high else middles
+
+    def _cover(self, magnitude: float) -> None:
+        if magnitude > 0.0:
+            _, exponent = math.frexp(magnitude)  # magnitude < 2**exponent
+            self._widen(max(exponent - int(math.log2(HALF)), -126))
+
+    def _widen(self, exponent: int) -> None:
+        if self.exponent is None:
+            # until now every value was zero, and zero is in the same bin at every width
+            self.exponent = exponent
+        while self.exponent < exponent:
+            pairs = self.counts.reshape(-1, 2).sum(1)
+            self.counts = torch.zeros_like(self.counts)
+            self.counts[HALF // 2 : HALF // 2 + HALF] = pairs
+            self.exponent += 1

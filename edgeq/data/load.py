@@ -1,0 +1,92 @@
+"""Where samples come from: a NumPy file, a folder of images, or a Python function."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from edgeq.data.arrays import is_array_file, load_arrays
+from edgeq.data.dataset import Dataset, InputSpec
+from edgeq.data.images import load_images
+from edgeq.data.preprocess import PRESETS, read_preprocess
+from edgeq.data.samples import load_samples
+from edgeq.errors import UsageError
+
+Role = Literal["calibration", "evaluation"]
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def load_data(
+    source: str | Path,
+    inputs: Sequence[InputSpec],
+    *,
+    preprocess: str | None = None,
+    role: Role,
+    limit: int | None = None,
+) -> Dataset:
+    """Load samples and check that the model can take them. Nothing is ever made up or silently converted.
+
+    Args:
+        source: a `.npz` or `.npy` file, a folder of images, or `package.module:function`.
+        inputs: what the model takes.
+        preprocess: for images: a preset (`imagenet`, `cifar10`, `[0,1]`) or a TOML file.
+        role: labels are read for `evaluation` only.
+        limit: keep at most so many samples, evenly spread over a file or folder, the first ones of a function.
+
+    Raises:
+        UsageError: the data is missing, damaged, or does not fit the model.
+    """
+    if not inputs:
+        raise UsageError("the model takes no inputs", remedy="give a model whose output depends on its inputs")
+    if limit is not None and limit < 1:
+        raise UsageError(f"a limit of {limit} samples", remedy="ask for at least one sample")
+    notes: list[str] = []
+    path = Path(source)
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(16)
+        if not is_array_file(head):
+            raise _no_data_file(path, head)
+        if preprocess is not None:
+            notes.append(f"{path.name}: arrays are taken as they are; --preprocess is for images")
+        return load_arrays(path, inputs, role=role, limit=limit, notes=notes)
+    if path.is_dir():
+        if preprocess is None:
+            raise UsageError(
+                "images are given, and nothing says how they were prepared in training",
+                remedy=f"add --preprocess with a preset ({', '.join(PRESETS)}) or a TOML file",
+                where=path.name,
+            )
+        return load_images(path, inputs, read_preprocess(preprocess), role=role, limit=limit, notes=notes)
+    if _FUNCTION.fullmatch(str(source)):
+        if preprocess is not None:
+            notes.append(f"{source}: samples are taken as they are; --preprocess is for images")
+        return load_samples(str(source), inputs, role=role, limit=limit, notes=notes)
+    raise _not_found(str(source), role)
+
+
+def _no_data_file(path: Path, head: bytes) -> UsageError:
+    if not head:
+        return UsageError("the file is empty", remedy="write the file again", where=path.name)
+    if head.startswith((b"\xff\xd8", b"\x89PNG", b"BM", b"GIF8", b"RIFF")):
+        cause = "this is a single image"
+    else:
+        cause = "the content is neither .npz nor .npy"
+    return UsageError(
+        cause, remedy="give a .npz, a .npy, a folder of images or package.module:function", where=path.name
+    )
+
+
+def _not_found(source: str, role: Role) -> UsageError:
+    path = Path(source)
+    folder = path.parent
+    siblings = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    if near:
+        remedy = f"did you mean {folder / near[0]}?"
+    else:
+        remedy = "give a .npz, a .npy, a folder of images or package.module:function"
+    return UsageError(f"there is no {role} data {source!r}", remedy=remedy)

@@ -1,0 +1,134 @@
+"""From the pixels of one image to the values that a network was trained on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgeq.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_Side = Annotated[int, Field(ge=1)]
+_Size = _Side | tuple[_Side, _Side]
+_RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def read_preprocess(text: str) -> Preprocess:
+    """A preset by name, or a TOML file with the fields of `Preprocess`.
+
+    Raises:
+        UsageError: no such preset or file, no TOML, or a field that is unknown or wrong.
+    """
+    if text in PRESETS:
+        return PRESETS[text]
+    path = Path(text)
+    if not path.is_file():
+        raise UsageError(
+            f"there is no preprocessing {text!r}",
+            remedy=f"give a preset ({', '.join(PRESETS)}) or a TOML file",
+            where="--preprocess",
+        )
+    try:
+        return Preprocess.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"this is no TOML ({error})", remedy="mend the file", where=path.name) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"{field + ': ' if field else ''}{first['msg']}",
+            remedy=f"the fields are {', '.join(Preprocess.model_fields)}",
+            where=path.name,
+        ) from error
+
+
+def _target_size(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[int, int]:
+    """Width and height to resize to. The longer side is rounded down, as torchvision does."""
+    if isinstance(wanted, tuple):
+        return wanted[1], wanted[0]
+    width, height = size
+    if width <= height:
+        return wanted, max(1, int(wanted * height / width))
+    return max(1, int(wanted * width / height)), wanted
+
+
+def _centre(image: Image.Image, wanted: int | tuple[int, int]) -> Image.Image:
+    height, width = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+    if image.width < width or image.height < height:
+        raise ValueError(f"it is {image.width}x{image.height}, smaller than the crop of {width}x{height}")
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+class Preprocess(BaseModel):
+    """What is done to each image, in the order of the fields: `(pixels / scale - mean) / std` after resizing.
+
+    Pixels are 8-bit values from 0 to 255.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: _Size | None = None
+    """Resize: one number for the shorter side, keeping the shape; `[height, width]` for exactly that."""
+    resample: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    crop: _Size | None = None
+    """Cut out the centre: a square, or `[height, width]`."""
+    order: Literal["RGB", "BGR", "gray"] = "RGB"
+    """Order of the colour channels; `gray` gives one channel."""
+    scale: Annotated[float, Field(gt=0)] = 255.0
+    """Pixels are divided by this; 1 keeps them from 0 to 255."""
+    mean: tuple[float, ...] = (0.0,)
+    """Subtracted after scaling: one value, or one for each channel in `order`."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    """Divided by after subtracting the mean: one value, or one for each channel in `order`."""
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Preprocess:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
+        return self
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.order == "gray" else 3
+
+    def apply(self, image: Image.Image) -> np.ndarray:
+        """One upright RGB image to float32 `[C, H, W]`, or `[H, W, C]` where `layout` says so.
+
+        Raises:
+            ValueError: the image is smaller than the crop.
+        """
+        if self.size is not None:
+            image = image.resize(_target_size(image.size, self.size), _RESAMPLE[self.resample])
+        if self.crop is not None:
+            image = _centre(image, self.crop)
+        pixels = np.asarray(image.convert("L") if self.order == "gray" else image, np.float32)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if self.order == "BGR":
+            pixels = pixels[..., ::-1]
+        values = (pixels / np.float32(self.scale) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "NCHW" else values, np.float32)
+
+
+PRESETS = {
+    "imagenet": Preprocess(size=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "cifar10": Preprocess(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    "[0,1]": Preprocess(),
+}

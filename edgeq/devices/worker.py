@@ -1,0 +1,632 @@
+"""Runs artefacts on a device. The one file that is copied there.
+
+    python worker.py JOB.json
+
+Needs Python 3.8 or newer, numpy, and the one runtime that the job names. Paths in the job are relative to its folder.
+The answer is `result.json` in the same folder, written beside and renamed, so that it is either whole or absent.
+Progress goes to standard output as lines of JSON, {"progress": [done, total]}; anything else there comes from the
+runtime.
+
+The job:
+
+    {"runtime": "onnxruntime" | "openvino" | "litert",
+     "task": "outputs" | "latency" | "placement" | "cold" | "interface" | "environment",
+     "threads": N,                             0: every core that this process may use
+     "artifacts": {NAME: {"path": FILE,
+                          "options": {"precision": ..., "kernels": ...},
+                          "inputs": {INPUT: FILE.npy}}},
+     "rounds": N, "warmup": N,                 for latency
+     "stop_at_eof": true}                      end when standard input closes: the host is gone
+
+The first axis of every input file counts samples. One call takes one sample, or as many as the model's leading
+dimension fixes. A failure is {"error": {"kind", "type", "message", "artifact"}}, where kind is "missing" (the runtime
+is not installed), "input" (the arrays do not fit the model) or "runtime" (what the runtime itself said).
+"""
+
+# ruff: noqa: B905  (zip has no `strict` before Python 3.10)
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+import numpy as np
+
+PLACEMENT_RUNS = 5  # profiled calls behind each duration, after one that is thrown away
+ISA = (  # the instruction set extensions that decide which quantized and reduced-precision kernels a runtime has
+    "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+    "asimd", "asimdhp", "fphp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
+)  # fmt: skip
+
+
+class WorkerError(Exception):
+    """A failure with a known kind."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Port(NamedTuple):
+    """An input or output of a model. `names` are those it answers to, best first; -1 in `shape` is any length."""
+
+    names: List[str]
+    shape: List[int]
+    dtype: str
+    scale: Optional[float]
+    zero_point: Optional[int]
+
+
+class Loaded(NamedTuple):
+    """A model that is ready to run. `feed` and `fetch` copy; `invoke` is what latency means."""
+
+    inputs: List[Port]
+    outputs: List[Port]
+    feed: Callable[[List[np.ndarray]], None]
+    invoke: Callable[[], Any]
+    fetch: Callable[[], List[np.ndarray]]
+    placement: Callable[[], List[Dict[str, Any]]]
+
+
+class Binding(NamedTuple):
+    """The calls that a job's arrays make, in the order of the model's inputs."""
+
+    total: int
+    call: Callable[[int], List[np.ndarray]]
+
+
+# --- ONNX Runtime ---------------------------------------------------------------------------------
+
+_ORT_TYPES = {"float": "float32", "double": "float64"}
+
+
+def load_onnxruntime(path: str, options: Dict[str, str], threads: int, others: int, profile: bool) -> Loaded:
+    """One session, one inter-op thread, all graph optimizations, the CPU provider."""
+    refuse_options(options, {"precision": ["float32"]})
+    ort = find_runtime("onnxruntime")[0]
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = 3
+    if others and threads > 1:  # waiting threads of one session would take the cores from the next one
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = "profile"
+    session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+
+    def port(arg: Any) -> Port:
+        kind = arg.type[arg.type.find("(") + 1 : -1]
+        shape = [d if isinstance(d, int) else -1 for d in arg.shape]
+        return Port([arg.name], shape, _ORT_TYPES.get(kind, kind), None, None)
+
+    inputs, outputs = [port(a) for a in session.get_inputs()], [port(a) for a in session.get_outputs()]
+    binding = session.io_binding()
+
+    def feed(arrays: List[np.ndarray]) -> None:
+        for p, array in zip(inputs, arrays):
+            binding.bind_cpu_input(p.names[0], array)
+        binding.clear_binding_outputs()  # the shape of an output may follow the inputs
+        for p in outputs:
+            binding.bind_output(p.names[0])
+
+    def placement() -> List[Dict[str, Any]]:
+        with open(session.end_profiling(), encoding="utf-8") as file:
+            events = json.load(file)
+        rows: Dict[Any, Dict[str, Any]] = {}
+        for event in events:
+            if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+                continue
+            args, name = event["args"], event["name"][: -len("_kernel_time")]
+            row = rows.setdefault(
+                (args.get("node_index"), name),  # the index alone repeats inside the branches of control flow
+                {
+                    "name": name,
+                    "op": args["op_name"],
+                    "provider": args["provider"],
+                    "inputs": [t for shape in args.get("input_type_shape", []) for t in shape],
+                    "outputs": [t for shape in args.get("output_type_shape", []) for t in shape],
+                    "durations": [],
+                },
+            )
+            row["durations"].append(event["dur"])
+        for row in rows.values():
+            durations = row.pop("durations")
+            row["microseconds"] = float(np.mean(durations[1:] or durations))
+        return list(rows.values())
+
+    return Loaded(
+        inputs, outputs, feed, lambda: session.run_with_iobinding(binding), binding.copy_outputs_to_cpu, placement
+    )
+
+
+# --- OpenVINO -------------------------------------------------------------------------------------
+
+_OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+def load_openvino(path: str, options: Dict[str, str], threads: int, others: int, profile: bool) -> Loaded:
+    """The CPU plugin with one stream. Without an option float operators run in float32, not in the CPU's default."""
+    refuse_options(options, {"precision": sorted(_OPENVINO_PRECISIONS)})
+    ov = find_runtime("openvino")[0]
+    precision = options.get("precision", "float32")
+    core = ov.Core()
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision],
+        "PERF_COUNT": profile,
+    }
+    wanted = {"bfloat16": "BF16", "float16": "FP16"}.get(precision)
+    if wanted and wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise WorkerError("runtime", "this CPU has no %s arithmetic that OpenVINO uses" % precision)
+    compiled = core.compile_model(path, "CPU", config)
+    taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if taken != _OPENVINO_PRECISIONS[precision]:
+        raise WorkerError("runtime", "asked for %s, OpenVINO took %s" % (precision, taken))
+    request = compiled.create_infer_request()
+
+    def port(value: Any) -> Port:
+        names = sorted(value.get_names()) or [value.get_node().get_friendly_name()]
+        shape = [d.get_length() if d.is_static else -1 for d in value.get_partial_shape()]
+        return Port(names, shape, value.get_element_type().to_dtype().name, None, None)
+
+    def feed(arrays: List[np.ndarray]) -> None:
+        for value, array in zip(compiled.inputs, arrays):
+            request.set_tensor(value, ov.Tensor(array))
+
+    def placement() -> List[Dict[str, Any]]:
+        rows = []
+        for node in compiled.get_runtime_model().get_ordered_ops():
+            info = {key: rt_text(value) for key, value in node.get_rt_info().items()}
+            if info["layerType"] in ("Input", "Const", "Output"):
+                continue
+            spent = info["execTimeMcs"]
+            rows.append(
+                {
+                    "name": node.get_friendly_name(),
+                    "op": info["layerType"],
+                    "kernel": info["primitiveType"],
+                    "precision": info["runtimePrecision"],
+                    "covers": [name for name in info["originalLayersNames"].split(",") if name],
+                    "microseconds": None if spent == "not_executed" else float(spent),
+                }
+            )
+        return rows
+
+    return Loaded(
+        [port(v) for v in compiled.inputs],
+        [port(v) for v in compiled.outputs],
+        feed,
+        lambda: request.infer(share_outputs=True),
+        lambda: [np.array(request.get_tensor(v).data) for v in compiled.outputs],
+        placement,
+    )
+
+
+def rt_text(value: Any) -> str:
+    return str(value.astype(str)) if hasattr(value, "astype") else str(value)
+
+
+# --- LiteRT ---------------------------------------------------------------------------------------
+
+_LITERT_KERNELS = {"xnnpack": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
+
+
+def load_litert(path: str, options: Dict[str, str], threads: int, others: int, profile: bool) -> Loaded:
+    """The interpreter with its default delegate, or with the kernels that the option `kernels` names."""
+    refuse_options(options, {"precision": ["float32"], "kernels": sorted(_LITERT_KERNELS)})
+    kernels = options.get("kernels", "xnnpack")
+    module = find_runtime("litert")[0]
+    resolver = getattr(module, "OpResolverType", None) or module.experimental.OpResolverType
+    with captured_stderr() as log:
+        model = module.Interpreter(
+            model_path=path,
+            num_threads=threads,
+            experimental_op_resolver_type=getattr(resolver, _LITERT_KERNELS[kernels]),
+        )
+        model.allocate_tensors()
+    delegate = "XNNPACK delegate" if "XNNPACK delegate" in log[0] else "delegate"
+    own_inputs, own_outputs = model.get_input_details(), model.get_output_details()
+    signatures = model.get_signature_list()
+    given_in: Dict[int, str] = {}
+    given_out: Dict[int, str] = {}
+    if len(signatures) == 1:
+        runner = model.get_signature_runner(next(iter(signatures)))
+        given_in = {d["index"]: name for name, d in runner.get_input_details().items()}
+        given_out = {d["index"]: name for name, d in runner.get_output_details().items()}
+
+    def ports(details: List[Dict[str, Any]], given: Dict[int, str]) -> List[Port]:
+        found = []
+        for d in details:
+            scale, zero = d["quantization"]
+            names = ([given[d["index"]]] if d["index"] in given else []) + [d["name"]]
+            shape = d["shape_signature"] if len(d["shape_signature"]) else d["shape"]
+            quantization = (float(scale), int(zero)) if scale else (None, None)
+            found.append(Port(names, [int(n) for n in shape], np.dtype(d["dtype"]).name, *quantization))
+        return found
+
+    own_inputs = in_numbered_order(own_inputs, given_in)
+    own_outputs = in_numbered_order(own_outputs, given_out)
+    shapes = [tuple(d["shape"]) for d in own_inputs]
+
+    def feed(arrays: List[np.ndarray]) -> None:
+        if [a.shape for a in arrays] != shapes:
+            shapes[:] = [a.shape for a in arrays]
+            for d, array in zip(own_inputs, arrays):
+                model.resize_tensor_input(d["index"], array.shape)
+            model.allocate_tensors()
+        for d, array in zip(own_inputs, arrays):
+            model.set_tensor(d["index"], array)
+
+    def placement() -> List[Dict[str, Any]]:
+        ops, tensors = model._get_ops_details(), {d["index"]: d for d in model.get_tensor_details()}
+        delegated = replaced_by_delegates(ops)
+        return [
+            {
+                "name": tensors[op["outputs"][0]]["name"] if len(op["outputs"]) else op["op_name"],
+                "op": op["op_name"],
+                "where": delegate if op["index"] in delegated else kernels_text(kernels),
+                "inputs": [np.dtype(t).name for t in op["operand_types"]],
+                "outputs": [np.dtype(t).name for t in op["result_types"]],
+                "microseconds": None,
+            }
+            for op in ops
+            if op["op_name"] != "DELEGATE"
+        ]
+
+    return Loaded(
+        ports(own_inputs, given_in),
+        ports(own_outputs, given_out),
+        feed,
+        model.invoke,
+        lambda: [model.get_tensor(d["index"]) for d in own_outputs],
+        placement,
+    )
+
+
+def kernels_text(kernels: str) -> str:
+    return "reference kernel" if kernels == "reference" else "builtin kernel"
+
+
+def in_numbered_order(details: List[Dict[str, Any]], given: Dict[int, str]) -> List[Dict[str, Any]]:
+    """Put tensors in the order of their signature names where those are numbered (`args_0`, `output_1`): converters may
+    list the tensors of a subgraph in another order than the model's own. Otherwise the subgraph's order stands."""
+    names = [given.get(d["index"], "") for d in details]
+    stems = {name.rpartition("_")[0] for name in names}
+    tails = [name.rpartition("_")[2] for name in names]
+    if len(stems) == 1 and all(tail.isdigit() for tail in tails):
+        return [d for _, d in sorted(zip(map(int, tails), details), key=lambda pair: pair[0])]
+    return details
+
+
+def replaced_by_delegates(ops: Sequence[Dict[str, Any]]) -> Set[int]:
+    """Indices of the operators that a delegate took over.
+
+    The interpreter lists them still, beside DELEGATE nodes that carry the borders of what they replaced: walk back from
+    each border output to the border inputs.
+    """
+    maker = {int(t): op for op in ops if op["op_name"] != "DELEGATE" for t in op["outputs"]}
+    found = set()
+    for delegate in ops:
+        if delegate["op_name"] != "DELEGATE":
+            continue
+        seen = {int(t) for t in delegate["inputs"]}
+        left = [int(t) for t in delegate["outputs"]]
+        while left:
+            tensor = left.pop()
+            if tensor in seen or tensor not in maker:
+                continue
+            seen.add(tensor)
+            found.add(int(maker[tensor]["index"]))
+            left.extend(int(t) for t in maker[tensor]["inputs"])
+    return found
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[List[str]]:
+    """What native code writes to standard error meanwhile: the only place where LiteRT names its delegate."""
+    text = [""]
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield text
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            text[0] = file.read().decode("utf-8", "replace")
+            sys.stderr.write(text[0])
+
+
+# --- what the runtimes have in common -------------------------------------------------------------
+
+LOADERS = {"onnxruntime": load_onnxruntime, "openvino": load_openvino, "litert": load_litert}
+MODULES = {
+    "onnxruntime": ["onnxruntime"],
+    "openvino": ["openvino"],
+    "litert": ["ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite"],
+}
+
+
+def find_runtime(name: str) -> Tuple[Any, str]:
+    """The runtime's module and the name it was found under."""
+    for module in MODULES[name]:
+        try:
+            return importlib.import_module(module), module
+        except ModuleNotFoundError as error:
+            # A module inside an installed package that is not found is a broken installation, not a missing one.
+            if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+                raise
+    raise WorkerError("missing", "none of %s is installed" % ", ".join(m.split(".")[0] for m in MODULES[name]))
+
+
+def refuse_options(options: Dict[str, str], known: Dict[str, List[str]]) -> None:
+    for key, value in options.items():
+        if value not in known.get(key, []):
+            raise WorkerError("input", "option %s=%s is not one of %s" % (key, value, known.get(key, sorted(known))))
+
+
+def bind(loaded: Loaded, arrays: Dict[str, np.ndarray], by_order: bool) -> Binding:
+    """Match arrays to the model's inputs and check them.
+
+    Args:
+        arrays: by input name, each of shape (samples, ...).
+        by_order: where not one name is known to the model, take the arrays in the order given.
+    """
+    known = [name for port in loaded.inputs for name in port.names]
+    if len(arrays) != len(loaded.inputs):
+        raise WorkerError("input", "the model has %d inputs, %d were given" % (len(loaded.inputs), len(arrays)))
+    if by_order and not any(name in known for name in arrays):
+        ordered = list(arrays.values())
+    else:
+        ordered = []
+        for port in loaded.inputs:
+            match = [name for name in port.names if name in arrays]
+            if not match:
+                raise WorkerError("input", "no array for input %r; given: %s" % (port.names[0], ", ".join(arrays)))
+            ordered.append(arrays[match[0]])
+    counts = set()
+    widths = []
+    for port, array in zip(loaded.inputs, ordered):
+        width = port.shape[0] if port.shape and port.shape[0] > 0 else 1
+        one = (width, *array.shape[1:])
+        fits = len(one) == len(port.shape) and all(want in (-1, have) for want, have in zip(port.shape, one))
+        if array.dtype.name != port.dtype or not fits or len(array) % width or not len(array):
+            raise WorkerError(
+                "input",
+                "input %r wants %s of shape %s, given %s of shape %s with samples first"
+                % (port.names[0], port.dtype, port.shape, array.dtype.name, list(array.shape)),
+            )
+        widths.append(width)
+        counts.add(len(array) // width)
+    if len(counts) != 1:
+        raise WorkerError("input", "the inputs hold different numbers of samples: %s" % sorted(counts))
+
+    def call(index: int) -> List[np.ndarray]:
+        return [np.array(a[index * w : (index + 1) * w], order="C") for a, w in zip(ordered, widths)]
+
+    return Binding(counts.pop(), call)
+
+
+_last_report = [0.0]
+
+
+def report(done: int, total: int) -> None:
+    """Tell the host, ten times a second at most."""
+    now = time.monotonic()
+    if done == total or now - _last_report[0] > 0.1:
+        _last_report[0] = now
+        print(json.dumps({"progress": [done, total]}), flush=True)
+
+
+def run_outputs(loaded: Loaded, calls: Binding) -> List[str]:
+    """Run every sample. Writes one file per output, with samples on the first axis, and returns their names."""
+    files: List[np.ndarray] = []
+    names = ["output%d.npy" % i for i in range(len(loaded.outputs))]
+    for index in range(calls.total):
+        loaded.feed(calls.call(index))
+        loaded.invoke()
+        results = [np.atleast_1d(r) for r in loaded.fetch()]
+        if not files:
+            files = [
+                np.lib.format.open_memmap(name, "w+", r.dtype, (calls.total * r.shape[0], *r.shape[1:]))
+                for name, r in zip(names, results)
+            ]
+        for port, file, result in zip(loaded.outputs, files, results):
+            rows = len(file) // calls.total
+            if result.shape != (rows, *file.shape[1:]):
+                raise WorkerError("runtime", "output %r changes its shape between samples" % port.names[0])
+            file[index * rows : (index + 1) * rows] = result
+        report(index + 1, calls.total)
+    for file in files:
+        file.flush()  # type: ignore[attr-defined]
+    return names
+
+
+def run_latency(models: Dict[str, Tuple[Loaded, Binding]], rounds: int, warmup: int) -> Dict[str, List[float]]:
+    """Seconds of one call per round and model. In each round every model has a turn: one call that is not counted,
+    which fetches back the caches that the model before it took, then the counted one. Odd rounds go backwards."""
+    for loaded, calls in models.values():
+        loaded.feed(calls.call(0))
+        for _ in range(warmup):
+            loaded.invoke()
+    seconds: Dict[str, List[float]] = {name: [] for name in models}
+    gc.collect()
+    gc.disable()
+    for index in range(rounds):
+        for name in list(models) if index % 2 == 0 else list(models)[::-1]:
+            loaded, calls = models[name]
+            loaded.feed(calls.call(index % calls.total))
+            loaded.invoke()
+            begin = time.perf_counter()
+            loaded.invoke()
+            seconds[name].append(time.perf_counter() - begin)
+        report(index + 1, rounds)
+    gc.enable()
+    return seconds
+
+
+def resident_bytes(peak: bool) -> int:
+    """Resident memory of this process. Not getrusage where it can be helped: on Linux its maximum survives exec, so
+    that a worker started by a large process would report that one's memory."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        return int(fields["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
+    except (OSError, KeyError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def describe_environment(runtime: str, threads: int) -> Dict[str, str]:
+    module, name = find_runtime(runtime)
+    package = importlib.import_module(name.split(".")[0])
+    found = {
+        "runtime": name.split(".")[0],
+        "runtime_version": str(getattr(package, "__version__", None) or distribution_version(name.split(".")[0])),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "system": platform.system() + " " + platform.release(),
+        "threads": str(threads),
+    }
+    found.update(describe_cpu())
+    if runtime == "openvino":
+        found["runtime_version"] = distribution_version("openvino")
+        found["build"] = module.get_version()
+        found["capabilities"] = " ".join(module.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return found
+
+
+def distribution_version(name: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(name.replace("_", "-"))
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def describe_cpu() -> Dict[str, str]:
+    """The CPU as the kernel names it, and which of the instruction sets that matter here it has."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = [line.partition(":") for line in file]
+    except OSError:
+        return {"cpu": platform.processor() or platform.machine(), "cpu_isa": "unknown"}
+    fields = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+    names = [fields.get("model name", platform.machine())]
+    if "CPU part" in fields:  # Arm kernels name the architecture; maker and part tell the core
+        names.append("implementer %s part %s" % (fields.get("CPU implementer"), fields["CPU part"]))
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    return {"cpu": " ".join(names), "cpu_isa": " ".join(flag for flag in ISA if flag in flags)}
+
+
+def public_ports(loaded: Loaded) -> Dict[str, Any]:
+    return {"inputs": [p._asdict() for p in loaded.inputs], "outputs": [p._asdict() for p in loaded.outputs]}
+
+
+def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
+    """Do the job. `current[0]` is the artefact at hand, for the message should it fail."""
+    runtime, task = job["runtime"], job["task"]
+    threads = job["threads"] or usable_cores()
+    begin = time.perf_counter()
+    find_runtime(runtime)
+    import_seconds = time.perf_counter() - begin
+    if task == "environment":
+        return {"environment": describe_environment(runtime, threads)}
+
+    before = resident_bytes(peak=False)
+    models: Dict[str, Tuple[Loaded, Binding]] = {}
+    begin = time.perf_counter()
+    load_seconds = 0.0
+    for name, artifact in job["artifacts"].items():
+        current[0] = name
+        loaded = LOADERS[runtime](
+            artifact["path"], artifact["options"], threads, len(job["artifacts"]) - 1, task == "placement"
+        )
+        load_seconds = time.perf_counter() - begin
+        if task == "interface":
+            return {"interface": public_ports(loaded)}
+        arrays = {key: np.load(file, mmap_mode="r") for key, file in artifact["inputs"].items()}
+        models[name] = (loaded, bind(loaded, arrays, by_order=runtime == "litert"))
+
+    if task == "latency":
+        current[0] = ""
+        return {"seconds": run_latency(models, job["rounds"], job["warmup"])}
+    loaded, calls = models[current[0]]  # these tasks are about one artefact
+    if task == "outputs":
+        return {"files": run_outputs(loaded, calls), "interface": public_ports(loaded)}
+    loaded.feed(calls.call(0))
+    if task == "cold":
+        begin = time.perf_counter()
+        loaded.invoke()
+        first_seconds = time.perf_counter() - begin
+        return {
+            "import_seconds": import_seconds,
+            "load_seconds": load_seconds,
+            "first_seconds": first_seconds,
+            "baseline_bytes": before,
+            "peak_bytes": resident_bytes(peak=True),
+        }
+    if task == "placement":
+        for _ in range(1 + PLACEMENT_RUNS):
+            loaded.invoke()
+        return {"rows": loaded.placement()}
+    raise WorkerError("input", "unknown task %r" % task)
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def stop_at_eof() -> None:
+    """Leave when the host goes: nobody is left to read the result."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(job_path: str) -> int:
+    with open(job_path, encoding="utf-8") as file:
+        job = json.load(file)
+    os.chdir(os.path.dirname(os.path.abspath(job_path)))
+    if job.get("stop_at_eof"):
+        stop_at_eof()
+    current = [""]
+    try:
+        result = execute(job, current)
+    except Exception as error:
+        traceback.print_exc()
+        message = " ".join(str(error).split()) or type(error).__name__
+        kind = error.kind if isinstance(error, WorkerError) else "runtime"
+        result = {
+            "error": {"kind": kind, "type": type(error).__name__, "message": message, "artifact": current[0] or None}
+        }
+    with open("result.json.part", "w", encoding="utf-8") as file:
+        json.dump(result, file)
+    os.replace("result.json.part", "result.json")
+    return 1 if "error" in result else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

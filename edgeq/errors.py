@@ -1,0 +1,65 @@
+"""What can go wrong, each kind with the exit code that a shell sees.
+
+Every error names its cause, where it happened (a layer, a file) and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class EdgeqError(Exception):
+    """Base of all errors meant for a user.
+
+    Args:
+        cause: one line that says what is wrong.
+        remedy: one line that says what to do about it.
+        where: the file, layer or option concerned, if there is one.
+    """
+
+    exit_code = 1
+
+    def __init__(self, cause: str, *, remedy: str = "", where: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy
+        self.where = where
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.cause}" if self.where else self.cause
+        return f"{head}\n  remedy: {self.remedy}" if self.remedy else head
+
+
+class UsageError(EdgeqError):
+    """Wrong use: a bad option, unreadable data, an output folder that is taken."""
+
+    exit_code = 2
+
+
+class GateError(EdgeqError):
+    """A limit that the user set was missed. Artefact and report are written all the same."""
+
+    exit_code = 3
+
+
+class UnsupportedError(EdgeqError):
+    """The model, or an operator in it, cannot be handled."""
+
+    exit_code = 4
+
+
+class DeviceError(EdgeqError):
+    """The device or the runtime on it failed, or is not there."""
+
+    exit_code = 5
+
+
+class MissingExtraError(DeviceError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this needs the package {package!r}, which is not installed",
+            remedy=f"pip install 'edgeq[{extra}]'",
+        )
+
+
+INTERRUPTED = 130

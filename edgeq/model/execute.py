@@ -1,0 +1,94 @@
+"""Runs a program's graph node by node, so that values can be seen and changed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+Hook = Callable[[Node, list[Any]], list[Any]]
+"""Sees a node and its value in each batch, returns the values to go on with. Values may be views of one another:
+a hook replaces them and never writes into them."""
+
+
+def constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Parameters, buffers and lifted constants by the name of their placeholder."""
+    found: dict[str, torch.Tensor] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            assert spec.target is not None
+            held = program.state_dict.get(spec.target)
+            value = program.constants[spec.target] if held is None else held
+            if isinstance(value, torch.Tensor):
+                found[spec.arg.name] = value.detach()
+    return found
+
+
+def scale_batch(node: Node, count: int) -> tuple[Any, ...]:
+    """A reshape's arguments with the batch, fixed when the graph was made, multiplied by `count`."""
+    shape = list(node.args[1])  # type: ignore[arg-type]
+    if -1 not in shape and isinstance(shape[0], int):
+        shape[0] *= count
+    return (node.args[0], shape, *node.args[2:])
+
+
+_RESHAPES = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default)
+
+
+@torch.inference_mode()
+def execute(
+    program: ExportedProgram,
+    batches: Sequence[Sequence[torch.Tensor]],
+    hook: Hook | None = None,
+    replace: Mapping[str, torch.Tensor] | None = None,
+    batch_factors: Sequence[int] = (),
+) -> list[list[torch.Tensor]]:
+    """Runs the graph on several batches in step: each node for all batches, then the next node.
+
+    A hook therefore sees what a layer gives on all the data before any later layer runs.
+
+    Args:
+        program: a functional program with its parameters lifted to placeholders.
+        batches: the user inputs in order, for each batch.
+        hook: called for every user input and every computed node with the values of all batches.
+        replace: values for constants, by placeholder name, in place of the program's own.
+        batch_factors: how many times larger each batch is than the one the graph was traced with, where
+            that one is fixed.
+
+    Returns:
+        For each batch the user outputs, in order.
+    """
+    env: dict[Node, list[Any]] = {}
+    factors = batch_factors or [1] * len(batches)
+    values = constants(program) | dict(replace or {})
+    dies_at: dict[Node, list[Node]] = {}
+    for used, last in {u: node for node in program.graph.nodes for u in node.all_input_nodes}.items():
+        dies_at.setdefault(last, []).append(used)
+
+    position = 0
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in values:
+            env[node] = [values[node.name]] * len(batches)
+        elif node.op == "placeholder":
+            given = [batch[position] for batch in batches]
+            position += 1
+            env[node] = hook(node, given) if hook else given
+        elif node.op == "call_function":
+            computed = [_call(node, env, i, factors[i]) for i in range(len(batches))]
+            env[node] = hook(node, computed) if hook else computed
+        elif node.op == "output":
+            return [[env[o][i] for o in node.args[0]] for i in range(len(batches))]  # type: ignore[union-attr, index]
+        for dead in dies_at.get(node, ()):
+            del env[dead]
+    raise AssertionError("a graph without an output node")
+
+
+def _call(node: Node, env: Mapping[Node, list[Any]], batch: int, factor: int) -> Any:
+    arguments = scale_batch(node, factor) if factor > 1 and node.target in _RESHAPES else node.args
+    args, kwargs = map_arg((arguments, node.kwargs), lambda n: env[n][batch])
+    return node.target(*args, **kwargs)  # type: ignore[operator]

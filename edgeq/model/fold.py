@@ -1,0 +1,222 @@
+"""Brings a program into the one form that later stages read.
+
+After `normalise`: no batch norm behind a convolution or linear, no dropout, no copies, no in-place operators,
+no assertions; every convolution and linear has a bias.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+
+_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+_CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
+_FOLDABLE = (*_CONVS, aten.conv_transpose2d.input, aten.linear.default)
+_IDENTITIES = (aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
+               aten.lift_fresh_copy.default, aten.dropout.default)  # fmt: skip
+_ASSERTIONS = ("_assert_tensor_metadata", "sym_constrain_range", "_assert_scalar", "_assert_async")
+
+
+def normalise(program: ExportedProgram) -> ExportedProgram:
+    """Functionalizes, folds batch norms, removes what inference does not need.
+
+    Args:
+        program: as `torch.export` made it, in evaluation mode.
+
+    Returns:
+        A program with the same inputs, outputs and answers (to rounding).
+    """
+    program = program.run_decompositions({})
+    graph = program.graph
+    state = dict(program.state_dict)
+    targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target}
+    editor = _Editor(program, state, targets)
+
+    for node in list(graph.nodes):
+        if any(name in str(node.target) for name in _ASSERTIONS):
+            graph.erase_node(node)
+        elif node.target in _IDENTITIES or _casts_to_itself(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            # without the copies, a view's source need not be contiguous any more
+            node.target = aten.reshape.default
+    for node in list(graph.nodes):
+        if node.target is operator.getitem:
+            _slice_instead_of_split(graph, node)
+    for node in list(graph.nodes):
+        if node.target is _BATCH_NORM:
+            editor.fold_batch_norm(node)
+    for node in list(graph.nodes):
+        if node.target in _FOLDABLE:
+            editor.give_bias(node)
+    graph.eliminate_dead_code()
+    return editor.finish()
+
+
+def _casts_to_itself(node: Node) -> bool:
+    if node.target not in (aten.to.dtype, aten._to_copy.default, aten.type_as.default):
+        return False
+    source = node.args[0]
+    same = isinstance(source, Node) and source.meta["val"].dtype == node.meta["val"].dtype
+    return same and source.meta["val"].device == node.meta["val"].device  # type: ignore[union-attr]
+
+
+def _slice_instead_of_split(graph: Graph, item: Node) -> None:
+    """One piece of a split becomes a slice, one of an unbind a select: every node is then a single tensor."""
+    source, index = item.args
+    if not isinstance(source, Node) or not isinstance(index, int):
+        return
+    dim = source.args[2] if len(source.args) > 2 else 0
+    if source.target in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default):
+        sizes = [piece.shape[dim] for piece in source.meta["val"]]
+        if not all(isinstance(size, int) for size in sizes):
+            return
+        start = sum(sizes[:index])
+        with graph.inserting_before(item):
+            new = graph.call_function(aten.slice.Tensor, (source.args[0], dim, start, start + sizes[index]))
+    elif source.target is aten.unbind.int:
+        dim = source.args[1] if len(source.args) > 1 else 0
+        with graph.inserting_before(item):
+            new = graph.call_function(aten.select.int, (source.args[0], dim, index))
+    else:
+        return
+    new.meta = copy.copy(item.meta)
+    item.replace_all_uses_with(new)
+    graph.erase_node(item)
+
+
+class _Editor:
+    """A program's graph, weights and signature, kept in step while it is edited."""
+
+    def __init__(self, program: ExportedProgram, state: dict[str, torch.Tensor], targets: dict[str, str]) -> None:
+        self.program, self.state, self.targets = program, state, targets
+        self.specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+
+    def value(self, node: object) -> torch.Tensor | None:
+        """The constant behind a placeholder, None where the argument is absent or computed."""
+        if not isinstance(node, Node) or node.op != "placeholder" or node.name not in self.targets:
+            return None
+        name = self.targets[node.name]
+        held = self.state.get(name)
+        constant = self.program.constants.get(name) if held is None else held
+        return constant if isinstance(constant, torch.Tensor) else None
+
+    def store(self, name: str, value: torch.Tensor, before: Node) -> Node:
+        """Adds a parameter and its placeholder in front of all others."""
+        graph = self.program.graph
+        first = next(n for n in graph.nodes if n.op == "placeholder")
+        with graph.inserting_before(first):
+            node = graph.placeholder(f"p_{name.replace('.', '_')}_folded")
+        fake_mode = before.meta["val"].fake_mode
+        node.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
+        node.meta["tensor_meta"] = None
+        self.state[name] = torch.nn.Parameter(value, requires_grad=False)
+        self.targets[node.name] = name
+        self.specs[node.name] = InputSpec(InputKind.PARAMETER, TensorArgument(node.name), name, None)
+        return node
+
+    def fold_batch_norm(self, norm: Node) -> None:
+        """conv -> batch norm becomes conv: w * g / sqrt(v + e) and (b - m) * g / sqrt(v + e) + beta.
+
+        A batch norm that follows nothing foldable becomes a multiplication and an addition.
+        """
+        source, gamma, beta, mean, variance, _, epsilon = norm.args
+        m, v = self.value(mean), self.value(variance)
+        if m is None or v is None or not isinstance(source, Node):
+            return
+        g, b = self.value(gamma), self.value(beta)
+        factor = (torch.ones_like(v) if g is None else g.detach().double()) / torch.sqrt(v.double() + float(epsilon))  # type: ignore[arg-type]
+        shift = (torch.zeros_like(m) if b is None else b.detach().double()) - m.double() * factor
+        result = next((u for u in norm.users if u.target is operator.getitem and u.args[1] == 0), None)
+        if result is None:
+            return
+        weight = self.value(source.args[1]) if source.target in _FOLDABLE else None
+        if weight is None or len(source.users) != 1:
+            self._spell_out(norm, result, factor.float(), shift.float())
+            return
+        prefix = self.targets[source.args[1].name].removesuffix(".weight")  # type: ignore[union-attr]
+        transposed = source.target is aten.conv_transpose2d.input
+        groups = int(source.args[6]) if transposed and len(source.args) > 6 else 1  # type: ignore[arg-type]
+        if transposed and groups != 1:
+            self._spell_out(norm, result, factor.float(), shift.float())
+            return
+        shape = [1] * weight.dim()
+        shape[1 if transposed else 0] = -1
+        old_bias = self.value(source.args[2]) if len(source.args) > 2 else None
+        folded = (weight.double() * factor.reshape(shape)).float()
+        bias = ((old_bias.double() * factor if old_bias is not None else 0) + shift).float()
+        args = list(source.args) + [None] * max(0, 3 - len(source.args))
+        # one weight may serve two convolutions: each gets its own folded copy
+        shared = len(source.args[1].users) > 1  # type: ignore[union-attr]
+        name = f"{prefix}.weight" if not shared else f"{source.name}.weight"
+        args[1] = self.store(name, folded, source)
+        args[2] = self.store(name.removesuffix("weight") + "bias", bias, source)
+        source.args = tuple(args)
+        source.meta["folded"] = result.meta.get("nn_module_stack")
+        result.replace_all_uses_with(source)
+        self.program.graph.erase_node(result)
+        for user in list(norm.users):
+            self.program.graph.erase_node(user)
+        self.program.graph.erase_node(norm)
+
+    def give_bias(self, node: Node) -> None:
+        """Every weighted operator has a bias: the correction of quantization errors needs a place to go."""
+        weight = self.value(node.args[1])
+        if weight is None or (len(node.args) > 2 and node.args[2] is not None):
+            return
+        transposed = node.target is aten.conv_transpose2d.input
+        groups = int(node.args[6]) if transposed and len(node.args) > 6 else 1  # type: ignore[arg-type]
+        channels = weight.shape[1] * groups if transposed else weight.shape[0]
+        prefix = self.targets[node.args[1].name].removesuffix(".weight")  # type: ignore[union-attr]
+        name = f"{prefix}.bias" if f"{prefix}.bias" not in self.state else f"{node.name}.bias"
+        args = list(node.args) + [None] * max(0, 3 - len(node.args))
+        args[2] = self.store(name, torch.zeros(channels), node)
+        node.args = tuple(args)
+
+    def _spell_out(self, norm: Node, result: Node, factor: torch.Tensor, shift: torch.Tensor) -> None:
+        source = norm.args[0]
+        assert isinstance(source, Node)
+        shape = [1, -1] + [1] * (source.meta["val"].dim() - 2)
+        scale = self.store(f"{norm.name}.scale", factor.reshape(shape), source)
+        offset = self.store(f"{norm.name}.offset", shift.reshape(shape), source)
+        graph = self.program.graph
+        with graph.inserting_before(norm):
+            product = graph.call_function(aten.mul.Tensor, (source, scale))
+            total = graph.call_function(aten.add.Tensor, (product, offset))
+        for new in (product, total):
+            new.meta = copy.copy(result.meta)
+        result.replace_all_uses_with(total)
+
+    def finish(self) -> ExportedProgram:
+        """Drops what nothing uses any more and puts the program together again."""
+        graph = self.program.graph
+        kept: list[InputSpec] = []
+        for node in [n for n in graph.nodes if n.op == "placeholder"]:
+            spec = self.specs[node.name]
+            if not node.users and spec.kind is not InputKind.USER_INPUT:
+                graph.erase_node(node)
+            else:
+                kept.append(spec)
+        used = {spec.target for spec in kept}
+        signature = ExportGraphSignature(kept, self.program.graph_signature.output_specs)
+        graph.lint()
+        self.program.graph_module.recompile()
+        return ExportedProgram(
+            root=self.program.graph_module,
+            graph=graph,
+            graph_signature=signature,
+            state_dict={k: v for k, v in self.state.items() if k in used},
+            range_constraints=self.program.range_constraints,
+            module_call_graph=self.program.module_call_graph,
+            example_inputs=self.program.example_inputs,
+            constants={k: v for k, v in self.program.constants.items() if k in used},
+            verifiers=[self.program.verifier],
+        )

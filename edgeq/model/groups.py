@@ -1,0 +1,122 @@
+"""Layers as a device sees them: fusion groups, found once, read by every later stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from edgeq.model.ops import ACTIVATIONS, WEIGHTED, is_float, macs, op_class
+
+_FUSED_INTO = WEIGHTED | {"add", "sub", "mul"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """What runs as one kernel: a root operator and the activation behind it.
+
+    Attributes:
+        name: stable and readable: the module path of the weight, or of the module that the operator is in.
+        op: operator class of the root; the ATen name where the registry has no class for it.
+        root: graph node of the root operator.
+        activation: graph node of the activation, and `activation_op` its class.
+        inputs: names of the float tensors that flow in (graph nodes), constants left out.
+        weight, bias: state names of the root's constants.
+        macs: multiply-accumulates for one sample.
+        parameters: numbers in weight and bias.
+    """
+
+    name: str
+    op: str
+    root: str
+    activation: str | None
+    activation_op: str | None
+    inputs: tuple[str, ...]
+    weight: str | None
+    bias: str | None
+    macs: int
+    parameters: int
+
+    @property
+    def output(self) -> str:
+        """Graph node whose value leaves the group."""
+        return self.activation or self.root
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return (self.root, self.activation) if self.activation else (self.root,)
+
+
+def find_groups(program: ExportedProgram) -> tuple[Group, ...]:
+    """The groups of a normalised program, in the order in which they run.
+
+    An activation joins the convolution, linear or arithmetic operator before it if nothing else reads that
+    operator's value. Operators on integers, shapes and other non-tensors belong to no group.
+    """
+    targets = {
+        s.arg.name: s.target or "" for s in program.graph_signature.input_specs if s.kind is not InputKind.USER_INPUT
+    }
+    sizes = {name: value.numel() for name, value in program.state_dict.items()}
+    taken: set[str] = set()
+    used_names: set[str] = set()
+    groups: list[Group] = []
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.name in taken or not _makes_tensor(node):
+            continue
+        op = op_class(node)
+        activation = _activation_of(node) if op in _FUSED_INTO else None
+        if activation is not None:
+            taken.add(activation.name)
+        weight = targets.get(node.args[1].name) if op in WEIGHTED and isinstance(node.args[1], Node) else None
+        third = node.args[2] if op in WEIGHTED and len(node.args) > 2 else None
+        bias = targets.get(third.name) if isinstance(third, Node) else None
+        groups.append(
+            Group(
+                name=_unique(_name(node, weight), used_names),
+                op=op or str(node.target),
+                root=node.name,
+                activation=activation.name if activation is not None else None,
+                activation_op=op_class(activation) if activation is not None else None,
+                inputs=tuple(n.name for n in node.all_input_nodes if n.name not in targets and is_float(n)),
+                weight=weight,
+                bias=bias,
+                macs=macs(node, op) if op else 0,
+                parameters=sizes.get(weight or "", 0) + sizes.get(bias or "", 0),
+            )
+        )
+    return tuple(groups)
+
+
+def _makes_tensor(node: Node) -> bool:
+    value = node.meta.get("val")
+    return hasattr(value, "shape") or (isinstance(value, tuple | list) and any(hasattr(v, "shape") for v in value))
+
+
+def _activation_of(node: Node) -> Node | None:
+    users = list(node.users)
+    if len(users) == 1 and op_class(users[0]) in ACTIVATIONS and users[0].all_input_nodes == [node]:
+        return users[0]
+    return None
+
+
+def _name(node: Node, weight: str | None) -> str:
+    if weight:
+        return weight.removesuffix(".weight")
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = stack[-1][0] if stack else ""
+    short = op_class(node) or str(node.target).split(".")[1] if "." in str(node.target) else node.name
+    short = {"aten": node.name}.get(short, short)
+    is_whole_module = bool(path) and path.rsplit(".", 1)[-1] in node.name
+    return path if is_whole_module else f"{path}.{short}" if path else node.name
+
+
+def _unique(name: str, used: set[str]) -> str:
+    candidate, count = name, 1
+    while candidate in used:
+        count += 1
+        candidate = f"{name}#{count}"
+    used.add(candidate)
+    return candidate
+

@@ -1,0 +1,179 @@
+"""What an ATen operator is to a target: its operator class, its multiply-accumulates, its weight."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+_CLASSES: dict[object, str] = {
+    aten.linear.default: "linear",
+    aten.matmul.default: "matmul",
+    aten.mm.default: "matmul",
+    aten.bmm.default: "matmul",
+    aten.add.Tensor: "add",
+    aten.sub.Tensor: "sub",
+    aten.mul.Tensor: "mul",
+    aten.relu.default: "relu",
+    aten.relu6.default: "relu6",
+    aten.hardswish.default: "hardswish",
+    aten.hardsigmoid.default: "hardsigmoid",
+    aten.sigmoid.default: "sigmoid",
+    aten.tanh.default: "tanh",
+    aten.silu.default: "silu",
+    aten.gelu.default: "gelu",
+    aten.leaky_relu.default: "leaky_relu",
+    aten.prelu.default: "prelu",
+    aten.softmax.int: "softmax",
+    aten._softmax.default: "softmax",
+    aten.layer_norm.default: "layer_norm",
+    aten.native_layer_norm.default: "layer_norm",
+    aten.max_pool2d.default: "max_pool2d",
+    aten.avg_pool2d.default: "avg_pool2d",
+    aten.cat.default: "concat",
+    aten.pad.default: "pad",
+    aten.constant_pad_nd.default: "pad",
+    aten.view.default: "reshape",
+    aten._unsafe_view.default: "reshape",
+    aten.reshape.default: "reshape",
+    aten.flatten.using_ints: "reshape",
+    aten.unflatten.int: "reshape",
+    aten.squeeze.default: "reshape",
+    aten.squeeze.dim: "reshape",
+    aten.squeeze.dims: "reshape",
+    aten.unsqueeze.default: "reshape",
+    aten.permute.default: "transpose",
+    aten.transpose.int: "transpose",
+    aten.t.default: "transpose",
+    aten.slice.Tensor: "slice",
+    aten.select.int: "slice",
+    aten.split.Tensor: "slice",
+    aten.split_with_sizes.default: "slice",
+    aten.chunk.default: "slice",
+    aten.unbind.int: "slice",
+    operator.getitem: "slice",
+    aten.upsample_nearest2d.vec: "resize_nearest",
+    aten.upsample_nearest2d.default: "resize_nearest",
+    aten.upsample_bilinear2d.vec: "resize_bilinear",
+    aten.upsample_bilinear2d.default: "resize_bilinear",
+    aten.embedding.default: "embedding",
+}
+
+WEIGHTED = frozenset({"conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"})
+"""Classes with a constant weight and multiply-accumulates."""
+
+MOVEMENT = frozenset({"reshape", "transpose", "slice", "pad", "concat", "resize_nearest", "max_pool2d"})
+"""Classes whose output values are values of their inputs (or zero)."""
+
+ACTIVATIONS = frozenset(
+    {"relu", "relu6", "hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh", "silu", "gelu", "leaky_relu", "prelu"}
+)
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Shape of a node's (first) output; a dynamic dimension counts with the size it was traced with."""
+    value = node.meta["val"]
+    if isinstance(value, tuple | list):
+        value = value[0]
+    return tuple(int(d) if isinstance(d, int) else int(d.node.hint or 1) for d in value.shape)
+
+
+def is_float(node: object) -> bool:
+    """Whether a graph node is a single floating-point tensor."""
+    if not isinstance(node, Node):
+        return False
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+
+def _conv_class(node: Node) -> str | None:
+    weight = shape_of(_tensor_arg(node, 1))
+    if node.target is aten.convolution.default and bool(node.args[6]):
+        return "conv_transpose2d" if len(weight) == 4 else None
+    groups = int(_arg(node, 8 if node.target is aten.convolution.default else 6, 1))
+    if len(weight) == 3:
+        return "conv1d"
+    if len(weight) != 4:
+        return None
+    return "depthwise_conv2d" if groups > 1 and weight[1] == 1 else "conv2d"
+
+
+def _hardtanh_class(node: Node) -> str:
+    low, high = _arg(node, 1, -1.0), _arg(node, 2, 1.0)
+    return "relu6" if (low, high) == (0, 6) else "hardtanh"
+
+
+def _clamp_class(node: Node) -> str | None:
+    low, high = _arg(node, 1, None), _arg(node, 2, None)
+    if low == 0 and high is None:
+        return "relu"
+    return "relu6" if (low, high) == (0, 6) else None
+
+
+def _mean_class(node: Node) -> str | None:
+    dims = node.args[1]
+    rank = len(shape_of(_tensor_arg(node, 0)))
+    return "mean" if isinstance(dims, list | tuple) and sorted(int(d) % rank for d in dims) == [2, 3] else None  # type: ignore[arg-type]
+
+
+def _adaptive_class(node: Node) -> str:
+    return "mean" if tuple(node.args[1]) == (1, 1) else "avg_pool2d"  # type: ignore[arg-type]
+
+
+_SPECIAL: dict[object, Callable[[Node], str | None]] = {
+    aten.conv1d.default: _conv_class,
+    aten.conv2d.default: _conv_class,
+    aten.conv2d.padding: _conv_class,
+    aten.convolution.default: _conv_class,
+    aten.conv_transpose2d.input: lambda node: "conv_transpose2d",
+    aten.hardtanh.default: _hardtanh_class,
+    aten.clamp.default: _clamp_class,
+    aten.mean.dim: _mean_class,
+    aten.adaptive_avg_pool2d.default: _adaptive_class,
+}
+
+
+def op_class(node: Node) -> str | None:
+    """Operator class of a `call_function` node in the registry's vocabulary, None where it has no class."""
+    special = _SPECIAL.get(node.target)
+    return special(node) if special else _CLASSES.get(node.target)
+
+
+def output_channels_axis(op: str) -> int:
+    """Axis of the output channels in a PyTorch weight of this operator class."""
+    return 1 if op == "conv_transpose2d" else 0
+
+
+def channel_axis_of_output(op: str) -> int:
+    """Axis of the channels in the output of a weighted operator."""
+    return -1 if op == "linear" else 1
+
+
+def macs(node: Node, op: str) -> int:
+    """Multiply-accumulates for one sample; only convolutions, linears and matrix products have any."""
+    if op not in WEIGHTED and op != "matmul":
+        return 0
+    out = shape_of(node)
+    positions = math.prod(out[1:]) if len(out) > 1 else out[0]
+    if op == "matmul":
+        return positions * shape_of(_tensor_arg(node, 0))[-1]
+    weight = shape_of(_tensor_arg(node, 1))
+    if op == "conv_transpose2d":
+        return math.prod(shape_of(_tensor_arg(node, 0))[1:]) * math.prod(weight[1:])
+    return positions * math.prod(weight[1:])
+
+
+def _arg(node: Node, index: int, default: object) -> object:
+    return node.args[index] if len(node.args) > index else default
+
+
+def _tensor_arg(node: Node, index: int) -> Node:
+    value = node.args[index]
+    if not isinstance(value, Node):
+        raise TypeError(f"{node.name}: argument {index} is no tensor")
+    return value

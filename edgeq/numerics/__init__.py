@@ -1,0 +1,17 @@
+"""The arithmetic of quantization, once: used by calibration, simulation, export and audit alike."""
+
+from edgeq.numerics.quantize import QParams, dequantize, fake_quantize, qparams, quantize, sqnr_db
+from edgeq.numerics.scheme import DType, Granularity, Scheme, Symmetry
+
+__all__ = [
+    "DType",
+    "Granularity",
+    "QParams",
+    "Scheme",
+    "Symmetry",
+    "dequantize",
+    "fake_quantize",
+    "qparams",
+    "quantize",
+    "sqnr_db",
+]

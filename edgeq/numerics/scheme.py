@@ -1,0 +1,58 @@
+"""How a tensor is represented in integers: the type, the symmetry, the granularity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "bfloat16", "float32"]
+Symmetry = Literal["symmetric", "asymmetric"]
+Granularity = Literal["tensor", "channel", "group"]
+
+_BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32, "int64": 64}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A uniform affine quantization scheme: real = scale * (integer - zero_point).
+
+    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", equation 1.
+
+    Attributes:
+        dtype: the stored integer type.
+        symmetry: symmetric schemes fix the zero point (0, or the middle of an unsigned type).
+        granularity: one scale for the tensor, for each channel, or for each group along a channel.
+        narrow: leave out the lowest integer, so that a symmetric range is symmetric in integers too.
+        power_of_two: scales are powers of two, where the device multiplies by shifting.
+        bits: significant bits when fewer than the type holds (7-bit weights where `u8 x s8` saturates).
+    """
+
+    dtype: DType
+    symmetry: Symmetry = "asymmetric"
+    granularity: Granularity = "tensor"
+    narrow: bool = False
+    power_of_two: bool = False
+    bits: int | None = None
+
+    @property
+    def integer(self) -> bool:
+        return self.dtype in _BITS
+
+    @property
+    def signed(self) -> bool:
+        return not self.dtype.startswith("u")
+
+    @property
+    def width(self) -> int:
+        """Significant bits."""
+        return self.bits if self.bits is not None else _BITS[self.dtype]
+
+    @property
+    def quant_min(self) -> int:
+        low = -(1 << (self.width - 1)) if self.signed else 0
+        return low + 1 if self.narrow else low
+
+    @property
+    def quant_max(self) -> int:
+        return (1 << (self.width - 1)) - 1 if self.signed else (1 << self.width) - 1

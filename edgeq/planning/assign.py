@@ -1,0 +1,179 @@
+"""Which groups run on integers in a runtime, which tensors that quantizes, and which of them share a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edgeq.calibration.histogram import Histogram
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.model.ops import WEIGHTED, is_float, op_class
+from edgeq.registry.schema import Kernel, Runtime
+
+WIDEST_SHARE = 4.0
+"""A tensor joins a shared scale only if that is at most so many times coarser than its own would be."""
+
+_TWO_TENSORS = frozenset({"add", "sub", "mul", "matmul"})
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The precision of each group, and what follows for the tensors.
+
+    Attributes:
+        kernels: by group name, the integer kernel; groups that stay in float are absent.
+        reasons: by group name, why it got what it got.
+        tensors: graph nodes whose values are quantized, each with the name of its share: nodes of one share
+            carry one scale and zero point.
+        schemes: by share, the kernel that decides its scheme.
+    """
+
+    kernels: dict[str, Kernel]
+    reasons: dict[str, str]
+    tensors: dict[str, str]
+    schemes: dict[str, Kernel]
+
+
+def assign(model: Model, runtime: Runtime, histograms: dict[str, Histogram]) -> Assignment:
+    """Gives every group the runtime's preferred integer kernel where it has one and where integers pay.
+
+    Groups stay in float if the runtime has no integer kernel for them; if they only rearrange or reshape values on
+    the way to a float output of the model (an integer there costs accuracy and saves nothing); or if nothing
+    in front of them runs on integers.
+    """
+    kernels: dict[str, Kernel] = {}
+    reasons: dict[str, str] = {}
+    integer_nodes: set[str] = set(model.input_nodes)
+    trailing = _trailing(model) if runtime.io == "float" else set()
+    for group in model.groups:
+        kernel = runtime.kernel(group.op)
+        refusal = _refusal(model, group, runtime, kernel, integer_nodes, trailing, histograms)
+        if refusal or kernel is None:
+            reasons[group.name] = refusal
+            continue
+        kernels[group.name] = kernel
+        whole = _activation_kernel(group, runtime, trailing) != "float"
+        reasons[group.name] = f"{runtime.name} has an integer kernel for {group.op}" + (
+            "" if whole else f"; its {group.activation_op} stays in float"
+        )
+        integer_nodes.add(group.output if whole else group.root)
+    tensors, schemes = _tensors(model, runtime, kernels, trailing)
+    return Assignment(kernels, reasons, _shares(model, runtime, kernels, tensors), schemes)
+
+
+def _refusal(
+    model: Model,
+    group: Group,
+    runtime: Runtime,
+    kernel: Kernel | None,
+    integer_nodes: set[str],
+    trailing: set[str],
+    histograms: dict[str, Histogram],
+) -> str:
+    if kernel is None:
+        return f"{runtime.name} has no integer kernel for {group.op}"
+    if group.op in WEIGHTED and group.weight is None:
+        return "its weight is computed, not constant"
+    if not is_float(model.nodes[group.output]) and group.op != "slice":
+        return "its values are no float tensor"
+    if group.op in _TWO_TENSORS and len(model.nodes[group.root].all_input_nodes) != len(group.inputs):
+        return "one side is a constant"
+    if group.op in _TWO_TENSORS and len(group.inputs) < 2 and group.op != "mul":
+        return "one side is a constant"
+    if not group.inputs:
+        return "it reads no float tensor"
+    if group.op not in WEIGHTED:
+        if group.output in trailing:
+            return "it only shapes a float output of the model"
+        if not any(name in integer_nodes for name in group.inputs):
+            return "nothing in front of it runs on integers"
+        if group.op == "concat" and any(_prescribed(model, name, runtime) for name in group.inputs):
+            return "the runtime prescribes the scale of one of its inputs"
+        if group.op == "concat" and not _compatible([histograms[n] for n in group.inputs if n in histograms]):
+            return "its inputs differ too much in range to share a scale"
+    return ""
+
+
+def _activation_kernel(group: Group, runtime: Runtime, trailing: set[str]) -> str:
+    """How a group's activation runs: in the `fused` kernel, in an integer kernel of its `own`, or in `float`."""
+    if group.activation_op is None or group.activation_op in runtime.fused_activations:
+        return "fused"
+    own = runtime.kernel(group.activation_op) is not None and group.activation not in trailing
+    return "own" if own else "float"
+
+
+def _prescribed(model: Model, name: str, runtime: Runtime) -> bool:
+    node = model.nodes[name]
+    return node.op == "call_function" and op_class(node) in {fixed.op for fixed in runtime.fixed_outputs}
+
+
+def _trailing(model: Model) -> set[str]:
+    """Nodes without multiply-accumulates through which values only pass to the outputs."""
+    weighty = {g.output for g in model.groups if g.op in WEIGHTED or g.op == "matmul"} | {
+        g.root for g in model.groups if g.op in WEIGHTED or g.op == "matmul"
+    }
+    outputs = set(model.output_nodes)
+    found: set[str] = set()
+    for node in reversed(list(model.program.graph.nodes)):
+        if node.op != "call_function" or node.name in weighty:
+            continue
+        users = [u for u in node.users if u.op != "output"]
+        if (node.name in outputs or users) and all(u.name in found for u in users):
+            found.add(node.name)
+    return found
+
+
+def _tensors(
+    model: Model, runtime: Runtime, kernels: dict[str, Kernel], trailing: set[str]
+) -> tuple[set[str], dict[str, Kernel]]:
+    """Quantized nodes: what integer groups read and write."""
+    found: dict[str, Kernel] = {}
+    for group in model.groups:
+        kernel = kernels.get(group.name)
+        if kernel is None:
+            continue
+        for name in group.inputs:
+            found.setdefault(name, kernel)
+        if _writes_float(model, group, runtime, trailing):
+            continue
+        activation = _activation_kernel(group, runtime, trailing)
+        if activation != "fused":
+            found.setdefault(group.root, kernel)
+        if activation != "float":
+            found.setdefault(group.output, kernel)
+    return set(found), found
+
+
+def _writes_float(model: Model, group: Group, runtime: Runtime, trailing: set[str]) -> bool:
+    """The last integer kernel before a float output may write float itself, without a rounding step."""
+    if group.op not in runtime.float_outputs or runtime.io != "float":
+        return False
+    node = model.nodes[group.output]
+    return all(u.op == "output" or u.name in trailing for u in node.users)
+
+
+def _shares(model: Model, runtime: Runtime, kernels: dict[str, Kernel], tensors: set[str]) -> dict[str, str]:
+    parent = {name: name for name in tensors}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for group in model.groups:
+        if group.name not in kernels or group.op not in runtime.shared_scale:
+            continue
+        tied = [n for n in (*group.inputs, group.output) if n in parent]
+        for other in tied[1:]:
+            a, b = root(tied[0]), root(other)
+            parent[max(a, b)] = min(a, b)
+    return {name: root(name) for name in sorted(tensors)}
+
+
+def _compatible(histograms: Iterable[Histogram]) -> bool:
+    spans = [max(h.high, 0.0) - min(h.low, 0.0) for h in histograms]
+    low = [min(h.low, 0.0) for h in histograms]
+    high = [max(h.high, 0.0) for h in histograms]
+    joint = max(high) - min(low) if spans else 0.0
+    return all(joint <= WIDEST_SHARE * max(span, 1e-30) for span in spans)

@@ -1,0 +1,94 @@
+"""Activation tensors to integers: one scale and zero point for each share of tensors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+
+from edgeq.calibration.calibrate import Calibration
+from edgeq.calibration.estimators import ESTIMATORS, choose
+from edgeq.calibration.histogram import Histogram
+from edgeq.model.model import Model
+from edgeq.model.ops import op_class
+from edgeq.numerics import QParams, Scheme, qparams
+from edgeq.planning.assign import Assignment
+from edgeq.registry.schema import FixedOutput, Runtime
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """An activation's scale, and where it came from.
+
+    Attributes:
+        q: per-tensor scale and zero point.
+        low, high: the range that was asked for, before it was widened to contain zero and rounded to a grid.
+        estimator: name of the range estimator, or `fixed`.
+        share: the tensor that stands for all that carry this scale.
+        reason: one line for the plan.
+    """
+
+    q: QParams
+    low: float
+    high: float
+    estimator: str
+    share: str
+    reason: str
+
+
+def quantize_activations(
+    model: Model, runtime: Runtime, assignment: Assignment, calibration: Calibration, estimator: str = "auto"
+) -> dict[str, QuantizedTensor]:
+    """Scale and zero point of every quantized tensor, by graph node.
+
+    Args:
+        estimator: `auto` for the rule of `edgeq.calibration.estimators.choose`, or the name of one estimator.
+    """
+    shares: dict[str, list[str]] = defaultdict(list)
+    for name, share in assignment.tensors.items():
+        shares[share].append(name)
+    ends = {*model.input_nodes, *model.output_nodes}
+    result: dict[str, QuantizedTensor] = {}
+    for share, names in shares.items():
+        scheme = assignment.schemes[share].activation_scheme
+        fixed = next((f for n in names if (f := _fixed(model, n, runtime)) is not None), None)
+        tensor = (
+            _prescribed(fixed, share, runtime.name)
+            if fixed
+            else _estimated(names, share, scheme, calibration, estimator, boundary=not ends.isdisjoint(names))
+        )
+        result.update(dict.fromkeys(names, tensor))
+    return {name: result[name] for name in sorted(result)}
+
+
+def _fixed(model: Model, name: str, runtime: Runtime) -> FixedOutput | None:
+    node = model.nodes[name]
+    op = op_class(node) if node.op == "call_function" else None
+    return next((f for f in runtime.fixed_outputs if f.op == op), None)
+
+
+def _prescribed(fixed: FixedOutput, share: str, runtime: str) -> QuantizedTensor:
+    q = QParams(Scheme(fixed.dtype), torch.tensor(fixed.scale), torch.tensor(fixed.zero_point, dtype=torch.int32))
+    return QuantizedTensor(q, q.low, q.high, "fixed", share, f"{runtime} prescribes it for {fixed.op}")
+
+
+def _estimated(
+    names: list[str], share: str, scheme: Scheme, calibration: Calibration, estimator: str, *, boundary: bool
+) -> QuantizedTensor:
+    histogram = reduce(Histogram.merge, (calibration.histograms[n] for n in names))
+    if estimator == "auto":
+        used, (low, high) = choose(histogram, scheme, boundary=boundary)
+        reason = "an input or output of the model: true extremes" if boundary else _why(used)
+    else:
+        used, (low, high) = estimator, ESTIMATORS[estimator](histogram, scheme)
+        reason = "asked for"
+    if len(names) > 1:
+        reason += f"; shared by {len(names)} tensors"
+    q = qparams(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64), scheme)
+    return QuantizedTensor(q, low, high, used, share, reason)
+
+
+def _why(used: str) -> str:
+    return "long tail: clipping lowers the expected error" if used == "mse" else "clipping would not pay"

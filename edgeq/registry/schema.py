@@ -1,0 +1,134 @@
+"""What a target file and a profile file may say. Unknown keys are refused; every figure names its source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edgeq.numerics.scheme import DType, Granularity, Scheme, Symmetry
+
+OpClass = Literal[
+    "conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "matmul",
+    "add", "sub", "mul", "relu", "relu6", "hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh", "silu", "gelu",
+    "leaky_relu", "prelu", "softmax", "layer_norm", "max_pool2d", "avg_pool2d", "mean",
+    "concat", "pad", "reshape", "transpose", "slice", "resize_nearest", "resize_bilinear", "embedding",
+]  # fmt: skip
+Format = Literal["onnx", "openvino", "tflite"]
+RuntimeName = Literal["onnxruntime", "openvino", "litert", "tflite-micro", "onnxruntime-qnn", "tensorrt", "vela"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Kernel(_Strict):
+    """One native kernel family: operators that run with these integer types, without falling back to float."""
+
+    ops: Annotated[list[OpClass], Field(min_length=1)]
+    activations: DType
+    activation_symmetry: Symmetry = "asymmetric"
+    weights: DType | None = None
+    weight_symmetry: Symmetry = "symmetric"
+    weight_granularity: Granularity = "channel"
+    weight_narrow: bool = False
+    weight_bits: int | None = None
+    bias: Literal["int32", "int64", "float32"] | None = None
+    accumulator: Literal["int16-saturating", "int32", "int64", "float16", "float32"] = "int32"
+    power_of_two: bool = False
+    source: str
+
+    @property
+    def activation_scheme(self) -> Scheme:
+        return Scheme(self.activations, self.activation_symmetry, power_of_two=self.power_of_two)
+
+    @property
+    def weight_scheme(self) -> Scheme | None:
+        if self.weights is None:
+            return None
+        return Scheme(
+            self.weights,
+            self.weight_symmetry,
+            self.weight_granularity,
+            self.weight_narrow,
+            self.power_of_two,
+            self.weight_bits,
+        )
+
+
+class FixedOutput(_Strict):
+    """An operator whose output scale and zero point the runtime prescribes."""
+
+    op: OpClass
+    dtype: DType
+    scale: float
+    zero_point: int
+
+
+class Runtime(_Strict):
+    """One runtime of a target, and what it can run natively through its file format."""
+
+    name: RuntimeName
+    format: Format
+    extra: str | None = None
+    io: Literal["float", "integer"] = "float"
+    shared_scale: list[OpClass] = []
+    """Operators whose inputs and output carry one scale and zero point."""
+    fixed_outputs: list[FixedOutput] = []
+    fused_activations: list[OpClass] = ["relu", "relu6"]
+    """Activations that run inside the kernel of the convolution, linear or addition before them."""
+    float_outputs: list[OpClass] = []
+    """Operators whose integer kernel can write float, so that a model's output need not be rounded."""
+    float_alternatives: list[Literal["bfloat16", "float16"]] = []
+    """Reduced-precision float modes to measure beside float32."""
+    kernels: Annotated[list[Kernel], Field(min_length=1)]
+    """In order of preference: the first that lists an operator is its default."""
+
+    def kernel(self, op: str) -> Kernel | None:
+        """The preferred native kernel of an operator class, or None where it only runs in float."""
+        return next((k for k in self.kernels if op in k.ops), None)
+
+
+class Target(_Strict):
+    """What a class of silicon can run, as seen through its runtimes, best first."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    summary: str
+    execution: Literal["local", "qemu-aarch64", "qemu-x86_64", "none"]
+    """How artefacts for this target can be executed from this machine; `none`: exported, not validated."""
+    default_profile: str | None = None
+    notes: list[str] = []
+    runtimes: Annotated[list[Runtime], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Target:
+        names = [r.name for r in self.runtimes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a runtime is listed twice: {names}")
+        return self
+
+
+class Figure(_Strict):
+    """A number with its unit, whether it was measured here or taken from elsewhere, and from where."""
+
+    value: float
+    unit: str
+    how: Literal["measured", "modelled", "datasheet"]
+    source: str
+
+
+class Profile(_Strict):
+    """One concrete device of a target."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    target: str
+    summary: str
+    link: Literal["local", "qemu", "ssh", "adb", "serial", "none"]
+    cores: Figure | None = None
+    clock: Figure | None = None
+    memory: Figure | None = None
+    bandwidth: Figure | None = None
+    figures: dict[str, Figure] = {}
+    notes: list[str] = []

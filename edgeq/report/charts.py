@@ -1,0 +1,170 @@
+"""Inline SVG. Positions are percentages and text has a fixed size, so that a chart narrows without shrinking its words.
+
+Colours come from the page's style sheet through classes, which is how they follow the light and the dark scheme.
+Names pass through `Markup.format`, which escapes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from edgeq.report.schema import Accuracy, Interval, Latency, Layer, Speed
+from edgeq.report.summary import interval_text, noisiest
+from edgeq.report.wording import drop_text, number, seconds_text
+
+_OPEN = Markup('<svg class="chart" width="100%" height="{}" role="img" aria-label="{}">')
+_CLOSE = Markup("</svg>")
+
+
+def drop_chart(drop: Interval, accuracy: Accuracy, limit: float | None) -> Markup:
+    """The drop with its interval on a line, beside "as good as float" and the limit."""
+    ends = [0.0, drop.low, drop.high, drop.value] + ([] if limit is None else [limit])
+    low, high = min(ends), max(ends)
+    margin = 0.12 * (high - low or 1.0)
+    low, high = low - margin, high + margin
+
+    def x(value: float) -> str:
+        return _percent((value - low) / (high - low))
+
+    says = f"Drop {drop_text(drop.value, accuracy)}, 95 % interval {interval_text(drop, accuracy)}"
+    parts = [_OPEN.format(76, says + ("" if limit is None else f", limit {drop_text(limit, accuracy)}"))]
+    parts.append(Markup('<line class="axis" x1="0%" x2="100%" y1="38" y2="38"/>'))
+    parts.append(_tick(x(0), "float", "zero", 0 - low < 0.2 * (high - low), above=False))
+    if limit is not None:
+        right = limit - low > 0.8 * (high - low)
+        parts.append(_tick(x(limit), f"limit {number(limit)}", "limit", not right, above=True, end=right))
+    if drop.known:
+        parts.append(
+            Markup('<line class="interval" x1="{}" x2="{}" y1="38" y2="38"/>').format(x(drop.low), x(drop.high))
+        )
+        for end in (drop.low, drop.high):
+            parts.append(Markup('<line class="whisker" x1="{0}" x2="{0}" y1="31" y2="45"/>').format(x(end)))
+    parts.append(Markup('<circle class="point" cx="{}" cy="38" r="6"/>').format(x(drop.value)))
+    return _join([*parts, _CLOSE])
+
+
+def latency_chart(speed: Speed, name: str) -> Markup:
+    """A bar to the median of each variant, one dot for each twentieth of its runs, ticks at p90 and p99."""
+    rows: list[tuple[str, Latency, bool]] = [(name, speed.artifact, True)]
+    rows += [(b.name, b.latency, False) for b in sorted(speed.baselines, key=lambda b: b.latency.p50)]
+    most = 1.06 * max(latency.p99 for _, latency, _ in rows)
+    height = 46
+    says = "; ".join(f"{title}: median {seconds_text(latency.p50)}" for title, latency, _ in rows)
+    parts = [_OPEN.format(height * len(rows), f"Latency. {says}")]
+    for i, (title, latency, own) in enumerate(rows):
+        top = i * height
+        kind = "own" if own else "other"
+        parts.append(Markup('<text x="0" y="{}" class="label">{}</text>').format(top + 13, title))
+        parts.append(
+            Markup('<text x="100%" y="{}" class="value" text-anchor="end">{}</text>').format(
+                top + 13, seconds_text(latency.p50)
+            )
+        )
+        p50, p90, p99 = (_percent(v / most) for v in (latency.p50, latency.p90, latency.p99))
+        parts.append(
+            Markup('<rect class="bar {}" x="0" y="{}" width="{}" height="14" rx="3"/>').format(kind, top + 20, p50)
+        )
+        parts.append(
+            Markup('<line class="tail {}" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(kind, p50, p99, y=top + 27)
+        )
+        for tick in (p90, p99):
+            parts.append(
+                Markup('<line class="tail {}" x1="{x}" x2="{x}" y1="{}" y2="{}"/>').format(
+                    kind, top + 22, top + 32, x=tick
+                )
+            )
+        for q in latency.quantiles:
+            if q <= most:
+                parts.append(
+                    Markup('<circle class="dot {}" cx="{}" cy="{}" r="2.5"/>').format(
+                        kind, _percent(q / most), top + 27
+                    )
+                )
+    return _join([*parts, _CLOSE])
+
+
+def bars(rows: Sequence[tuple[str, float, str, bool]], title: str) -> Markup:
+    """Horizontal bars from zero: (label, amount, amount in words, whether it is the artefact's)."""
+    most = max((amount for _, amount, _, _ in rows), default=0.0) or 1.0
+    says = "; ".join(f"{label}: {words}" for label, _, words, _ in rows)
+    parts = [_OPEN.format(42 * len(rows), f"{title}. {says}")]
+    for i, (label, amount, words, own) in enumerate(rows):
+        top = 42 * i
+        parts.append(Markup('<text x="0" y="{}" class="label">{}</text>').format(top + 13, label))
+        parts.append(Markup('<text x="100%" y="{}" class="value" text-anchor="end">{}</text>').format(top + 13, words))
+        parts.append(
+            Markup('<rect class="bar {}" x="0" y="{}" width="{}" height="14" rx="3"/>').format(
+                "own" if own else "other", top + 20, _percent(max(0.004, amount / most))
+            )
+        )
+    return _join([*parts, _CLOSE])
+
+
+def stack(shares: Sequence[tuple[str, float, str]], title: str) -> Markup:
+    """One bar cut into shares: (label, amount, class). The legend is the page's."""
+    total = sum(amount for _, amount, _ in shares) or 1.0
+    parts = [_OPEN.format(18, title + ": " + "; ".join(f"{label} {100 * a / total:.1f} %" for label, a, _ in shares))]
+    left = 0.0
+    for label, amount, kind in shares:
+        parts.append(
+            Markup('<rect class="{}" x="{}" y="0" width="{}" height="18"><title>{}</title></rect>').format(
+                kind, _percent(left / total), _percent(amount / total), label
+            )
+        )
+        left += amount
+    return _join([*parts, _CLOSE])
+
+
+def error_chart(layers: Sequence[Layer]) -> Markup:
+    """Simulated SQNR of each layer, in the model's order; the three worst stand out."""
+    known = [layer for layer in layers if layer.simulated_sqnr_db is not None]
+    values = [layer.simulated_sqnr_db or 0.0 for layer in known]
+    top = 10.0 * math.ceil(max(10.0, *values, 10.0) / 10)
+    bottom = 10.0 * math.floor(min(0.0, *values, 0.0) / 10)
+    plot, head = 140, 14
+
+    def y(value: float) -> float:
+        return round(head + plot * (top - value) / (top - bottom), 2)
+
+    worst = {id(layer) for layer in noisiest(known)}
+    parts = [_OPEN.format(head + plot + 22, f"Simulated SQNR of {len(known)} layers, {min(values):.0f} dB at worst")]
+    step = 10.0 if top - bottom <= 60 else 20.0
+    level = bottom
+    while level <= top:
+        parts.append(Markup('<line class="grid" x1="7%" x2="100%" y1="{0}" y2="{0}"/>').format(y(level)))
+        parts.append(
+            Markup('<text class="small" x="6%" y="{}" text-anchor="end">{:.0f}</text>').format(y(level) + 4, level)
+        )
+        level += step
+    bar = Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{:.2f}"><title>{}: {:.1f} dB</title></rect>')
+    width = 0.93 / len(known)
+    for i, (layer, value) in enumerate(zip(known, values, strict=True)):
+        up, down = min(y(value), y(0)), max(y(value), y(0))
+        kind = "noisy" if id(layer) in worst else "layer"
+        left, right = _percent(0.07 + (i + 0.1) * width), _percent(0.8 * width)
+        parts.append(bar.format(kind, left, up, right, max(1.0, down - up), layer.name, value))
+    below = head + plot + 17
+    parts.append(Markup('<text class="small" x="7%" y="{}">first layer</text>').format(below))
+    parts.append(Markup('<text class="small" x="100%" y="{}" text-anchor="end">last layer</text>').format(below))
+    return _join([*parts, _CLOSE])
+
+
+def _tick(x: str, text: str, kind: str, start: bool, *, above: bool, end: bool = False) -> Markup:
+    """A vertical line with its word, turned inwards near an end of the axis."""
+    anchor = "end" if end else "start" if start else "middle"
+    y = 12 if above else 72
+    return Markup(
+        '<line class="{0}" x1="{1}" x2="{1}" y1="18" y2="58"/>'
+        '<text class="small {0}-text" x="{1}" y="{2}" text-anchor="{3}">{4}</text>'
+    ).format(kind, x, y, anchor, text)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _join(parts: Sequence[Markup]) -> Markup:
+    return Markup("").join(parts)

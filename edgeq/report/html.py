@@ -1,0 +1,54 @@
+"""`report.html`: the report as one page that needs nothing else, neither network nor script."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from edgeq.files import atomic_write
+from edgeq.report import charts, summary, wording
+from edgeq.report.schema import Report
+
+_PALETTE = 8
+"""Colours of the style sheet for the stages of a run."""
+
+
+def render_html(report: Report) -> str:
+    """The page. Equal reports give equal pages."""
+    stages = sorted(report.seconds.items(), key=lambda item: (-item[1], item[0]))
+    return _template().render(
+        report=report,
+        builds=summary.in_order(report),
+        stages=[(name, seconds, f"stage{min(i, _PALETTE - 1)}") for i, (name, seconds) in enumerate(stages)],
+        total_seconds=sum(report.seconds.values()),
+    )
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the page.
+
+    Raises:
+        UsageError: the folder is not writable, or the disk is full.
+    """
+    atomic_write(path, render_html(report))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        seconds=wording.seconds_text,
+        bytes=wording.bytes_text,
+        count=wording.count_text,
+        times=wording.times_text,
+    )
+    environment.globals.update(charts=charts, summary=summary, wording=wording)
+    return environment.get_template("report.html.j2")

@@ -1,0 +1,193 @@
+"""The report: what was measured on an exported artefact in its real runtime. `report.json` is this, versioned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Interval(_Strict):
+    """A point estimate with its two-sided 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    method: str
+    known: bool = True
+    """False where no interval could be formed: low and high then repeat the value, and the method says why."""
+
+
+class Accuracy(_Strict):
+    """The artefact against the float model, on the same samples. Percentages are of samples."""
+
+    metric: str
+    unit: str
+    higher_is_better: bool
+    samples: int
+    float_score: float | None
+    score: float | None
+    drop: Interval | None
+    """Loss in units of the metric, positive when the artefact is worse; None without labels and metric."""
+    agreement: Interval | None
+    """Share of samples on which artefact and float model give the same answer, in percent."""
+    sqnr_db: float
+    tied_percent: float | None
+    """Samples whose first place is shared by several outputs; of positions where the output is dense."""
+    saturated_percent: float | None
+    """Samples with an output value at the end of its quantized range."""
+
+
+class Latency(_Strict):
+    """Seconds a call, of single-sample inference, from runs interleaved with the float baseline."""
+
+    p50: float
+    p90: float
+    p99: float
+    runs: int
+    quantiles: list[float] = []
+    """Seconds at 0, 5, ... 100 % of the runs, for drawing; empty where they were not kept."""
+
+
+class Baseline(_Strict):
+    """One float variant of the same runtime."""
+
+    name: str
+    latency: Latency
+    ratio: float
+    """Median of the artefact over the median of this baseline."""
+    size_bytes: int
+    ratio_interval: Interval | None = None
+
+
+class Speed(_Strict):
+    """Latency of the artefact beside every float baseline, with the threads that were used."""
+
+    threads: int
+    artifact: Latency
+    baselines: list[Baseline]
+    best: str
+    """Name of the fastest baseline."""
+
+
+class Placement(_Strict):
+    """One operator as the runtime says it ran it."""
+
+    name: str
+    op: str
+    where: str
+    integer: bool | None
+    microseconds: float | None
+
+
+class FloatOperator(_Strict):
+    """An operator that stayed in float, and why."""
+
+    layer: str
+    op: str
+    macs: int
+    reason: str
+
+
+class Audit(_Strict):
+    """The written file against the plan."""
+
+    tensors_checked: int
+    bytes_checked: int
+    integer_mac_percent: float
+    float_operators: list[FloatOperator]
+
+
+class Layer(_Strict):
+    """One row of the per-layer table."""
+
+    name: str
+    op: str
+    precision: str
+    weights: str
+    activations: str
+    macs: int
+    parameters: int
+    simulated_sqnr_db: float | None
+    """From the simulation, not from the device: it shows where error arises, and is no result."""
+
+
+class Gate(_Strict):
+    """One limit that the user set, and whether it held."""
+
+    name: str
+    limit: str
+    measured: str
+    passed: bool
+    reason: str
+    limit_value: float | None = None
+    """The limit as a number: seconds, bytes, times, or the unit of the metric (percent for disagreement)."""
+    measured_value: float | None = None
+    """What was measured, in the same unit; None where the gate could not be judged."""
+
+
+class Modelled(_Strict):
+    """A figure that was computed from a model of the device, never measured: labelled so wherever it is shown."""
+
+    name: str
+    value: str
+    """With its unit."""
+    source: str
+
+
+class Build(_Strict):
+    """One artefact in one format, and everything measured on it."""
+
+    format: str
+    runtime: str
+    runtime_version: str
+    device: str
+    emulated: bool
+    files: dict[str, int]
+    """Bytes of each file of the artefact, by name relative to the output folder."""
+    size_bytes: int
+    validated: bool
+    not_validated_because: str | None
+    accuracy: Accuracy | None
+    speed: Speed | None
+    no_speed_because: str | None
+    peak_memory_bytes: int | None
+    cold_start_seconds: float | None
+    placements: list[Placement]
+    audit: Audit
+    layers: list[Layer]
+    gates: list[Gate]
+    modelled: list[Modelled] = []
+    float_size_bytes: int | None = None
+    """The unquantized model in the same format; None where it was not written."""
+    error: str | None = None
+
+
+class Report(_Strict):
+    """The whole run."""
+
+    schema_version: Literal[1] = 1
+    edgeq: str
+    model: str
+    model_hash: str
+    model_kind: str
+    parameters: int
+    macs: int
+    target: str
+    profile: str | None
+    verdict: Literal["passed", "failed", "not validated"]
+    verdict_text: str
+    chosen: str
+    """Format that was kept as the best one."""
+    chosen_because: str
+    builds: list[Build]
+    warnings: list[str]
+    data: dict[str, str | int]
+    """Calibration and evaluation: samples, hashes, source, preprocessing."""
+    environment: dict[str, str]
+    seconds: dict[str, float]
+    """Where the time went, by stage."""

@@ -1,0 +1,105 @@
+"""Figures that follow from a report: derived once, shown alike in the console and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeq.report.schema import Accuracy, Baseline, Build, Gate, Interval, Layer, Report
+from edgeq.report.wording import drop_text
+
+
+@dataclass(frozen=True)
+class Where:
+    """Operators of a build by how they ran, counted as the runtime names them."""
+
+    integer: int
+    floating: int
+    unknown: int
+    places: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return self.integer + self.floating + self.unknown
+
+
+def in_order(report: Report) -> list[Build]:
+    """The builds, the chosen one first."""
+    return sorted(report.builds, key=lambda b: b.format != report.chosen)
+
+
+def best_float(build: Build) -> Baseline | None:
+    """The fastest float baseline of a build, or None without latency."""
+    if build.speed is None:
+        return None
+    return next((b for b in build.speed.baselines if b.name == build.speed.best), None)
+
+
+def speedup(build: Build) -> float | None:
+    """How many times as fast as the best float baseline; None on an emulated device, whatever was timed there."""
+    best = best_float(build)
+    return None if best is None or build.emulated else 1 / best.ratio
+
+
+def float_size(build: Build) -> int | None:
+    """Bytes of the float model in the same format, or of the best baseline that has a size."""
+    if build.float_size_bytes:
+        return build.float_size_bytes
+    best = best_float(build)
+    return best.size_bytes if best is not None and best.size_bytes else None
+
+
+def shrink(build: Build) -> float | None:
+    """How many times smaller than float."""
+    size = float_size(build)
+    return size / build.size_bytes if size and build.size_bytes else None
+
+
+def shown_drop(accuracy: Accuracy) -> Interval | None:
+    """The drop, or without labels and metric the disagreement with the float model, in percent."""
+    if accuracy.drop is not None or accuracy.agreement is None:
+        return accuracy.drop
+    same = accuracy.agreement
+    return same.model_copy(update={"value": 100 - same.value, "low": 100 - same.high, "high": 100 - same.low})
+
+
+def interval_text(drop: Interval, accuracy: Accuracy, *, unit: bool = True) -> str:
+    """The interval in words: -0.32 to 1.12 points."""
+    if not drop.known:
+        return "no interval"
+    low, high = (drop_text(end, accuracy) for end in (drop.low, drop.high))
+    return f"{low.partition(' ')[0]} to {high if unit else high.partition(' ')[0]}"
+
+
+def drop_gate(build: Build) -> Gate | None:
+    """The gate on accuracy, if a limit was set."""
+    return next((g for g in build.gates if g.name in ("accuracy drop", "disagreement with float")), None)
+
+
+def where(build: Build) -> Where:
+    """How the operators ran, by the runtime's own account."""
+    places: dict[str, int] = {}
+    for placement in build.placements:
+        places[placement.where] = places.get(placement.where, 0) + 1
+    kinds = [p.integer for p in build.placements]
+    return Where(
+        integer=kinds.count(True),
+        floating=kinds.count(False),
+        unknown=kinds.count(None),
+        places=dict(sorted(places.items(), key=lambda item: (-item[1], item[0]))),
+    )
+
+
+def noisiest(layers: Sequence[Layer], count: int = 3) -> list[Layer]:
+    """The layers with the lowest simulated SQNR, worst first."""
+    known = [layer for layer in layers if layer.simulated_sqnr_db is not None]
+    return sorted(known, key=lambda layer: (layer.simulated_sqnr_db or 0.0, layer.name))[:count]
+
+
+def how_run(build: Build) -> str:
+    """One phrase for the label beside a build's name."""
+    if build.error is not None:
+        return "failed"
+    if not build.validated:
+        return "not validated"
+    return "emulated device" if build.emulated else "measured on the device"

@@ -1,0 +1,22 @@
+"""The runtimes that artefacts are run in: what the host knows about each."""
+
+from __future__ import annotations
+
+from edgeq.errors import UsageError
+from edgeq.runtimes import litert, onnxruntime, openvino
+from edgeq.runtimes.info import RuntimeInfo
+
+__all__ = ["RUNTIMES", "RuntimeInfo", "runtime"]
+
+RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in (onnxruntime.INFO, openvino.INFO, litert.INFO)}
+
+
+def runtime(name: str) -> RuntimeInfo:
+    """What is known about a runtime.
+
+    Raises:
+        UsageError: it is none of those that edgeq can run artefacts in.
+    """
+    if name not in RUNTIMES:
+        raise UsageError(f"no artefact can be run in {name!r}", remedy=f"one of {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]

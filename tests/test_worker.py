@@ -1,0 +1,148 @@
+"""The worker alone: a file, a job, a process."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import device_models as models
+import numpy as np
+import pytest
+
+from edgeq.devices.device import WORKER
+
+pytest.importorskip("openvino")
+pytest.importorskip("ai_edge_litert")
+
+
+@pytest.fixture
+def onnx_model(tmp_path: Path) -> Path:
+    return models.write_float_onnx(tmp_path / "float.onnx")
+
+
+def run_job(folder: Path, task: str, runtime: str, **fields: Any) -> dict[str, Any]:
+    job = {"runtime": runtime, "task": task, "threads": 1, "artifacts": {}, **fields}
+    (folder / "job.json").write_text(json.dumps(job))
+    done = subprocess.run([sys.executable, str(WORKER), str(folder / "job.json")], capture_output=True, text=True)
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    assert done.returncode == (1 if "error" in result else 0), done.stderr
+    result["stdout"] = done.stdout
+    return result
+
+
+def stage(folder: Path, **arrays: Any) -> dict[str, str]:
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return {name: f"{name}.npy" for name in arrays}
+
+
+def artifact(path: Path, inputs: dict[str, str], **options: str) -> dict[str, Any]:
+    return {"path": path.name, "options": options, "inputs": inputs}
+
+
+def test_speaks_python_3_8_and_knows_nothing_of_edgeq() -> None:
+    source = WORKER.read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 8))
+    imported = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    tops = {name.split(".")[0] for name in imported}
+    assert "edgeq" not in tops
+    assert tops - set(sys.stdlib_module_names) == {"numpy"}
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_outputs_are_bound_by_name_and_come_in_model_order(tmp_path: Path, onnx_model: Path, runtime: str) -> None:
+    a, b = models.samples(7, 1), models.samples(7, 2)
+    files = stage(tmp_path, a=a, b=b)  # the model's own order is b, a
+    result = run_job(tmp_path, "outputs", runtime, artifacts={"m": artifact(onnx_model, files)})
+    got = [np.load(tmp_path / name) for name in result["files"]]
+    for have, want in zip(got, models.float_answer(a, b), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-6)
+    assert json.loads(result["stdout"].splitlines()[-1]) == {"progress": [7, 7]}
+    assert [p["names"][0] for p in result["interface"]["outputs"]] == ["sum", "product"]
+
+
+@pytest.mark.parametrize("kernels", ["xnnpack", "builtin", "reference"])
+def test_litert_runs_integers_bit_exactly_and_reports_quantization(tmp_path: Path, kernels: str) -> None:
+    path = models.write_tflite(tmp_path / "m.tflite", signature=True)
+    a, b = models.integers(5, 1), models.integers(5, 2)
+    files = stage(tmp_path, args_1=b, args_0=a)
+    result = run_job(tmp_path, "outputs", "litert", artifacts={"m": artifact(path, files, kernels=kernels)})
+    got = [np.load(tmp_path / name) for name in result["files"]]
+    np.testing.assert_array_equal(got[0], models.tflite_answer(a))
+    np.testing.assert_array_equal(got[1], models.tflite_answer(b))
+    assert (got[0] == 127).any() or (got[1] == 127).any()
+    port = result["interface"]["outputs"][0]
+    assert (port["names"], port["dtype"]) == (["output_0", "out_a"], "int8")
+    assert (port["scale"], port["zero_point"]) == (0.125, -5)
+
+
+def test_litert_takes_strange_names_in_order(tmp_path: Path) -> None:
+    a, b = models.integers(3, 1), models.integers(3, 2)
+    for signature, want in ((True, (a, b)), (False, (b, a))):
+        path = models.write_tflite(tmp_path / "m.tflite", signature=signature)
+        files = stage(tmp_path, first=want[0], second=want[1])
+        result = run_job(tmp_path, "outputs", "litert", artifacts={"m": artifact(path, files)})
+        for name, given in zip(result["files"], want, strict=True):
+            np.testing.assert_array_equal(np.load(tmp_path / name), models.tflite_answer(given))
+
+
+def test_latency_times_every_artifact_in_every_round(tmp_path: Path, onnx_model: Path) -> None:
+    files = stage(tmp_path, a=models.samples(2), b=models.samples(2))
+    both = {name: artifact(onnx_model, files) for name in ("one", "two")}
+    result = run_job(tmp_path, "latency", "onnxruntime", artifacts=both, rounds=9, warmup=2)
+    assert {name: len(seconds) for name, seconds in result["seconds"].items()} == {"one": 9, "two": 9}
+    assert all(0 < s < 1 for seconds in result["seconds"].values() for s in seconds)
+
+
+def test_openvino_runs_in_float32_unless_asked(tmp_path: Path, onnx_model: Path) -> None:
+    files = stage(tmp_path, a=models.samples(1), b=models.samples(1))
+    told = run_job(tmp_path, "environment", "openvino")["environment"]["capabilities"].split()
+    for precision, flag in (("float32", "FP32"), ("bfloat16", "BF16")):
+        job = {"m": artifact(onnx_model, files, precision=precision)}
+        result = run_job(tmp_path, "placement", "openvino", artifacts=job)
+        if flag in told:
+            assert ("bf16" in {r["precision"] for r in result["rows"]}) == (precision == "bfloat16")
+        else:
+            assert "no bfloat16" in result["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"a": np.zeros((2, 4), np.float32)}, "2 inputs, 1 were given"),
+        ({"a": np.zeros((2, 4), np.float32), "c": np.zeros((2, 4), np.float32)}, "no array for input 'b'"),
+        ({"a": np.zeros((2, 4), np.float64), "b": np.zeros((2, 4), np.float32)}, "'a' wants float32"),
+        ({"a": np.zeros((2, 5), np.float32), "b": np.zeros((2, 4), np.float32)}, "given float32 of shape [2, 5]"),
+        ({"a": np.zeros((3, 4), np.float32), "b": np.zeros((2, 4), np.float32)}, "different numbers of samples"),
+        ({"a": np.zeros((0, 4), np.float32), "b": np.zeros((0, 4), np.float32)}, "shape [0, 4]"),
+    ],
+)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_arrays_that_do_not_fit_are_refused(
+    tmp_path: Path, onnx_model: Path, runtime: str, inputs: dict[str, Any], message: str
+) -> None:
+    files = stage(tmp_path, **inputs)
+    error = run_job(tmp_path, "outputs", runtime, artifacts={"m": artifact(onnx_model, files)})["error"]
+    assert error["kind"] == "input" and error["artifact"] == "m"
+    assert message in error["message"]
+
+
+def test_unknown_options_are_refused(tmp_path: Path, onnx_model: Path) -> None:
+    job = {"m": artifact(onnx_model, {}, precision="int3")}
+    error = run_job(tmp_path, "interface", "onnxruntime", artifacts=job)["error"]
+    assert "precision=int3" in error["message"]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "litert"])
+def test_a_broken_artifact_is_the_runtimes_message_in_one_line(tmp_path: Path, runtime: str) -> None:
+    suffix = {"onnxruntime": "onnx", "openvino": "xml", "litert": "tflite"}[runtime]
+    broken = tmp_path / f"broken.{suffix}"
+    broken.write_bytes(b"\x08\x99nothing that anyone reads")
+    error = run_job(tmp_path, "interface", runtime, artifacts={"m": artifact(broken, {})})["error"]
+    assert error["kind"] == "runtime"
+    assert error["message"] and "\n" not in error["message"]
