@@ -86,6 +86,29 @@ def quantized_answer(x: Array) -> Array:
     return (np.clip(steps + 128, 0, 255) - 128) * np.float32(0.125)
 
 
+def write_saturating_onnx(path: Path) -> Path:
+    """A 1x1 convolution [N, 64, 1, 1] to [N, 16, 1, 1] of uint8 by weights that are all 127; one output step is 1."""
+    constants = {
+        "one": np.array(1, np.float32), "u0": np.array(0, np.uint8), "s0": np.array(0, np.int8),
+        "w": np.full((16, 64, 1, 1), 127, np.int8), "ws": np.array(1 / 16384, np.float32),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "one", "u0"], ["xq"]),
+            helper.make_node("DequantizeLinear", ["xq", "one", "u0"], ["xf"]),
+            helper.make_node("DequantizeLinear", ["w", "ws", "s0"], ["wf"]),
+            helper.make_node("Conv", ["xf", "wf"], ["c"]),
+            helper.make_node("QuantizeLinear", ["c", "one", "u0"], ["yq"]),
+            helper.make_node("DequantizeLinear", ["yq", "one", "u0"], ["y"]),
+        ],
+        "saturating",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 64, 1, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 16, 1, 1])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return _save(graph, path)
+
+
 def _save(graph: onnx.GraphProto, path: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)

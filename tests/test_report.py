@@ -170,7 +170,8 @@ VARIANTS = {
         verdict="not validated",
     ),
     "failed build": report(
-        [build(error="the converter refused aten.foo", validated=False, accuracy=None, speed=None)], chosen="",
+        [build(error="the converter refused aten.foo", validated=False, accuracy=None, speed=None,
+               size_bytes=0, files={}, placements=[], layers=[], gates=[])], chosen="",
         verdict="failed",
     ),
     "empty": report([], chosen="", warnings=[], seconds={}, data={}, environment={}),
@@ -190,7 +191,7 @@ def test_page_is_well_formed_and_loads_nothing(name: str) -> None:
 
 def test_page_begins_with_the_verdict() -> None:
     text = "".join(parse(render_html(report())).text)
-    assert text.index("loses 0.8 points") < text.index("1000 runs" if "1000 runs" in text else "200 runs")
+    assert text.index("loses 0.8 points") < text.index("median of 200 runs")
     for figure in ("2.44 ms", "3.61 MB", "99.6 %", "14 MB", "79.20 %", "simulated, not a result", "classifier.softmax"):
         assert figure in text, figure
 
@@ -223,7 +224,7 @@ def test_page_labels_what_is_emulated_modelled_or_not_measured() -> None:
 
 
 def test_timing_of_an_emulated_device_is_never_shown() -> None:
-    slipped_in = build(emulated=True)
+    slipped_in = build(emulated=True, gates=[])
     assert speedup(slipped_in) is None
     page = render_html(report([slipped_in]))
     assert "2.44 ms" not in "".join(parse(page).text)
@@ -280,6 +281,18 @@ def test_error_chart_marks_the_three_noisiest() -> None:
     assert svg.count('class="noisy"') == 3 and svg.count('class="layer"') == 17
     lowest = sorted(layer.simulated_sqnr_db or 0 for layer in some)[:3]
     assert [layer.simulated_sqnr_db for layer in noisiest(some)] == lowest
+
+
+def test_error_chart_is_not_flattened_by_an_exact_layer() -> None:
+    some = layers(4)
+    tall = error_chart([*some, some[0].model_copy(update={"simulated_sqnr_db": 200.0})])
+    heights = [float(v) for v in re.findall(r'<rect[^>]*height="([\d.]+)"', str(tall))]
+    assert max(heights) == 140.0 and min(heights) > 40
+    assert "200.0 dB" in tall
+
+
+def test_page_of_a_format_that_was_chosen_but_is_missing() -> None:
+    parse(render_html(report(chosen="gone")))
 
 
 # ---- derived figures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from scipy.stats import binomtest
 
 from edgeq.errors import DeviceError, UsageError
 from edgeq.report.schema import Accuracy, Interval, Latency, Speed
+from edgeq.report.summary import best_baseline
 from edgeq.validation.accuracy import check_labels, compare, sqnr_db
 from edgeq.validation.gates import Drop, Limits, judge, parse_bytes, parse_drop, parse_seconds, parse_speedup
 from edgeq.validation.interval import paired_bootstrap, paired_drop, tango, wilson
-from edgeq.validation.latency import best_baseline, speed, summarise
+from edgeq.validation.latency import speed, summarise
 from edgeq.validation.metric import Metric, load_metric
 
 # ---- intervals
@@ -362,8 +364,8 @@ def test_speed_without_baseline_and_with_unpaired_rounds() -> None:
         (parse_speedup, "2", 2.0),
     ],
 )
-def test_limits_are_read(read: object, text: str, value: object) -> None:
-    result = read(text)  # type: ignore[operator]
+def test_limits_are_read(read: Callable[[str], object], text: str, value: object) -> None:
+    result = read(text)
     assert result == (value if isinstance(value, Drop) else pytest.approx(value))
 
 
@@ -382,9 +384,9 @@ def test_limits_are_read(read: object, text: str, value: object) -> None:
         (parse_speedup, ""),
     ],
 )
-def test_limits_that_cannot_be_read_show_an_example(read: object, text: str) -> None:
+def test_limits_that_cannot_be_read_show_an_example(read: Callable[[str], object], text: str) -> None:
     with pytest.raises(UsageError, match=r"(?s)--.*write it like"):
-        read(text)  # type: ignore[operator]
+        read(text)
 
 
 def accuracy(drop: float | None = 0.5, low: float = -0.5, high: float = 1.5, unit: str = "%") -> Accuracy:
@@ -404,7 +406,7 @@ def measured_speed(ratio: float) -> Speed:
 
 def gates(limits: Limits, **changes: object) -> dict[str, tuple[bool, str, str]]:
     given_values = {"accuracy": accuracy(), "speed": measured_speed(0.5), "size_bytes": 1000, "emulated": False}
-    judged = judge(limits, **(given_values | changes))  # type: ignore[arg-type]
+    judged = judge(limits, **(given_values | changes))
     return {g.name: (g.passed, g.measured, g.reason) for g in judged}
 
 
@@ -477,5 +479,5 @@ def test_a_speed_that_is_not_certain_says_so() -> None:
 
 def test_values_are_immutable() -> None:
     with pytest.raises(Exception, match="frozen"):
-        summarise([1.0]).p50 = 2.0  # type: ignore[misc]
+        summarise([1.0]).p50 = 2.0
     assert isinstance(summarise([1.0]), Latency)

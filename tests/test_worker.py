@@ -27,7 +27,8 @@ def onnx_model(tmp_path: Path) -> Path:
 def run_job(folder: Path, task: str, runtime: str, **fields: Any) -> dict[str, Any]:
     job = {"runtime": runtime, "task": task, "threads": 1, "artifacts": {}, **fields}
     (folder / "job.json").write_text(json.dumps(job))
-    done = subprocess.run([sys.executable, str(WORKER), str(folder / "job.json")], capture_output=True, text=True)
+    command = [sys.executable, str(WORKER), str(folder / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     assert done.returncode == (1 if "error" in result else 0), done.stderr
     result["stdout"] = done.stdout

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from edgeq.devices.setup_arm64 import set_up_arm64
+from edgeq.devices.setup import set_up
 from edgeq.errors import INTERRUPTED, EdgeqError
 from edgeq.progress import Silent
 
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="build anew even if it is there")
     options = parser.parse_args()
     try:
-        print(set_up_arm64(_Notes(), force=options.force))
+        print(set_up("arm64", _Notes(), force=options.force))
     except EdgeqError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +12,10 @@ from torch.fx import Node
 from edgeq.calibration.histogram import Histogram
 from edgeq.errors import UnsupportedError
 from edgeq.model.model import Model
-from edgeq.model.ops import WEIGHTED, channel_axis_of_output, is_float, op_class
+from edgeq.model.ops import WEIGHTED, is_float, op_class
 from edgeq.progress import Progress, Silent
 
 BATCH = 16
-
-CORRECTED = 128
-"""Samples over which mean outputs are compared. All of them advance through the graph together."""
-
-MEMORY = 768 * 2**20
-"""Bytes that those samples' largest values may take."""
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -30,15 +23,13 @@ class Calibration:
 
     Attributes:
         histograms: by graph node, of every float tensor.
-        channel_means: by graph node of a weighted operator, the mean of its output (bias included) over samples
-            and positions; float64 [channels].
-        mean_samples: how many samples, from the first, those means are over.
+        mean_inputs: by graph node of a weighted operator, its input averaged over samples; float32, the shape of
+            one sample's input with a leading 1.
         samples: how many samples were seen.
     """
 
     histograms: dict[str, Histogram]
-    channel_means: dict[str, torch.Tensor]
-    mean_samples: int
+    mean_inputs: dict[str, torch.Tensor]
     samples: int
 
 
@@ -55,14 +46,6 @@ def batches(model: Model, inputs: Mapping[str, np.ndarray], size: int = BATCH) -
         yield [column[start : start + step] for column in columns]
 
 
-def channel_mean(values: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
-    """Mean over every axis but one, and over batches; float64 [channels]."""
-    axis %= values[0].dim()
-    other = [d for d in range(values[0].dim()) if d != axis]
-    sums = torch.stack([v.mean(dim=other, dtype=torch.float32).double() * len(v) for v in values])
-    return sums.sum(0) / sum(len(v) for v in values)
-
-
 def calibrate(model: Model, inputs: Mapping[str, np.ndarray], progress: Progress | None = None) -> Calibration:
     """Observes every float tensor of the model.
 
@@ -75,8 +58,8 @@ def calibrate(model: Model, inputs: Mapping[str, np.ndarray], progress: Progress
     progress = progress or Silent()
     histograms: dict[str, Histogram] = {}
     sums: dict[str, torch.Tensor] = {}
+    weighted = {n.args[0].name for n in model.nodes.values() if _weighted(n)}  # type: ignore[union-attr]
     total = len(next(iter(inputs.values())))
-    for_means = _samples_for_means(model, total)
 
     def observe(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
         if not is_float(node):
@@ -90,10 +73,9 @@ def calibrate(model: Model, inputs: Mapping[str, np.ndarray], progress: Progress
                 where=f"layer {node.name}",
                 remedy="check the preprocessing of the calibration data and the model's weights",
             ) from error
-        op = op_class(node) if node.op == "call_function" else None
-        if op in WEIGHTED and done < for_means:
-            mean = channel_mean(values, channel_axis_of_output(op or "")) * len(batch[0])
-            sums[node.name] = sums[node.name] + mean if node.name in sums else mean
+        if node.name in weighted:
+            part = value.sum(0, keepdim=True)
+            sums[node.name] = sums[node.name] + part if node.name in sums else part
         return values
 
     done = 0
@@ -101,12 +83,9 @@ def calibrate(model: Model, inputs: Mapping[str, np.ndarray], progress: Progress
         model.run([batch], observe)
         done += len(batch[0])
         progress.step(done, total)
-    return Calibration(histograms, {name: s / for_means for name, s in sums.items()}, for_means, done)
+    means = {n.name: sums[n.args[0].name] / done for n in model.nodes.values() if _weighted(n)}  # type: ignore[union-attr]
+    return Calibration(histograms, means, done)
 
 
-def _samples_for_means(model: Model, total: int) -> int:
-    """As many as fit the memory, in whole batches where there are that many."""
-    largest = max(4 * n.meta["val"].numel() for n in model.nodes.values() if is_float(n))
-    fitting = max(1, int(MEMORY / (3 * int(largest) / len(model.example[0]))))
-    wanted = min(total, CORRECTED, max(fitting, BATCH))
-    return wanted if wanted < BATCH else wanted // BATCH * BATCH
+def _weighted(node: Node) -> bool:
+    return node.op == "call_function" and op_class(node) in WEIGHTED and is_float(node.args[0])

@@ -28,6 +28,14 @@ def min_max(histogram: Histogram, scheme: Scheme) -> Range:
     return histogram.low, histogram.high
 
 
+def sample_extremes(histogram: Histogram, scheme: Scheme) -> Range:
+    """Minimum and maximum of each sample, averaged over all samples with equal weight.
+
+    What only a few samples reach is clipped, by an amount that does not depend on their number or order.
+    """
+    return histogram.sample_low, histogram.sample_high
+
+
 def percentile(histogram: Histogram, scheme: Scheme) -> Range:
     """Leaves out (100 - PERCENTILE) percent of the values, half at each end."""
     total = histogram.counts.sum()
@@ -57,7 +65,13 @@ def entropy(histogram: Histogram, scheme: Scheme) -> Range:
     return min(_clipped(histogram), key=lambda r: _divergence(histogram, r, scheme))
 
 
-ESTIMATORS: dict[str, Estimator] = {"min-max": min_max, "percentile": percentile, "mse": mse, "entropy": entropy}
+ESTIMATORS: dict[str, Estimator] = {
+    "min-max": min_max,
+    "sample-extremes": sample_extremes,
+    "percentile": percentile,
+    "mse": mse,
+    "entropy": entropy,
+}
 
 
 def choose(histogram: Histogram, scheme: Scheme, *, boundary: bool) -> tuple[str, Range]:

@@ -1,7 +1,7 @@
 """A histogram that needs no second pass: its bins are powers of two and merge in pairs when values outgrow them.
 
 Bin edges always lie at whole multiples of the bin width, zero among them, so that two histograms of any two
-data sets (or workers) add up exactly, in any order.
+tensors add up exactly, in any order.
 """
 
 from __future__ import annotations
@@ -26,28 +26,42 @@ class Histogram:
         exponent: log2 of the bin width; None before the first non-zero value.
         counts: int64 [2 * HALF]; bin i holds [(i - HALF) * width, (i - HALF + 1) * width).
         low, high: true minimum and maximum of all values seen.
+        sample_low, sample_high: minimum and maximum of each sample, averaged over samples.
+        samples: how many samples were seen.
     """
 
     exponent: int | None = None
     counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2 * HALF, dtype=torch.int64))
     low: float = math.inf
     high: float = -math.inf
+    sample_low: float = 0.0
+    sample_high: float = 0.0
+    samples: int = 0
 
     @property
     def width(self) -> float:
         return 2.0 ** (self.exponent if self.exponent is not None else -126)
 
     def add(self, x: torch.Tensor) -> None:
-        """Counts one tensor's values.
+        """Counts one batch of a tensor's values.
+
+        Args:
+            x: float, [samples, ...].
 
         Raises:
             ValueError: a value is NaN or infinite.
         """
-        flat = x.reshape(-1)
-        low, high = (float(v) for v in torch.aminmax(flat))
+        rows = x.reshape(max(1, len(x)) if x.dim() else 1, -1)
+        lows, highs = torch.aminmax(rows, dim=1)
+        low, high = float(lows.min()), float(highs.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("values are not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        seen = self.samples + len(rows)
+        self.sample_low += (float(lows.sum()) - len(rows) * self.sample_low) / seen
+        self.sample_high += (float(highs.sum()) - len(rows) * self.sample_high) / seen
+        self.samples = seen
+        flat = rows.reshape(-1)
         self._cover(max(abs(low), abs(high)))
         # an odd stride visits every channel and row of the usual even-sized layouts
         stride = max(1, flat.numel() // SAMPLES) | 1
@@ -55,16 +69,22 @@ class Histogram:
         bins = torch.floor(picked.double() / self.width).clamp(-HALF, HALF - 1).to(torch.int64) + HALF
         self.counts += torch.bincount(bins, minlength=2 * HALF)
 
-    def merge(self, other: Histogram) -> Histogram:
-        """The histogram of both data sets together; neither is changed."""
-        result = Histogram(self.exponent, self.counts.clone(), min(self.low, other.low), max(self.high, other.high))
-        if other.exponent is None:
-            result.counts += other.counts
-            return result
-        result._widen(other.exponent)
+    def union(self, other: Histogram) -> Histogram:
+        """The histogram of two tensors that are to carry one scale; neither is changed."""
+        result = Histogram(
+            self.exponent,
+            self.counts.clone(),
+            min(self.low, other.low),
+            max(self.high, other.high),
+            min(self.sample_low, other.sample_low),
+            max(self.sample_high, other.sample_high),
+            max(self.samples, other.samples),
+        )
         addend = Histogram(other.exponent, other.counts.clone())
-        assert result.exponent is not None
-        addend._widen(result.exponent)
+        if other.exponent is not None:
+            result._widen(other.exponent)
+        if result.exponent is not None:
+            addend._widen(result.exponent)
         result.counts += addend.counts
         return result
 

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from edgeq.devices.device import Candidate, ColdStart, Device, Inputs, Interface, Port
 from edgeq.devices.local import open_local
-from edgeq.devices.qemu import SET_UP, devices_folder, installed_pins, open_arm64, read_machine
+from edgeq.devices.qemu import (
+    DEFAULT_CPU,
+    EMULATOR,
+    devices_folder,
+    open_emulated,
+    read_machine,
+    set_up_command,
+    wanted_packages,
+)
 from edgeq.errors import UsageError
 from edgeq.runtimes import RUNTIMES
 
@@ -24,18 +32,22 @@ __all__ = [
 
 
 def open_device(name: str) -> Device:
-    """A device by name: `local`, `arm64`, or `arm64:` and a CPU model such as `arm64:cortex-a53`.
+    """A device by name.
+
+    Args:
+        name: `local`; `arm64` or `x86_64`, which are emulated; these also with a CPU model, as in `arm64:cortex-a53`.
 
     Raises:
         DeviceError: it is not set up.
         UsageError: there is no such device.
     """
-    kind, _, model = name.partition(":")
     if name == "local":
         return open_local()
-    if kind == "arm64":
-        return open_arm64(model) if model else open_arm64()
-    raise UsageError(f"there is no device {name!r}", remedy="one of local, arm64, arm64:CPU")
+    kind, _, cpu = name.partition(":")
+    if kind in EMULATOR:
+        return open_emulated(kind, cpu)
+    known = ["local", *EMULATOR, *(f"{kind}:CPU" for kind in EMULATOR)]
+    raise UsageError(f"there is no device {name!r}", remedy=f"one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -59,27 +71,37 @@ class DeviceStatus:
 
 def device_status() -> list[DeviceStatus]:
     """Every device, whether it is ready, and what it lacks."""
-    return [_local_status(), _arm64_status()]
+    return [_local_status(), *(_emulated_status(kind) for kind in EMULATOR)]
 
 
 def _local_status() -> DeviceStatus:
-    versions = {info.distribution: info.version() for info in RUNTIMES.values()}
     lacking = [info for info in RUNTIMES.values() if not info.available()]
     return DeviceStatus(
         name="local",
         emulated=False,
         ready=len(lacking) < len(RUNTIMES),
-        runtimes={name: version for name, version in versions.items() if version},
+        runtimes=_installed(),
         detail="this machine" + (f", without {', '.join(i.distribution for i in lacking)}" if lacking else ""),
         remedy="; ".join(info.missing().remedy for info in lacking),
     )
 
 
-def _arm64_status() -> DeviceStatus:
-    folder = devices_folder() / "arm64"
+def _emulated_status(kind: str) -> DeviceStatus:
+    folder = devices_folder() / kind
     machine = read_machine(folder)
     if machine is None:
-        return DeviceStatus("arm64", True, False, {}, f"not set up in {folder}", SET_UP)
-    stale = machine.packages != installed_pins()
-    detail = f"emulated Arm machine in {folder}" + (", with other versions than those used here" if stale else "")
-    return DeviceStatus("arm64", True, True, machine.packages, detail, SET_UP if stale else "")
+        return DeviceStatus(kind, True, False, {}, "emulated, not set up", set_up_command(kind))
+    stale = machine.packages != wanted_packages(kind)
+    detail = f"emulated, {DEFAULT_CPU[kind]} unless another CPU is named, in {folder}"
+    return DeviceStatus(
+        name=kind,
+        emulated=True,
+        ready=True,
+        runtimes=dict(machine.packages) if kind == "arm64" else _installed(),
+        detail=detail + ("; its runtimes are of other versions than those used here" if stale else ""),
+        remedy=set_up_command(kind) if stale else "",
+    )
+
+
+def _installed() -> dict[str, str]:
+    return {info.distribution: v for info in RUNTIMES.values() if (v := info.version()) is not None}

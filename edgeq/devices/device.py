@@ -124,12 +124,14 @@ class Device:
         emulated: the arithmetic is the device's, time and memory are not.
         run: how a worker is started there.
         missing: the error for a runtime that is not installed there.
+        facts: what the host knows of the device better than a worker there can.
     """
 
     name: str
     emulated: bool
     run: Run
     missing: Callable[[RuntimeInfo], DeviceError]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     def outputs(
         self, artifact: Candidate, inputs: Inputs, progress: Progress | None = None, *, threads: int = 0
@@ -233,7 +235,7 @@ class Device:
         """
         with self._job("environment", {}, 0, name=name) as (_, result):
             found: dict[str, str] = result["environment"]
-        return found
+        return {**found, **self.facts}
 
     def _refuse_emulated(self, why: str) -> None:
         if self.emulated:

@@ -1,7 +1,9 @@
-"""Arm machines that are emulated in user mode: real aarch64 builds of the runtimes, so their NEON arithmetic is real.
-Time and memory are not.
+"""Machines that are emulated in user mode. The runtimes are real builds for them, so their arithmetic is real; time and
+memory are not.
 
-No chroot, no kernel support, no root: `qemu-aarch64 -L ROOT ROOT/usr/bin/python3 worker.py`.
+`arm64` runs aarch64 builds in a root of its own, `qemu-aarch64 -L ROOT ROOT/usr/bin/python3 worker.py`. `x86_64` runs
+this machine's own Python on a CPU model with fewer instructions, `qemu-x86_64 -cpu Haswell python worker.py`. Neither
+needs a chroot, support by the kernel, or root.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,48 +22,52 @@ from edgeq.devices.local import run_here
 from edgeq.errors import DeviceError, UsageError
 from edgeq.runtimes import RUNTIMES, RuntimeInfo
 
-DEFAULT_CPU = "cortex-a76"
-"""A common core with the 8-bit dot product, in phones and single-board computers."""
+DEFAULT_CPU = {"arm64": "cortex-a76", "x86_64": "Haswell"}
+"""By kind of machine: a common core with the 8-bit dot product, in phones and single-board computers; and the first
+core with AVX2, which lacks VNNI."""
 
-EMULATED = ("onnxruntime", "litert")
-"""Runtimes that the emulated machine is given, as far as they are installed here."""
+EMULATOR = {"arm64": "qemu-aarch64", "x86_64": "qemu-x86_64"}
 
-SET_UP = "edgeq device setup arm64"
+ARM_RUNTIMES = ("onnxruntime", "litert")
+"""Runtimes that the Arm machine is given, as far as they are installed here."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A set-up Arm machine.
+    """A set-up machine.
 
     Attributes:
-        folder: holds the emulator, `root` (a Debian root) and `site` (the Python packages).
-        qemu: the emulator.
-        packages: version of each runtime's package in `site`.
+        kind: `arm64` or `x86_64`.
+        folder: holds the emulator; for arm64 also `root`, a Debian root, and `site`, the Python packages.
+        packages: version of each runtime's package that it has of its own; x86_64 uses this machine's.
     """
 
+    kind: str
     folder: Path
-    qemu: Path
-    packages: dict[str, str]
+    packages: Mapping[str, str]
 
     @property
-    def root(self) -> Path:
-        return self.folder / "root"
-
-    @property
-    def site(self) -> Path:
-        return self.folder / "site"
+    def emulator(self) -> Path:
+        return self.folder / EMULATOR[self.kind]
 
     def python(self, cpu: str) -> list[str]:
         """The command that starts the machine's Python on a CPU model."""
-        settings = {"PYTHONPATH": str(self.site), "PYTHONNOUSERSITE": "1"}
+        start = [str(self.emulator), "-cpu", cpu]
+        if self.kind == "x86_64":
+            return [*start, sys.executable]
+        settings = {"PYTHONPATH": str(self.folder / "site"), "PYTHONNOUSERSITE": "1"}
         # Byte code is kept in any case: compiling under emulation doubles the time that a start takes.
         foreign = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
-        return [
-            str(self.qemu), "-cpu", cpu, "-L", str(self.root),
-            *(word for key, value in settings.items() for word in ("-E", f"{key}={value}")),
-            *(word for key in foreign for word in ("-U", key)),
-            str(self.root / "usr/bin/python3"),
-        ]  # fmt: skip
+        for key, value in settings.items():
+            start += ["-E", f"{key}={value}"]
+        for key in foreign:
+            start += ["-U", key]
+        root = self.folder / "root"
+        return [*start, "-L", str(root), str(root / "usr/bin/python3")]
+
+    def has(self, info: RuntimeInfo) -> bool:
+        """Whether it can run a runtime."""
+        return info.available() if self.kind == "x86_64" else info.distribution in self.packages
 
 
 def devices_folder() -> Path:
@@ -68,9 +76,14 @@ def devices_folder() -> Path:
     return (Path(home).expanduser().resolve() if home else Path.home() / ".cache/edgeq") / "devices"
 
 
-def installed_pins() -> dict[str, str]:
-    """The packages that an emulated machine is to have, in the versions installed here."""
-    infos = [RUNTIMES[name] for name in EMULATED]
+def set_up_command(kind: str) -> str:
+    """What a user types to set a machine up."""
+    return f"edgeq device setup {kind}"
+
+
+def wanted_packages(kind: str) -> dict[str, str]:
+    """The packages that a machine is to have of its own, in the versions installed here."""
+    infos = [RUNTIMES[name] for name in ARM_RUNTIMES] if kind == "arm64" else []
     return {info.distribution: version for info in infos if (version := info.version()) is not None}
 
 
@@ -78,7 +91,7 @@ def read_machine(folder: Path) -> Machine | None:
     """The machine in a folder, or None where none is set up."""
     try:
         facts = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
-        return Machine(folder, folder / facts["qemu"], facts["packages"])
+        return Machine(facts["kind"], folder, facts["packages"])
     except (OSError, ValueError, KeyError):
         return None
 
@@ -89,27 +102,30 @@ def cpu_models(machine: Machine) -> list[str]:
     Raises:
         DeviceError: the emulator does not run.
     """
+    remedy = f"{set_up_command(machine.kind)} --force"
     try:
-        # Exits with 1 after listing them.
-        told = subprocess.run([machine.qemu, "-cpu", "help"], capture_output=True, text=True)
+        # Exits with 1 after listing them. A list of CPU features may follow, after an empty line.
+        told = subprocess.run([machine.emulator, "-cpu", "help"], capture_output=True, text=True)
     except OSError as error:
-        raise DeviceError(f"the emulator does not run: {error}", remedy=f"{SET_UP} --force") from error
-    models = [line.split()[0] for line in told.stdout.splitlines() if line.startswith(" ")]
+        raise DeviceError(f"the emulator does not run: {error}", remedy=remedy) from error
+    listed = told.stdout.split("\n\n")[0].splitlines()
+    models = [line.split()[0] for line in listed if line.startswith(" ")]
     if not models:
-        raise DeviceError(f"the emulator does not run: {told.stderr.strip()}", remedy=f"{SET_UP} --force")
+        raise DeviceError(f"the emulator does not run: {told.stderr.strip()}", remedy=remedy)
     return models
 
 
-def open_arm64(cpu: str = DEFAULT_CPU) -> Device:
-    """The emulated Arm machine with a CPU model.
+def open_emulated(kind: str, cpu: str = "") -> Device:
+    """An emulated machine with a CPU model, or with the default one.
 
     Raises:
         DeviceError: it is not set up.
         UsageError: the emulator does not know the CPU model.
     """
-    machine = read_machine(devices_folder() / "arm64")
+    machine = read_machine(devices_folder() / kind)
     if machine is None:
-        raise DeviceError("the emulated Arm machine is not set up", where="arm64", remedy=SET_UP)
+        raise DeviceError(f"the emulated {kind} machine is not set up", remedy=set_up_command(kind))
+    cpu = cpu or DEFAULT_CPU[kind]
     models = cpu_models(machine)
     if cpu not in models:
         raise UsageError(f"the emulator has no CPU model {cpu!r}", remedy=f"one of {', '.join(models)}")
@@ -120,13 +136,22 @@ def device_on(machine: Machine, cpu: str) -> Device:
     """A machine with a CPU model as a device."""
 
     def missing(info: RuntimeInfo) -> DeviceError:
+        if machine.kind == "x86_64":
+            return info.missing()
+        remedy = "run it on another device"
+        if info.name in ARM_RUNTIMES:
+            remedy = f"install {info.distribution} here too, then {set_up_command(machine.kind)}"
         has = ", ".join(machine.packages) or "no runtime"
-        remedy = f"{SET_UP}, with {info.distribution} installed here" if info.name in EMULATED else "run it elsewhere"
         return DeviceError(f"{info.distribution} is not on the emulated machine, which has {has}", remedy=remedy)
 
+    told = {"emulator": f"{EMULATOR[machine.kind]} -cpu {cpu}"}
+    if machine.kind == "x86_64":
+        # Here the emulator shows the host's /proc/cpuinfo, which the runtimes do not look at.
+        told |= {"cpu": cpu, "cpu_isa": "as the model has it"}
     return Device(
-        name=f"arm64:{cpu}",
+        name=f"{machine.kind}:{cpu}",
         emulated=True,
         run=partial(run_here, machine.python(cpu)),
         missing=missing,
+        facts=told,
     )

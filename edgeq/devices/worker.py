@@ -280,8 +280,8 @@ def load_litert(path: str, options: Dict[str, str], threads: int, others: int, p
                 "name": tensors[op["outputs"][0]]["name"] if len(op["outputs"]) else op["op_name"],
                 "op": op["op_name"],
                 "where": delegate if op["index"] in delegated else kernels_text(kernels),
-                "inputs": [np.dtype(t).name for t in op["operand_types"]],
-                "outputs": [np.dtype(t).name for t in op["result_types"]],
+                "inputs": [np.dtype(tensors[i]["dtype"]).name for i in op["inputs"] if i in tensors],
+                "outputs": [np.dtype(tensors[i]["dtype"]).name for i in op["outputs"] if i in tensors],
                 "microseconds": None,
             }
             for op in ops
@@ -600,7 +600,8 @@ def stop_at_eof() -> None:
     """Leave when the host goes: nobody is left to read the result."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin, whose lock this thread would hold when the interpreter ends
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -610,6 +611,9 @@ def main(job_path: str) -> int:
     with open(job_path, encoding="utf-8") as file:
         job = json.load(file)
     os.chdir(os.path.dirname(os.path.abspath(job_path)))
+    # ONNX Runtime's own builds report what they run to its makers, and keep an uploading thread and a database for it.
+    # Models are their owners' business, and a measurement wants no uploads beside it. Read when the library is loaded.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     if job.get("stop_at_eof"):
         stop_at_eof()
     current = [""]

@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 aten = torch.ops.aten
 
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
-_CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
+_CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding)
 _FOLDABLE = (*_CONVS, aten.conv_transpose2d.input, aten.linear.default)
 _IDENTITIES = (aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
                aten.lift_fresh_copy.default, aten.dropout.default)  # fmt: skip
@@ -51,6 +51,8 @@ def normalise(program: ExportedProgram) -> ExportedProgram:
     for node in list(graph.nodes):
         if node.target is operator.getitem:
             _slice_instead_of_split(graph, node)
+        elif node.target is aten.convolution.default:
+            _name_convolution(node)
     for node in list(graph.nodes):
         if node.target is _BATCH_NORM:
             editor.fold_batch_norm(node)
@@ -67,6 +69,18 @@ def _casts_to_itself(node: Node) -> bool:
     source = node.args[0]
     same = isinstance(source, Node) and source.meta["val"].dtype == node.meta["val"].dtype
     return same and source.meta["val"].device == node.meta["val"].device  # type: ignore[union-attr]
+
+
+def _name_convolution(node: Node) -> None:
+    """The general convolution becomes the one that it is: 1-d, 2-d or transposed."""
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
+    rank = weight.meta["val"].dim()  # type: ignore[union-attr]
+    if transposed and rank == 4:
+        node.target = aten.conv_transpose2d.input
+        node.args = (x, weight, bias, stride, padding, output_padding, groups, dilation)
+    elif not transposed and rank in (3, 4):
+        node.target = aten.conv1d.default if rank == 3 else aten.conv2d.default
+        node.args = (x, weight, bias, stride, padding, dilation, groups)
 
 
 def _slice_instead_of_split(graph: Graph, item: Node) -> None:

@@ -93,9 +93,7 @@ def is_float(node: object) -> bool:
 
 def _conv_class(node: Node) -> str | None:
     weight = shape_of(_tensor_arg(node, 1))
-    if node.target is aten.convolution.default and bool(node.args[6]):
-        return "conv_transpose2d" if len(weight) == 4 else None
-    groups = int(_arg(node, 8 if node.target is aten.convolution.default else 6, 1))
+    groups = int(_arg(node, 6, 1))  # type: ignore[call-overload]
     if len(weight) == 3:
         return "conv1d"
     if len(weight) != 4:
@@ -129,7 +127,6 @@ _SPECIAL: dict[object, Callable[[Node], str | None]] = {
     aten.conv1d.default: _conv_class,
     aten.conv2d.default: _conv_class,
     aten.conv2d.padding: _conv_class,
-    aten.convolution.default: _conv_class,
     aten.conv_transpose2d.input: lambda node: "conv_transpose2d",
     aten.hardtanh.default: _hardtanh_class,
     aten.clamp.default: _clamp_class,

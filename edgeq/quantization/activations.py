@@ -77,7 +77,7 @@ def _prescribed(fixed: FixedOutput, share: str, runtime: str) -> QuantizedTensor
 def _estimated(
     names: list[str], share: str, scheme: Scheme, calibration: Calibration, estimator: str, *, boundary: bool
 ) -> QuantizedTensor:
-    histogram = reduce(Histogram.merge, (calibration.histograms[n] for n in names))
+    histogram = reduce(Histogram.union, (calibration.histograms[n] for n in names))
     if estimator == "auto":
         used, (low, high) = choose(histogram, scheme, boundary=boundary)
         reason = "an input or output of the model: true extremes" if boundary else _why(used)

@@ -13,10 +13,12 @@ from markupsafe import Markup
 
 from edgeq.report.schema import Accuracy, Interval, Latency, Layer, Speed
 from edgeq.report.summary import interval_text, noisiest
-from edgeq.report.wording import drop_text, number, seconds_text
+from edgeq.report.wording import drop_text, seconds_text
 
 _OPEN = Markup('<svg class="chart" width="100%" height="{}" role="img" aria-label="{}">')
 _CLOSE = Markup("</svg>")
+_HIGHEST = 60.0
+"""The axis of the error chart ends at plus or minus this many dB."""
 
 
 def drop_chart(drop: Interval, accuracy: Accuracy, limit: float | None) -> Markup:
@@ -35,7 +37,7 @@ def drop_chart(drop: Interval, accuracy: Accuracy, limit: float | None) -> Marku
     parts.append(_tick(x(0), "float", "zero", 0 - low < 0.2 * (high - low), above=False))
     if limit is not None:
         right = limit - low > 0.8 * (high - low)
-        parts.append(_tick(x(limit), f"limit {number(limit)}", "limit", not right, above=True, end=right))
+        parts.append(_tick(x(limit), f"limit {drop_text(limit, accuracy)}", "limit", not right, above=True, end=right))
     if drop.known:
         parts.append(
             Markup('<line class="interval" x1="{}" x2="{}" y1="38" y2="38"/>').format(x(drop.low), x(drop.high))
@@ -47,42 +49,26 @@ def drop_chart(drop: Interval, accuracy: Accuracy, limit: float | None) -> Marku
 
 
 def latency_chart(speed: Speed, name: str) -> Markup:
-    """A bar to the median of each variant, one dot for each twentieth of its runs, ticks at p90 and p99."""
+    """A bar to the median of each variant, ticks at p90 and p99; below it a dot for each twentieth of its runs."""
     rows: list[tuple[str, Latency, bool]] = [(name, speed.artifact, True)]
     rows += [(b.name, b.latency, False) for b in sorted(speed.baselines, key=lambda b: b.latency.p50)]
     most = 1.06 * max(latency.p99 for _, latency, _ in rows)
-    height = 46
+    height = 60
     says = "; ".join(f"{title}: median {seconds_text(latency.p50)}" for title, latency, _ in rows)
+    label = Markup('<text x="0" y="{}" class="label">{}</text>')
+    value = Markup('<text x="100%" y="{}" class="value" text-anchor="end">{}</text>')
+    bar = Markup('<rect class="bar {}" x="0" y="{}" width="{}" height="12" rx="3"/>')
+    line = Markup('<line class="tail {}" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+    dot = Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>')
     parts = [_OPEN.format(height * len(rows), f"Latency. {says}")]
     for i, (title, latency, own) in enumerate(rows):
         top = i * height
         kind = "own" if own else "other"
-        parts.append(Markup('<text x="0" y="{}" class="label">{}</text>').format(top + 13, title))
-        parts.append(
-            Markup('<text x="100%" y="{}" class="value" text-anchor="end">{}</text>').format(
-                top + 13, seconds_text(latency.p50)
-            )
-        )
         p50, p90, p99 = (_percent(v / most) for v in (latency.p50, latency.p90, latency.p99))
-        parts.append(
-            Markup('<rect class="bar {}" x="0" y="{}" width="{}" height="14" rx="3"/>').format(kind, top + 20, p50)
-        )
-        parts.append(
-            Markup('<line class="tail {}" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(kind, p50, p99, y=top + 27)
-        )
-        for tick in (p90, p99):
-            parts.append(
-                Markup('<line class="tail {}" x1="{x}" x2="{x}" y1="{}" y2="{}"/>').format(
-                    kind, top + 22, top + 32, x=tick
-                )
-            )
-        for q in latency.quantiles:
-            if q <= most:
-                parts.append(
-                    Markup('<circle class="dot {}" cx="{}" cy="{}" r="2.5"/>').format(
-                        kind, _percent(q / most), top + 27
-                    )
-                )
+        parts += [label.format(top + 13, title), value.format(top + 13, seconds_text(latency.p50))]
+        parts += [bar.format(kind, top + 20, p50), line.format(kind, p50, p99, top + 26, top + 26)]
+        parts += [line.format(kind, tick, tick, top + 21, top + 31) for tick in (p90, p99)]
+        parts += [dot.format(kind, _percent(q / most), top + 40) for q in latency.quantiles if q <= most]
     return _join([*parts, _CLOSE])
 
 
@@ -122,12 +108,13 @@ def error_chart(layers: Sequence[Layer]) -> Markup:
     """Simulated SQNR of each layer, in the model's order; the three worst stand out."""
     known = [layer for layer in layers if layer.simulated_sqnr_db is not None]
     values = [layer.simulated_sqnr_db or 0.0 for layer in known]
-    top = 10.0 * math.ceil(max(10.0, *values, 10.0) / 10)
-    bottom = 10.0 * math.floor(min(0.0, *values, 0.0) / 10)
+    # A layer that is all but exact would flatten the others.
+    top = min(_HIGHEST, 10.0 * math.ceil(max([10.0, *values]) / 10))
+    bottom = max(-_HIGHEST, 10.0 * math.floor(min([0.0, *values]) / 10))
     plot, head = 140, 14
 
     def y(value: float) -> float:
-        return round(head + plot * (top - value) / (top - bottom), 2)
+        return round(head + plot * (top - max(bottom, min(top, value))) / (top - bottom), 2)
 
     worst = {id(layer) for layer in noisiest(known)}
     parts = [_OPEN.format(head + plot + 22, f"Simulated SQNR of {len(known)} layers, {min(values):.0f} dB at worst")]

@@ -91,9 +91,12 @@ def _cells(build: Build) -> list[str]:
     timed = build.speed is not None and not build.emulated
     cells.append(seconds_text(build.speed.artifact.p50) if timed and build.speed is not None else "not\nmeasured")
     cells.append("-" if faster is None else times_text(faster))
-    smaller = summary.shrink(build)
-    cells.append(bytes_text(build.size_bytes) + ("" if smaller is None else f"\n({number(smaller)}x less)"))
-    cells.append(f"{build.audit.integer_mac_percent:.1f} %")
+    if not build.size_bytes:
+        cells += ["-", "-"]
+    else:
+        smaller = summary.shrink(build)
+        cells.append(bytes_text(build.size_bytes) + ("" if smaller is None else f"\n({number(smaller)}x less)"))
+        cells.append(f"{build.audit.integer_mac_percent:.1f} %")
     passed = sum(g.passed for g in build.gates)
     cells.append(f"{passed} of {len(build.gates)}" if build.gates else "none")
     return cells

@@ -21,6 +21,7 @@ def render_html(report: Report) -> str:
     return _template().render(
         report=report,
         builds=summary.in_order(report),
+        chosen=next((build for build in report.builds if build.format == report.chosen), None),
         stages=[(name, seconds, f"stage{min(i, _PALETTE - 1)}") for i, (name, seconds) in enumerate(stages)],
         total_seconds=sum(report.seconds.values()),
     )

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeq.report.schema import Accuracy, Baseline, Build, Gate, Interval, Layer, Report
+from edgeq.report.schema import Accuracy, Baseline, Build, Gate, Interval, Layer, Report, Speed
 from edgeq.report.wording import drop_text
+
+DROP = "accuracy drop"
+DISAGREEMENT = "disagreement with float"
+"""Names of the gate on accuracy, with and without labels or a metric."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +32,22 @@ def in_order(report: Report) -> list[Build]:
     return sorted(report.builds, key=lambda b: b.format != report.chosen)
 
 
-def best_float(build: Build) -> Baseline | None:
-    """The fastest float baseline of a build, or None without latency."""
-    if build.speed is None:
-        return None
-    return next((b for b in build.speed.baselines if b.name == build.speed.best), None)
+def best_baseline(speed: Speed) -> Baseline | None:
+    """The fastest float baseline, or None where none was measured."""
+    return next((b for b in speed.baselines if b.name == speed.best), None)
 
 
 def speedup(build: Build) -> float | None:
     """How many times as fast as the best float baseline; None on an emulated device, whatever was timed there."""
-    best = best_float(build)
-    return None if best is None or build.emulated else 1 / best.ratio
+    best = None if build.speed is None or build.emulated else best_baseline(build.speed)
+    return None if best is None else 1 / best.ratio
 
 
 def float_size(build: Build) -> int | None:
     """Bytes of the float model in the same format, or of the best baseline that has a size."""
     if build.float_size_bytes:
         return build.float_size_bytes
-    best = best_float(build)
+    best = None if build.speed is None else best_baseline(build.speed)
     return best.size_bytes if best is not None and best.size_bytes else None
 
 
@@ -73,7 +75,7 @@ def interval_text(drop: Interval, accuracy: Accuracy, *, unit: bool = True) -> s
 
 def drop_gate(build: Build) -> Gate | None:
     """The gate on accuracy, if a limit was set."""
-    return next((g for g in build.gates if g.name in ("accuracy drop", "disagreement with float")), None)
+    return next((g for g in build.gates if g.name in (DROP, DISAGREEMENT)), None)
 
 
 def where(build: Build) -> Where:

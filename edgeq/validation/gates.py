@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 
 from edgeq.errors import UsageError
-from edgeq.report.schema import Accuracy, Gate, Interval, Speed
+from edgeq.report.schema import Accuracy, Gate, Speed
+from edgeq.report.summary import DISAGREEMENT, DROP, best_baseline, shown_drop
 from edgeq.report.wording import bytes_text, drop_text, number, seconds_text, times_text
-from edgeq.validation.latency import best_baseline
 
 _TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 _SIZE = {"": 1, "b": 1} | {
@@ -160,20 +160,12 @@ def drop_limit(limit: Drop, accuracy: Accuracy) -> float | None:
     return limit.value / 100 * abs(accuracy.float_score) if accuracy.float_score else None
 
 
-def judged_drop(accuracy: Accuracy) -> Interval | None:
-    """What `max_drop` is judged on: the drop, or the disagreement where there are neither labels nor a metric."""
-    if accuracy.drop is not None or accuracy.agreement is None:
-        return accuracy.drop
-    same = accuracy.agreement
-    return Interval(value=100 - same.value, low=100 - same.high, high=100 - same.low, method=same.method)
-
-
 def _drop_gate(limit: Drop, accuracy: Accuracy | None, not_validated_because: str | None) -> Gate:
-    name, stated = "accuracy drop", f"at most {limit}"
+    name, stated = DROP, f"at most {limit}"
     if accuracy is None:
         why = not_validated_because or "the artefact was not run"
         return _unjudged(name, stated, why, "choose a target that can be run here, or drop this limit")
-    drop, most = judged_drop(accuracy), drop_limit(limit, accuracy)
+    drop, most = shown_drop(accuracy), drop_limit(limit, accuracy)
     if drop is None:
         why = "there are no labels, no metric, and the output has no classes to agree on"
         return _unjudged(name, stated, why, "pass labels or --metric package.module:function")
@@ -182,7 +174,7 @@ def _drop_gate(limit: Drop, accuracy: Accuracy | None, not_validated_because: st
         return _unjudged(name, stated, why, "give the limit in units of the metric, without %")
     by_agreement = accuracy.drop is None
     if by_agreement:
-        name = "disagreement with float"
+        name = DISAGREEMENT
     elif limit.percent and accuracy.unit != "%":
         stated += f" of the float score ({number(most)}{_unit(accuracy)})"
     elif accuracy.unit == "%":

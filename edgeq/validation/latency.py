@@ -83,11 +83,6 @@ def speed(
     return Speed(threads=threads, artifact=summarise(own), baselines=baselines, best=best)
 
 
-def best_baseline(of: Speed) -> Baseline | None:
-    """The fastest float baseline, or None where none was measured."""
-    return next((b for b in of.baselines if b.name == of.best), None)
-
-
 def _seconds(runs: ArrayLike) -> NDArray[np.float64]:
     seconds = np.asarray(runs, dtype=np.float64).reshape(-1)
     if seconds.size == 0:

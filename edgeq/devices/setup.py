@@ -1,4 +1,4 @@
-"""Builds the emulated Arm machine: an emulator, a Debian arm64 root with Python, and the runtimes' aarch64 wheels.
+"""Builds emulated machines: an emulator, and for Arm a Debian root with Python and the runtimes' aarch64 wheels.
 
 Everything is fetched by apt and pip from the places that this system already uses, into folders of its own. The
 system's apt state is never changed and nothing is installed on the system; root is not needed.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,8 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeq.devices.qemu import DEFAULT_CPU, EMULATED, Machine, device_on, devices_folder, installed_pins, read_machine
-from edgeq.errors import DeviceError
+from edgeq.devices.qemu import (
+    DEFAULT_CPU,
+    EMULATOR,
+    Machine,
+    device_on,
+    devices_folder,
+    read_machine,
+    wanted_packages,
+)
+from edgeq.errors import DeviceError, UsageError
 from edgeq.progress import Progress, Silent
 from edgeq.runtimes import RUNTIMES
 
@@ -31,14 +40,16 @@ QEMU_SUITE = {"bullseye": "trixie", "bookworm": "trixie"}
 ROOT_PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")
 
 _OLDEST_GLIBC = 17
+_NETWORK = "the network and the system's own Debian mirror are needed"
 
 
-def set_up_arm64(progress: Progress | None = None, *, force: bool = False) -> Path:
-    """Build the machine, or leave the one that is there if it has the versions that are installed here.
+def set_up(kind: str, progress: Progress | None = None, *, force: bool = False) -> Path:
+    """Build a machine, or leave the one that is there if it has the versions that are installed here.
 
-    It is built beside its place and renamed when it has run both runtimes, so that it is there whole or not at all.
+    It is built beside its place and renamed when it has run the runtimes, so that it is there whole or not at all.
 
     Args:
+        kind: `arm64` or `x86_64`.
         force: build anew even so.
 
     Returns:
@@ -46,20 +57,23 @@ def set_up_arm64(progress: Progress | None = None, *, force: bool = False) -> Pa
 
     Raises:
         DeviceError: this is no Debian system with apt, or a step failed; says which.
+        UsageError: there is no such kind.
     """
+    if kind not in EMULATOR:
+        raise UsageError(f"no device {kind!r} can be set up", remedy=f"one of {', '.join(EMULATOR)}")
     progress = progress or Silent()
     home = devices_folder()
-    final, partial = home / "arm64", home / ".arm64.partial"
-    pins = installed_pins()
-    with _alone(home):
+    final, partial = home / kind, home / f".{kind}.partial"
+    packages = wanted_packages(kind)
+    with _alone(home, kind):
         there = read_machine(final)
-        if there is not None and there.packages == pins and not force:
-            progress.note(f"{final} is there already, with {_listed(pins)}")
+        if there is not None and there.packages == packages and not force:
+            progress.note(f"{final} is there already")
             return final
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            _build(partial, pins, progress)
+            _build(Machine(kind, partial, packages), progress)
             # A folder cannot be renamed onto a filled one.
             shutil.rmtree(final, ignore_errors=True)
             os.rename(partial, final)
@@ -71,49 +85,56 @@ def set_up_arm64(progress: Progress | None = None, *, force: bool = False) -> Pa
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    progress.note(f"{final} is ready, with {_listed(pins)}")
+    progress.note(f"{final} is ready")
     return final
 
 
-def _build(folder: Path, pins: Mapping[str, str], progress: Progress) -> None:
-    """Fill a folder with a machine and prove that it runs."""
+def _build(machine: Machine, progress: Progress) -> None:
+    """Fill a machine's folder and prove that it runs."""
     release = _debian_release()
-    work = folder / "work"
+    if machine.kind == "x86_64" and platform.machine() != "x86_64":
+        raise DeviceError(f"it runs this machine's own Python, which is for {platform.machine()}")
+    work = machine.folder / "work"
     steps = 4
 
     progress.note(f"fetching an emulator of version {QEMU_WANTED} or newer")
-    _fetch_emulator(work / "emulator", folder / "qemu-aarch64", release)
+    _fetch_emulator(work / "emulator", machine.emulator, release)
     progress.step(1, steps)
 
-    progress.note(f"fetching a Debian {release} root for arm64")
-    apt = _Apt(work / "root", release, release, "arm64")
-    for package in apt.fetch_with_dependencies(ROOT_PACKAGES):
-        _run(["dpkg-deb", "-x", str(package), str(folder / "root")], "unpacking the root")
-    machine = Machine(folder, folder / "qemu-aarch64", dict(pins))
-    progress.step(2, steps)
-
-    progress.note(f"fetching the aarch64 wheels of {_listed(pins)}")
-    _install_wheels(machine, pins)
+    if machine.kind == "arm64":
+        progress.note(f"fetching a Debian {release} root for arm64")
+        apt = _Apt(work / "root", release, release, "arm64")
+        for package in apt.fetch_with_dependencies(ROOT_PACKAGES):
+            _run(["dpkg-deb", "-x", str(package), str(machine.folder / "root")], "unpacking the root")
+        progress.step(2, steps)
+        wheels = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+        progress.note(f"fetching aarch64 wheels: {wheels}")
+        _install_wheels(machine)
     progress.step(3, steps)
 
     shutil.rmtree(work)
-    facts = {"qemu": "qemu-aarch64", "packages": dict(pins), "release": release}
-    (folder / "machine.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    device = device_on(machine, DEFAULT_CPU)
-    for info in (RUNTIMES[name] for name in EMULATED):
-        if info.distribution not in pins:
-            progress.note(f"left out {info.distribution}, which is not installed here")
+    facts = {"kind": machine.kind, "packages": dict(machine.packages), "release": release}
+    (machine.folder / "machine.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    _prove(machine, progress)
+    progress.step(4, steps)
+
+
+def _prove(machine: Machine, progress: Progress) -> None:
+    """Start every runtime on the machine."""
+    device = device_on(machine, DEFAULT_CPU[machine.kind])
+    for info in RUNTIMES.values():
+        if not machine.has(info):
+            progress.note(f"it goes without {info.distribution}")
             continue
         found = device.environment(info.name)
-        if found["machine"] != "aarch64" or found["runtime_version"] != pins[info.distribution]:
-            raise DeviceError(f"the machine runs {found['runtime']} {found['runtime_version']} on {found['machine']}")
-    progress.step(4, steps)
+        if found["machine"] != {"arm64": "aarch64"}.get(machine.kind, machine.kind):
+            raise DeviceError(f"the emulator runs {found['machine']} instead of {machine.kind}")
 
 
 def _fetch_emulator(work: Path, target: Path, release: str) -> None:
     apt = _Apt(work, release, QEMU_SUITE.get(release, release), _native_architecture())
     _run(["dpkg-deb", "-x", str(apt.fetch("qemu-user")), str(work / "unpacked")], "unpacking the emulator")
-    shutil.move(work / "unpacked/usr/bin/qemu-aarch64", target)
+    shutil.move(work / "unpacked/usr/bin" / target.name, target)
     told = _run([str(target), "--version"], "starting the emulator")
     version = re.search(r"version (\d+)\.", told)
     if version is None or int(version[1]) < QEMU_WANTED:
@@ -123,18 +144,18 @@ def _fetch_emulator(work: Path, target: Path, release: str) -> None:
         )
 
 
-def _install_wheels(machine: Machine, pins: Mapping[str, str]) -> None:
-    ask = "import os, sys; print(sys.version_info[0], sys.version_info[1], os.confstr('CS_GNU_LIBC_VERSION'))"
-    told = _run([*machine.python(DEFAULT_CPU), "-c", ask], "starting Python on the emulated machine")
-    major, minor, glibc = re.match(r"(\d+) (\d+) glibc 2\.(\d+)", told).groups()  # type: ignore[union-attr]
+def _install_wheels(machine: Machine) -> None:
+    ask = "import os, sys; print('%d.%d' % sys.version_info[:2], os.confstr('CS_GNU_LIBC_VERSION').split('.')[1])"
+    python = machine.python(DEFAULT_CPU[machine.kind])
+    version, glibc = _run([*python, "-c", ask], "starting Python on the emulated machine").split()
     # pip has to be told every platform tag that the machine could take: it is not running there.
     tags = [f"manylinux_2_{n}_aarch64" for n in range(int(glibc), _OLDEST_GLIBC - 1, -1)] + ["manylinux2014_aarch64"]
     _run(
         [
             sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:",
-            "--target", str(machine.site), "--implementation", "cp", "--python-version", f"{major}.{minor}",
+            "--target", str(machine.folder / "site"), "--implementation", "cp", "--python-version", version,
             *(word for tag in tags for word in ("--platform", tag)),
-            "numpy", *(f"{name}=={version}" for name, version in pins.items()),
+            "numpy", *(f"{name}=={version}" for name, version in machine.packages.items()),
         ],
         "installing the runtimes' aarch64 wheels",
         remedy="pip must be there and reach its index, and have aarch64 wheels of the versions that are installed here",
@@ -158,6 +179,7 @@ class _Apt:
             "Dir::Etc::sourcelist": "/dev/null",
             "Dir::Etc::sourceparts": folder / "sources",
             "APT::Architecture": architecture,
+            "APT::Update::Error-Mode": "any",  # a list that could not be fetched is no mere warning here
             "APT::Sandbox::User": "",  # the account apt would download as may not enter this folder
         }
         # Hooks of the system would act on the system's own state.
@@ -171,19 +193,13 @@ class _Apt:
     def fetch(self, package: str) -> Path:
         """Download one package without what it depends on."""
         _run([*self.command, "download", package], f"downloading {package}", remedy=_NETWORK, folder=self.archives)
-        return self._only(package)
+        return next(self.archives.glob(f"{package}_*.deb"))
 
     def fetch_with_dependencies(self, packages: Sequence[str]) -> list[Path]:
         """Download packages and everything that they depend on."""
         command = [*self.command, "install", "--download-only", "--no-install-recommends", *packages]
         _run(command, f"downloading {', '.join(packages)}", remedy=_NETWORK)
         return sorted(self.archives.glob("*.deb"))
-
-    def _only(self, package: str) -> Path:
-        return next(self.archives.glob(f"{package}_*.deb"))
-
-
-_NETWORK = "the network and the system's own Debian mirror are needed"
 
 
 def renamed_sources(sources: Mapping[str, str], own: str, wanted: str) -> dict[str, str]:
@@ -235,7 +251,7 @@ def _debian_release() -> str:
     fields = {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
     if lacking or fields.get("ID") != "debian" or "VERSION_CODENAME" not in fields:
         raise DeviceError(
-            f"the emulated machine is built with Debian's apt; this is {fields.get('PRETTY_NAME', sys.platform)}"
+            f"emulated machines are built with Debian's apt; this is {fields.get('PRETTY_NAME', sys.platform)}"
             + (f" without {' and '.join(lacking)}" if lacking else ""),
             remedy="set it up on a Debian system or in a Debian container, and copy its folder here",
         )
@@ -263,11 +279,11 @@ def _run(command: Sequence[str], doing: str, *, remedy: str = "", folder: Path |
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
+def _alone(home: Path, kind: str) -> Iterator[None]:
     """Only one set-up at a time. The lock goes with the process, however it ends."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        lock = open(home / ".arm64.lock", "w")  # noqa: SIM115
+        lock = open(home / f".{kind}.lock", "w")  # noqa: SIM115
     except OSError as error:
         raise DeviceError(
             f"devices cannot be kept here: {error.strerror}", where=str(home), remedy="set EDGEQ_HOME to another place"
@@ -278,7 +294,3 @@ def _alone(home: Path) -> Iterator[None]:
         except OSError:
             raise DeviceError("another set-up of this device is running", where=str(home)) from None
         yield
-
-
-def _listed(pins: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in pins.items()) or "no runtime"

@@ -1,0 +1,339 @@
+"""Devices: this machine, the emulated one, and what happens when a worker does not come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+
+import device_models as models
+import numpy as np
+import pytest
+
+from edgeq.devices import Candidate, Device, device, device_status, open_device, qemu
+from edgeq.devices.local import run_here
+from edgeq.devices.setup import renamed_sources, set_up
+from edgeq.errors import DeviceError, MissingExtraError, UsageError
+from edgeq.runtimes import RUNTIMES, RuntimeInfo, runtime
+
+pytest.importorskip("openvino")
+pytest.importorskip("ai_edge_litert")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where jobs are staged: it must be empty after each."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> Candidate:
+    return Candidate(models.write_quantized_onnx(tmp_path / "q.onnx"), "onnxruntime")
+
+
+class Steps:
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def start(self, stage: str) -> None: ...
+    def step(self, done: int, total: int) -> None:
+        self.seen.append((done, total))
+
+    def end(self, stage: str, seconds: float) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_outputs_agree_with_numpy(quantized: Candidate, temporary: Path, name: str) -> None:
+    x = models.images(6)
+    steps = Steps()
+    candidate = Candidate(quantized.path, name)  # type: ignore[arg-type]
+    (y,) = open_device("local").outputs(candidate, {"x": x}, steps)
+    np.testing.assert_array_equal(y, models.quantized_answer(x))
+    assert steps.seen[-1] == (6, 6)
+    assert list(temporary.iterdir()) == []
+
+
+def test_placement_tells_integer_kernels_from_float_ones(quantized: Candidate, tmp_path: Path) -> None:
+    local = open_device("local")
+    inputs = {"x": models.images(1)}
+    by_op = {p.op: p for p in local.placement(quantized, inputs)}
+    assert by_op["QLinearConv"].integer is True
+    assert by_op["QuantizeLinear"].integer is None
+    assert by_op["QLinearConv"].where == "CPUExecutionProvider"
+    assert (by_op["QLinearConv"].microseconds or 0) > 0
+
+    (conv,) = (p for p in local.placement(Candidate(quantized.path, "openvino"), inputs) if p.op == "Convolution")
+    assert conv.integer is True and conv.where.startswith("CPU ")
+
+    floating = Candidate(models.write_float_onnx(tmp_path / "f.onnx"), "onnxruntime")
+    found = local.placement(floating, {"a": models.samples(1), "b": models.samples(1)})
+    assert {p.integer for p in found} == {False}
+
+
+def test_placement_in_litert_names_the_delegate(tmp_path: Path) -> None:
+    path = models.write_tflite(tmp_path / "m.tflite", signature=True)
+    inputs = {"args_0": models.integers(1), "args_1": models.integers(1)}
+    local = open_device("local")
+    for options, where in (({}, "XNNPACK delegate"), ({"kernels": "builtin"}, "builtin kernel")):
+        found = local.placement(Candidate(path, "litert", options), inputs)
+        assert [(p.op, p.where, p.integer) for p in found] == [("FULLY_CONNECTED", where, True)] * 2
+
+
+def test_latency_gives_each_artifact_its_inputs(tmp_path: Path, quantized: Candidate, temporary: Path) -> None:
+    floating = Candidate(models.write_float_onnx(tmp_path / "f.onnx"), "onnxruntime")
+    found = open_device("local").latency(
+        {"quantized": quantized, "float": floating},
+        {"x": models.images(2)},
+        own_inputs={"float": {"a": models.samples(2), "b": models.samples(2)}},
+        rounds=12,
+        warmup=1,
+    )
+    assert {name: seconds.shape for name, seconds in found.items()} == {"quantized": (12,), "float": (12,)}
+    assert all((seconds > 0).all() for seconds in found.values())
+    assert list(temporary.iterdir()) == []
+
+
+def test_latency_wants_one_runtime(quantized: Candidate) -> None:
+    mixed = {"a": quantized, "b": Candidate(quantized.path, "openvino")}
+    with pytest.raises(UsageError, match="one runtime"):
+        open_device("local").latency(mixed, {"x": models.images(1)})
+
+
+def test_cold_start_is_not_coloured_by_the_size_of_this_process(quantized: Candidate) -> None:
+    ballast = np.ones(400_000_000, np.uint8)
+    cold = open_device("local").cold_start(quantized, {"x": models.images(1)}, runs=1)
+    assert 0 < cold.baseline_bytes <= cold.peak_bytes < ballast.nbytes
+    assert 0 < cold.artifact_bytes < 200_000_000
+    assert 0 < cold.seconds < 10
+
+
+def test_interface_and_environment(tmp_path: Path) -> None:
+    local = open_device("local")
+    path = models.write_tflite(tmp_path / "m.tflite", signature=True)
+    found = local.interface(Candidate(path, "litert"))
+    assert [(p.names[0], p.shape, p.dtype, p.scale, p.zero_point) for p in found.inputs] == [
+        ("args_0", (1, 4), "int8", 0.5, 3),
+        ("args_1", (1, 4), "int8", 0.5, 3),
+    ]
+    for info in RUNTIMES.values():
+        told = local.environment(info.name)
+        assert told["runtime_version"] == info.version()
+        assert told["threads"] == str(len(os.sched_getaffinity(0)))
+        assert "float32" in info.baselines(told)
+
+
+def test_external_data_travels_with_the_artifact(tmp_path: Path) -> None:
+    import onnx
+
+    whole = models.write_float_onnx(tmp_path / "whole.onnx")
+    split = tmp_path / "elsewhere" / "split.onnx"
+    split.parent.mkdir()
+    onnx.save(onnx.load(whole), split, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    a, b = models.samples(2, 1), models.samples(2, 2)
+    got = open_device("local").outputs(Candidate(split, "onnxruntime"), {"a": a, "b": b})
+    np.testing.assert_allclose(got[1], models.float_answer(a, b)[1], rtol=1e-6)
+
+
+def test_a_refused_artifact_is_a_device_error(tmp_path: Path, temporary: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(DeviceError) as caught:
+        open_device("local").outputs(Candidate(broken, "onnxruntime"), {"x": models.images(1)})
+    assert caught.value.where == str(broken) and caught.value.remedy and "\n" not in caught.value.cause
+    with pytest.raises(DeviceError, match="no such artefact"):
+        open_device("local").interface(Candidate(tmp_path / "absent.onnx", "onnxruntime"))
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+        ("import sys; sys.exit('no numpy here')", "status 1 and left no result: no numpy here"),
+    ],
+)
+def test_a_crashed_worker_is_a_device_error(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, quantized: Candidate, code: str, told: str
+) -> None:
+    worker = tmp_path / "crashing.py"
+    worker.write_text(code)
+    monkeypatch.setattr(device, "WORKER", worker)
+    with pytest.raises(DeviceError, match=told) as caught:
+        open_device("local").interface(quantized)
+    assert caught.value.remedy
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "litert"])
+def test_a_missing_runtime_names_the_package(tmp_path: Path, name: str) -> None:
+    info = runtime(name)
+    start = tmp_path / "start.py"
+    start.write_text(
+        f"import runpy, sys\nfor m in {info.modules!r}: sys.modules[m] = None\n"
+        "sys.argv = sys.argv[1:]\nsys.exit(runpy.run_path(sys.argv[0], run_name='__main__'))\n"
+    )
+    bare = Device("bare", False, partial(run_here, [sys.executable, str(start)]), RuntimeInfo.missing)
+    with pytest.raises(DeviceError, match=info.distribution) as caught:
+        bare.environment(info.name)
+    assert isinstance(caught.value, MissingExtraError) == (info.extra is not None)
+    assert (f"edgeq[{info.extra}]" if info.extra else "pip install onnxruntime") in caught.value.remedy
+
+
+def children(pid: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize(("number", "left"), [(signal.SIGINT, 0), (signal.SIGKILL, 1)])
+def test_no_worker_outlives_the_host(tmp_path: Path, quantized: Candidate, number: int, left: int) -> None:
+    """Ctrl-C leaves neither child nor folder; where the host is killed, its folder stays but the child goes."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    script = tmp_path / "host.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import numpy as np
+        from pathlib import Path
+        from edgeq.devices import Candidate, open_device
+        from edgeq.progress import Silent
+        class Tell(Silent):
+            def step(self, done, total): print(done, flush=True)
+        one = Candidate(Path({str(quantized.path)!r}), "onnxruntime")
+        x = {{"x": np.zeros((1, 4, 3, 3), np.float32)}}
+        try:
+            open_device("local").latency({{"one": one}}, x, Tell(), rounds=10**8)
+        except KeyboardInterrupt:
+            raise SystemExit(130)
+        """)
+    )
+    host = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(place)}
+    )
+    assert host.stdout is not None and host.stdout.readline()
+    (child,) = children(host.pid)
+    host.send_signal(number)
+    assert host.wait(20) == (130 if number == signal.SIGINT else -number)
+    host.stdout.close()
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists():
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the worker is still there")
+    assert len(list(place.iterdir())) == left
+
+
+def test_device_names() -> None:
+    with pytest.raises(UsageError, match="no device 'toaster'"):
+        open_device("toaster")
+    with pytest.raises(UsageError, match="'toaster' can be set up"):
+        set_up("toaster")
+    with pytest.raises(UsageError, match="in 'toaster'"):
+        runtime("toaster")
+
+
+def test_a_machine_that_is_not_set_up_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEQ_HOME", str(tmp_path))
+    with pytest.raises(DeviceError) as caught:
+        open_device("arm64")
+    assert caught.value.remedy == "edgeq device setup arm64"
+    local, *others = device_status()
+    assert local.ready and not local.emulated
+    assert [(d.name, d.emulated, d.ready, d.remedy) for d in others] == [
+        (name, True, False, f"edgeq device setup {name}") for name in ("arm64", "x86_64")
+    ]
+
+
+def test_sources_are_renamed_without_makers_repositories() -> None:
+    found = renamed_sources(
+        {
+            "debian.sources": (
+                "Types: deb\nURIs: http://mirror.example/debian\nSuites: bookworm bookworm-updates\n"
+                "Components: main\nArchitectures: amd64\nSigned-By: /usr/share/keyrings/bookworm.gpg\n\n"
+                "# bookworm, of a maker\nTypes: deb\nURIs: http://maker.example\n"
+                "Suites: tool-bookworm\nComponents: main\n"
+            ),
+            "old.list": "deb [arch=amd64] http://mirror.example/debian bookworm-security main\n# deb x bookworm main\n",
+            "other.list": "deb http://maker.example stable main\n",
+        },
+        "bookworm",
+        "trixie",
+    )
+    assert found == {
+        "debian.sources": (
+            "Types: deb\nURIs: http://mirror.example/debian\nSuites: trixie trixie-updates\n"
+            "Components: main\nSigned-By: /usr/share/keyrings/bookworm.gpg\n"
+        ),
+        "old.list": "deb  http://mirror.example/debian trixie-security main\n",
+    }
+
+
+def emulated(kind: str) -> Device:
+    if qemu.read_machine(qemu.devices_folder() / kind) is None:
+        pytest.skip(f"the emulated machine is not set up: edgeq device setup {kind}")
+    return open_device(kind)
+
+
+@pytest.fixture(scope="module")
+def arm() -> Device:
+    return emulated("arm64")
+
+
+def test_emulated_arm_agrees_with_numpy(arm: Device, quantized: Candidate, tmp_path: Path) -> None:
+    x = models.images(2)
+    (y,) = arm.outputs(quantized, {"x": x})
+    np.testing.assert_array_equal(y, models.quantized_answer(x))
+
+    path = models.write_tflite(tmp_path / "m.tflite", signature=True)
+    a, b = models.integers(2, 1), models.integers(2, 2)
+    got = arm.outputs(Candidate(path, "litert"), {"args_0": a, "args_1": b})
+    np.testing.assert_array_equal(got[0], models.tflite_answer(a))
+    np.testing.assert_array_equal(got[1], models.tflite_answer(b))
+
+
+def test_emulated_arm_says_what_it_is(arm: Device, quantized: Candidate) -> None:
+    told = arm.environment("onnxruntime")
+    assert told["machine"] == "aarch64" and "asimddp" in told["cpu_isa"].split()
+    placement = arm.placement(quantized, {"x": models.images(1)})
+    assert [p.integer for p in placement if p.op == "QLinearConv"] == [True]
+    assert {p.microseconds for p in placement} == {None}
+    with pytest.raises(DeviceError, match="openvino is not on the emulated machine"):
+        arm.environment("openvino")
+
+
+def test_emulated_time_is_not_latency(arm: Device, quantized: Candidate) -> None:
+    inputs = {"x": models.images(1)}
+    with pytest.raises(DeviceError, match="not latency"):
+        arm.latency({"q": quantized}, inputs)
+    with pytest.raises(DeviceError, match="not the device's"):
+        arm.cold_start(quantized, inputs)
+
+
+def test_unknown_cpu_models_are_refused(arm: Device) -> None:
+    with pytest.raises(UsageError, match="no CPU model 'cortex-z1'") as caught:
+        open_device("arm64:cortex-z1")
+    assert "cortex-a53" in caught.value.remedy
+
+
+def test_emulated_avx2_saturates_where_vnni_does_not(tmp_path: Path) -> None:
+    """Pairs of u8 x s8 products are added in 16 bits there: 2 * 255 * 127 becomes 32767."""
+    haswell = emulated("x86_64")
+    path = models.write_saturating_onnx(tmp_path / "s.onnx")
+    x = np.full((1, 64, 1, 1), 255, np.float32)
+    (y,) = haswell.outputs(Candidate(path, "onnxruntime"), {"x": x}, threads=1)
+    assert y.reshape(-1).tolist() == [round(32 * 32767 / 16384)] * 16
+    if "avx512_vnni" in (here := open_device("local")).environment("onnxruntime")["cpu_isa"].split():
+        (y,) = here.outputs(Candidate(path, "onnxruntime"), {"x": x}, threads=1)
+        assert set(y.reshape(-1).tolist()) <= {126.0, 127.0}  # 64 * 255 * 127 / 16384 is 126.5
+    told = haswell.environment("onnxruntime")
+    assert (told["cpu"], told["emulator"]) == ("Haswell", "qemu-x86_64 -cpu Haswell")
