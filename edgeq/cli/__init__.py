@@ -1,0 +1,29 @@
+"""The command line: `edgeq deploy`, `inspect`, `targets`, `device`, `validate`, `verify`, `report`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from edgeq.cli import signals
+
+
+def main() -> None:
+    """The program `edgeq`."""
+    signals.install()
+    try:
+        # Imported here, so that Ctrl-C is quiet during these imports too.
+        from edgeq.cli.app import run
+
+        code = run(sys.argv[1:])
+    except signals.Stopped as stopped:
+        code = stopped.exit_code
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # a stream that was closed before the start is None
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                # Otherwise Python tries again at exit, and complains.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)

@@ -1,0 +1,5 @@
+"""`python -m edgeq.cli`, the same as `edgeq`."""
+
+from edgeq.cli import main
+
+main()

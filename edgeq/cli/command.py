@@ -1,0 +1,49 @@
+"""Turns a function that takes a `Shell` into a command: adds the options that all have, catches what goes wrong."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Concatenate, ParamSpec
+
+import typer
+
+from edgeq.cli.shell import Shell
+
+Parameters = ParamSpec("Parameters")
+
+_PANEL = "Common options"
+_FLAGS = {
+    "json": "Write one JSON document to standard output, everything else to standard error.",
+    "quiet": "Show no progress and no notes.",
+    "debug": "Show tracebacks, and what libraries print.",
+}
+
+
+def command(function: Callable[Concatenate[Shell, Parameters], int]) -> Callable[..., None]:
+    """The function as typer takes it: its first parameter is filled in, its result is the exit code."""
+
+    def run(context: typer.Context, **given: Any) -> None:
+        # One set for a group and its commands: `edgeq --json targets show` and `edgeq targets show --json` are the same.
+        flags: set[str] = context.ensure_object(set)
+        flags.update(flag for flag in _FLAGS if given.pop(flag))
+        if context.invoked_subcommand is not None:
+            return
+        shell = Shell(**dict.fromkeys(flags, True))
+        with shell.silenced():
+            code = shell.guard(lambda: function(shell, **given))
+        raise typer.Exit(code)
+
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [*(p.replace(kind=p.KEYWORD_ONLY) for p in own), context, *map(_flag, _FLAGS)]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = function.__doc__
+    run.__name__ = function.__name__
+    return run
+
+
+def _flag(name: str) -> inspect.Parameter:
+    option = typer.Option(f"--{name}", help=_FLAGS[name], rich_help_panel=_PANEL)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])

@@ -1,0 +1,78 @@
+"""`edgeq inspect`: what a model is, before anything is done to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from edgeq.cli import options as o
+from edgeq.cli.shell import Shell
+from edgeq.report.wording import count_text
+
+if TYPE_CHECKING:
+    from edgeq.model.inspect import Inspection
+
+
+def inspect(
+    shell: Shell,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A .pt2, TorchScript, torch.save or safetensors file.")],
+    target: Annotated[
+        list[str], typer.Option("--target", metavar="T", help="Look at these targets only.", show_default=False)
+    ] = [],  # noqa: B006
+    inputs: o.Inputs = [],  # noqa: B006
+    arch: o.Arch = None,
+    trust_pickle: o.TrustPickle = False,
+) -> int:
+    """Show what a model is made of, and what of it each target can run on integers."""
+    with shell.stages():
+        from edgeq.model.inspect import inspect_model
+        from edgeq.model.load import read
+        from edgeq.model.model import from_loaded
+        from edgeq.registry.load import load_target, target_names
+
+        wanted = [load_target(name) for name in target or target_names()]
+        loaded = read(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
+        found = inspect_model(from_loaded(loaded), wanted, loaded.notes)
+    if shell.json:
+        shell.document(found)
+    else:
+        _print(shell, found)
+    return 0
+
+
+def _print(shell: Shell, found: Inspection) -> None:
+    console = shell.console
+    console.print(Text.assemble((found.source, "bold"), f"  {found.kind}, sha256 {found.sha256[:12]}"))
+    for label, ports in (("input", found.inputs), ("output", found.outputs)):
+        for port in ports:
+            shape = ", ".join("N" if size is None else str(size) for size in port.shape)
+            console.print(Text(f"{label:<7} {port.name} [{shape}] {port.dtype}"))
+    console.print(
+        f"{count_text(found.parameters)} parameters, {count_text(found.macs)} multiply-accumulates a sample, "
+        f"{len(found.layers)} layers"
+    )
+    layers = _table("layer", "operator", "parameters", "MACs")
+    for layer in found.layers:
+        op = f"{layer.op} + {layer.activation}" if layer.activation else layer.op
+        layers.add_row(Text(layer.name), Text(op), str(layer.parameters or "-"), str(layer.macs or "-"))
+    console.print(layers)
+    fits = _table("target", "runtime", "integer MACs", "stays in float")
+    fits.columns[2].justify = "right"
+    for fit in found.targets:
+        floats = ", ".join(f"{op} ({count})" if count > 1 else op for op, count in fit.float_operators.items())
+        share = "-" if fit.integer_mac_percent is None else f"{fit.integer_mac_percent:.1f} %"
+        fits.add_row(Text(fit.target, "bold"), fit.runtime, share, Text(floats or "nothing"))
+    console.print(fits)
+    for note in found.notes:
+        console.print(Text.assemble(("note: ", "yellow"), note))
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in ("parameters", "MACs") else "left")
+    return table

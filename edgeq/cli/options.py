@@ -1,0 +1,117 @@
+"""Options that several commands take, as types for their signatures."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+_MODEL = "Model"
+_DATA = "Data"
+_RUN = "Where and how it runs"
+_LIMITS = "Limits"
+
+Inputs = Annotated[
+    list[str],
+    typer.Option(
+        "--input",
+        metavar="SPEC",
+        help="Shape of an input, once for each, where the file carries none: [name:]shape[:dtype], such as 1x3x224x224.",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PKG.MOD:FN",
+        help="Function that builds the network, for files that hold weights alone.",
+        rich_help_panel=_MODEL,
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option(
+        "--trust-pickle",
+        help="Let the file run the code that it carries. Only for files of people you trust.",
+        rich_help_panel=_MODEL,
+    ),
+]
+TargetName = Annotated[
+    str, typer.Option("--target", metavar="T", help="What to build for: a name from `edgeq targets`, or a .toml file.")
+]
+Evaluation = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="DATA",
+        help="Samples with labels to judge by: .npz, .npy, a folder of images, or package.module:function.",
+        rich_help_panel=_DATA,
+    ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        metavar="P",
+        help="How images become values: imagenet, cifar10, [0,1], or a TOML file.",
+        rich_help_panel=_DATA,
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="PKG.MOD:FN",
+        help="Your own measure, called as function(outputs, labels); top-1 if labels are given and nothing else.",
+        rich_help_panel=_DATA,
+    ),
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="D",
+        help="A name from `edgeq device list`, such as local or arm64:cortex-a53.",
+        rich_help_panel=_RUN,
+    ),
+]
+Threads = Annotated[
+    int, typer.Option("--threads", min=1, metavar="N", help="Threads of the runtime.", rich_help_panel=_RUN)
+]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(metavar="1%", help="Most accuracy that may be lost: points of a percentage, or 0.5 units of the metric.",
+                 rich_help_panel=_LIMITS),
+]  # fmt: skip
+MaxLatency = Annotated[str | None, typer.Option(metavar="2ms", help="Longest median latency.", rich_help_panel=_LIMITS)]
+MaxSize = Annotated[
+    str | None, typer.Option(metavar="4MB", help="Most bytes of the artefact's files.", rich_help_panel=_LIMITS)
+]
+MinSpeedup = Annotated[
+    str | None,
+    typer.Option(metavar="1.5x", help="Least speed beside the best float baseline.", rich_help_panel=_LIMITS),
+]
+AllowSlower = Annotated[
+    bool,
+    typer.Option(
+        "--allow-slower", help="Pass an artefact that is slower than float, and say so.", rich_help_panel=_LIMITS
+    ),
+]
+
+
+class FormatChoice(str, Enum):
+    """What to build: the target's best format, all of its formats, or one."""
+
+    auto = "auto"
+    all = "all"
+    onnx = "onnx"
+    openvino = "openvino"
+    tflite = "tflite"
+
+
+class IoChoice(str, Enum):
+    """Types at the model's ends."""
+
+    float = "float"
+    int8 = "int8"

@@ -1,0 +1,95 @@
+"""`edgeq targets`: what can be built for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from edgeq.cli.shell import Shell
+from edgeq.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeq.registry.schema import Kernel, Runtime, Target
+
+_RUNS_HERE = {"local": "yes", "qemu-aarch64": "emulated", "qemu-x86_64": "emulated", "none": "no, export only"}
+
+
+def targets(
+    shell: Shell,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check every target and profile file that is shipped.")
+    ] = False,
+) -> int:
+    """List the targets, or check their files."""
+    from edgeq.registry.load import check_all, load_target, target_names
+
+    if check:
+        return _check(shell, check_all())
+    found = [load_target(name) for name in target_names()]
+    if shell.json:
+        shell.document({"targets": found})
+        return 0
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("target", "runtimes, best first", "runs here", "default device"):
+        table.add_column(heading)
+    for target in found:
+        runtimes = ", ".join(runtime.name for runtime in target.runtimes)
+        table.add_row(Text(target.name, "bold"), runtimes, _RUNS_HERE[target.execution], target.default_profile or "-")
+    shell.console.print(table)
+    shell.console.print("edgeq targets show NAME lists what runs on integers.")
+    return 0
+
+
+def show(
+    shell: Shell, name: Annotated[str, typer.Argument(metavar="NAME", help="A target's name, or a .toml file.")]
+) -> int:
+    """Show one target: what each of its runtimes can run on integers, and how that is known."""
+    from edgeq.registry.load import load_target
+
+    target = load_target(name)
+    if shell.json:
+        shell.document(target)
+        return 0
+    console = shell.console
+    console.print(Text.assemble((target.name, "bold"), f"  {target.summary}"))
+    console.print(
+        Text(f"runs here: {_RUNS_HERE[target.execution]}; default device: {target.default_profile or 'none'}")
+    )
+    for runtime in target.runtimes:
+        console.print()
+        console.print(Text.assemble((runtime.name, "bold"), f", {runtime.format} files"))
+        console.print(_kernels(target, runtime))
+    for note in target.notes:
+        console.print(Text(f"- {note}"))
+    return 0
+
+
+def _check(shell: Shell, problems: list[str]) -> int:
+    if shell.json:
+        shell.document({"problems": problems})
+    elif not problems:
+        shell.console.print("every target and profile file is well")
+    else:
+        shell.console.print("\n".join(problems), markup=False, soft_wrap=True)
+    return UsageError.exit_code if problems else 0
+
+
+def _kernels(target: Target, runtime: Runtime) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("operators, the default kernel first", ratio=1)
+    for heading in ("activations", "weights", "bias"):
+        table.add_column(heading)
+    for kernel in runtime.kernels:
+        table.add_row(", ".join(kernel.ops), kernel.activations, _weights(kernel), kernel.bias or "-")
+    return table
+
+
+def _weights(kernel: Kernel) -> str:
+    if kernel.weights is None:
+        return "-"
+    bits = f" ({kernel.weight_bits} bits)" if kernel.weight_bits else ""
+    return f"{kernel.weights}{bits} a {kernel.weight_granularity}"

@@ -1,0 +1,123 @@
+"""Stages of a run as the user sees them: a moving line on a terminal, plain lines in a log, or nothing."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from edgeq.cli import signals
+from edgeq.report.wording import seconds_text
+
+_NAME_WIDTH = 24
+
+
+class Stages:
+    """Shows nothing. The base of those that do; each call is also the chance to stop after a signal."""
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def start(self, stage: str) -> None:
+        signals.check()
+
+    def step(self, done: int, total: int) -> None:
+        signals.check()
+
+    def end(self, stage: str, seconds: float) -> None:
+        signals.check()
+
+    def note(self, text: str) -> None:
+        signals.check()
+
+
+class Plain(Stages):
+    """For logs: a line for each stage that is over, and for each note."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def end(self, stage: str, seconds: float) -> None:
+        super().end(stage, seconds)
+        self._line(_over(stage, seconds))
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        self._line(_note(text))
+
+    def _line(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)
+        self._console.file.flush()
+
+
+class Live(Stages):
+    """For terminals: stages that are over stand above, those that run move below."""
+
+    def __init__(self, console: Console) -> None:
+        # Python's streams are left alone: what libraries print must not appear above the bars.
+        self._progress = Progress(
+            SpinnerColumn("line"),
+            TextColumn(f"{{task.description:<{_NAME_WIDTH}}}"),
+            BarColumn(bar_width=24),
+            _Count(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._running: list[tuple[str, TaskID]] = []
+
+    def __enter__(self) -> Live:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def start(self, stage: str) -> None:
+        super().start(stage)
+        self._running.append((stage, self._progress.add_task(escape(stage), total=None)))
+
+    def step(self, done: int, total: int) -> None:
+        super().step(done, total)
+        if self._running:
+            self._progress.update(self._running[-1][1], completed=done, total=total)
+
+    def end(self, stage: str, seconds: float) -> None:
+        super().end(stage, seconds)
+        for entry in reversed(self._running):
+            if entry[0] == stage:
+                self._running.remove(entry)
+                self._progress.remove_task(entry[1])
+                break
+        self._progress.console.print(_over(stage, seconds), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        self._progress.console.print(_note(text), soft_wrap=True)
+
+
+class _Count(MofNCompleteColumn):
+    """`12/100`, and nothing while the end is not known."""
+
+    def render(self, task: object) -> Text:
+        return Text() if getattr(task, "total", None) is None else super().render(task)  # type: ignore[arg-type]
+
+
+def _over(stage: str, seconds: float) -> Text:
+    return Text.assemble(f"  {stage:<{_NAME_WIDTH}} ", (seconds_text(seconds), "dim"))
+
+
+def _note(text: str) -> Text:
+    return Text.assemble(("  note: ", "yellow"), " ".join(text.split()))

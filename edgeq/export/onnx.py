@@ -1,0 +1,178 @@
+"""The quantized ONNX model: QuantizeLinear and DequantizeLinear around what runs on integers (QDQ)."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from edgeq.errors import UnsupportedError
+from edgeq.export.onnx_float import FloatOnnx
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.model.ops import output_channels_axis
+from edgeq.numerics import QParams
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.weights import bias_scale, quantize_bias
+
+_TYPES = {
+    "int8": ir.DataType.INT8,
+    "uint8": ir.DataType.UINT8,
+    "int16": ir.DataType.INT16,
+    "uint16": ir.DataType.UINT16,
+    "int32": ir.DataType.INT32,
+}
+
+
+def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.Model:
+    """Inserts the quantized weights, biases and Q/DQ pairs into a copy of the float model.
+
+    Weights are stored as integers under one DequantizeLinear; biases as int32 where the kernel wants them.
+
+    Raises:
+        UnsupportedError: the exporter moved a weight or tensor to where it cannot be found; names the layer.
+    """
+    result = ir.from_proto(ir.to_proto(source.model))
+    graph = result.graph
+    values: dict[str, ir.Value] = {str(v.name): v for v in graph.inputs}
+    values.update({str(v.name): v for node in graph for v in node.outputs})
+    for group in model.groups:
+        if group.name in quantized.biases:
+            _store_weights(model, group, quantized, graph, values, source)
+    outputs = {id(v) for v in graph.outputs}
+    for node, tensor in quantized.activations.items():
+        name = source.values.get(node)
+        if name is None:
+            continue
+        integer_io = quantized.runtime.io == "integer"
+        _round_trip(graph, values[name], tensor.q, is_output=id(values[name]) in outputs, integer_io=integer_io)
+    used = {str(v.name) for node in graph for v in node.inputs if v is not None}
+    for name in [n for n in graph.initializers if n not in used]:
+        del graph.initializers[name]
+    return result
+
+
+def _store_weights(
+    model: Model,
+    group: Group,
+    quantized: Quantized,
+    graph: ir.Graph,
+    values: dict[str, ir.Value],
+    source: FloatOnnx,
+) -> None:
+    name = source.values.get(group.root) or source.values.get(group.output)
+    node = values[name].producer() if name else None
+    if node is not None and source.values.get(group.root) is None and group.activation:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is None or len(node.inputs) < 2 or node.inputs[1] is None:
+        raise UnsupportedError(
+            "its operator is not to be found in the exported ONNX model",
+            where=f"layer {group.name}",
+            remedy="choose another format for this model",
+        )
+    bias_owner, bias_index = _bias_slot(node)
+    bias = quantized.biases[group.name]
+    weight = quantized.weights.get(group.name)
+    if weight is None:
+        _replace_input(graph, bias_owner, bias_index, _constant(graph, f"{group.bias}", bias.numpy()))
+        return
+    axis = output_channels_axis(group.op)
+    integers = weight.integers.numpy()
+    # a linear layer on three dimensions becomes a MatMul, which wants its weight the other way round
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
+        integers, axis = np.ascontiguousarray(integers.T), 1 - axis
+    stored = _constant(graph, f"{group.weight}_quantized", integers)
+    per_channel = axis if weight.q.axis is not None else None
+    real = _dequantize(graph, node, stored, weight.q.scale, weight.q.zero_point, weight.q.scheme.dtype, per_channel)
+    _replace_input(graph, node, 1, real)
+    kernel = quantized.assignment.kernels[group.name]
+    if kernel.bias == "int32":
+        input_scale = quantized.activations[group.inputs[0]].q.scale
+        scale = bias_scale(input_scale, weight.q, len(bias))
+        small = _constant(graph, f"{group.bias}_quantized", quantize_bias(bias, input_scale, weight.q).numpy())
+        zero = torch.zeros(len(bias), dtype=torch.int32)
+        real_bias = _dequantize(graph, bias_owner, small, scale, zero, "int32", 0)
+    else:
+        real_bias = _constant(graph, f"{group.bias}_corrected", bias.numpy())
+    _replace_input(graph, bias_owner, bias_index, real_bias)
+
+
+def _bias_slot(node: ir.Node) -> tuple[ir.Node, int]:
+    """Where a weighted operator's bias is: its third input, or one side of the addition behind a MatMul."""
+    if node.op_type != "MatMul":
+        return node, 2
+    (user, _), *_ = node.outputs[0].uses()
+    index = next(i for i, v in enumerate(user.inputs) if v is not node.outputs[0])
+    return user, index
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value
+
+
+def _replace_input(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value) -> None:
+    if len(node.inputs) <= index:
+        node.resize_inputs(index + 1)
+    old = node.inputs[index]
+    node.replace_input_with(index, value)
+    if old is not None and not list(old.uses()) and old.name in graph.initializers:
+        del graph.initializers[old.name]
+
+
+def _dequantize(
+    graph: ir.Graph,
+    before: ir.Node,
+    integers: ir.Value,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    dtype: str,
+    axis: int | None,
+) -> ir.Value:
+    stem = str(integers.name)
+    zero = zero_point.numpy().astype(_TYPES[dtype].numpy())
+    inputs = [integers, _constant(graph, f"{stem}_scale", scale.numpy()), _constant(graph, f"{stem}_zero_point", zero)]
+    attributes = [ir.AttrInt64("axis", axis)] if axis is not None else []
+    node = ir.Node("", "DequantizeLinear", inputs, attributes=attributes, name=f"{stem}_dequantize")
+    node.outputs[0].name = f"{stem}_real"
+    node.outputs[0].dtype, node.outputs[0].shape = ir.DataType.FLOAT, integers.shape
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool, integer_io: bool) -> None:
+    """Every reader of `value` reads it through a Q/DQ pair from now on."""
+    name = str(value.name)
+    producer = value.producer()
+    is_input = producer is None
+    scale = _constant(graph, f"{name}_scale", q.scale.numpy())
+    zero = _constant(graph, f"{name}_zero_point", q.zero_point.numpy().astype(_TYPES[q.scheme.dtype].numpy()))
+    readers = list(value.uses())
+    if is_input and integer_io:
+        value.dtype = _TYPES[q.scheme.dtype]
+        integers, quantize = value, None
+    else:
+        quantize = ir.Node("", "QuantizeLinear", [value, scale, zero], name=f"{name}_quantize")
+        integers = quantize.outputs[0]
+        integers.name, integers.dtype, integers.shape = f"{name}_integers", _TYPES[q.scheme.dtype], value.shape
+    dequantize = ir.Node("", "DequantizeLinear", [integers, scale, zero], name=f"{name}_dequantize")
+    real = dequantize.outputs[0]
+    real.name, real.dtype, real.shape = f"{name}_real", ir.DataType.FLOAT, value.shape
+    new = [n for n in (quantize, dequantize) if n is not None]
+    if producer is not None:
+        graph.insert_after(producer, new)
+    else:
+        graph.insert_before(graph[0], new)
+    for reader, index in readers:
+        reader.replace_input_with(index, real)
+    if is_output:
+        # the name that the user knows goes to what leaves the graph
+        leaving = integers if integer_io else real
+        position = next(i for i, v in enumerate(graph.outputs) if v is value)
+        value.name = f"{name}_before"
+        leaving.name = name
+        graph.outputs[position] = leaving
