@@ -10,17 +10,17 @@ from collections.abc import Callable
 import torch
 
 from edgeq.calibration.histogram import Histogram
-from edgeq.numerics import Scheme, qparams
+from edgeq.numerics import QParams, Scheme, qparams
 
 Range = tuple[float, float]
 Estimator = Callable[[Histogram, Scheme], Range]
 
-CANDIDATES = 64
+CANDIDATES = 24
 """Clipping points tried by the searching estimators, evenly spread between the full range and a tenth of it."""
 
 PERCENTILE = 99.999
-MSE_GAIN = 0.8
-"""Clipping must bring the expected squared error below this share of min-max's, or min-max it is."""
+SHRINKS = tuple(0.9**i for i in range(1, 25))
+"""Shares of the full range that the search tries besides the estimators' answers: down to 8 %."""
 
 
 def min_max(histogram: Histogram, scheme: Scheme) -> Range:
@@ -74,20 +74,26 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def choose(histogram: Histogram, scheme: Scheme, *, boundary: bool) -> tuple[str, Range]:
-    """Picks an estimator for one tensor and returns its name and range.
+def choose(
+    histogram: Histogram, scheme: Scheme, *, boundary: bool, damage: Callable[[QParams], float] | None
+) -> tuple[str, Range]:
+    """Picks the range of one tensor; returns the name of the estimator that gave it, and the range.
 
     The rule: inputs and outputs of the model keep their true extremes, because a clipped output loses the
-    answer where noise does not. Everything else is clipped by `mse` if that lowers the expected squared error
-    to less than MSE_GAIN of min-max's (a long tail), and keeps its true extremes otherwise.
+    answer where noise does not. For every other tensor each estimator proposes a range, and a search proposes
+    shares of the full one; the proposal that is expected to move the model's outputs least wins.
+
+    Args:
+        damage: expected movement of the outputs for a scale and zero point (see `edgeq.calibration.impact`); None
+            where no gradient reaches the tensor, which then takes the range of least squared error.
     """
-    full = min_max(histogram, scheme)
     if boundary:
-        return "min-max", full
-    clipped = mse(histogram, scheme)
-    if expected_error(histogram, clipped, scheme) < MSE_GAIN * expected_error(histogram, full, scheme):
-        return "mse", clipped
-    return "min-max", full
+        return "min-max", min_max(histogram, scheme)
+    if damage is None:
+        return "mse", mse(histogram, scheme)
+    proposals = [(name, estimate(histogram, scheme)) for name, estimate in ESTIMATORS.items()]
+    proposals += [("search", _shrunk(histogram, share)) for share in SHRINKS]
+    return min(proposals, key=lambda p: damage(qparams(torch.tensor(p[1][0]), torch.tensor(p[1][1]), scheme)))
 
 
 def expected_error(histogram: Histogram, bounds: Range, scheme: Scheme) -> float:
@@ -104,12 +110,14 @@ def expected_error(histogram: Histogram, bounds: Range, scheme: Scheme) -> float
 
 
 def _clipped(histogram: Histogram) -> list[Range]:
-    shares = torch.linspace(1.0, 0.1, CANDIDATES).tolist()
+    return [_shrunk(histogram, share) for share in torch.linspace(1.0, 0.1, CANDIDATES).tolist()]
+
+
+def _shrunk(histogram: Histogram, share: float) -> Range:
+    """A share of the full range; where the two tails differ, the longer one is cut first."""
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    if low < 0.0 < high:  # the two tails differ: clip by magnitude, which touches the longer one first
-        reach = max(-low, high)
-        return [(max(low, -reach * s), min(high, reach * s)) for s in shares]
-    return [(low * s, high * s) for s in shares]
+    reach = max(-low, high) * share
+    return max(low, -reach), min(high, reach)
 
 
 def _divergence(histogram: Histogram, bounds: Range, scheme: Scheme) -> float:

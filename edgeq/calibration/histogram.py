@@ -89,8 +89,13 @@ class Histogram:
         return result
 
     def centers(self) -> torch.Tensor:
-        """Middle of each bin, float64 [2 * HALF], clipped to the true extremes."""
+        """The value that stands for each bin, float64 [2 * HALF]: its middle, clipped to the true extremes.
+
+        Where a ReLU leaves exact zeros, they are most of the bin that begins at zero, and zero stands for it.
+        """
         middles = (torch.arange(-HALF, HALF, dtype=torch.float64) + 0.5) * self.width
+        if self.low == 0.0:
+            middles[HALF] = 0.0
         return middles.clamp(self.low, self.high) if self.low <= self.high else middles
 
     def _cover(self, magnitude: float) -> None:

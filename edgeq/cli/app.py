@@ -11,6 +11,7 @@ from edgeq import __version__
 from edgeq.cli import deploy, device, inspect, report, targets, verify
 from edgeq.cli.command import command
 from edgeq.cli.shell import Shell
+from edgeq.errors import UsageError
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -26,7 +27,7 @@ def _root(
 ) -> int:
     """From a trained PyTorch model to an artefact proven on the device it was made for."""
     if not version:
-        raise typer.BadParameter("a command is missing")
+        raise UsageError("a command is missing", remedy="see edgeq --help")
     if shell.json:
         shell.document({"edgeq": __version__})
     else:

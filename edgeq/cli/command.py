@@ -24,14 +24,14 @@ def command(function: Callable[Concatenate[Shell, Parameters], int]) -> Callable
     """The function as typer takes it: its first parameter is filled in, its result is the exit code."""
 
     def run(context: typer.Context, **given: Any) -> None:
-        # One set for a group and its commands: `edgeq --json targets show` and `edgeq targets show --json` are the same.
+        # One set for a group and its commands: a flag may stand before `targets` as well as behind `show`.
         flags: set[str] = context.ensure_object(set)
         flags.update(flag for flag in _FLAGS if given.pop(flag))
         if context.invoked_subcommand is not None:
             return
         shell = Shell(**dict.fromkeys(flags, True))
         with shell.silenced():
-            code = shell.guard(lambda: function(shell, **given))
+            code = shell.guard(lambda: function(shell, **given))  # type: ignore[call-arg]
         raise typer.Exit(code)
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]

@@ -10,11 +10,10 @@ import typer
 from edgeq.cli import options as o
 from edgeq.cli.shell import Shell
 from edgeq.errors import GateError
-from edgeq.report.console import render
-from edgeq.validation.gates import Limits
 
 if TYPE_CHECKING:
     from edgeq.report.schema import Report
+    from edgeq.validation.gates import Limits
 
 
 def deploy(
@@ -39,7 +38,7 @@ def deploy(
         str | None,
         typer.Option(
             metavar="P",
-            help="One device of the target, by name or .toml file.",
+            help="A device of the target, by name or .toml file.",
             rich_help_panel="Where and how it runs",
         ),
     ] = None,
@@ -62,8 +61,9 @@ def deploy(
 ) -> int:
     """Quantize a model, build the artefact, and prove it on its device.
 
-    Exit codes: 0 done and all limits held, 2 wrong use, 3 a limit was missed (artefact and report are written all
-    the same), 4 not supported, 5 device or runtime failed.
+    Exit codes: 0 done and all limits held; 2 wrong use;
+    3 a limit was missed (artefact and report are written);
+    4 not supported; 5 device or runtime failed.
     """
     limits = _limits(max_drop, max_latency, max_size, min_speedup, allow_slower)
     with shell.stages() as stages:
@@ -147,6 +147,8 @@ def validate(
 
 def conclude(shell: Shell, report: Report, folder: Path | None) -> int:
     """Show a report; returns the exit code that its verdict asks for."""
+    from edgeq.report.console import render
+
     if not shell.quiet:
         render(report, shell.console, folder)
     if shell.json:
@@ -174,6 +176,8 @@ def conclude(shell: Shell, report: Report, folder: Path | None) -> int:
 def _limits(
     max_drop: str | None, max_latency: str | None, max_size: str | None, min_speedup: str | None, allow_slower: bool
 ) -> Limits:
+    from edgeq.validation.gates import Limits
+
     return Limits.parse(
         max_drop=max_drop,
         max_latency=max_latency,

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from edgeq.cli import options as o
 from edgeq.cli.shell import Shell
-from edgeq.report.wording import count_text
 
 if TYPE_CHECKING:
     from edgeq.model.inspect import Inspection
@@ -45,6 +44,8 @@ def inspect(
 
 
 def _print(shell: Shell, found: Inspection) -> None:
+    from edgeq.report.wording import count_text
+
     console = shell.console
     console.print(Text.assemble((found.source, "bold"), f"  {found.kind}, sha256 {found.sha256[:12]}"))
     for label, ports in (("input", found.inputs), ("output", found.outputs)):

@@ -17,7 +17,7 @@ Inputs = Annotated[
     typer.Option(
         "--input",
         metavar="SPEC",
-        help="Shape of an input, once for each, where the file carries none: [name:]shape[:dtype], such as 1x3x224x224.",
+        help="\\[name:]shape\\[:dtype] of an input, once for each, where the file has none: 1x3x224x224.",
         rich_help_panel=_MODEL,
         show_default=False,
     ),
@@ -81,9 +81,10 @@ Threads = Annotated[
 ]
 MaxDrop = Annotated[
     str | None,
-    typer.Option(metavar="1%", help="Most accuracy that may be lost: points of a percentage, or 0.5 units of the metric.",
-                 rich_help_panel=_LIMITS),
-]  # fmt: skip
+    typer.Option(
+        metavar="1%", help="Most accuracy that may be lost; 0.5 is in units of the metric.", rich_help_panel=_LIMITS
+    ),
+]
 MaxLatency = Annotated[str | None, typer.Option(metavar="2ms", help="Longest median latency.", rich_help_panel=_LIMITS)]
 MaxSize = Annotated[
     str | None, typer.Option(metavar="4MB", help="Most bytes of the artefact's files.", rich_help_panel=_LIMITS)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from edgeq.cli.shell import Shell
 from edgeq.cli.verify import Build
 from edgeq.errors import UsageError
 from edgeq.files import explained
-from edgeq.report.console import render
 
 if TYPE_CHECKING:
     from edgeq.report.schema import Report
@@ -32,6 +29,8 @@ def report(
 
     The exit code is 0 also where a limit was missed: it says whether the report could be shown.
     """
+    from edgeq.report.console import render
+
     if html:
         return _open(shell, build / "report.html")
     found = read_report(build)
@@ -48,6 +47,8 @@ def read_report(build: Path) -> Report:
     Raises:
         UsageError: there is none, it is damaged, or of another version of edgeq.
     """
+    from pydantic import ValidationError
+
     from edgeq.report.schema import Report
 
     path = build / "report.json"
@@ -70,6 +71,8 @@ def read_report(build: Path) -> Report:
 def _open(shell: Shell, path: Path) -> int:
     if not path.is_file():
         raise _no_report(path)
+    import webbrowser
+
     # Without a display the browser would be one that takes the terminal over.
     display = sys.platform in ("darwin", "win32") or any(os.environ.get(v) for v in ("DISPLAY", "WAYLAND_DISPLAY"))
     opened = display and not shell.json and webbrowser.open(path.resolve().as_uri())

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import typer
-from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
@@ -23,16 +22,17 @@ from edgeq.cli import signals
 from edgeq.cli.terminal import Live, Plain, Stages
 from edgeq.errors import INTERRUPTED, EdgeqError, UsageError
 from edgeq.files import explained
-from edgeq.report.console import WIDTH
 
 # What typer raises for wrong arguments; it is public only as the base of its subclass.
 _WRONG_ARGUMENTS: type = typer.BadParameter.__mro__[1]
+_WIDTH = 100
+"""Columns where there is no terminal to ask: as wide as the report's table."""
 _KINDS = {2: "usage", 3: "gate", 4: "unsupported", 5: "device"}
 
 
 def plain(value: object) -> Any:
     """A value as JSON has it: models and data classes as objects, what is no finite number as null."""
-    if isinstance(value, BaseModel):
+    if hasattr(value, "model_dump"):  # a pydantic model: importing pydantic would make `edgeq --help` wait
         return plain(value.model_dump(mode="json", by_alias=True))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -135,7 +135,7 @@ def _explain(error: BaseException) -> EdgeqError:
     if isinstance(error, _WRONG_ARGUMENTS):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "edgeq"
-        cause = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+        cause = str(error.format_message()).replace("Value error, ", "").rstrip(".")  # type: ignore[attr-defined]
         return UsageError(cause[:1].lower() + cause[1:], where=command, remedy=f"see {command} --help")
     if isinstance(error, SystemExit):
         return UsageError(
@@ -172,7 +172,7 @@ def _console(stream: TextIO) -> Console:
         width = 0
     told = os.environ.get("COLUMNS", "")
     width = int(told) if told.isdecimal() and int(told) else width
-    return Console(file=stream, width=width or WIDTH, highlight=False)
+    return Console(file=stream, width=width or _WIDTH, highlight=False)
 
 
 def _is_descriptor(stream: Any, number: int) -> bool:

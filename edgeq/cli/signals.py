@@ -7,7 +7,7 @@ import time
 from types import FrameType
 
 _GRACE = 2.0
-"""Seconds for clearing up, in which further signals are ignored: they often come in pairs, to a process and its group."""
+"""Seconds for clearing up, without further signals: they often come in pairs, to a process and to its group."""
 
 _stopped_at: float | None = None
 _stopped_by: Stopped | None = None

@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from edgeq.cli import signals
-from edgeq.report.wording import seconds_text
 
 _NAME_WIDTH = 24
 
@@ -116,6 +115,8 @@ class _Count(MofNCompleteColumn):
 
 
 def _over(stage: str, seconds: float) -> Text:
+    from edgeq.report.wording import seconds_text  # late, so that `edgeq --help` need not wait for the report's parts
+
     return Text.assemble(f"  {stage:<{_NAME_WIDTH}} ", (seconds_text(seconds), "dim"))
 
 

@@ -70,6 +70,7 @@ def _store_weights(
             where=f"layer {group.name}",
             remedy="choose another format for this model",
         )
+    node.name = group.name  # runtimes report this name back when they say where it ran
     bias_owner, bias_index = _bias_slot(node)
     bias = quantized.biases[group.name]
     weight = quantized.weights.get(group.name)

@@ -40,13 +40,13 @@ def scale_batch(node: Node, count: int) -> tuple[Any, ...]:
 _RESHAPES = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default)
 
 
-@torch.inference_mode()
 def execute(
     program: ExportedProgram,
     batches: Sequence[Sequence[torch.Tensor]],
     hook: Hook | None = None,
     replace: Mapping[str, torch.Tensor] | None = None,
     batch_factors: Sequence[int] = (),
+    differentiable: bool = False,
 ) -> list[list[torch.Tensor]]:
     """Runs the graph on several batches in step: each node for all batches, then the next node.
 
@@ -59,13 +59,24 @@ def execute(
         replace: values for constants, by placeholder name, in place of the program's own.
         batch_factors: how many times larger each batch is than the one the graph was traced with, where
             that one is fixed.
+        differentiable: record what is needed for gradients.
 
     Returns:
         For each batch the user outputs, in order.
     """
+    with torch.enable_grad() if differentiable else torch.inference_mode():
+        return _execute(program, batches, hook, replace or {}, batch_factors or [1] * len(batches))
+
+
+def _execute(
+    program: ExportedProgram,
+    batches: Sequence[Sequence[torch.Tensor]],
+    hook: Hook | None,
+    replace: Mapping[str, torch.Tensor],
+    factors: Sequence[int],
+) -> list[list[torch.Tensor]]:
     env: dict[Node, list[Any]] = {}
-    factors = batch_factors or [1] * len(batches)
-    values = constants(program) | dict(replace or {})
+    values = constants(program) | dict(replace)
     dies_at: dict[Node, list[Node]] = {}
     for used, last in {u: node for node in program.graph.nodes for u in node.all_input_nodes}.items():
         dies_at.setdefault(last, []).append(used)

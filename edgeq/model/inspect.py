@@ -37,8 +37,15 @@ def inspect_model(model: Model, targets: Sequence[Target], notes: Sequence[str] 
             for g in model.groups
         ],
         targets=[_fit(model, target, runtime) for target in targets for runtime in target.runtimes],
-        notes=list(notes),
+        notes=[*notes, *_uncounted(model)],
     )
+
+
+def _uncounted(model: Model) -> list[str]:
+    strange = sorted({group.op for group in model.groups if group.op.startswith("aten.")})
+    if not strange:
+        return []
+    return [f"no target has a class for {', '.join(strange)}: they stay in float, and their work is not in the MACs"]
 
 
 def _fit(model: Model, target: Target, runtime: Runtime) -> RuntimeFit:
@@ -60,7 +67,7 @@ def _tensor(name: str, node: Node) -> InspectedTensor:
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor):
         return InspectedTensor(name=name, shape=[], dtype=type(value).__name__)
-    shape = [size if isinstance(size, int) else None for size in value.shape]
+    shape: list[int | None] = [size if isinstance(size, int) else None for size in value.shape]
     return InspectedTensor(name=name, shape=shape, dtype=str(value.dtype).removeprefix("torch."))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +32,7 @@ class Model:
         source: file name, for people.
         sha256: of the file, or of the weights and graph of a module from memory.
         example: one input per argument, for tracing only.
+        notes: what was assumed while loading, for the user to see.
     """
 
     program: ExportedProgram
@@ -43,6 +43,7 @@ class Model:
     source: str
     sha256: str
     example: tuple[torch.Tensor, ...]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -105,6 +106,8 @@ class Model:
         batches: Sequence[Sequence[torch.Tensor]],
         hook: Hook | None = None,
         replace: Mapping[str, torch.Tensor] | None = None,
+        *,
+        differentiable: bool = False,
     ) -> list[list[torch.Tensor]]:
         """The normalised program's outputs, for each batch.
 
@@ -113,11 +116,12 @@ class Model:
                 if `batchable`.
             hook: sees and may change every value (see `edgeq.model.execute`).
             replace: constants to use in place of the model's own, by graph node.
+            differentiable: record what is needed for gradients.
         """
         if self.dynamic_batch:
-            return execute(self.program, batches, hook, replace)
+            return execute(self.program, batches, hook, replace, differentiable=differentiable)
         factors = [len(batch[0]) // len(self.example[0]) for batch in batches]
-        return execute(self.program, batches, hook, replace, factors)
+        return execute(self.program, batches, hook, replace, factors, differentiable)
 
 
 def load(
@@ -166,13 +170,6 @@ def from_loaded(loaded: Loaded) -> Model:
         source=loaded.source,
         sha256=loaded.sha256,
         example=tuple(loaded.example),
+        notes=tuple(loaded.notes),
     )
 
-
-def content_hash(*parts: bytes) -> str:
-    """SHA-256 over several byte strings."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()

@@ -11,6 +11,7 @@ import torch
 from edgeq.calibration.calibrate import Calibration
 from edgeq.calibration.estimators import ESTIMATORS, choose
 from edgeq.calibration.histogram import Histogram
+from edgeq.calibration.impact import Impact
 from edgeq.model.model import Model
 from edgeq.model.ops import op_class
 from edgeq.numerics import QParams, Scheme, qparams
@@ -39,11 +40,17 @@ class QuantizedTensor:
 
 
 def quantize_activations(
-    model: Model, runtime: Runtime, assignment: Assignment, calibration: Calibration, estimator: str = "auto"
+    model: Model,
+    runtime: Runtime,
+    assignment: Assignment,
+    calibration: Calibration,
+    impact: Impact | None = None,
+    estimator: str = "auto",
 ) -> dict[str, QuantizedTensor]:
     """Scale and zero point of every quantized tensor, by graph node.
 
     Args:
+        impact: what the rule minimizes.
         estimator: `auto` for the rule of `edgeq.calibration.estimators.choose`, or the name of one estimator.
     """
     shares: dict[str, list[str]] = defaultdict(list)
@@ -57,7 +64,9 @@ def quantize_activations(
         tensor = (
             _prescribed(fixed, share, runtime.name)
             if fixed
-            else _estimated(names, share, scheme, calibration, estimator, boundary=not ends.isdisjoint(names))
+            else _estimated(
+                names, share, scheme, calibration, impact, estimator, boundary=not ends.isdisjoint(names)
+            )
         )
         result.update(dict.fromkeys(names, tensor))
     return {name: result[name] for name in sorted(result)}
@@ -75,12 +84,23 @@ def _prescribed(fixed: FixedOutput, share: str, runtime: str) -> QuantizedTensor
 
 
 def _estimated(
-    names: list[str], share: str, scheme: Scheme, calibration: Calibration, estimator: str, *, boundary: bool
+    names: list[str],
+    share: str,
+    scheme: Scheme,
+    calibration: Calibration,
+    impact: Impact | None,
+    estimator: str,
+    *,
+    boundary: bool,
 ) -> QuantizedTensor:
     histogram = reduce(Histogram.union, (calibration.histograms[n] for n in names))
     if estimator == "auto":
-        used, (low, high) = choose(histogram, scheme, boundary=boundary)
-        reason = "an input or output of the model: true extremes" if boundary else _why(used)
+        known = impact if impact is not None and impact.knows(names) else None
+        damage = None if known is None else lambda q: known.of(names, q)
+        used, (low, high) = choose(histogram, scheme, boundary=boundary, damage=damage)
+        reason = "least expected movement of the outputs" if known else "least squared error: no gradient reaches it"
+        if boundary:
+            reason = "an input or output of the model: true extremes"
     else:
         used, (low, high) = estimator, ESTIMATORS[estimator](histogram, scheme)
         reason = "asked for"
@@ -89,6 +109,3 @@ def _estimated(
     q = qparams(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64), scheme)
     return QuantizedTensor(q, low, high, used, share, reason)
 
-
-def _why(used: str) -> str:
-    return "long tail: clipping lowers the expected error" if used == "mse" else "clipping would not pay"

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from edgeq.calibration.calibrate import Calibration
+from edgeq.calibration.impact import Impact
 from edgeq.model.model import Model
 from edgeq.model.execute import Hook
 from edgeq.model.ops import WEIGHTED, output_channels_axis
@@ -43,6 +44,7 @@ def quantize_model(
     model: Model,
     runtime: Runtime,
     calibration: Calibration,
+    impact: Impact | None = None,
     *,
     estimator: str = "auto",
     correct_bias: bool = True,
@@ -50,11 +52,12 @@ def quantize_model(
     """Ranges, integer weights and corrected biases for one runtime.
 
     Args:
+        impact: what the choice of ranges minimizes (see `edgeq.calibration.impact`).
         estimator: see `quantize_activations`.
         correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
     """
     assignment = assign(model, runtime, calibration.histograms)
-    activations = quantize_activations(model, runtime, assignment, calibration, estimator)
+    activations = quantize_activations(model, runtime, assignment, calibration, impact, estimator)
     state = model.program.state_dict
     weights: dict[str, QuantizedWeight] = {}
     biases: dict[str, torch.Tensor] = {}

@@ -1,0 +1,114 @@
+"""The written file against the plan: every integer, every scale, and what was left in float."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgeq.errors import EdgeqError
+from edgeq.export.stored import Stored
+from edgeq.model.model import Model
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.weights import quantize_bias
+from edgeq.report.schema import Audit, FloatOperator, Placement
+
+
+class AuditError(EdgeqError):
+    """The file does not store what the plan says. Never the user's fault."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(
+            f"the written file differs from the plan: {what}", where=where, remedy="report this model as a defect of edgeq"
+        )
+
+
+def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
+    """Compares every stored integer, scale and zero point with what was to be written.
+
+    Raises:
+        AuditError: the first difference, with its layer.
+    """
+    checked = bytes_checked = 0
+    for group in model.groups:
+        weight = quantized.weights.get(group.name)
+        if weight is None:
+            continue
+        where = f"layer {group.name}"
+        found = stored.weights.get(group.name)
+        if found is None:
+            raise AuditError(where, "its weight is not stored as integers")
+        wanted = weight.integers.numpy()
+        if found.integers.dtype != wanted.dtype or not np.array_equal(found.integers, wanted):
+            raise AuditError(where, f"other weights ({found.integers.dtype} {found.integers.shape})")
+        scale, zero = weight.q.scale.numpy().reshape(-1), weight.q.zero_point.numpy().reshape(-1)
+        if not np.array_equal(found.scale.reshape(-1), scale):
+            raise AuditError(where, "other weight scales")
+        if not np.array_equal(np.broadcast_to(found.zero_point.reshape(-1), zero.shape), zero):
+            raise AuditError(where, "other weight zero points")
+        bias = quantized.biases[group.name]
+        expected = bias.numpy()
+        if quantized.assignment.kernels[group.name].bias == "int32":
+            expected = quantize_bias(bias, quantized.activations[group.inputs[0]].q.scale, weight.q).numpy()
+        if found.bias is None or found.bias.dtype != expected.dtype or not np.array_equal(found.bias.reshape(-1), expected):
+            raise AuditError(where, f"another bias ({found.bias_dtype or 'none'})")
+        checked += 2
+        bytes_checked += wanted.nbytes + expected.nbytes + scale.nbytes
+    for node, tensor in quantized.activations.items():
+        kept = stored.tensors.get(node)
+        if kept is None:
+            continue  # merged into the operator behind it, which carries the same scale
+        wanted_scale, wanted_zero = float(tensor.q.scale), int(tensor.q.zero_point)
+        if (kept.dtype, kept.scale, kept.zero_point) != (tensor.q.scheme.dtype, wanted_scale, wanted_zero):
+            raise AuditError(f"tensor {node}", f"{kept.dtype}, scale {kept.scale}, zero point {kept.zero_point}")
+        checked += 1
+    return Audit(
+        tensors_checked=checked,
+        bytes_checked=bytes_checked,
+        integer_mac_percent=_share(model, stored.integer_groups),
+        float_operators=_left_in_float(model, quantized, stored.integer_groups),
+    )
+
+
+def confirm(model: Model, quantized: Quantized, written: Audit, placements: Sequence[Placement]) -> Audit:
+    """The audit with the runtime's own word: a layer that it ran in float does not count as integer.
+
+    Args:
+        placements: where every operator ran; those that carry a layer's name speak for the layer.
+    """
+    groups = {g.name: g for g in model.groups}
+    in_float = {f.layer for f in written.float_operators}
+    refused: dict[str, Placement] = {}
+    for placement in placements:
+        name = re.split(r"_token_\d+$|/WithoutBiases$|/fused", placement.name)[0]
+        if name in groups and placement.integer is False and groups[name].macs:
+            refused[name] = placement
+    integer = {name for name, g in groups.items() if g.macs and name not in in_float and name not in refused}
+    extra = [
+        FloatOperator(
+            layer=name, op=groups[name].op, macs=groups[name].macs, reason=f"the runtime ran it in float ({p.op}, {p.where})"
+        )
+        for name, p in refused.items()
+        if name not in in_float
+    ]
+    return written.model_copy(
+        update={"integer_mac_percent": _share(model, integer), "float_operators": [*extra, *written.float_operators]}
+    )
+
+
+def _share(model: Model, integer: set[str]) -> float:
+    total = model.macs
+    return 100.0 * sum(g.macs for g in model.groups if g.name in integer) / total if total else 0.0
+
+
+def _left_in_float(model: Model, quantized: Quantized, integer: set[str]) -> list[FloatOperator]:
+    found = []
+    for group in model.groups:
+        reason = quantized.assignment.reasons[group.name]
+        if group.name in quantized.assignment.kernels:
+            if not group.macs or group.name in integer:
+                continue
+            reason = "the exported file computes it in float"
+        found.append(FloatOperator(layer=group.name, op=group.op, macs=group.macs, reason=reason))
+    return found

@@ -1,0 +1,113 @@
+"""Reads back what an ONNX file stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from edgeq.export.stored import Stored, StoredTensor, StoredWeight
+from edgeq.model.model import Model
+from edgeq.model.ops import WEIGHTED
+
+_INVISIBLE = {"QuantizeLinear", "DequantizeLinear", "Identity"}
+
+
+def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
+    """Everything quantized in the file.
+
+    Args:
+        values: name of the ONNX value for each graph node (see `FloatOnnx`).
+    """
+    graph = onnx.load(path).graph
+    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    producer = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    by_name = {node.name: node for node in graph.node}
+
+    tensors = {}
+    for graph_node, value in values.items():
+        quantized = _quantization(value, readers, producer)
+        if quantized is not None:
+            scale, zero = constants[quantized.input[1]], constants[quantized.input[2]]
+            tensors[graph_node] = StoredTensor(str(zero.dtype), float(scale), int(zero))
+
+    weights: dict[str, StoredWeight] = {}
+    integer: set[str] = set()
+    floats: list[tuple[str, str, str]] = []
+    for group in model.groups:
+        node = by_name.get(group.name) if group.op in WEIGHTED else None
+        if node is None:
+            continue
+        dequantize = producer.get(node.input[1])
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            floats.append((node.op_type, group.name, ""))
+            continue
+        integers, scale, zero = (constants[name] for name in dequantize.input)
+        if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB")):
+            integers = integers.T
+        bias, bias_dtype = _bias(node, constants, producer, readers)
+        weights[group.name] = StoredWeight(integers, scale, zero, bias, bias_dtype)
+        reads_integers = (d := producer.get(node.input[0])) is not None and d.op_type == "DequantizeLinear"
+        if reads_integers:
+            integer.add(group.name)
+        else:
+            floats.append((node.op_type, group.name, "its input is not quantized"))
+    floats += [(n.op_type, n.name, "") for n in graph.node if n.op_type not in _INVISIBLE and not _on_integers(n, producer, readers)]
+    return Stored(weights, tensors, integer, [f for f in floats if f[1] not in integer])
+
+
+def _quantization(
+    value: str, readers: Mapping[str, list[onnx.NodeProto]], producer: Mapping[str, onnx.NodeProto]
+) -> onnx.NodeProto | None:
+    """The node that quantizes a value, also where an output's name moved behind it, or an input is integer itself."""
+    for name in (value, f"{value}_before"):
+        for node in readers.get(name, []):
+            if node.op_type == "QuantizeLinear":
+                return node
+    made_by = producer.get(value)
+    if made_by is not None and made_by.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return made_by
+    only = readers.get(value, [])
+    return only[0] if made_by is None and only and only[0].op_type == "DequantizeLinear" else None
+
+
+def _on_integers(
+    node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto], readers: Mapping[str, list[onnx.NodeProto]]
+) -> bool:
+    source = producer.get(node.input[0]) if node.input else None
+    return source is not None and (source.op_type == "DequantizeLinear" or _fused_activation(node, producer))
+
+
+def _fused_activation(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) -> bool:
+    source = producer.get(node.input[0])
+    before = producer.get(source.input[0]) if source is not None and source.input else None
+    return node.op_type in ("Relu", "Clip") and before is not None and before.op_type == "DequantizeLinear"
+
+
+def _bias(
+    node: onnx.NodeProto,
+    constants: Mapping[str, np.ndarray],
+    producer: Mapping[str, onnx.NodeProto],
+    readers: Mapping[str, list[onnx.NodeProto]],
+) -> tuple[np.ndarray | None, str]:
+    if node.op_type == "MatMul":
+        addition = readers[node.output[0]][0]
+        name = next(n for n in addition.input if n != node.output[0])
+    elif len(node.input) > 2:
+        name = node.input[2]
+    else:
+        return None, ""
+    made_by = producer.get(name)
+    array = constants[made_by.input[0]] if made_by is not None else constants[name]
+    return array, str(array.dtype)
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), 0)

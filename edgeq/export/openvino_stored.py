@@ -1,0 +1,80 @@
+"""Reads back what an OpenVINO IR stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.export.stored import Stored, StoredTensor, StoredWeight
+from edgeq.model.model import Model
+from edgeq.model.ops import WEIGHTED
+
+_COMPUTES = {"Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData"}
+
+
+def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
+    """Everything quantized in the file.
+
+    Args:
+        values: name of the ONNX value for each graph node: OpenVINO keeps the names of the Q/DQ constants.
+    """
+    import openvino
+
+    read = openvino.Core().read_model(path)
+    named = {op.get_friendly_name(): op for op in read.get_ops()}
+    tensors = {}
+    for node, value in values.items():
+        scale, zero = named.get(f"{value}_scale"), named.get(f"{value}_zero_point")
+        if scale is not None and zero is not None:
+            point = np.asarray(zero.data)
+            tensors[node] = StoredTensor(str(point.dtype), float(np.asarray(scale.data).item()), int(point.item()))
+    weights: dict[str, StoredWeight] = {}
+    for group in model.groups:
+        stored = named.get(f"{group.weight}_quantized") if group.op in WEIGHTED else None
+        if stored is None:
+            continue
+        integers = np.asarray(stored.data)
+        weight = model.program.state_dict[group.weight or ""]
+        scale = _constant(named, f"{group.weight}_quantized_scale")
+        zero = _constant(named, f"{group.weight}_quantized_zero_point")
+        bias = _constant(named, f"{group.bias}_corrected")
+        if zero is None:
+            zero = np.zeros_like(integers, shape=scale.shape if scale is not None else ())
+        assert scale is not None
+        weights[group.name] = StoredWeight(
+            integers.reshape(tuple(weight.shape)), scale, zero, bias, "" if bias is None else str(bias.dtype)
+        )
+    floats = [
+        (op.get_type_name(), op.get_friendly_name(), "")
+        for op in read.get_ops()
+        if op.get_type_name() in _COMPUTES and not _reads_integers(op)
+    ]
+    in_float = {name for _, name, _ in floats}
+    return Stored(weights, tensors, {name for name in weights if not _mentioned(name, in_float)}, floats)
+
+
+def _constant(named: Mapping[str, Any], name: str) -> np.ndarray | None:
+    op = named.get(name)
+    return None if op is None else np.asarray(op.data).reshape(-1)
+
+
+def _mentioned(group: str, names: set[str]) -> bool:
+    return any(name == group or name.startswith(f"{group}/") for name in names)
+
+
+def _reads_integers(op: Any) -> bool:
+    """Whether both inputs come, through element-wise steps, from 8-bit values."""
+    return all(_integer_source(port.get_source_output().get_node(), 6) for port in list(op.inputs())[:2])
+
+
+def _integer_source(op: Any, depth: int) -> bool:
+    if op.get_output_element_type(0).get_type_name() in ("i8", "u8"):
+        return True
+    if depth == 0 or op.get_type_name() not in ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "FakeQuantize"):
+        return False
+    if op.get_type_name() == "FakeQuantize":
+        return bool(op.get_attributes()["levels"] <= 256)
+    return _integer_source(op.input(0).get_source_output().get_node(), depth - 1)

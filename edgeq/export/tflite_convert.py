@@ -1,0 +1,129 @@
+"""A float program to a float `.tflite` file, by litert-torch, without its detours and its chatter."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from edgeq.errors import MissingExtraError, UnsupportedError
+from edgeq.model.model import Model
+
+_LOG = logging.getLogger(__name__)
+_PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
+
+
+def convert(model: Model) -> bytes:
+    """The model's normalised program as a float flatbuffer, with the converter's own tensor names.
+
+    A program with a dynamic batch is traced again for a batch of one.
+
+    Raises:
+        MissingExtraError: litert-torch is not installed.
+        UnsupportedError: the converter refuses an operator; names it and its layer.
+    """
+    with _quiet():
+        parts = {name: _part(name) for name in _PARTS}
+        inputs = example(model)
+        program = model.program
+        if model.dynamic_batch:
+            program = torch.export.export(program.module(), inputs)
+        try:
+            return _convert(parts, program, inputs)
+        except Exception as error:
+            # The converter raises whatever torch, jax or MLIR raised: all of it means that it cannot take the model.
+            raise _refused(model, error) from error
+
+
+def example(model: Model) -> tuple[torch.Tensor, ...]:
+    """One input per argument, of the shape that the file is made for: a batch of one where it is dynamic."""
+    return tuple(x[:1] for x in model.example) if model.dynamic_batch else model.example
+
+
+_PARTS = (
+    "litert_torch._convert.fx_passes",
+    "litert_torch._convert.fx_passes.build_aten_composite_pass",
+    "litert_torch._convert.litert_converter",
+    "litert_torch._convert.signature",
+    "litert_torch.fx_infra",
+)
+
+
+def _part(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError("litert-torch", "tflite") from error
+
+
+def _convert(parts: dict[str, Any], program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> bytes:
+    passes, composites, converter, signatures, infra = (parts[name] for name in _PARTS)
+    # `litert_torch.convert` exports the module again and retraces the graph four times. The program is exported already;
+    # one retracing brings it to core ATen, and a second, inside the lowering, resolves what the passes put in.
+    program = infra.safe_run_decompositions(program, infra.decomp.pre_convert_decomp(), can_skip=False)
+    _forget_origins(program)
+    steps = [passes.EliminateDeadCodePass(), passes.OptimizeLayoutTransposesPass()]
+    if any(node.target in composites._composite_builders for node in program.graph.nodes):
+        # The layout pass hides these operators in functions of its own, where the composite pass cannot see them.
+        steps.append(passes.CanonicalizePass())
+    steps += [passes.ReduceViewRankPass(), passes.BuildAtenCompositePass(), passes.RemoveNonUserOutputsPass()]
+    program = infra.run_passes(program, steps)
+    signature = signatures.Signature("serving_default", None, inputs, None)
+    return bytes(converter.exported_programs_to_flatbuffer([program], [signature]).to_bytes())
+
+
+def _forget_origins(program: ExportedProgram) -> None:
+    """Drops the history of each node, which every later retracing copies: only the module path helps in an error."""
+    for node in program.graph.nodes:
+        for key in ("from_node", "stack_trace", "source_fn_stack"):
+            node.meta.pop(key, None)
+
+
+def _refused(model: Model, error: Exception) -> UnsupportedError:
+    text = " ".join(str(error).split())
+    operator = re.search(r"target=torch\.ops\.aten\.(\w+)|operation '(?:\w+\.)?(\w+)'|aten[.:]+(\w+)", text)
+    name = next((g for g in operator.groups() if g), "") if operator else ""
+    layers = [g.name for g in model.groups if name and (g.root.startswith(name) or name in g.op)]
+    where = f"layer {layers[0]}" if len(layers) == 1 else f"one of the layers {', '.join(layers[:4])}" if layers else ""
+    cause = f"the TFLite converter cannot take the operator {name!r}" if name else "the TFLite converter failed"
+    return UnsupportedError(
+        f"{cause}: {text[:160]}", where=where, remedy="replace the operator, or export to ONNX with --format onnx"
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the converter's messages from the terminal: Python's, and those that its C++ parts write themselves.
+
+    They go to this module's log at debug level.
+    """
+    before = os.environ.get(_PROGRESS)
+    os.environ[_PROGRESS] = "n"
+    with tempfile.TemporaryFile() as caught, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            if before is None:
+                os.environ.pop(_PROGRESS, None)
+            else:
+                os.environ[_PROGRESS] = before
+            caught.seek(0)
+            _LOG.debug("%s", caught.read().decode(errors="replace"))
