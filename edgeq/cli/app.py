@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeq import __version__
-from edgeq.cli import deploy, device, inspect, report, targets, verify
+from edgeq.cli import deploy, device, inspect, report, targets, validate, verify
 from edgeq.cli.command import command
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -18,7 +18,14 @@ def run(arguments: Sequence[str]) -> int:
     """Run the program with these arguments; returns its exit code."""
     # How an error in the arguments themselves is told depends on flags among them.
     shell = Shell(**{flag: f"--{flag}" in arguments for flag in ("json", "quiet", "debug")})
-    return shell.guard(lambda: app(args=list(arguments), prog_name="edgeq", standalone_mode=False) or 0)
+    return shell.guard(lambda: _start(arguments))
+
+
+def _start(arguments: Sequence[str]) -> int:
+    try:
+        return int(app(args=list(arguments), prog_name="edgeq", standalone_mode=False) or 0)
+    except SystemExit as ended:  # the reader of a help text has left
+        return int(ended.code or 0)
 
 
 def _root(
@@ -54,6 +61,6 @@ _device.command("list")(command(device.list_devices))
 _device.command()(command(device.setup))
 app.add_typer(_device, name="device")
 
-app.command()(command(deploy.validate))
+app.command()(command(validate.validate))
 app.command()(command(verify.verify))
 app.command()(command(report.report))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def inspect(
     shell: Shell,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A .pt2, TorchScript, torch.save or safetensors file.")],
+    model: o.ModelFile,
     target: Annotated[
         list[str], typer.Option("--target", metavar="T", help="Look at these targets only.", show_default=False)
     ] = [],  # noqa: B006
@@ -27,15 +27,14 @@ def inspect(
     trust_pickle: o.TrustPickle = False,
 ) -> int:
     """Show what a model is made of, and what of it each target can run on integers."""
-    with shell.stages():
-        from edgeq.model.inspect import inspect_model
-        from edgeq.model.load import read
-        from edgeq.model.model import from_loaded
-        from edgeq.registry.load import load_target, target_names
+    from edgeq.model.inspect import inspect_model
+    from edgeq.model.load import read
+    from edgeq.model.model import from_loaded
+    from edgeq.registry.load import load_target, target_names
 
-        wanted = [load_target(name) for name in target or target_names()]
-        loaded = read(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
-        found = inspect_model(from_loaded(loaded), wanted, loaded.notes)
+    wanted = [load_target(name) for name in target or target_names()]
+    loaded = read(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
+    found = inspect_model(from_loaded(loaded), wanted, loaded.notes)
     if shell.json:
         shell.document(found)
     else:

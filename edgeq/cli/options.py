@@ -11,6 +11,14 @@ _MODEL = "Model"
 _DATA = "Data"
 _RUN = "Where and how it runs"
 _LIMITS = "Limits"
+_EVALUATION = typer.Option(
+    "--eval",
+    metavar="DATA",
+    help="Samples with labels to judge by: .npz, .npy, a folder of images, or package.module:function.",
+    rich_help_panel=_DATA,
+)
+
+ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help="A .pt2, TorchScript, torch.save or safetensors file.")]
 
 Inputs = Annotated[
     list[str],
@@ -41,15 +49,8 @@ TrustPickle = Annotated[
 TargetName = Annotated[
     str, typer.Option("--target", metavar="T", help="What to build for: a name from `edgeq targets`, or a .toml file.")
 ]
-Evaluation = Annotated[
-    str | None,
-    typer.Option(
-        "--eval",
-        metavar="DATA",
-        help="Samples with labels to judge by: .npz, .npy, a folder of images, or package.module:function.",
-        rich_help_panel=_DATA,
-    ),
-]
+Evaluation = Annotated[str | None, _EVALUATION]
+NeededEvaluation = Annotated[str, _EVALUATION]
 Preprocess = Annotated[
     str | None,
     typer.Option(

@@ -89,6 +89,8 @@ def _execute(
             given = [batch[position] for batch in batches]
             position += 1
             env[node] = hook(node, given) if hook else given
+        elif node.op == "get_attr":
+            env[node] = [getattr(program.graph_module, str(node.target))] * len(batches)
         elif node.op == "call_function":
             computed = [_call(node, env, i, factors[i]) for i in range(len(batches))]
             env[node] = hook(node, computed) if hook else computed

@@ -1,0 +1,96 @@
+"""From a quantized model to files: one call for every format, and what is shared between formats made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgeq.errors import UnsupportedError
+from edgeq.export import onnx_float
+from edgeq.export.onnx import quantize_onnx
+from edgeq.export.onnx_stored import read_onnx
+from edgeq.export.openvino import write_openvino
+from edgeq.export.openvino_stored import read_openvino
+from edgeq.export.stored import Stored
+from edgeq.model.model import Model
+from edgeq.quantization.quantize import Quantized
+
+FILE_NAMES = {"onnx": "model.onnx", "openvino": "model.xml", "tflite": "model.tflite"}
+
+
+@dataclass
+class Exporter:
+    """Writes one model in any format. Conversions of the float model are kept, because they take longest.
+
+    Attributes:
+        model: what is exported.
+        scratch: a folder for intermediate files; the float models stay there as baselines.
+    """
+
+    model: Model
+    scratch: Path
+    _floats: dict[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def _onnx(self) -> onnx_float.FloatOnnx:
+        return onnx_float.export_float(self.model)
+
+    @cached_property
+    def _tflite(self) -> Any:
+        from edgeq.export import tflite
+
+        return tflite.export_float(self.model, self.scratch / "float.tflite")
+
+    def float_model(self, form: str) -> Path:
+        """The unquantized model in the same format: the baseline.
+
+        Raises:
+            UnsupportedError: the format cannot hold the model.
+            MissingExtraError: the converter is not installed.
+        """
+        if form not in self._floats:
+            path = self.scratch / f"float{Path(FILE_NAMES[form]).suffix}"
+            if form == "onnx":
+                onnx_float.save(self._onnx.model, path)
+            elif form == "openvino":
+                write_openvino(self._onnx.model, path)
+            else:
+                path = self._tflite.path
+            self._floats[form] = path
+        return self._floats[form]
+
+    def write(self, quantized: Quantized, folder: Path) -> list[Path]:
+        """Writes the artefact into `folder` and returns its files, the one that a runtime opens first.
+
+        Raises:
+            UnsupportedError: the format cannot hold the model.
+            MissingExtraError: the converter is not installed.
+        """
+        path = folder / FILE_NAMES[quantized.runtime.format]
+        match quantized.runtime.format:
+            case "onnx":
+                onnx_float.save(quantize_onnx(self.model, quantized, self._onnx), path)
+                return [path]
+            case "openvino":
+                write_openvino(quantize_onnx(self.model, quantized, self._onnx), path)
+                return [path, path.with_suffix(".bin")]
+            case "tflite":
+                from edgeq.export import tflite
+
+                tflite.export_quantized(self.model, quantized, self._tflite, path)
+                return [path]
+        raise UnsupportedError(f"there is no exporter for {quantized.runtime.format}")
+
+    def read_back(self, quantized: Quantized, path: Path) -> Stored:
+        """What the written file stores."""
+        match quantized.runtime.format:
+            case "onnx":
+                return read_onnx(self.model, path, self._onnx.values)
+            case "openvino":
+                return read_openvino(self.model, path, self._onnx.values)
+            case _:
+                from edgeq.export import tflite
+
+                return tflite.stored(self.model, quantized, path)

@@ -1,0 +1,72 @@
+"""TFLite files: the float model as the baseline, and the quantized one with exactly the planned integers in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.export.tflite_convert import convert, example
+from edgeq.export.tflite_graph import Graph
+from edgeq.export.tflite_match import match
+from edgeq.export.tflite_quantize import quantize
+from edgeq.export.tflite_tidy import average_without_transpose, separate_activations
+from edgeq.model.model import Model
+from edgeq.quantization.quantize import Quantized
+
+
+@dataclass(frozen=True)
+class FloatTflite:
+    """A float `.tflite` file, and which value of the model each of its tensors holds.
+
+    Attributes:
+        path: the file, with the user's input and output names.
+        nodes: graph node by tensor index, after `separate_activations`; tensors that stand for no node are absent.
+    """
+
+    path: Path
+    nodes: dict[int, str]
+
+
+def export_float(model: Model, path: Path) -> FloatTflite:
+    """Converts the normalised model and proves, by running both, that the file computes the same.
+
+    Args:
+        path: written; for a batch of one where the model's batch is dynamic.
+
+    Raises:
+        MissingExtraError: litert-torch is not installed.
+        UnsupportedError: the converter refuses an operator, or changes what the model computes.
+    """
+    graph = Graph(convert(model))
+    average_without_transpose(graph)
+    _name_ends(model, graph)
+    data = graph.bytes()
+    path.write_bytes(data)
+    return FloatTflite(path, match(model, _separated(data), example(model)))
+
+
+def export_quantized(model: Model, quantized: Quantized, float_file: FloatTflite, path: Path) -> None:
+    """Writes the integer file: the planned integers, scales and zero points, and no others.
+
+    Operators that stay in float stand between DEQUANTIZE and QUANTIZE. Tensors carry the names of their groups.
+
+    Raises:
+        UnsupportedError: the converter changed a layer's weights, or a type has no place in a `.tflite` file.
+    """
+    graph = Graph(_separated(float_file.path.read_bytes()))
+    quantize(model, quantized, graph, float_file.nodes)
+    path.write_bytes(graph.bytes())
+
+
+def _separated(data: bytes) -> bytes:
+    graph = Graph(data)
+    separate_activations(graph)
+    return graph.bytes()
+
+
+def _name_ends(model: Model, graph: Graph) -> None:
+    """Gives the file's inputs and outputs the user's names."""
+    inputs, outputs = [spec.name for spec in model.inputs], list(model.output_names)
+    for index, name in [*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)]:
+        graph.tensors[index].name = name.encode()
+    graph.set_ends(graph.inputs, graph.outputs, (inputs, outputs))

@@ -1,0 +1,290 @@
+"""Puts planned integers, scales and zero points into a float graph, operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeq.errors import UnsupportedError
+from edgeq.export.tflite_graph import Graph, schema
+from edgeq.export.tflite_match import MOVERS, origins, owners, source
+from edgeq.export.tflite_weights import bias_slot, store_float_bias, store_weights
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.model.ops import WEIGHTED
+from edgeq.numerics import QParams
+from edgeq.quantization.quantize import Quantized
+
+INTEGER_FORMS: dict[str, frozenset[str]] = {
+    "conv1d": frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"}),
+    "conv2d": frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"}),
+    "depthwise_conv2d": frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"}),
+    "conv_transpose2d": frozenset({"TRANSPOSE_CONV"}),
+    "linear": frozenset({"FULLY_CONNECTED"}),
+    "matmul": frozenset({"BATCH_MATMUL"}),
+    "add": frozenset({"ADD"}),
+    "sub": frozenset({"SUB"}),
+    "mul": frozenset({"MUL"}),
+    "relu": frozenset({"RELU"}),
+    "relu6": frozenset({"RELU6"}),
+    "hardswish": frozenset({"HARD_SWISH"}),
+    "gelu": frozenset({"GELU"}),
+    "sigmoid": frozenset({"LOGISTIC"}),
+    "tanh": frozenset({"TANH"}),
+    "softmax": frozenset({"SOFTMAX"}),
+    "leaky_relu": frozenset({"LEAKY_RELU"}),
+    "mean": frozenset({"MEAN", "AVERAGE_POOL_2D"}),
+    "avg_pool2d": frozenset({"AVERAGE_POOL_2D"}),
+    "resize_bilinear": frozenset({"RESIZE_BILINEAR"}),
+}
+"""The one TFLite operator that each operator class becomes; what the converter splits into several stays in float."""
+
+_KEEPS_SCALE = frozenset({"AVERAGE_POOL_2D", "RESIZE_BILINEAR"})
+"""Kernels that compute new values, and write them with the scale that they read."""
+
+_JOINS = frozenset({"CONCATENATION", "PACK"})
+
+_ACTIVATION_TYPES = ("int8", "int16")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers that a tensor is stored in."""
+
+    dtype: str
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class _Integer:
+    """How an operator runs on integers: the grids that it reads, by slot, writes, and is wanted in afterwards."""
+
+    reads: dict[int, Grid]
+    writes: Grid
+    wanted: Grid
+
+
+def quantize(model: Model, quantized: Quantized, graph: Graph, nodes: dict[int, str]) -> None:
+    """Rewrites a float graph in place.
+
+    Args:
+        graph: with activations separated as `edgeq.export.tflite_tidy` does it.
+        nodes: graph node by tensor (see `edgeq.export.tflite_match`).
+
+    Raises:
+        UnsupportedError: a weight is not where it should be, or a type has no place in a `.tflite` file.
+    """
+    for tensor in quantized.activations.values():
+        if tensor.q.scheme.dtype not in _ACTIVATION_TYPES:
+            raise UnsupportedError(f"TFLite has no {tensor.q.scheme.dtype} activations", remedy="choose int8 activations")
+    _Rewriter(model, quantized, graph, nodes).run()
+
+
+class _Rewriter:
+    """One rewriting. Every float tensor of the source graph has a native form, float or a grid, and copies in others."""
+
+    def __init__(self, model: Model, quantized: Quantized, graph: Graph, nodes: dict[int, str]) -> None:
+        self.model, self.quantized, self.graph, self.nodes = model, quantized, graph, nodes
+        self.owner = owners(model)
+        self.same = origins(model)
+        self.grids = {name: _grid(t.q) for name, t in quantized.activations.items()}
+        self.by_value: dict[str, Grid] = {}
+        for name, grid in self.grids.items():
+            self.by_value.setdefault(self.same[name], grid)
+        # Where a tensor comes from is asked of the graph as it was; types and operators change under way.
+        floats = {int(i) for op in graph.operators for i in (*op.inputs, *op.outputs) if graph.is_float(int(i))}
+        self.floats = floats | {i for i in graph.inputs if graph.is_float(i)}
+        self.source = {i: source(graph, nodes, i) for i in self.floats}
+        self.forms: dict[int, dict[Grid | None, int]] = {}
+        self.native: dict[int, Grid | None] = {}
+        self.labels: dict[int, str] = {}
+        self.taken: set[str] = set()
+        self.operators: list[Any] = []
+
+    def run(self) -> None:
+        graph, integer_io = self.graph, self.quantized.runtime.io == "integer"
+        inputs, outputs = [s.name for s in self.model.inputs], list(self.model.output_names)
+        self.taken |= {*inputs, *outputs}
+        for index, name, node in zip(graph.inputs, inputs, self.model.input_nodes, strict=True):
+            if index in self.floats:
+                self._settle([index], self.grids.get(node) if integer_io else None)
+                self.labels[index] = name
+        for operator in graph.operators:
+            self._rewrite(operator)
+        ends = []
+        for index in graph.outputs:
+            native = self.native.get(index)
+            ends.append(index if native is None or integer_io else self._form(index, None))
+        graph.set_operators(self.operators)
+        graph.set_ends(graph.inputs, ends, (inputs, outputs))
+        for index, name in [*zip(graph.inputs, inputs, strict=True), *zip(ends, outputs, strict=True)]:
+            graph.tensors[index].name = name.encode()
+
+    def _rewrite(self, operator: Any) -> None:
+        reads = [slot for slot, i in enumerate(operator.inputs) if int(i) in self.floats]
+        writes = [int(i) for i in operator.outputs if int(i) in self.floats]
+        group = self._group(operator, writes)
+        plan = self._plan(operator, group, reads, writes)
+        self._label(operator, group, writes)
+        inputs = [int(i) for i in operator.inputs]
+        for slot in reads:
+            inputs[slot] = self._form(inputs[slot], plan.reads[slot] if plan else None)
+        operator.inputs = np.array(inputs, dtype=np.int32)
+        if group is not None and group.op in WEIGHTED and self.graph.kind(operator) in INTEGER_FORMS[group.op]:
+            if plan is not None:
+                store_weights(self.model, self.quantized, group, self.graph, operator, plan.writes.dtype)
+            else:
+                store_float_bias(self.model, self.quantized, group, self.graph, operator)
+        if plan is not None and self.graph.kind(operator) == "PADV2":
+            self._integer_padding(operator, plan.writes)
+        self.operators.append(operator)
+        self._settle(writes, plan.writes if plan else None)
+        if plan is not None and plan.wanted != plan.writes:
+            for index in writes:
+                self._form(index, plan.wanted)
+
+    def _group(self, operator: Any, writes: list[int]) -> Group | None:
+        """The group that an operator computes, None for movers and parts."""
+        if len(writes) != 1 or self.graph.kind(operator) in MOVERS or writes[0] not in self.nodes:
+            return None
+        return self.owner.get(self.nodes[writes[0]])
+
+    def _plan(self, operator: Any, group: Group | None, reads: list[int], writes: list[int]) -> _Integer | None:
+        """How an operator runs on integers, None if it stays in float."""
+        if not reads or not writes:
+            return None
+        if self.graph.kind(operator) in MOVERS:
+            grid = self._moved(operator, reads, writes)
+            return _Integer(dict.fromkeys(reads, grid), grid, grid) if grid else None
+        if group is None or group.name not in self.quantized.assignment.kernels:
+            return None
+        return self._computed(operator, group, reads, writes[0])
+
+    def _moved(self, operator: Any, reads: list[int], writes: list[int]) -> Grid | None:
+        """A mover carries the grid of what it moves: that costs no accuracy, and moves a quarter of the bytes."""
+        kind = self.graph.kind(operator)
+        tensors = [int(operator.inputs[slot]) for slot in reads]
+        constants = [int(i) for i in operator.inputs if int(i) >= 0 and int(i) not in self.floats]
+        if kind != "PADV2" and any(self.graph.dtype(i) == "float32" for i in constants):
+            return None
+        node = self.nodes.get(writes[0])
+        group = self.owner.get(node) if node is not None and node != self.source.get(tensors[0]) else None
+        planned = group is not None and group.name in self.quantized.assignment.kernels
+        if planned and node in self.grids:
+            return self.grids[node]
+        if group is not None and not planned and self.quantized.runtime.kernel(group.op) is None:
+            return None
+        if kind in _JOINS:
+            grids = {self.native[i] for i in tensors}
+            return grids.pop() if group is None and len(grids) == 1 else None
+        return self._available(tensors[0])
+
+    def _available(self, index: int) -> Grid | None:
+        """The grid that a tensor has, or that something else wants it in."""
+        native = self.native[index]
+        return native if native is not None else self.by_value.get(self.source[index] or "")
+
+    def _computed(self, operator: Any, group: Group, reads: list[int], output: int) -> _Integer | None:
+        kind, node = self.graph.kind(operator), self.nodes[output]
+        alone = node == group.activation and kind not in INTEGER_FORMS.get(group.op, ())
+        form = group.activation_op if alone else group.op
+        wanted = self.grids.get(node)
+        if wanted is None and node == group.root and group.activation is not None:
+            # The converter left a fusible activation apart: what it would cut off may as well saturate before it.
+            wanted = self.grids.get(group.activation)
+        if wanted is None or kind not in INTEGER_FORMS.get(form or "", ()):
+            return None
+        given = self._inputs(operator, (group.root,) if alone else group.inputs, group, reads, alone)
+        if given is None:
+            return None
+        keeps = kind in _KEEPS_SCALE
+        return _Integer(given, given[reads[0]] if keeps else wanted, wanted)
+
+    def _inputs(
+        self, operator: Any, names: Iterable[str], group: Group, reads: list[int], alone: bool
+    ) -> dict[int, Grid] | None:
+        """The planned grid of each input, by slot; None if one of them is not planned."""
+        names = list(names)
+        found: dict[int, Grid] = {}
+        for slot in reads:
+            value = self.source[int(operator.inputs[slot])]
+            fits = [n for n in names if self.same[n] == value] or (names if len(names) == 1 else [])
+            grid = self.grids.get(fits[0]) if fits else None
+            if grid is None and alone:
+                grid = self._available(int(operator.inputs[slot]))
+            if grid is None:
+                return None
+            found[slot] = grid
+        return found
+
+    def _integer_padding(self, operator: Any, grid: Grid) -> None:
+        """The value to pad with, on the grid; minus infinity in front of a maximum becomes the lowest integer."""
+        value = self.graph.constant(int(operator.inputs[2]))
+        assert value is not None
+        limits = np.iinfo(grid.dtype)
+        with np.errstate(over="ignore"):
+            steps = np.clip(np.round(value / grid.scale) + grid.zero_point, limits.min, limits.max)
+        index = self.graph.tensor("padding", grid.dtype, value.shape, steps.astype(grid.dtype))
+        self._set_grid(index, grid)
+        operator.inputs[2] = index
+
+    def _settle(self, indices: list[int], grid: Grid | None) -> None:
+        """Fixes the native form of computed tensors."""
+        for index in indices:
+            self.native[index] = grid
+            self.forms[index] = {grid: index}
+            if grid is not None:
+                self._set_grid(index, grid)
+
+    def _form(self, index: int, grid: Grid | None) -> int:
+        """A tensor in the form asked for, converted if it is not at hand."""
+        forms = self.forms[index]
+        if grid not in forms:
+            name = self._free(f"{self.labels[index]}/{grid.dtype if grid else 'float32'}")
+            new = self.graph.tensor(name, "float32", self.graph.shape(index))
+            if grid is not None:
+                self._set_grid(new, grid)
+            kind = "DEQUANTIZE" if grid is None else "QUANTIZE"
+            options = schema.DequantizeOptionsT() if grid is None else schema.QuantizeOptionsT()
+            self.operators.append(self.graph.operator(kind, [index], [new], options))
+            forms[grid] = new
+        return forms[grid]
+
+    def _set_grid(self, index: int, grid: Grid) -> None:
+        self.graph.quantize(
+            index, grid.dtype, np.array([grid.scale], np.float32), np.array([grid.zero_point], np.int64)
+        )
+
+    def _label(self, operator: Any, group: Group | None, writes: list[int]) -> None:
+        """Names tensors after the group that computes them: runtimes report operators by these names."""
+        kind = self.graph.kind(operator).lower()
+        for index in (int(i) for i in operator.outputs):
+            if group is None:
+                first = next((int(i) for i in operator.inputs if int(i) in self.labels), None)
+                node = self.nodes.get(index)
+                own = self.owner.get(node) if node is not None and node != self.source.get(first or -1) else None
+                name = own.name if own else f"{self.labels[first]}/{kind}" if first is not None else kind
+            elif writes and self.nodes[index] == group.activation and group.name in self.taken:
+                name = f"{group.name}/{group.activation_op}"
+            else:
+                name = group.name
+            if name in self.model.output_names and index not in self.graph.outputs:
+                name = f"{name}/inner"
+            self.labels[index] = name = self._free(name)
+            self.graph.tensors[index].name = name.encode()
+
+    def _free(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self.taken:
+            count += 1
+            candidate = f"{name}#{count}"
+        self.taken.add(candidate)
+        return candidate
+
+
+def _grid(q: QParams) -> Grid:
+    return Grid(q.scheme.dtype, float(q.scale), int(q.zero_point))

@@ -1,0 +1,66 @@
+"""Small rewrites of a converted graph that leave its answers alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeq.export.tflite_graph import Graph, schema
+
+_ACTIVATIONS = {
+    schema.ActivationFunctionType.RELU: "RELU",
+    schema.ActivationFunctionType.RELU_N1_TO_1: "RELU_N1_TO_1",
+    schema.ActivationFunctionType.RELU6: "RELU6",
+    schema.ActivationFunctionType.TANH: "TANH",
+}
+_KEEP = frozenset({"RELU", "RELU6"})
+_FUSES = frozenset(
+    {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL", "ADD", "SUB", "MUL"}
+)
+
+
+def average_without_transpose(graph: Graph) -> None:
+    """A mean over pixels reads the convolution's own layout, where the converter transposed in front of it.
+
+    Runtimes have fast kernels for a mean over the middle axes alone.
+    """
+    makers = {int(i): op for op in graph.operators for i in op.outputs}
+    for operator in graph.operators:
+        before = makers.get(int(operator.inputs[0])) if len(operator.inputs) else None
+        if graph.kind(operator) != "MEAN" or operator.builtinOptions.keepDims:
+            continue
+        if before is None or graph.kind(before) != "TRANSPOSE":
+            continue
+        order, axes = graph.constant(int(before.inputs[1])), graph.constant(int(operator.inputs[1]))
+        if order is None or axes is None:
+            continue
+        moved = sorted(int(order[int(a)]) for a in axes.ravel())
+        left = [int(d) for i, d in enumerate(order) if i not in {int(a) % len(order) for a in axes.ravel()}]
+        if left == sorted(left):
+            values = np.array(moved, dtype=np.int32)
+            operator.inputs = np.array(
+                [int(before.inputs[0]), graph.tensor("axes", "int32", values.shape, values)], dtype=np.int32
+            )
+    read = {int(i) for op in graph.operators for i in op.inputs} | set(graph.outputs)
+    graph.set_operators([op for op in graph.operators if any(int(i) in read for i in op.outputs)])
+
+
+def separate_activations(graph: Graph) -> None:
+    """Takes activations out of operators whose integer kernels are planned without one.
+
+    A convolution, linear or arithmetic operator keeps its ReLU or ReLU6; a pooling with a ReLU becomes two operators.
+    """
+    operators: list[Any] = []
+    for operator in graph.operators:
+        operators.append(operator)
+        options = operator.builtinOptions
+        name = _ACTIVATIONS.get(getattr(options, "fusedActivationFunction", 0))
+        if name is None or (name in _KEEP and graph.kind(operator) in _FUSES):
+            continue
+        options.fusedActivationFunction = schema.ActivationFunctionType.NONE
+        output = int(operator.outputs[0])
+        between = graph.tensor(f"{graph.name(output)}/before", "float32", graph.shape(output))
+        operator.outputs = np.array([between], dtype=np.int32)
+        operators.append(graph.operator(name, [between], [output]))
+    graph.set_operators(operators)

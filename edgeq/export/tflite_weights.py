@@ -1,0 +1,126 @@
+"""Weights and biases of one layer in a `.tflite` graph: found, checked against the model, and stored as planned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeq.errors import UnsupportedError
+from edgeq.export.tflite_graph import Graph
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.weights import bias_scale, quantize_bias
+
+WEIGHT_SLOT = 1
+
+CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
+"""Axis of the output channels in a stored weight."""
+
+_BIAS_TYPES = {"int8": "int32", "int16": "int64"}
+"""By the type of the activations, the type of the bias that the kernels add."""
+
+
+def bias_slot(kind: str) -> int:
+    """Position of the bias among an operator's inputs."""
+    return 3 if kind == "TRANSPOSE_CONV" else 2
+
+
+def arrange(kind: str, weight: np.ndarray) -> np.ndarray:
+    """A PyTorch weight in TFLite's layout.
+
+    Args:
+        weight: [O, I], [O, I, W], [O, I, H, W], or [I, O, H, W] for a transposed convolution.
+
+    Returns:
+        [O, I] for FULLY_CONNECTED, [1, H, W, O] for DEPTHWISE_CONV_2D, [O, H, W, I] for the others.
+    """
+    if kind == "FULLY_CONNECTED":
+        return np.ascontiguousarray(weight)
+    if weight.ndim == 3:
+        weight = weight[:, :, None, :]
+    order = (0, 2, 3, 1) if kind == "CONV_2D" else (1, 2, 3, 0)
+    return np.ascontiguousarray(weight.transpose(order))
+
+
+def store_weights(
+    model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any, activations: str
+) -> None:
+    """Replaces an operator's float constants by the planned integers.
+
+    Args:
+        activations: integer type of the layer's input and output.
+
+    Raises:
+        UnsupportedError: the file's constants are not the model's, or the weight's type has no place here.
+    """
+    kind = graph.kind(operator)
+    weight = quantized.weights[group.name]
+    if weight.integers.dtype is not torch.int8 or weight.q.scheme.width > 8:
+        raise UnsupportedError(f"no {weight.q.scheme.dtype} weights in TFLite", where=f"layer {group.name}")
+    _check(model, group, graph, operator)
+    integers = arrange(kind, weight.integers.numpy())
+    channels = len(quantized.biases[group.name])
+    scale = weight.q.scale.reshape(-1).numpy()
+    index = graph.tensor(group.weight or "", "int8", integers.shape, integers)
+    graph.quantize(index, "int8", scale, weight.q.zero_point.reshape(-1).numpy(), CHANNEL_AXIS[kind])
+    operator.inputs[WEIGHT_SLOT] = index
+
+    input_scale = quantized.activations[group.inputs[0]].q.scale
+    dtype = _BIAS_TYPES[activations]
+    bias = quantize_bias(quantized.biases[group.name], input_scale, weight.q).numpy().astype(dtype)
+    scales = bias_scale(input_scale, weight.q, channels).numpy()[: len(scale)]
+    index = graph.tensor(group.bias or "", dtype, bias.shape, bias)
+    graph.quantize(index, dtype, scales, np.zeros(len(scales), dtype=np.int64))
+    _put_bias(graph, operator, index)
+
+
+def store_float_bias(model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any) -> None:
+    """Writes a corrected bias into a layer that stays in float.
+
+    A layer that was to run on integers and does not keeps its own bias: its weights are not rounded.
+    """
+    bias = quantized.biases.get(group.name)
+    if bias is None or group.name in quantized.weights:
+        return
+    if torch.equal(bias, model.program.state_dict[group.bias or ""].detach()):
+        return
+    _check(model, group, graph, operator)
+    _put_bias(graph, operator, graph.tensor(group.bias or "", "float32", bias.shape, bias.numpy()))
+
+
+def _put_bias(graph: Graph, operator: Any, index: int) -> None:
+    slot = bias_slot(graph.kind(operator))
+    inputs = [int(i) for i in operator.inputs] + [-1] * (slot + 1 - len(operator.inputs))
+    inputs[slot] = index
+    operator.inputs = np.array(inputs, dtype=np.int32)
+
+
+def _check(model: Model, group: Group, graph: Graph, operator: Any) -> None:
+    """The converter may have moved a factor or a shift into a layer: our integers would then be wrong there."""
+    state, kind = model.program.state_dict, graph.kind(operator)
+    stored = graph.constant(int(operator.inputs[WEIGHT_SLOT]))
+    wanted = state[group.weight or ""].detach().numpy()
+    slot = bias_slot(kind)
+    held = graph.constant(int(operator.inputs[slot])) if slot < len(operator.inputs) else None
+    bias = state[group.bias or ""].detach().numpy()
+    held = np.zeros_like(bias) if held is None else held
+    if stored is None or kind == "DEPTHWISE_CONV_2D" and wanted.shape[1] != 1:
+        what = "weight"
+    elif not _same(stored, arrange(kind, wanted)):
+        what = "weight"
+    elif not _same(held.reshape(-1), bias):
+        what = "bias"
+    else:
+        return
+    raise UnsupportedError(
+        f"the TFLite converter merged something into its {what}",
+        where=f"layer {group.name}",
+        remedy="choose another format for this model",
+    )
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-5, atol=1e-6 * max(float(np.abs(b).max(initial=0.0)), 1e-30)))

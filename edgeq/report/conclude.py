@@ -1,0 +1,179 @@
+"""The end of a run: which build is the best, what the verdict is, and the files that say so."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import edgeq
+from edgeq.data.dataset import Dataset
+from edgeq.errors import EdgeqError
+from edgeq.files import atomic_write, sha256_file
+from edgeq.lock import Golden, versions_now, write_lock
+from edgeq.model.model import Model
+from edgeq.planning.plan import Plan
+from edgeq.registry.schema import Target
+from edgeq.report.html import write_html
+from edgeq.report.junit import write_junit
+from edgeq.report.schema import Build, Report
+from edgeq.report.summary import speedup
+from edgeq.report.wording import bytes_text, seconds_text, times_text
+
+GOLDEN_SAMPLES = 4
+
+VERSIONED = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "ai-edge-litert", "litert-torch")
+
+
+@dataclass(frozen=True)
+class Built:
+    """One format on its way into the report.
+
+    Attributes:
+        build: the report's part.
+        plan: None where the format failed.
+        outputs: the artefact's raw outputs on the evaluation samples; empty where it was not run.
+        steps: per output, one quantization step in real units, None for float.
+        error: what the format failed with.
+    """
+
+    build: Build
+    plan: Plan | None
+    outputs: list[np.ndarray]
+    steps: list[float | None]
+    error: EdgeqError | None = None
+
+
+def best_build(builds: Sequence[Build]) -> tuple[Build, str]:
+    """The build to keep, and why: fewest failed gates first, then lowest latency where it was measured, then size."""
+    able = [b for b in builds if b.error is None]
+
+    def rank(build: Build) -> tuple[int, int, float, int]:
+        failed = sum(not gate.passed for gate in build.gates)
+        latency = build.speed.artifact.p50 if build.speed else float("inf")
+        return failed, not build.validated, latency, build.size_bytes
+
+    best = min(able, key=rank)
+    if len(able) == 1:
+        return best, "the only format that was built"
+    if best.speed:
+        return best, f"fastest of {len(able)} formats that hold most limits: {seconds_text(best.speed.artifact.p50)}"
+    return best, f"smallest of {len(able)} formats that hold most limits: {bytes_text(best.size_bytes)}"
+
+
+def conclude(
+    model: Model,
+    target: Target,
+    profile: str | None,
+    builds: Sequence[Build],
+    *,
+    keep_all: bool,
+    warnings: Sequence[str],
+    data: Mapping[str, Dataset],
+    seconds: Mapping[str, float],
+) -> Report:
+    """The report of a run.
+
+    Args:
+        builds: every format that was tried.
+        keep_all: every build must hold the limits, not only the best.
+        data: samples by role.
+        seconds: where the time went.
+    """
+    best, why = best_build(builds)
+    counted = list(builds) if keep_all else [best]
+    failed = [f"{b.format}: {g.name}" for b in counted for g in b.gates if not g.passed]
+    failed += [f"{b.format}: not built" for b in counted if b.error]
+    verdict = "failed" if failed else "passed" if best.validated else "not validated"
+    return Report(
+        edgeq=edgeq.__version__,
+        model=model.source,
+        model_hash=model.sha256,
+        model_kind=model.kind,
+        parameters=model.parameters,
+        macs=model.macs,
+        target=target.name,
+        profile=profile,
+        verdict=verdict,  # type: ignore[arg-type]
+        verdict_text=_verdict_text(best, failed),
+        chosen=best.format,
+        chosen_because=why,
+        builds=list(builds),
+        warnings=list(dict.fromkeys(warnings)),
+        data={
+            key: value
+            for role, samples in data.items()
+            for key, value in (
+                (f"{role}", samples.source),
+                (f"{role}_samples", len(samples)),
+                (f"{role}_sha256", samples.sha256),
+            )
+        },
+        environment=_environment(),
+        seconds={name: round(spent, 3) for name, spent in seconds.items()},
+    )
+
+
+def write_build(
+    folder: Path, report: Report, built: Sequence[Built], evaluation: Dataset | None, *, keep_all: bool
+) -> None:
+    """Writes plans, report, golden vectors and lock beside the artefacts.
+
+    Where one format was to be kept, the files of the others are removed; the report still tells of them.
+    """
+    kept = [b for b in built if b.build.error is None]
+    if not keep_all:
+        for other in kept:
+            if other.build.format != report.chosen:
+                for name in other.build.files:
+                    (folder / name).unlink()
+        kept = [b for b in kept if b.build.format == report.chosen]
+    plans: dict[str, str] = {}
+    files: list[str] = []
+    for one in kept:
+        assert one.plan is not None
+        name = "plan.json" if one.build.format == report.chosen else f"plan.{one.build.format}.json"
+        atomic_write(folder / name, json.dumps(one.plan.model_dump(mode="json"), indent=2) + "\n")
+        plans[one.build.format] = sha256_file(folder / name)
+        files += [name, *one.build.files]
+    atomic_write(folder / "report.json", report.model_dump_json(indent=2) + "\n")
+    write_html(report, folder / "report.html")
+    write_junit(report, folder / "report.junit.xml")
+    run = [b for b in kept if b.outputs]
+    golden = None
+    if run and evaluation is not None:
+        golden = Golden(
+            inputs={name: array[:GOLDEN_SAMPLES] for name, array in evaluation.inputs.items()},
+            outputs={b.build.format: [o[:GOLDEN_SAMPLES] for o in b.outputs] for b in run},
+            devices={b.build.format: b.build.device for b in run},
+            steps={b.build.format: b.steps for b in run},
+        )
+    data = {k.removesuffix("_sha256"): str(v) for k, v in report.data.items() if k.endswith("_sha256")}
+    versions = versions_now(VERSIONED)
+    write_lock(folder, model=report.model_hash, data=data, plans=plans, files=files, versions=versions, golden=golden)
+
+
+def _verdict_text(best: Build, failed: Sequence[str]) -> str:
+    if failed:
+        return f"{len(failed)} limit{'s' if len(failed) > 1 else ''} missed ({', '.join(failed)})"
+    if not best.validated:
+        return f"{best.format} exported, not validated: {best.not_validated_because}"
+    parts = []
+    if best.accuracy and best.accuracy.drop:
+        drop = best.accuracy.drop
+        parts.append(f"{best.accuracy.metric} changes by {-drop.value:+.2f} {best.accuracy.unit}")
+    elif best.accuracy and best.accuracy.agreement:
+        parts.append(f"agrees with the float model on {best.accuracy.agreement.value:.1f} %")
+    faster = speedup(best)
+    if faster is not None and not best.emulated:
+        parts.append(f"{times_text(faster)} as fast as the best float")
+    parts.append(bytes_text(best.size_bytes))
+    return f"{best.format} on {best.device}{' (emulated)' if best.emulated else ''}: {', '.join(parts)}"
+
+
+def _environment() -> dict[str, str]:
+    return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"} | versions_now(VERSIONED)

@@ -1,0 +1,62 @@
+"""The per-layer table: precision, types, sizes, and where error arises in simulation."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from edgeq.calibration.calibrate import batches
+from edgeq.data.dataset import Dataset
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.model.ops import is_float
+from edgeq.numerics import sqnr_db
+from edgeq.quantization.quantize import Quantized, simulate
+from edgeq.report.schema import Layer
+
+SAMPLES = 8
+
+
+def layer_table(model: Model, quantized: Quantized, data: Dataset) -> list[Layer]:
+    """One row for each group. The error is simulated on a few samples, accumulated from the input on: it points at
+    layers and is no result."""
+    few = {name: array[:SAMPLES] for name, array in data.inputs.items()}
+    batch = next(iter(batches(model, few, SAMPLES)))
+    floats: dict[str, torch.Tensor] = {}
+
+    def keep(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
+        if is_float(node):
+            floats[node.name] = values[0]
+        return values
+
+    errors: dict[str, float] = {}
+
+    def compare(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
+        if node.name in floats:
+            errors[node.name] = sqnr_db(floats.pop(node.name), values[0])
+        return values
+
+    model.run([batch], keep)
+    simulate(model, quantized, batch, compare)
+    return [_row(quantized, group, errors.get(group.output)) for group in model.groups]
+
+
+def _row(quantized: Quantized, group: Group, error: float | None) -> Layer:
+    weight = quantized.weights.get(group.name)
+    tensor = quantized.activations.get(group.output) or quantized.activations.get(group.root)
+    integer = group.name in quantized.assignment.kernels
+    finite = error is not None and abs(error) != float("inf")
+    return Layer(
+        name=group.name,
+        op=group.op + (f" + {group.activation_op}" if group.activation_op else ""),
+        precision="integer" if integer else "float32",
+        weights=_weight_text(weight.q.scheme.dtype, weight.q.scheme.granularity) if weight else "-",
+        activations=f"{tensor.q.scheme.dtype} ({tensor.estimator})" if tensor else "float32",
+        macs=group.macs,
+        parameters=group.parameters,
+        simulated_sqnr_db=round(error, 2) if error is not None and finite else None,
+    )
+
+
+def _weight_text(dtype: str, granularity: str) -> str:
+    return dtype if granularity == "tensor" else f"{dtype} per {granularity}"

@@ -1,0 +1,158 @@
+"""Measures one artefact on its device: accuracy beside the float model, latency beside the float artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeq.calibration.calibrate import BATCH
+from edgeq.data.dataset import Dataset
+from edgeq.devices import Candidate, Device
+from edgeq.errors import DeviceError
+from edgeq.model.execute import execute
+from edgeq.model.model import Model
+from edgeq.numerics import QParams, dequantize, quantize
+from edgeq.progress import Progress
+from edgeq.report.schema import Accuracy, Placement, Speed
+from edgeq.runtimes import runtime
+from edgeq.validation.accuracy import compare
+from edgeq.validation.latency import speed
+from edgeq.validation.metric import Metric
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TIMING_BUDGET = 6.0
+"""Seconds that the interleaved latency runs may take, all candidates together."""
+
+ROUNDS = (20, 200)
+"""Fewest and most rounds, whatever the budget."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Quantization of an artefact's inputs and outputs.
+
+    Attributes:
+        inputs: by input name, where the artefact takes integers.
+        outputs: per output, where the artefact writes integers.
+        limits: per output, the real values of the ends of its quantized type, None where it is computed in float.
+    """
+
+    inputs: Mapping[str, QParams]
+    outputs: Sequence[QParams | None]
+    limits: Sequence[tuple[float, float] | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one artefact."""
+
+    outputs: list[Array]
+    accuracy: Accuracy
+    placements: list[Placement]
+    speed: Speed | None
+    no_speed_because: str | None
+    peak_memory_bytes: int | None
+    cold_start_seconds: float | None
+
+
+def reference_outputs(model: Model, data: Dataset, progress: Progress) -> list[Array]:
+    """The float model's outputs, [N, ...] each, from the program as it was loaded: not folded, not exported."""
+    columns = [torch.from_numpy(data.inputs[spec.name]) for spec in model.inputs]
+    step = BATCH if model.batchable and model.inputs[0].batched else 1
+    parts: list[list[torch.Tensor]] = []
+    for start in range(0, len(data), step):
+        stop = min(start + step, len(data))
+        if model.inputs[0].batched:
+            batch, factor = [c[start:stop] for c in columns], stop - start
+        else:
+            batch, factor = [c[start] for c in columns], 1
+        factors = [1] if model.dynamic_batch else [factor]
+        parts.append(execute(model.reference, [batch], batch_factors=factors)[0])
+        progress.step(stop, len(data))
+    return [_stack([part[i] for part in parts], len(data)) for i in range(len(parts[0]))]
+
+
+def measure(
+    artifact: Candidate,
+    baseline: Path | None,
+    device: Device,
+    data: Dataset,
+    reference: list[Array],
+    ends: Ends,
+    *,
+    metric: Metric | None,
+    threads: int,
+    progress: Progress,
+) -> Measured:
+    """Runs everything that the device allows.
+
+    Args:
+        artifact: the quantized artefact.
+        baseline: the float model in the same format; None to measure accuracy alone.
+        data: evaluation samples.
+        reference: the float model's outputs on them, [N, ...] each.
+        ends: how the artefact's inputs and outputs are quantized.
+
+    Raises:
+        DeviceError: the runtime refused the artefact, crashed, or computed NaN.
+    """
+    feed = {n: quantize(torch.from_numpy(a), ends.inputs[n]).numpy() if n in ends.inputs else a for n, a in data.inputs.items()}
+    raw = device.outputs(artifact, feed, progress)
+    real = [
+        dequantize(torch.from_numpy(array), q).numpy() if q is not None else array
+        for array, q in zip(raw, ends.outputs, strict=True)
+    ]
+    outputs = [a.reshape(r.shape) if a.size == r.size else a for a, r in zip(real, reference, strict=True)]
+    accuracy = compare(reference, outputs, data.labels, metric, ends.limits)
+    one = {name: array[:1] for name, array in feed.items()}
+    placements = device.placement(artifact, one, threads=threads)
+    if device.emulated or baseline is None:
+        why = "the device is emulated: its time is no latency" if device.emulated else "there is no float model to compare with"
+        return Measured(raw, accuracy, placements, None, why, None, None)
+    cold = device.cold_start(artifact, one, threads=threads)
+    timed = _time(artifact, baseline, device, one, {n: a[:1] for n, a in data.inputs.items()}, cold.first_seconds, threads, progress)
+    return Measured(raw, accuracy, placements, timed, None, cold.artifact_bytes, cold.seconds)
+
+
+def _time(
+    artifact: Candidate,
+    baseline: Path,
+    device: Device,
+    own: Mapping[str, Array],
+    floats: Mapping[str, Array],
+    estimate: float,
+    threads: int,
+    progress: Progress,
+) -> Speed:
+    info = runtime(artifact.runtime)
+    variants = info.baselines(device.environment(artifact.runtime))
+    candidates = {"artifact": artifact} | {
+        name: Candidate(baseline, artifact.runtime, options) for name, options in variants.items()
+    }
+    per_round = max(2 * len(candidates) * estimate, 1e-6)
+    rounds = int(np.clip(TIMING_BUDGET / per_round, *ROUNDS))
+    runs = device.latency(
+        candidates, floats, progress, own_inputs={"artifact": own}, rounds=rounds, warmup=max(3, rounds // 20), threads=threads
+    )
+    files = [baseline, *(f for f in info.companions(baseline) if f.is_file())]
+    size = sum(file.stat().st_size for file in files)
+    return speed(runs, threads=threads, sizes=dict.fromkeys(variants, size))
+
+
+def _stack(parts: list[torch.Tensor], samples: int) -> Array:
+    whole = torch.cat(parts) if sum(len(p) if p.dim() else 1 for p in parts) == samples else torch.stack(parts)
+    return whole.numpy()
+
+
+def integer_ends(name: str) -> DeviceError:
+    """The error for an artefact whose integer inputs carry no scale."""
+    return DeviceError(
+        f"input {name!r} takes integers, and the file does not say what they stand for",
+        remedy="export it with float inputs, or with quantization parameters on its inputs",
+    )
