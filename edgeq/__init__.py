@@ -1,8 +1,54 @@
-"""edgeq: from a trained PyTorch model to an artefact proven on the device it was made for."""
+"""edgeq: from a trained PyTorch model to an artefact proven on the device it was made for.
+
+import edgeq
+
+report = edgeq.deploy("model.pt2", target="arm-neon", calibration="calib.npz", evaluation="eval.npz", out="build")
+print(report.verdict_text)
+"""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 # ONNX Runtime reports sessions, with names and hashes of models, to its makers unless it is told not to
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+if TYPE_CHECKING:
+    from edgeq.data.load import load_data as load_data
+    from edgeq.deploy import deploy as deploy
+    from edgeq.errors import EdgeqError as EdgeqError
+    from edgeq.model.model import Model as Model
+    from edgeq.model.model import load as load
+    from edgeq.planning.plan import Plan as Plan
+    from edgeq.registry.load import load_target as load_target
+    from edgeq.report.schema import Report as Report
+    from edgeq.validate import validate as validate
+    from edgeq.validation.gates import Limits as Limits
+    from edgeq.verify import verify as verify
+
 __version__ = "0.1.0"
+
+# where each public name lives: they are imported on first use, so that `edgeq --help` does not wait for PyTorch
+_PUBLIC = {
+    "EdgeqError": "edgeq.errors",
+    "Limits": "edgeq.validation.gates",
+    "Model": "edgeq.model.model",
+    "Plan": "edgeq.planning.plan",
+    "Report": "edgeq.report.schema",
+    "deploy": "edgeq.deploy",
+    "load": "edgeq.model.model",
+    "load_data": "edgeq.data.load",
+    "load_target": "edgeq.registry.load",
+    "validate": "edgeq.validate",
+    "verify": "edgeq.verify",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value

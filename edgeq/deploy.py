@@ -33,15 +33,13 @@ from edgeq.report.schema import Audit, Build, Gate, Report
 from edgeq.runtimes import RUNTIMES, runtime
 from edgeq.validation.accuracy import check_labels
 from edgeq.validation.gates import Limits, judge
-from edgeq.validation.measure import Array, Ends, Measured, measure, reference_outputs
+from edgeq.validation.measure import DEVICES, Array, Ends, Measured, measure, reference_outputs
 from edgeq.validation.metric import Metric, load_metric
 
 EMULATED_SAMPLES = 100
 """Evaluation samples on an emulated device, which runs a hundred times slower than a real one."""
 
 FEW_SAMPLES = 32
-
-_DEVICES = {"local": "local", "qemu-aarch64": "arm64", "qemu-x86_64": "x86_64"}
 
 
 def deploy(
@@ -102,9 +100,14 @@ def deploy(
         raise UsageError(f"--threads {threads}", remedy="give 1 or more")
     device_profile = load_profile(profile) if profile else None
     judge_by = load_metric(metric) if isinstance(metric, str) else metric
-    with staged_directory(Path(out), overwrite=overwrite) as folder, tempfile.TemporaryDirectory(prefix="edgeq-") as tmp:
+    with (
+        staged_directory(Path(out), overwrite=overwrite) as folder,
+        tempfile.TemporaryDirectory(prefix="edgeq-") as tmp,
+    ):
         with clock.stage("load"):
-            net = model if isinstance(model, Model) else load(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
+            net = (
+                model if isinstance(model, Model) else load(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
+            )
             calib = _data(calibration, net, preprocess, "calibration")
             evals = None if evaluation is None else _data(evaluation, net, preprocess, "evaluation")
             warnings = _warnings(net, calib, evals)
@@ -120,15 +123,31 @@ def deploy(
         where = _device(aim, runtimes, device)
         reference: list[Array] = []
         judged = evals
-        if evals is not None and isinstance(where, Device):
-            if where.emulated and len(evals) > EMULATED_SAMPLES:
-                judged = _thinned(evals)
-                warnings.append(f"{where.name} is emulated: judged on {len(judged)} of {len(evals)} evaluation samples")
+        if judged is not None and isinstance(where, Device):
+            if where.emulated and len(judged) > EMULATED_SAMPLES:
+                warnings.append(
+                    f"{where.name} is emulated: judged on {EMULATED_SAMPLES} of {len(judged)} evaluation samples"
+                )
+                judged = _thinned(judged)
                 clock.progress.note(warnings[-1])
             with clock.stage("float model") as steps:
                 reference = reference_outputs(net, judged, steps)
         exporter = Exporter(net, Path(tmp))
-        work = _Work(net, aim, seen, impact, calib, judged, reference, judge_by, limits, where, threads, clock, len(runtimes) == 1)
+        work = _Work(
+            net,
+            aim,
+            seen,
+            impact,
+            calib,
+            judged,
+            reference,
+            judge_by,
+            limits,
+            where,
+            threads,
+            clock,
+            len(runtimes) == 1,
+        )
         built = [_build(work, r, exporter, folder) for r in runtimes]
         if all(b.error for b in built):
             raise next(b.error for b in built if b.error)
@@ -207,7 +226,9 @@ def _build(work: _Work, chosen: Runtime, exporter: Exporter, folder: Path) -> Bu
     build = Build(
         format=chosen.format,
         runtime=chosen.name,
-        runtime_version=runtime(chosen.name).version() or "not installed" if chosen.name in RUNTIMES else "not run here",
+        runtime_version=runtime(chosen.name).version() or "not installed"
+        if chosen.name in RUNTIMES
+        else "not run here",
         device=work.device.name if isinstance(work.device, Device) else "none",
         emulated=isinstance(work.device, Device) and work.device.emulated,
         files={f.name: f.stat().st_size for f in files},
@@ -227,7 +248,9 @@ def _build(work: _Work, chosen: Runtime, exporter: Exporter, folder: Path) -> Bu
     )
     plan = describe(net, quantized, target=work.target.name, data_hash=work.calibration_data.sha256)
     outputs = [quantized.activations[n].q if n in quantized.activations else None for n in net.output_nodes]
-    return Built(build, plan, measured.outputs if measured else [], [None if q is None else float(q.scale) for q in outputs])
+    return Built(
+        build, plan, measured.outputs if measured else [], [None if q is None else float(q.scale) for q in outputs]
+    )
 
 
 def _gates(work: _Work, measured: Measured | None, size: int, why_not: str) -> list[Gate]:
@@ -300,7 +323,7 @@ def _device(target: Target, runtimes: Sequence[Runtime], asked: str | None) -> D
     if target.execution == "none" or unknown:
         return f"{target.name} cannot be executed from this machine"
     try:
-        return open_device(_DEVICES[target.execution])
+        return open_device(DEVICES[target.execution])
     except DeviceError as error:
         return f"{error.cause}; {error.remedy}"
 
@@ -321,7 +344,8 @@ def _warnings(model: Model, calib: Dataset, evals: Dataset | None) -> list[str]:
     found = [*model.notes, *calib.notes, *(evals.notes if evals else ())]
     if evals is not None and (shared := overlap(calib, evals)):
         found.append(
-            f"{shared} of {len(evals)} evaluation samples are also calibration samples: the accuracy is not that of unseen data"
+            f"{shared} of {len(evals)} evaluation samples are also calibration samples: "
+            "the accuracy is not that of unseen data"
         )
     if len(calib) < FEW_SAMPLES:
         found.append(f"only {len(calib)} calibration samples: ranges may miss what other inputs reach")

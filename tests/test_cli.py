@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,7 +107,7 @@ def report(verdict: str = "passed", gates: Sequence[Gate] = ()) -> Report:
 
 @dataclass
 class FakeDeploy:
-    """Stands for `edgeq.deploy`: remembers how it was called, and answers or fails as told."""
+    """Stands for `edgeq.deploy`, `validate` and `verify`: remembers how it was called, and answers or fails as told."""
 
     answer: Any = None
     error: BaseException | None = None
@@ -137,10 +138,10 @@ class Verified:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDeploy:
     made = FakeDeploy(report())
-    module = ModuleType("edgeq.deploy")
     for name in ("deploy", "validate", "verify"):
-        setattr(module, name, lambda *args, _name=name, **options: made.call(_name, *args, **options))
-    monkeypatch.setitem(sys.modules, "edgeq.deploy", module)
+        module = ModuleType(f"edgeq.{name}")
+        setattr(module, name, partial(made.call, name))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return made
 
 

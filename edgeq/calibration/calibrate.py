@@ -17,13 +17,14 @@ from edgeq.progress import Progress, Silent
 
 BATCH = 16
 
+
 @dataclass(frozen=True)
 class Calibration:
     """What the float model's values looked like on the calibration data.
 
     Attributes:
         histograms: by graph node, of every float tensor.
-        mean_inputs: by graph node of a weighted operator, its input averaged over samples; float32, the shape of
+        mean_inputs: by graph node of a weighted operator, its input averaged over its first axis; float32, the shape of
             one sample's input with a leading 1.
         samples: how many samples were seen.
     """
@@ -41,7 +42,10 @@ def batches(model: Model, inputs: Mapping[str, np.ndarray], size: int = BATCH) -
         inputs: by input name, [N, ...].
     """
     columns = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in model.inputs]
-    step = size if model.batchable else int(model.example[0].shape[0])
+    if not all(spec.batched for spec in model.inputs):
+        yield from ([column[i] for column in columns] for i in range(len(columns[0])))
+        return
+    step = size if model.batchable else 1
     for start in range(0, len(columns[0]), step):
         yield [column[start : start + step] for column in columns]
 
@@ -57,8 +61,9 @@ def calibrate(model: Model, inputs: Mapping[str, np.ndarray], progress: Progress
     """
     progress = progress or Silent()
     histograms: dict[str, Histogram] = {}
-    sums: dict[str, torch.Tensor] = {}
-    weighted = {n.args[0].name for n in model.nodes.values() if _weighted(n)}  # type: ignore[union-attr]
+    sums: dict[str, tuple[torch.Tensor, int]] = {}
+    sources = {n.name: n.all_input_nodes[0].name for n in model.nodes.values() if _weighted(n)}
+    weighted = set(sources.values())
     total = len(next(iter(inputs.values())))
 
     def observe(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -74,16 +79,17 @@ def calibrate(model: Model, inputs: Mapping[str, np.ndarray], progress: Progress
                 remedy="check the preprocessing of the calibration data and the model's weights",
             ) from error
         if node.name in weighted:
-            part = value.sum(0, keepdim=True)
-            sums[node.name] = sums[node.name] + part if node.name in sums else part
+            before, count = sums.get(node.name, (torch.zeros(()), 0))
+            sums[node.name] = (before + value.sum(0, keepdim=True), count + len(value))
         return values
 
     done = 0
     for batch in batches(model, inputs):
         model.run([batch], observe)
-        done += len(batch[0])
+        done += len(batch[0]) if model.inputs[0].batched else 1
         progress.step(done, total)
-    means = {n.name: sums[n.args[0].name] / done for n in model.nodes.values() if _weighted(n)}  # type: ignore[union-attr]
+    # a layer that works on a constant has no mean input, and nothing to correct
+    means = {name: sums[source][0] / sums[source][1] for name, source in sources.items() if source in sums}
     return Calibration(histograms, means, done)
 
 

@@ -135,7 +135,9 @@ def _divergence(histogram: Histogram, bounds: Range, scheme: Scheme) -> float:
     occupied = inside & (counts > 0)
     levels = scheme.quant_max - scheme.quant_min + 1
     sums = torch.zeros(levels, dtype=torch.float64).scatter_add_(0, level[occupied], counts[occupied])
-    members = torch.zeros(levels, dtype=torch.float64).scatter_add_(0, level[occupied], torch.ones_like(counts[occupied]))
+    members = torch.zeros(levels, dtype=torch.float64).scatter_add_(
+        0, level[occupied], torch.ones_like(counts[occupied])
+    )
     share = torch.zeros_like(counts)
     share[occupied] = sums[level[occupied]] / members[level[occupied]]
     p, share = p / p.sum(), share / share.sum().clamp(min=1e-30)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from edgeq.calibration.calibrate import batches
 from edgeq.calibration.histogram import HALF, Histogram
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, fake_quantize
@@ -75,15 +76,13 @@ def measure_impact(
     wanted = [n for n in dict.fromkeys(names) if n in histograms]
     generator = torch.Generator().manual_seed(0)
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
-    total = min(SAMPLES, len(next(iter(inputs.values()))))
-    step = BATCH if model.batchable else len(model.example[0])
-    for start in range(0, total, step):
-        stop = min(start + step, total)
-        batch = [torch.from_numpy(np.ascontiguousarray(inputs[s.name][start:stop])) for s in model.inputs]
-        if not model.inputs[0].batched:
-            batch = [column[0] for column in batch]
-        _one_batch(model, batch, stop - start, histograms, rows, generator)
-        progress.step(stop, total)
+    few = {name: array[:SAMPLES] for name, array in inputs.items()}
+    total, done = len(next(iter(few.values()))), 0
+    for batch in batches(model, few, BATCH):
+        samples = len(batch[0]) if model.inputs[0].batched else 1
+        _one_batch(model, batch, samples, histograms, rows, generator)
+        done += samples
+        progress.step(done, total)
     gradients = {name: torch.cat(parts) for name, parts in rows.items() if parts}
     return Impact(gradients, {name: histograms[name].centers().float() for name in gradients})
 
@@ -131,4 +130,5 @@ def _probe(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A random direction in the output, in units of the output's own power per sample."""
     signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype) * 2 - 1
     flat = output.detach().reshape(len(output), -1)
-    return (output * signs / (flat.norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (output.dim() - 1)))).sum()
+    power = flat.norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (output.dim() - 1))
+    return torch.sum(output * signs / power)

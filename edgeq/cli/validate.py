@@ -37,7 +37,7 @@ def validate(
     """
     limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower)
     with shell.stages() as stages:
-        from edgeq.deploy import validate as measure
+        from edgeq.validate import validate as measure
 
         report = measure(
             artifact,

@@ -20,7 +20,9 @@ class AuditError(EdgeqError):
 
     def __init__(self, where: str, what: str) -> None:
         super().__init__(
-            f"the written file differs from the plan: {what}", where=where, remedy="report this model as a defect of edgeq"
+            f"the written file differs from the plan: {what}",
+            where=where,
+            remedy="report this model as a defect of edgeq",
         )
 
 
@@ -51,7 +53,11 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         expected = bias.numpy()
         if quantized.assignment.kernels[group.name].bias == "int32":
             expected = quantize_bias(bias, quantized.activations[group.inputs[0]].q.scale, weight.q).numpy()
-        if found.bias is None or found.bias.dtype != expected.dtype or not np.array_equal(found.bias.reshape(-1), expected):
+        if (
+            found.bias is None
+            or found.bias.dtype != expected.dtype
+            or not np.array_equal(found.bias.reshape(-1), expected)
+        ):
             raise AuditError(where, f"another bias ({found.bias_dtype or 'none'})")
         checked += 2
         bytes_checked += wanted.nbytes + expected.nbytes + scale.nbytes
@@ -87,7 +93,10 @@ def confirm(model: Model, quantized: Quantized, written: Audit, placements: Sequ
     integer = {name for name, g in groups.items() if g.macs and name not in in_float and name not in refused}
     extra = [
         FloatOperator(
-            layer=name, op=groups[name].op, macs=groups[name].macs, reason=f"the runtime ran it in float ({p.op}, {p.where})"
+            layer=name,
+            op=groups[name].op,
+            macs=groups[name].macs,
+            reason=f"the runtime ran it in float ({p.op}, {p.where})",
         )
         for name, p in refused.items()
         if name not in in_float

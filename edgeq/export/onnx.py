@@ -23,6 +23,8 @@ _TYPES = {
     "int32": ir.DataType.INT32,
 }
 
+_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
 
 def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.Model:
     """Inserts the quantized weights, biases and Q/DQ pairs into a copy of the float model.
@@ -32,7 +34,7 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
     Raises:
         UnsupportedError: the exporter moved a weight or tensor to where it cannot be found; names the layer.
     """
-    result = ir.from_proto(ir.to_proto(source.model))
+    result: ir.Model = ir.from_proto(ir.to_proto(source.model))
     graph = result.graph
     values: dict[str, ir.Value] = {str(v.name): v for v in graph.inputs}
     values.update({str(v.name): v for node in graph for v in node.outputs})
@@ -61,10 +63,8 @@ def _store_weights(
     source: FloatOnnx,
 ) -> None:
     name = source.values.get(group.root) or source.values.get(group.output)
-    node = values[name].producer() if name else None
-    if node is not None and source.values.get(group.root) is None and group.activation:
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is None or len(node.inputs) < 2 or node.inputs[1] is None:
+    node = _weighted(values[name]) if name else None
+    if node is None:
         raise UnsupportedError(
             "its operator is not to be found in the exported ONNX model",
             where=f"layer {group.name}",
@@ -98,6 +98,16 @@ def _store_weights(
     _replace_input(graph, bias_owner, bias_index, real_bias)
 
 
+def _weighted(value: ir.Value) -> ir.Node | None:
+    """The operator with the weight behind a layer's value: its producer, or what the addition of its bias reads, or
+    what its activation reads."""
+    node = value.producer()
+    for _ in range(2):
+        if node is not None and node.op_type not in _WEIGHTED:
+            node = next((p for v in node.inputs if v is not None and (p := v.producer()) is not None), None)
+    return node if node is not None and node.op_type in _WEIGHTED else None
+
+
 def _bias_slot(node: ir.Node) -> tuple[ir.Node, int]:
     """Where a weighted operator's bias is: its third input, or one side of the addition behind a MatMul."""
     if node.op_type != "MatMul":
@@ -121,7 +131,7 @@ def _replace_input(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value) 
         node.resize_inputs(index + 1)
     old = node.inputs[index]
     node.replace_input_with(index, value)
-    if old is not None and not list(old.uses()) and old.name in graph.initializers:
+    if old is not None and old.name and not list(old.uses()) and old.name in graph.initializers:
         del graph.initializers[old.name]
 
 

@@ -58,11 +58,10 @@ def export_float(model: Model) -> FloatOnnx:
     ]:
         renamed[value.name or ""] = name
     taken = set(renamed.values())
-    for node in exported.graph:
-        for value in node.outputs:
-            if value.name in taken and value.name not in renamed:
-                renamed[value.name or ""] = f"{value.name}_inner"
-                value.name = f"{value.name}_inner"
+    for inner in (value for operator in exported.graph for value in operator.outputs):
+        if inner.name in taken and inner.name not in renamed:
+            renamed[inner.name or ""] = f"{inner.name}_inner"
+            inner.name = f"{inner.name}_inner"
     for value in [*inputs, *outputs]:
         value.name = renamed[value.name or ""]
     return FloatOnnx(exported, {node: renamed.get(name, name) for node, name in values.items()})
@@ -160,7 +159,9 @@ def _all_values(exported: ir.Model, inputs: list[np.ndarray]) -> dict[str, np.nd
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript")]
+    loggers = [
+        logging.getLogger(n) for n in ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript")
+    ]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

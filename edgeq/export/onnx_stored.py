@@ -59,7 +59,11 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
             integer.add(group.name)
         else:
             floats.append((node.op_type, group.name, "its input is not quantized"))
-    floats += [(n.op_type, n.name, "") for n in graph.node if n.op_type not in _INVISIBLE and not _on_integers(n, producer, readers)]
+    floats += [
+        (n.op_type, n.name, "")
+        for n in graph.node
+        if n.op_type not in _INVISIBLE and not _on_integers(n, producer, readers)
+    ]
     return Stored(weights, tensors, integer, [f for f in floats if f[1] not in integer])
 
 

@@ -73,7 +73,14 @@ def _reads_integers(op: Any) -> bool:
 def _integer_source(op: Any, depth: int) -> bool:
     if op.get_output_element_type(0).get_type_name() in ("i8", "u8"):
         return True
-    if depth == 0 or op.get_type_name() not in ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "FakeQuantize"):
+    if depth == 0 or op.get_type_name() not in (
+        "Convert",
+        "Subtract",
+        "Multiply",
+        "Reshape",
+        "Transpose",
+        "FakeQuantize",
+    ):
         return False
     if op.get_type_name() == "FakeQuantize":
         return bool(op.get_attributes()["levels"] <= 256)

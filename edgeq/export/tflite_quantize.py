@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from edgeq.errors import UnsupportedError
-from edgeq.export.tflite_graph import Graph, schema
+from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import MOVERS, origins, owners, source
-from edgeq.export.tflite_weights import bias_slot, store_float_bias, store_weights
+from edgeq.export.tflite_weights import store_float_bias, store_weights
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
@@ -80,12 +81,14 @@ def quantize(model: Model, quantized: Quantized, graph: Graph, nodes: dict[int, 
     """
     for tensor in quantized.activations.values():
         if tensor.q.scheme.dtype not in _ACTIVATION_TYPES:
-            raise UnsupportedError(f"TFLite has no {tensor.q.scheme.dtype} activations", remedy="choose int8 activations")
+            raise UnsupportedError(
+                f"a .tflite file has no {tensor.q.scheme.dtype} activations", remedy="choose int8 activations"
+            )
     _Rewriter(model, quantized, graph, nodes).run()
 
 
 class _Rewriter:
-    """One rewriting. Every float tensor of the source graph has a native form, float or a grid, and copies in others."""
+    """One rewriting. Every float tensor of the source graph has a native form, float or a grid, and maybe others."""
 
     def __init__(self, model: Model, quantized: Quantized, graph: Graph, nodes: dict[int, str]) -> None:
         self.model, self.quantized, self.graph, self.nodes = model, quantized, graph, nodes
@@ -103,12 +106,14 @@ class _Rewriter:
         self.native: dict[int, Grid | None] = {}
         self.labels: dict[int, str] = {}
         self.taken: set[str] = set()
+        self.ends: set[str] = set()
         self.operators: list[Any] = []
 
     def run(self) -> None:
         graph, integer_io = self.graph, self.quantized.runtime.io == "integer"
         inputs, outputs = [s.name for s in self.model.inputs], list(self.model.output_names)
-        self.taken |= {*inputs, *outputs}
+        self.ends = {*inputs, *outputs}
+        self.taken |= self.ends
         for index, name, node in zip(graph.inputs, inputs, self.model.input_nodes, strict=True):
             if index in self.floats:
                 self._settle([index], self.grids.get(node) if integer_io else None)
@@ -228,6 +233,11 @@ class _Rewriter:
         limits = np.iinfo(grid.dtype)
         with np.errstate(over="ignore"):
             steps = np.clip(np.round(value / grid.scale) + grid.zero_point, limits.min, limits.max)
+        if int(steps) == grid.zero_point:
+            # Plain padding, for which more runtimes have a fast kernel.
+            plain = self.graph.operator("PAD", operator.inputs[:2], operator.outputs, schema.PadOptionsT())
+            vars(operator).update(vars(plain))
+            return
         index = self.graph.tensor("padding", grid.dtype, value.shape, steps.astype(grid.dtype))
         self._set_grid(index, grid)
         operator.inputs[2] = index
@@ -272,7 +282,7 @@ class _Rewriter:
                 name = f"{group.name}/{group.activation_op}"
             else:
                 name = group.name
-            if name in self.model.output_names and index not in self.graph.outputs:
+            if name in self.ends:
                 name = f"{name}/inner"
             self.labels[index] = name = self._free(name)
             self.graph.tensors[index].name = name.encode()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
-from edgeq.export.tflite_graph import Graph, schema
+from edgeq.export.tflite_graph import Graph
 
 _ACTIVATIONS = {
     schema.ActivationFunctionType.RELU: "RELU",

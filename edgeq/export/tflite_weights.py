@@ -107,9 +107,7 @@ def _check(model: Model, group: Group, graph: Graph, operator: Any) -> None:
     held = graph.constant(int(operator.inputs[slot])) if slot < len(operator.inputs) else None
     bias = state[group.bias or ""].detach().numpy()
     held = np.zeros_like(bias) if held is None else held
-    if stored is None or kind == "DEPTHWISE_CONV_2D" and wanted.shape[1] != 1:
-        what = "weight"
-    elif not _same(stored, arrange(kind, wanted)):
+    if stored is None or (kind == "DEPTHWISE_CONV_2D" and wanted.shape[1] != 1) or not _same(stored, arrange(kind, wanted)):
         what = "weight"
     elif not _same(held.reshape(-1), bias):
         what = "bias"

@@ -95,7 +95,7 @@ def _execute(
             computed = [_call(node, env, i, factors[i]) for i in range(len(batches))]
             env[node] = hook(node, computed) if hook else computed
         elif node.op == "output":
-            return [[env[o][i] for o in node.args[0]] for i in range(len(batches))]  # type: ignore[union-attr, index]
+            return [[env[o][i] for o in node.args[0]] for i in range(len(batches))]
         for dead in dies_at.get(node, ()):
             del env[dead]
     raise AssertionError("a graph without an output node")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 
 import torch
 from torch.export import ExportedProgram
@@ -21,6 +22,7 @@ _CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding)
 _FOLDABLE = (*_CONVS, aten.conv_transpose2d.input, aten.linear.default)
 _IDENTITIES = (aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
                aten.lift_fresh_copy.default, aten.dropout.default)  # fmt: skip
+_NO_IDENTIFIER = re.compile(r"\W")
 _ASSERTIONS = ("_assert_tensor_metadata", "sym_constrain_range", "_assert_scalar", "_assert_async")
 
 
@@ -53,6 +55,7 @@ def normalise(program: ExportedProgram) -> ExportedProgram:
             _slice_instead_of_split(graph, node)
         elif node.target is aten.convolution.default:
             _name_convolution(node)
+    editor.own_constants()
     for node in list(graph.nodes):
         if node.target is _BATCH_NORM:
             editor.fold_batch_norm(node)
@@ -128,7 +131,7 @@ class _Editor:
         graph = self.program.graph
         first = next(n for n in graph.nodes if n.op == "placeholder")
         with graph.inserting_before(first):
-            node = graph.placeholder(f"p_{name.replace('.', '_')}_folded")
+            node: Node = graph.placeholder(f"p_{_NO_IDENTIFIER.sub('_', name)}_folded")
         fake_mode = before.meta["val"].fake_mode
         node.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
         node.meta["tensor_meta"] = None
@@ -137,10 +140,24 @@ class _Editor:
         self.specs[node.name] = InputSpec(InputKind.PARAMETER, TensorArgument(node.name), name, None)
         return node
 
+    def own_constants(self) -> None:
+        """Layers that share a weight or a bias get one each: what is folded into them differs, and so do the scales
+        of their inputs, on which their integers depend. Of layers alone the first keeps what they shared."""
+        for constant in [n for n in self.program.graph.nodes if n.op == "placeholder" and self.value(n) is not None]:
+            layers = [user for user in constant.users if user.target in _FOLDABLE]
+            kept = 1 if len(layers) == len(constant.users) else 0
+            for count, layer in enumerate(layers[kept:], 2):
+                owner, dot, last = self.targets[constant.name].rpartition(".")
+                value = self.value(constant)
+                assert value is not None
+                own = self.store(f"{owner}#{count}.{last}" if dot else f"{last}#{count}", value, layer)
+                layer.args = (layer.args[0], *(own if a is constant else a for a in layer.args[1:]))
+
     def fold_batch_norm(self, norm: Node) -> None:
         """conv -> batch norm becomes conv: w * g / sqrt(v + e) and (b - m) * g / sqrt(v + e) + beta.
 
-        A batch norm that follows nothing foldable becomes a multiplication and an addition.
+        A batch norm that follows nothing foldable, or whose channels are not the layer's (a linear layer on three
+        dimensions has its channels last), becomes a multiplication and an addition.
         """
         source, gamma, beta, mean, variance, _, epsilon = norm.args
         m, v = self.value(mean), self.value(variance)
@@ -153,26 +170,23 @@ class _Editor:
         if result is None:
             return
         weight = self.value(source.args[1]) if source.target in _FOLDABLE else None
-        if weight is None or len(source.users) != 1:
+        if weight is None or len(source.users) != 1 or source.meta["val"].dim() != weight.dim():
             self._spell_out(norm, result, factor.float(), shift.float())
             return
-        prefix = self.targets[source.args[1].name].removesuffix(".weight")  # type: ignore[union-attr]
-        transposed = source.target is aten.conv_transpose2d.input
-        groups = int(source.args[6]) if transposed and len(source.args) > 6 else 1  # type: ignore[arg-type]
-        if transposed and groups != 1:
-            self._spell_out(norm, result, factor.float(), shift.float())
-            return
-        shape = [1] * weight.dim()
-        shape[1 if transposed else 0] = -1
+        prefix = self.targets[source.all_input_nodes[1].name].removesuffix(".weight")
+        if source.target is aten.conv_transpose2d.input:
+            # [inputs, outputs of a group, ...]: each group of inputs has outputs of its own
+            groups = int(source.args[6]) if len(source.args) > 6 else 1  # type: ignore[arg-type]
+            by_channel = factor.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)
+        else:
+            by_channel = factor
         old_bias = self.value(source.args[2]) if len(source.args) > 2 else None
-        folded = (weight.double() * factor.reshape(shape)).float()
+        shape = [*by_channel.shape, *[1] * (weight.dim() - by_channel.dim())]
+        folded = (weight.double() * by_channel.reshape(shape)).float()
         bias = ((old_bias.double() * factor if old_bias is not None else 0) + shift).float()
         args = list(source.args) + [None] * max(0, 3 - len(source.args))
-        # one weight may serve two convolutions: each gets its own folded copy
-        shared = len(source.args[1].users) > 1  # type: ignore[union-attr]
-        name = f"{prefix}.weight" if not shared else f"{source.name}.weight"
-        args[1] = self.store(name, folded, source)
-        args[2] = self.store(name.removesuffix("weight") + "bias", bias, source)
+        args[1] = self.store(f"{prefix}.weight", folded, source)
+        args[2] = self.store(f"{prefix}.bias", bias, source)
         source.args = tuple(args)
         source.meta["folded"] = result.meta.get("nn_module_stack")
         result.replace_all_uses_with(source)
@@ -189,7 +203,7 @@ class _Editor:
         transposed = node.target is aten.conv_transpose2d.input
         groups = int(node.args[6]) if transposed and len(node.args) > 6 else 1  # type: ignore[arg-type]
         channels = weight.shape[1] * groups if transposed else weight.shape[0]
-        prefix = self.targets[node.args[1].name].removesuffix(".weight")  # type: ignore[union-attr]
+        prefix = self.targets[node.all_input_nodes[1].name].removesuffix(".weight")
         name = f"{prefix}.bias" if f"{prefix}.bias" not in self.state else f"{node.name}.bias"
         args = list(node.args) + [None] * max(0, 3 - len(node.args))
         args[2] = self.store(name, torch.zeros(channels), node)

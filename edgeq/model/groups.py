@@ -119,4 +119,3 @@ def _unique(name: str, used: set[str]) -> str:
         candidate = f"{name}#{count}"
     used.add(candidate)
     return candidate
-

@@ -57,12 +57,12 @@ class Model:
     @property
     def input_nodes(self) -> tuple[str, ...]:
         """Graph nodes of the inputs, in order."""
-        return tuple(self.program.graph_signature.user_inputs)  # type: ignore[arg-type]
+        return tuple(self.program.graph_signature.user_inputs)
 
     @property
     def output_nodes(self) -> tuple[str, ...]:
         """Graph nodes of the outputs, in order."""
-        return tuple(self.program.graph_signature.user_outputs)  # type: ignore[arg-type]
+        return tuple(self.program.graph_signature.user_outputs)
 
     @property
     def macs(self) -> int:
@@ -172,4 +172,3 @@ def from_loaded(loaded: Loaded) -> Model:
         example=tuple(loaded.example),
         notes=tuple(loaded.notes),
     )
-

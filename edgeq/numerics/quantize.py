@@ -75,7 +75,9 @@ def qparams(low: torch.Tensor, high: torch.Tensor, scheme: Scheme, axis: int | N
     qmin, qmax = scheme.quant_min, scheme.quant_max
     if scheme.symmetry == "symmetric":
         middle = 0 if scheme.signed else (qmax + 1) // 2
-        scale = torch.maximum(low / (qmin - middle), high / (qmax - middle)) if qmin < middle else high / (qmax - middle)
+        scale = (
+            torch.maximum(low / (qmin - middle), high / (qmax - middle)) if qmin < middle else high / (qmax - middle)
+        )
     else:
         middle = None
         scale = (high - low) / (qmax - qmin)

@@ -64,9 +64,7 @@ def quantize_activations(
         tensor = (
             _prescribed(fixed, share, runtime.name)
             if fixed
-            else _estimated(
-                names, share, scheme, calibration, impact, estimator, boundary=not ends.isdisjoint(names)
-            )
+            else _estimated(names, share, scheme, calibration, impact, estimator, boundary=not ends.isdisjoint(names))
         )
         result.update(dict.fromkeys(names, tensor))
     return {name: result[name] for name in sorted(result)}
@@ -108,4 +106,3 @@ def _estimated(
         reason += f"; shared by {len(names)} tensors"
     q = qparams(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64), scheme)
     return QuantizedTensor(q, low, high, used, share, reason)
-

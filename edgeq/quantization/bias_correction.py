@@ -29,4 +29,5 @@ def bias_shift(node: Node, weight_error: torch.Tensor, mean_input: torch.Tensor)
     with torch.inference_mode():
         output = node.target(mean_input, weight_error, None, *node.args[3:])  # type: ignore[operator]
     axis = channel_axis_of_output(op_class(node) or "") % output.dim()
-    return output.mean(dim=[d for d in range(output.dim()) if d != axis]).clone()
+    mean: torch.Tensor = output.mean(dim=[d for d in range(output.dim()) if d != axis])
+    return mean.clone()

@@ -10,13 +10,13 @@ from torch.fx import Node
 
 from edgeq.calibration.calibrate import Calibration
 from edgeq.calibration.impact import Impact
-from edgeq.model.model import Model
 from edgeq.model.execute import Hook
+from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
 from edgeq.numerics import fake_quantize
 from edgeq.planning.assign import Assignment, assign
-from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.activations import QuantizedTensor, quantize_activations
+from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.weights import QuantizedWeight, quantize_weight
 from edgeq.registry.schema import Runtime
 
@@ -62,8 +62,8 @@ def quantize_model(
     weights: dict[str, QuantizedWeight] = {}
     biases: dict[str, torch.Tensor] = {}
     for group in model.groups:
-        if group.op not in WEIGHTED or group.weight is None or group.bias is None:
-            continue
+        if group.op not in WEIGHTED or group.weight is None or group.bias is None or not group.inputs:
+            continue  # computed weights are no constants; a layer that reads constants alone is one itself
         weight, bias = state[group.weight].detach(), state[group.bias].detach()
         biases[group.name] = bias
         kernel = assignment.kernels.get(group.name)
@@ -78,7 +78,9 @@ def quantize_model(
     return Quantized(runtime, assignment, activations, weights, biases)
 
 
-def simulate(model: Model, quantized: Quantized, batch: Sequence[torch.Tensor], see: Hook | None = None) -> list[torch.Tensor]:
+def simulate(
+    model: Model, quantized: Quantized, batch: Sequence[torch.Tensor], see: Hook | None = None
+) -> list[torch.Tensor]:
     """The outputs that integers would give, by fake quantization in float. It steers; it is never a result.
 
     Args:
@@ -94,7 +96,7 @@ def simulate(model: Model, quantized: Quantized, batch: Sequence[torch.Tensor], 
     constants: dict[str, torch.Tensor] = {}
     for group in model.groups:
         if group.name in quantized.weights:
-            _, weight, bias = model.nodes[group.root].args[:3]
-            constants[weight.name] = quantized.weights[group.name].real  # type: ignore[union-attr]
-            constants[bias.name] = quantized.biases[group.name]  # type: ignore[union-attr]
+            _, weight, bias = model.nodes[group.root].all_input_nodes[:3]
+            constants[weight.name] = quantized.weights[group.name].real
+            constants[bias.name] = quantized.biases[group.name]
     return model.run([batch], hook, constants)[0]

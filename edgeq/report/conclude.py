@@ -176,4 +176,6 @@ def _verdict_text(best: Build, failed: Sequence[str]) -> str:
 
 
 def _environment() -> dict[str, str]:
-    return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"} | versions_now(VERSIONED)
+    return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"} | versions_now(
+        VERSIONED
+    )

@@ -96,7 +96,7 @@ def _cells(build: Build) -> list[str]:
     else:
         smaller = summary.shrink(build)
         cells.append(bytes_text(build.size_bytes) + ("" if smaller is None else f"\n({number(smaller)}x less)"))
-        cells.append(f"{build.audit.integer_mac_percent:.1f} %")
+        cells.append(f"{build.audit.integer_mac_percent:.1f} %" if build.audit else "not audited")
     passed = sum(g.passed for g in build.gates)
     cells.append(f"{passed} of {len(build.gates)}" if build.gates else "none")
     return cells
@@ -131,9 +131,10 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
             lines.append(("red", f"missed: {gate.name} {gate.measured}, limit {gate.limit}{remark}"))
         elif "not certain" in gate.reason or "slower" in gate.reason:
             lines.append(("yellow", f"{gate.name}: {gate.reason}"))
-    names = ", ".join(f.layer for f in build.audit.float_operators[:3])
+    left = build.audit.float_operators if build.audit else []
+    names = ", ".join(f.layer for f in left[:3])
     if names:
-        more = len(build.audit.float_operators) - 3
+        more = len(left) - 3
         lines.append(("dim", f"in float: {names}" + (f" and {more} more" if more > 0 else "")))
     return lines
 

@@ -158,7 +158,8 @@ class Build(_Strict):
     peak_memory_bytes: int | None
     cold_start_seconds: float | None
     placements: list[Placement]
-    audit: Audit
+    audit: Audit | None
+    """None for an artefact that edgeq did not write: there is no plan to hold it against."""
     layers: list[Layer]
     gates: list[Gate]
     modelled: list[Modelled] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeq.calibration.calibrate import BATCH
+from edgeq.calibration.calibrate import batches
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
 from edgeq.errors import DeviceError
@@ -25,6 +25,9 @@ from edgeq.validation.latency import speed
 from edgeq.validation.metric import Metric
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+DEVICES = {"local": "local", "qemu-aarch64": "arm64", "qemu-x86_64": "x86_64"}
+"""The device for each way in which a target says it can be executed from here."""
 
 TIMING_BUDGET = 6.0
 """Seconds that the interleaved latency runs may take, all candidates together."""
@@ -63,18 +66,14 @@ class Measured:
 
 def reference_outputs(model: Model, data: Dataset, progress: Progress) -> list[Array]:
     """The float model's outputs, [N, ...] each, from the program as it was loaded: not folded, not exported."""
-    columns = [torch.from_numpy(data.inputs[spec.name]) for spec in model.inputs]
-    step = BATCH if model.batchable and model.inputs[0].batched else 1
     parts: list[list[torch.Tensor]] = []
-    for start in range(0, len(data), step):
-        stop = min(start + step, len(data))
-        if model.inputs[0].batched:
-            batch, factor = [c[start:stop] for c in columns], stop - start
-        else:
-            batch, factor = [c[start] for c in columns], 1
-        factors = [1] if model.dynamic_batch else [factor]
-        parts.append(execute(model.reference, [batch], batch_factors=factors)[0])
-        progress.step(stop, len(data))
+    done = 0
+    for batch in batches(model, data.inputs):
+        samples = len(batch[0]) if model.inputs[0].batched else 1
+        factor = 1 if model.dynamic_batch else samples
+        parts += execute(model.reference, [batch], batch_factors=[factor])
+        done += samples
+        progress.step(done, len(data))
     return [_stack([part[i] for part in parts], len(data)) for i in range(len(parts[0]))]
 
 
@@ -102,7 +101,10 @@ def measure(
     Raises:
         DeviceError: the runtime refused the artefact, crashed, or computed NaN.
     """
-    feed = {n: quantize(torch.from_numpy(a), ends.inputs[n]).numpy() if n in ends.inputs else a for n, a in data.inputs.items()}
+    feed = {
+        n: quantize(torch.from_numpy(a), ends.inputs[n]).numpy() if n in ends.inputs else a
+        for n, a in data.inputs.items()
+    }
     raw = device.outputs(artifact, feed, progress)
     real = [
         dequantize(torch.from_numpy(array), q).numpy() if q is not None else array
@@ -113,10 +115,23 @@ def measure(
     one = {name: array[:1] for name, array in feed.items()}
     placements = device.placement(artifact, one, threads=threads)
     if device.emulated or baseline is None:
-        why = "the device is emulated: its time is no latency" if device.emulated else "there is no float model to compare with"
+        why = (
+            "the device is emulated: its time is no latency"
+            if device.emulated
+            else "there is no float model to compare with"
+        )
         return Measured(raw, accuracy, placements, None, why, None, None)
     cold = device.cold_start(artifact, one, threads=threads)
-    timed = _time(artifact, baseline, device, one, {n: a[:1] for n, a in data.inputs.items()}, cold.first_seconds, threads, progress)
+    timed = _time(
+        artifact,
+        baseline,
+        device,
+        one,
+        {n: a[:1] for n, a in data.inputs.items()},
+        cold.first_seconds,
+        threads,
+        progress,
+    )
     return Measured(raw, accuracy, placements, timed, None, cold.artifact_bytes, cold.seconds)
 
 
@@ -138,7 +153,13 @@ def _time(
     per_round = max(2 * len(candidates) * estimate, 1e-6)
     rounds = int(np.clip(TIMING_BUDGET / per_round, *ROUNDS))
     runs = device.latency(
-        candidates, floats, progress, own_inputs={"artifact": own}, rounds=rounds, warmup=max(3, rounds // 20), threads=threads
+        candidates,
+        floats,
+        progress,
+        own_inputs={"artifact": own},
+        rounds=rounds,
+        warmup=max(3, rounds // 20),
+        threads=threads,
     )
     files = [baseline, *(f for f in info.companions(baseline) if f.is_file())]
     size = sum(file.stat().st_size for file in files)

@@ -1,0 +1,99 @@
+"""Reads back what a `.tflite` file stores, from its bytes and tensor names alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.export.stored import Stored, StoredTensor, StoredWeight
+from edgeq.export.tflite_graph import Graph
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+
+_DATA_SLOT = {"TRANSPOSE_CONV": 2}
+_WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
+_CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
+_FROM_STORED = {"CONV_2D": (0, 3, 1, 2), "TRANSPOSE_CONV": (3, 0, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2)}
+"""Order of the axes that leads from the stored weight to PyTorch's."""
+
+
+def read_tflite(model: Model, path: Path) -> Stored:
+    """Everything quantized in a file that `edgeq.export.tflite` wrote.
+
+    Tensors that the file does not hold, because the converter merged their operator into another one, are absent.
+    """
+    graph = Graph(path.read_bytes())
+    makers = {_base(graph.name(int(i))): (op, int(i)) for op in reversed(graph.operators) for i in reversed(op.outputs)}
+    names = {graph.name(i): i for i in reversed(range(len(graph.tensors)))}
+    weights: dict[str, StoredWeight] = {}
+    integer: set[str] = set()
+    for group in model.groups:
+        maker = makers.get(group.name)
+        if maker is None:
+            continue
+        operator, output = maker
+        kind = graph.kind(operator)
+        data = int(operator.inputs[_DATA_SLOT.get(kind, 0)])
+        if _integer(graph, data) and _integer(graph, output):
+            integer.add(group.name)
+        if kind in _WEIGHTED and group.weight is not None:
+            found = _weight(model, group, graph, operator, kind)
+            if found is not None:
+                weights[group.name] = found
+    floats = [
+        (graph.kind(op), graph.name(int(op.outputs[0])), "")
+        for op in graph.operators
+        if graph.kind(op) not in _CONVERSIONS and any(graph.is_float(int(i)) for i in op.outputs)
+    ]
+    return Stored(weights, _tensors(model, graph, names), integer, floats)
+
+
+def _tensors(model: Model, graph: Graph, names: dict[str, int]) -> dict[str, StoredTensor]:
+    wanted = dict(zip(model.input_nodes, (spec.name for spec in model.inputs), strict=True))
+    for group in model.groups:
+        separate = f"{group.name}/{group.activation_op}"
+        if group.activation is None or separate not in names:
+            wanted[group.output] = group.name
+        else:
+            wanted[group.root], wanted[group.activation] = group.name, separate
+    found: dict[str, StoredTensor] = {}
+    for node, name in wanted.items():
+        stored = [_quantization(graph, i) for n, i in names.items() if _base(n) == name]
+        distinct = {s for s in stored if s is not None}
+        # several, where readers want one value in different integers: each is as planned for its reader
+        if len(distinct) == 1:
+            found[node] = distinct.pop()
+    return found
+
+
+def _base(name: str) -> str:
+    """A tensor's name without what says in which form it is."""
+    return re.sub(r"(/inner|/(int8|int16|float32)(#\d+)?)+$", "", name)
+
+
+def _integer(graph: Graph, index: int) -> bool:
+    return graph.dtype(index) in ("int8", "int16")
+
+
+def _quantization(graph: Graph, index: int) -> StoredTensor | None:
+    q = graph.quantization(index)
+    if q is None or not _integer(graph, index):
+        return None
+    return StoredTensor(graph.dtype(index), float(q[0][0]), int(q[1][0]))
+
+
+def _weight(model: Model, group: Group, graph: Graph, operator: Any, kind: str) -> StoredWeight | None:
+    q = graph.quantization(int(operator.inputs[1]))
+    integers = graph.constant(int(operator.inputs[1]))
+    if q is None or integers is None:
+        return None
+    shape = tuple(model.program.state_dict[group.weight or ""].shape)
+    if kind in _FROM_STORED:
+        integers = integers.transpose(_FROM_STORED[kind])
+    slot = 3 if kind == "TRANSPOSE_CONV" else 2
+    bias = graph.constant(int(operator.inputs[slot])) if slot < len(operator.inputs) else None
+    dtype = "" if bias is None else str(bias.dtype)
+    return StoredWeight(integers.reshape(shape), q[0], q[1].astype(np.int32), bias, dtype)

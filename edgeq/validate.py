@@ -1,0 +1,165 @@
+"""Measures an artefact that already exists against the float model that it was made from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from edgeq.data.dataset import Dataset
+from edgeq.data.load import load_data
+from edgeq.devices import Candidate, Device, Port, open_device
+from edgeq.errors import UnsupportedError, UsageError
+from edgeq.export.artifact import Exporter
+from edgeq.model.model import Model, load
+from edgeq.numerics import QParams, Scheme
+from edgeq.progress import Clock, Progress, Silent
+from edgeq.registry.load import load_target
+from edgeq.registry.schema import Runtime, Target
+from edgeq.report.conclude import conclude
+from edgeq.report.schema import Build, Report
+from edgeq.runtimes import RUNTIMES, runtime
+from edgeq.validation.gates import Limits, judge
+from edgeq.validation.measure import DEVICES, Ends, integer_ends, measure, reference_outputs
+from edgeq.validation.metric import Metric, load_metric
+
+
+def validate(
+    artifact: str | Path,
+    *,
+    model: str | Path | torch.nn.Module | Model,
+    target: str,
+    evaluation: str | Path | Dataset,
+    preprocess: str | None = None,
+    metric: str | Metric | None = None,
+    limits: Limits | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    inputs: Sequence[str] = (),
+    arch: str | None = None,
+    trust_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Accuracy and latency of an artefact, whoever made it.
+
+    Args:
+        artifact: a `.onnx`, `.xml` or `.tflite` file.
+        model: the float model, as for `deploy`.
+        evaluation: samples that both are judged on.
+
+    Returns:
+        A report with one build; nothing is written.
+
+    Raises:
+        UsageError: wrong arguments or data.
+        DeviceError: the device or the runtime failed.
+    """
+    path = Path(artifact)
+    if not path.is_file():
+        raise UsageError("there is no such artefact", where=str(path), remedy="give a .onnx, .xml or .tflite file")
+    clock, limits = Clock(progress or Silent()), limits or Limits()
+    aim = load_target(target)
+    chosen = _runtime(aim, path)
+    judge_by = load_metric(metric) if isinstance(metric, str) else metric
+    if device is None and aim.execution not in DEVICES:
+        raise UsageError(f"{aim.name} cannot be executed from this machine", remedy="name a device with --device")
+    where = open_device(device or DEVICES[aim.execution])
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+        with clock.stage("load"):
+            net = (
+                model if isinstance(model, Model) else load(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
+            )
+            data = evaluation
+            if not isinstance(data, Dataset):
+                data = load_data(data, net.inputs, preprocess=preprocess, role="evaluation")
+            ends = _ends(where, Candidate(path, chosen.name), net)
+        with clock.stage("float model") as steps:
+            reference = reference_outputs(net, data, steps)
+        with clock.stage(f"export float {chosen.format}"):
+            baseline = Exporter(net, Path(scratch)).float_model(chosen.format) if not where.emulated else None
+        with clock.stage(f"validate in {chosen.name}") as steps:
+            found = measure(
+                Candidate(path, chosen.name),
+                baseline,
+                where,
+                data,
+                reference,
+                ends,
+                metric=judge_by,
+                threads=threads,
+                progress=steps,
+            )
+        files = [path, *(f for f in runtime(chosen.name).companions(path) if f.is_file())]
+        size = sum(f.stat().st_size for f in files)
+        build = Build(
+            format=chosen.format,
+            runtime=chosen.name,
+            runtime_version=runtime(chosen.name).version() or "not installed",
+            device=where.name,
+            emulated=where.emulated,
+            files={f.name: f.stat().st_size for f in files},
+            size_bytes=size,
+            validated=True,
+            not_validated_because=None,
+            accuracy=found.accuracy,
+            speed=found.speed,
+            no_speed_because=found.no_speed_because,
+            peak_memory_bytes=found.peak_memory_bytes,
+            cold_start_seconds=found.cold_start_seconds,
+            placements=found.placements,
+            audit=None,
+            layers=[],
+            gates=judge(
+                limits,
+                accuracy=found.accuracy,
+                speed=found.speed,
+                size_bytes=size,
+                emulated=where.emulated,
+                no_speed_because=found.no_speed_because,
+            ),
+            float_size_bytes=None if baseline is None else baseline.stat().st_size,
+        )
+    warnings = [*net.notes, *data.notes]
+    return conclude(
+        net, aim, None, [build], keep_all=False, warnings=warnings, data={"evaluation": data}, seconds=clock.seconds
+    )
+
+
+def _runtime(target: Target, path: Path) -> Runtime:
+    for candidate in target.runtimes:
+        if candidate.name in RUNTIMES and path.suffix in runtime(candidate.name).suffixes:
+            return candidate
+    there = ", ".join(f"{r.name} ({r.format})" for r in target.runtimes)
+    raise UsageError(
+        f"no runtime of {target.name} reads {path.suffix or 'this'} files", where=path.name, remedy=f"it has: {there}"
+    )
+
+
+def _ends(where: Device, artifact: Candidate, model: Model) -> Ends:
+    """How the artefact's ends are quantized, from the artefact itself."""
+    interface = where.interface(artifact)
+    if len(interface.inputs) != len(model.inputs) or len(interface.outputs) != len(model.output_nodes):
+        raise UnsupportedError(
+            f"the artefact has {len(interface.inputs)} inputs and {len(interface.outputs)} outputs, "
+            f"the model {len(model.inputs)} and {len(model.output_nodes)}",
+            remedy="give the float model that this artefact was made from",
+        )
+    inputs = {}
+    for spec, port in zip(model.inputs, interface.inputs, strict=True):
+        if port.dtype != spec.dtype:
+            scales = _scales(port)
+            if scales is None:
+                raise integer_ends(spec.name)
+            inputs[spec.name] = scales
+    outputs = [_scales(port) if "int" in port.dtype else None for port in interface.outputs]
+    limits = [None if q is None else (q.low, q.high) for q in outputs]
+    return Ends(inputs, outputs, limits)
+
+
+def _scales(port: Port) -> QParams | None:
+    if port.scale is None or port.zero_point is None or port.dtype not in ("int8", "uint8", "int16", "uint16"):
+        return None
+    scheme = Scheme(port.dtype)  # type: ignore[arg-type]
+    return QParams(scheme, torch.tensor(port.scale), torch.tensor(port.zero_point, dtype=torch.int32))
