@@ -201,7 +201,7 @@ def _build(work: _Work, chosen: Runtime, exporter: Exporter, folder: Path) -> Bu
             with clock.stage(f"validate in {chosen.name}") as steps:
                 measured = measure(
                     Candidate(files[0], chosen.name),
-                    baseline,
+                    baseline[0],
                     work.device,
                     work.evaluation,
                     work.reference,
@@ -221,7 +221,6 @@ def _build(work: _Work, chosen: Runtime, exporter: Exporter, folder: Path) -> Bu
             raise
         clock.progress.note(f"{chosen.format}: {error.cause}")
         return Built(_failed(chosen, work.device, error), None, [], [], error)
-    float_files = [baseline, *(f for f in runtime(chosen.name).companions(baseline) if f.is_file())]
     size = sum(f.stat().st_size for f in files)
     build = Build(
         format=chosen.format,
@@ -244,7 +243,7 @@ def _build(work: _Work, chosen: Runtime, exporter: Exporter, folder: Path) -> Bu
         audit=written,
         layers=layers,
         gates=_gates(work, measured, size, why_not),
-        float_size_bytes=sum(f.stat().st_size for f in float_files),
+        float_size_bytes=sum(f.stat().st_size for f in baseline),
     )
     plan = describe(net, quantized, target=work.target.name, data_hash=work.calibration_data.sha256)
     outputs = [quantized.activations[n].q if n in quantized.activations else None for n in net.output_nodes]

@@ -78,11 +78,11 @@ def validate(
         with clock.stage("float model") as steps:
             reference = reference_outputs(net, data, steps)
         with clock.stage(f"export float {chosen.format}"):
-            baseline = Exporter(net, Path(scratch)).float_model(chosen.format) if not where.emulated else None
+            baseline = Exporter(net, Path(scratch)).float_model(chosen.format) if not where.emulated else []
         with clock.stage(f"validate in {chosen.name}") as steps:
             found = measure(
                 Candidate(path, chosen.name),
-                baseline,
+                baseline[0] if baseline else None,
                 where,
                 data,
                 reference,
@@ -119,7 +119,7 @@ def validate(
                 emulated=where.emulated,
                 no_speed_because=found.no_speed_because,
             ),
-            float_size_bytes=None if baseline is None else baseline.stat().st_size,
+            float_size_bytes=sum(f.stat().st_size for f in baseline) if baseline else None,
         )
     warnings = [*net.notes, *data.notes]
     return conclude(

@@ -22,6 +22,7 @@ from torch.fx import Node
 from edgeq.calibration.calibrate import batches
 from edgeq.calibration.histogram import HALF, Histogram
 from edgeq.model.model import Model
+from edgeq.model.ops import is_float
 from edgeq.numerics import QParams, fake_quantize
 from edgeq.progress import Progress, Silent
 
@@ -98,9 +99,11 @@ def _one_batch(
     values: dict[str, torch.Tensor] = {}
 
     def keep(node: Node, found: list[torch.Tensor]) -> list[torch.Tensor]:
-        if node.op == "placeholder":
-            found = [v.clone().requires_grad_() if v.is_floating_point() else v for v in found]
-        if node.name in rows and found[0].requires_grad:
+        if node.name not in rows or not is_float(node):
+            return found
+        # the input, or the first tensor behind integers such as an embedding's
+        found = [v if v.requires_grad else v.clone().requires_grad_() for v in found]
+        if found[0].dim() and len(found[0]) % samples == 0:
             values[node.name] = found[0]
         return found
 

@@ -43,8 +43,8 @@ class Exporter:
 
         return tflite.export_float(self.model, self.scratch / "float.tflite")
 
-    def float_model(self, form: str) -> Path:
-        """The unquantized model in the same format: the baseline.
+    def float_model(self, form: str) -> list[Path]:
+        """The files of the unquantized model in the same format, the one that a runtime opens first: the baseline.
 
         Raises:
             UnsupportedError: the format cannot hold the model.
@@ -59,7 +59,8 @@ class Exporter:
             else:
                 path = self._tflite.path
             self._floats[form] = path
-        return self._floats[form]
+        weights = self._floats[form].with_suffix(".bin")
+        return [self._floats[form], *([weights] if form == "openvino" else [])]
 
     def write(self, quantized: Quantized, folder: Path) -> list[Path]:
         """Writes the artefact into `folder` and returns its files, the one that a runtime opens first.

@@ -87,7 +87,7 @@ def confirm(model: Model, quantized: Quantized, written: Audit, placements: Sequ
     in_float = {f.layer for f in written.float_operators}
     refused: dict[str, Placement] = {}
     for placement in placements:
-        name = re.split(r"_token_\d+$|/WithoutBiases$|/fused", placement.name)[0]
+        name = re.split(r"_token_\d+$|/WithoutBiases$|/MatMulAddFusion$|/fused", placement.name)[0]
         if name in groups and placement.integer is False and groups[name].macs:
             refused[name] = placement
     integer = {name for name, g in groups.items() if g.macs and name not in in_float and name not in refused}

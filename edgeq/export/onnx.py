@@ -41,6 +41,10 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
     for group in model.groups:
         if group.name in quantized.biases:
             _store_weights(model, group, quantized, graph, values, source)
+        elif group.op == "matmul" and group.root in source.values:
+            node = _weighted(values[source.values[group.root]])
+            if node is not None:
+                node.name = group.name
     outputs = {id(v) for v in graph.outputs}
     for node, tensor in quantized.activations.items():
         name = source.values.get(node)

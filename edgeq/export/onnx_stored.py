@@ -42,8 +42,12 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
     integer: set[str] = set()
     floats: list[tuple[str, str, str]] = []
     for group in model.groups:
-        node = by_name.get(group.name) if group.op in WEIGHTED else None
+        node = by_name.get(group.name) if group.op in WEIGHTED or group.op == "matmul" else None
         if node is None:
+            continue
+        if group.op == "matmul":
+            if all(_dequantized(name, producer) for name in node.input):
+                integer.add(group.name)
             continue
         dequantize = producer.get(node.input[1])
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
@@ -54,8 +58,7 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
             integers = integers.T
         bias, bias_dtype = _bias(node, constants, producer, readers)
         weights[group.name] = StoredWeight(integers, scale, zero, bias, bias_dtype)
-        reads_integers = (d := producer.get(node.input[0])) is not None and d.op_type == "DequantizeLinear"
-        if reads_integers:
+        if _dequantized(node.input[0], producer):
             integer.add(group.name)
         else:
             floats.append((node.op_type, group.name, "its input is not quantized"))
@@ -80,6 +83,11 @@ def _quantization(
         return made_by
     only = readers.get(value, [])
     return only[0] if made_by is None and only and only[0].op_type == "DequantizeLinear" else None
+
+
+def _dequantized(value: str, producer: Mapping[str, onnx.NodeProto]) -> bool:
+    made_by = producer.get(value)
+    return made_by is not None and made_by.op_type == "DequantizeLinear"
 
 
 def _on_integers(

@@ -37,6 +37,8 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         if stored is None:
             continue
         integers = np.asarray(stored.data)
+        if _transposed(stored):
+            integers = integers.T
         weight = model.program.state_dict[group.weight or ""]
         scale = _constant(named, f"{group.weight}_quantized_scale")
         zero = _constant(named, f"{group.weight}_quantized_zero_point")
@@ -54,6 +56,19 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
     ]
     in_float = {name for _, name, _ in floats}
     return Stored(weights, tensors, {name for name in weights if not _mentioned(name, in_float)}, floats)
+
+
+def _transposed(weight: Any) -> bool:
+    """Whether a MatMul reads the constant as [inputs, outputs], the other way round than PyTorch."""
+    op = weight
+    for _ in range(6):
+        readers = list(op.output(0).get_target_inputs())
+        if not readers:
+            return False
+        op = readers[0].get_node()
+        if op.get_type_name() == "MatMul":
+            return not op.get_attributes()["transpose_b"]
+    return False
 
 
 def _constant(named: Mapping[str, Any], name: str) -> np.ndarray | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeq.export.stored import Stored
 from edgeq.export.tflite_convert import convert, example
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import match
 from edgeq.export.tflite_quantize import quantize
-from edgeq.export.tflite_tidy import average_without_transpose, separate_activations
+from edgeq.export.tflite_stored import read_tflite
+from edgeq.export.tflite_tidy import average_without_transpose, product_of_values, separate_activations
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
 
@@ -39,6 +41,7 @@ def export_float(model: Model, path: Path) -> FloatTflite:
     """
     graph = Graph(convert(model))
     average_without_transpose(graph)
+    product_of_values(graph)
     _name_ends(model, graph)
     data = graph.bytes()
     path.write_bytes(data)
@@ -56,6 +59,11 @@ def export_quantized(model: Model, quantized: Quantized, float_file: FloatTflite
     graph = Graph(_separated(float_file.path.read_bytes()))
     quantize(model, quantized, graph, float_file.nodes)
     path.write_bytes(graph.bytes())
+
+
+def stored(model: Model, quantized: Quantized, path: Path) -> Stored:
+    """What the written file stores, read back from it alone."""
+    return read_tflite(model, path, quantized.assignment.reasons)
 
 
 def _separated(data: bytes) -> bytes:

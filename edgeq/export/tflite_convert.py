@@ -69,8 +69,8 @@ def _part(name: str) -> Any:
 
 def _convert(parts: dict[str, Any], program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> bytes:
     passes, composites, converter, signatures, infra = (parts[name] for name in _PARTS)
-    # `litert_torch.convert` exports the module again and retraces the graph four times. The program is exported already;
-    # one retracing brings it to core ATen, and a second, inside the lowering, resolves what the passes put in.
+    # `litert_torch.convert` exports the module again and retraces the graph three times. The program is exported
+    # already: one retracing brings it to core ATen, and one inside the lowering resolves what the passes put in.
     program = infra.safe_run_decompositions(program, infra.decomp.pre_convert_decomp(), can_skip=False)
     _forget_origins(program)
     steps = [passes.EliminateDeadCodePass(), passes.OptimizeLayoutTransposesPass()]

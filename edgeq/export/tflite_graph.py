@@ -33,10 +33,11 @@ _OPERATORS: dict[int, str] = {
 
 # The first version of each operator that reads int8, and for weighted ones scales per channel.
 _INT8_VERSIONS = {
-    "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "TRANSPOSE_CONV": 3, "FULLY_CONNECTED": 5, "BATCH_MATMUL": 2, "ADD": 2, "SUB": 2,
-    "MUL": 2, "CONCATENATION": 2, "AVERAGE_POOL_2D": 2, "MAX_POOL_2D": 2, "PAD": 2, "PADV2": 2, "MEAN": 2, "SLICE": 2,
-    "STRIDED_SLICE": 2, "TRANSPOSE": 2, "SOFTMAX": 2, "LOGISTIC": 2, "TANH": 2, "RELU": 2, "RELU6": 2, "GATHER": 2,
-    "GATHER_ND": 2, "RESIZE_NEAREST_NEIGHBOR": 2, "RESIZE_BILINEAR": 2, "SPLIT": 2, "SPLIT_V": 2, "DEQUANTIZE": 2,
+    "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "TRANSPOSE_CONV": 3, "FULLY_CONNECTED": 5, "BATCH_MATMUL": 2, "ADD": 2,
+    "SUB": 2, "MUL": 2, "CONCATENATION": 2, "AVERAGE_POOL_2D": 2, "MAX_POOL_2D": 2, "PAD": 2, "PADV2": 2, "MEAN": 2,
+    "SLICE": 2, "STRIDED_SLICE": 2, "TRANSPOSE": 2, "SOFTMAX": 2, "LOGISTIC": 2, "TANH": 2, "RELU": 2, "RELU6": 2,
+    "GATHER": 2, "GATHER_ND": 2, "RESIZE_NEAREST_NEIGHBOR": 2, "RESIZE_BILINEAR": 2, "SPLIT": 2, "SPLIT_V": 2,
+    "DEQUANTIZE": 2,
 }  # fmt: skip
 
 
@@ -243,7 +244,7 @@ class _Builder(flatbuffers.Builder):  # type: ignore[misc]
         if x.dtype != np.uint8:
             return int(super().CreateNumpyVector(x))
         self.StartVector(1, x.size, ALIGNMENT)
-        self.head = self.head - x.size
-        self.Bytes[self.head : self.head + x.size] = x.tobytes()
-        self.vectorNumElems = x.size
+        start = int(self.Head()) - x.size
+        self.head = start
+        self.Bytes[start : start + x.size] = x.tobytes()
         return int(self.EndVector())

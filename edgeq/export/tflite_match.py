@@ -50,7 +50,8 @@ def match(model: Model, data: bytes, inputs: Sequence[torch.Tensor]) -> dict[int
     graph = Graph(data)
     generator = torch.Generator().manual_seed(0)
     samples = [
-        [torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for x in inputs] for _ in range(SAMPLES)
+        [torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for x in inputs]
+        for _ in range(SAMPLES)
     ]
     same = origins(model)
     ours = _ours(model, samples, same)

@@ -134,7 +134,7 @@ class _Rewriter:
         writes = [int(i) for i in operator.outputs if int(i) in self.floats]
         group = self._group(operator, writes)
         plan = self._plan(operator, group, reads, writes)
-        self._label(operator, group, writes)
+        self._label(operator, group)
         inputs = [int(i) for i in operator.inputs]
         for slot in reads:
             inputs[slot] = self._form(inputs[slot], plan.reads[slot] if plan else None)
@@ -195,7 +195,7 @@ class _Rewriter:
 
     def _computed(self, operator: Any, group: Group, reads: list[int], output: int) -> _Integer | None:
         kind, node = self.graph.kind(operator), self.nodes[output]
-        alone = node == group.activation and kind not in INTEGER_FORMS.get(group.op, ())
+        alone = self._alone(operator, group, output)
         form = group.activation_op if alone else group.op
         wanted = self.grids.get(node)
         if wanted is None and node == group.root and group.activation is not None:
@@ -208,6 +208,11 @@ class _Rewriter:
             return None
         keeps = kind in _KEEPS_SCALE
         return _Integer(given, given[reads[0]] if keeps else wanted, wanted)
+
+    def _alone(self, operator: Any, group: Group, output: int) -> bool:
+        """Whether an operator computes only the activation of its group."""
+        apart = self.graph.kind(operator) not in INTEGER_FORMS.get(group.op, ())
+        return apart and self.nodes[output] == group.activation
 
     def _inputs(
         self, operator: Any, names: Iterable[str], group: Group, reads: list[int], alone: bool
@@ -269,7 +274,7 @@ class _Rewriter:
             index, grid.dtype, np.array([grid.scale], np.float32), np.array([grid.zero_point], np.int64)
         )
 
-    def _label(self, operator: Any, group: Group | None, writes: list[int]) -> None:
+    def _label(self, operator: Any, group: Group | None) -> None:
         """Names tensors after the group that computes them: runtimes report operators by these names."""
         kind = self.graph.kind(operator).lower()
         for index in (int(i) for i in operator.outputs):
@@ -278,7 +283,7 @@ class _Rewriter:
                 node = self.nodes.get(index)
                 own = self.owner.get(node) if node is not None and node != self.source.get(first or -1) else None
                 name = own.name if own else f"{self.labels[first]}/{kind}" if first is not None else kind
-            elif writes and self.nodes[index] == group.activation and group.name in self.taken:
+            elif self._alone(operator, group, index):
                 name = f"{group.name}/{group.activation_op}"
             else:
                 name = group.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,21 @@ _FROM_STORED = {"CONV_2D": (0, 3, 1, 2), "TRANSPOSE_CONV": (3, 0, 1, 2), "DEPTHW
 """Order of the axes that leads from the stored weight to PyTorch's."""
 
 
-def read_tflite(model: Model, path: Path) -> Stored:
+def read_tflite(model: Model, path: Path, reasons: Mapping[str, str]) -> Stored:
     """Everything quantized in a file that `edgeq.export.tflite` wrote.
 
     Tensors that the file does not hold, because the converter merged their operator into another one, are absent.
+
+    Args:
+        reasons: by group name, why it was to run as it does: said beside what runs in float.
     """
     graph = Graph(path.read_bytes())
-    makers = {_base(graph.name(int(i))): (op, int(i)) for op in reversed(graph.operators) for i in reversed(op.outputs)}
-    names = {graph.name(i): i for i in reversed(range(len(graph.tensors)))}
+    made = {graph.name(int(i)): (op, int(i)) for op in graph.operators for i in op.outputs}
+    outputs = dict(zip(model.output_nodes, model.output_names, strict=True))
     weights: dict[str, StoredWeight] = {}
     integer: set[str] = set()
     for group in model.groups:
-        maker = makers.get(group.name)
+        maker = made.get(f"{group.name}/inner") or made.get(group.name) or made.get(outputs.get(group.output, ""))
         if maker is None:
             continue
         operator, output = maker
@@ -43,26 +47,41 @@ def read_tflite(model: Model, path: Path) -> Stored:
             found = _weight(model, group, graph, operator, kind)
             if found is not None:
                 weights[group.name] = found
+    for group in model.groups:
+        twin = next((g.name for g in model.groups if g.name in weights and _twins(g, group)), None)
+        if group.name not in weights and twin is not None:
+            weights[group.name] = weights[twin]
+            integer |= {group.name} if twin in integer else set()
     floats = [
-        (graph.kind(op), graph.name(int(op.outputs[0])), "")
+        (graph.kind(op), name := graph.name(int(op.outputs[0])), reasons.get(_base(name), ""))
         for op in graph.operators
         if graph.kind(op) not in _CONVERSIONS and any(graph.is_float(int(i)) for i in op.outputs)
     ]
-    return Stored(weights, _tensors(model, graph, names), integer, floats)
+    return Stored(weights, _tensors(model, graph), integer, floats)
 
 
-def _tensors(model: Model, graph: Graph, names: dict[str, int]) -> dict[str, StoredTensor]:
+def _twins(a: Group, b: Group) -> bool:
+    """Whether two groups apply one layer to one value: the converter then computes it once."""
+    return a.weight is not None and (a.op, a.weight, a.bias, a.inputs) == (b.op, b.weight, b.bias, b.inputs)
+
+
+def _tensors(model: Model, graph: Graph) -> dict[str, StoredTensor]:
+    forms: dict[str, list[StoredTensor]] = {}
+    for index in range(len(graph.tensors)):
+        quantization = _quantization(graph, index)
+        if quantization is not None:
+            forms.setdefault(_base(graph.name(index)), []).append(quantization)
     wanted = dict(zip(model.input_nodes, (spec.name for spec in model.inputs), strict=True))
     for group in model.groups:
         separate = f"{group.name}/{group.activation_op}"
-        if group.activation is None or separate not in names:
+        if group.activation is None or separate not in forms:
             wanted[group.output] = group.name
         else:
             wanted[group.root], wanted[group.activation] = group.name, separate
+    outputs = dict(zip(model.output_nodes, model.output_names, strict=True))
     found: dict[str, StoredTensor] = {}
     for node, name in wanted.items():
-        stored = [_quantization(graph, i) for n, i in names.items() if _base(n) == name]
-        distinct = {s for s in stored if s is not None}
+        distinct = set(forms.get(name) or forms.get(outputs.get(node, ""), []))
         # several, where readers want one value in different integers: each is as planned for its reader
         if len(distinct) == 1:
             found[node] = distinct.pop()

@@ -47,6 +47,22 @@ def average_without_transpose(graph: Graph) -> None:
     graph.set_operators([op for op in graph.operators if any(int(i) in read for i in op.outputs)])
 
 
+def product_of_values(graph: Graph) -> None:
+    """A product of two computed matrices, which the converter calls FULLY_CONNECTED, becomes BATCH_MATMUL.
+
+    Integer kernels of FULLY_CONNECTED expect constant weights, symmetric around zero.
+    """
+    for operator in graph.operators:
+        reads = [int(i) for i in operator.inputs]
+        if graph.kind(operator) != "FULLY_CONNECTED" or not graph.is_float(reads[1]) or (reads[2:] or [-1]) != [-1]:
+            continue
+        if operator.builtinOptions.fusedActivationFunction or not operator.builtinOptions.keepNumDims:
+            continue
+        options = schema.BatchMatMulOptionsT()
+        options.adjY = True
+        vars(operator).update(vars(graph.operator("BATCH_MATMUL", reads[:2], operator.outputs, options)))
+
+
 def separate_activations(graph: Graph) -> None:
     """Takes activations out of operators whose integer kernels are planned without one.
 

@@ -107,7 +107,8 @@ def _check(model: Model, group: Group, graph: Graph, operator: Any) -> None:
     held = graph.constant(int(operator.inputs[slot])) if slot < len(operator.inputs) else None
     bias = state[group.bias or ""].detach().numpy()
     held = np.zeros_like(bias) if held is None else held
-    if stored is None or (kind == "DEPTHWISE_CONV_2D" and wanted.shape[1] != 1) or not _same(stored, arrange(kind, wanted)):
+    one_channel = kind != "DEPTHWISE_CONV_2D" or wanted.shape[1] == 1
+    if stored is None or not one_channel or not _same(stored, arrange(kind, wanted)):
         what = "weight"
     elif not _same(held.reshape(-1), bias):
         what = "bias"
@@ -121,4 +122,5 @@ def _check(model: Model, group: Group, graph: Graph, operator: Any) -> None:
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-5, atol=1e-6 * max(float(np.abs(b).max(initial=0.0)), 1e-30)))
+    largest = float(np.abs(b).max(initial=0.0))
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-5, atol=max(1e-6 * largest, 1e-30)))

@@ -91,9 +91,13 @@ def is_float(node: object) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.float32
 
 
+def conv_groups(node: Node) -> int:
+    """Groups of a convolution, transposed or not."""
+    return int(_arg(node, 6, 1))  # type: ignore[call-overload]
+
+
 def _conv_class(node: Node) -> str | None:
-    weight = shape_of(_tensor_arg(node, 1))
-    groups = int(_arg(node, 6, 1))  # type: ignore[call-overload]
+    weight, groups = shape_of(_tensor_arg(node, 1)), conv_groups(node)
     if len(weight) == 3:
         return "conv1d"
     if len(weight) != 4:

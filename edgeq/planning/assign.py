@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgeq.calibration.histogram import Histogram
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
-from edgeq.model.ops import WEIGHTED, is_float, op_class
+from edgeq.model.ops import WEIGHTED, conv_groups, is_float, op_class
 from edgeq.registry.schema import Kernel, Runtime
 
 WIDEST_SHARE = 4.0
@@ -75,11 +75,13 @@ def _refusal(
         return f"{runtime.name} has no integer kernel for {group.op}"
     if group.op in WEIGHTED and group.weight is None:
         return "its weight is computed, not constant"
+    if group.op == "conv_transpose2d" and conv_groups(model.nodes[group.root]) > 1:
+        return "its groups share the scales of their output channels"
     if not is_float(model.nodes[group.output]) and group.op != "slice":
         return "its values are no float tensor"
     if group.op in _TWO_TENSORS and len(model.nodes[group.root].all_input_nodes) != len(group.inputs):
         return "one side is a constant"
-    if group.op in _TWO_TENSORS and len(group.inputs) < 2 and group.op != "mul":
+    if group.op in _TWO_TENSORS - {"mul"} and not all(is_float(side) for side in model.nodes[group.root].args[:2]):
         return "one side is a constant"
     if not group.inputs:
         return "it reads no float tensor"

@@ -35,7 +35,7 @@ def compare(
     limits: Sequence[Limits | None] | None = None,
     *,
     seed: int = 0,
-    seconds: float = 30.0,
+    seconds: float = 15.0,
 ) -> Accuracy:
     """Judge an artefact's outputs against the float model's.
 

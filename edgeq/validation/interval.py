@@ -19,7 +19,7 @@ Z = 1.959963984540054
 RESAMPLES = 1000
 FEWEST_FOR_PERCENTILES = 200
 """Below this, the 2.5 % point rests on fewer than five resamples: use their spread instead."""
-FEWEST = 25
+FEWEST = 10
 """Below this, the spread itself is too uncertain to give an interval."""
 
 

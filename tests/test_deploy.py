@@ -1,0 +1,375 @@
+"""The whole line on real files and real runtimes, and what happens when something in it is broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from edgeq.deploy import deploy
+from edgeq.devices import device_status
+from edgeq.errors import EdgeqError, UnsupportedError, UsageError
+from edgeq.report.schema import Report
+from edgeq.validate import validate
+from edgeq.validation.gates import Limits
+from edgeq.verify import verify
+
+FORMATS = {"onnx": "model.onnx", "openvino": "model.xml", "tflite": "model.tflite"}
+RUNTIMES = {"openvino": "openvino", "tflite": "ai_edge_litert"}
+SLOWER = Limits(allow_slower=True)
+
+
+class Net(nn.Module):
+    """Convolution, depthwise, residual, pooling, linear: small, but every kind of kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU())
+        self.point = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.stem(image)
+        x = x + self.point(self.depthwise(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model with its data: four textures, told apart almost always."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    generator = np.random.default_rng(0)
+
+    def samples(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = generator.integers(0, 4, count)
+        rows, columns = np.mgrid[:16, :16]
+        waves = np.stack([np.sin(rows), np.sin(columns), np.sin(rows + columns), np.sin(rows) * np.sin(columns)])
+        images = waves[labels] + generator.normal(0, 0.3, (count, 16, 16))
+        return images[:, None].astype(np.float32), labels
+
+    x, y = samples(512)
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y)).backward()
+        optimizer.step()
+    net.eval()
+    program = torch.export.export(
+        net, (torch.from_numpy(x[:2]),), dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}}
+    )
+    torch.export.save(program, folder / "model.pt2")
+    torch.save(net.state_dict(), folder / "weights.pt")
+    torch.save(net, folder / "pickled.pt")
+    np.savez(folder / "calib.npz", image=samples(64)[0])
+    images, labels = samples(128)
+    np.savez(folder / "eval.npz", image=images, labels=labels)
+    return folder
+
+
+def build(files: Path, out: Path, **changes: object) -> Report:
+    options: dict[str, object] = {
+        "target": "x86-avx512",
+        "calibration": files / "calib.npz",
+        "evaluation": files / "eval.npz",
+        "out": out,
+        "format": "onnx",
+        "limits": SLOWER,
+    }
+    options.update(changes)
+    return deploy(files / "model.pt2", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_format_is_built_measured_and_keeps_the_accuracy(files: Path, tmp_path: Path, form: str) -> None:
+    if form in RUNTIMES:
+        pytest.importorskip(RUNTIMES[form])
+    report = build(files, tmp_path / "out", format=form)
+    (made,) = report.builds
+    assert report.verdict == "passed"
+    assert made.validated and made.accuracy is not None and made.accuracy.drop is not None
+    assert made.accuracy.float_score is not None and made.accuracy.float_score > 90
+    assert made.accuracy.drop.value <= 2.0
+    assert made.audit is not None and made.audit.integer_mac_percent == 100.0
+    assert made.speed is not None and made.speed.artifact.p50 > 0
+    assert (tmp_path / "out" / FORMATS[form]).stat().st_size == made.files[FORMATS[form]]
+    assert Report.model_validate_json((tmp_path / "out" / "report.json").read_text()) == report
+
+
+def test_score_is_that_of_the_written_file(files: Path, tmp_path: Path) -> None:
+    report = build(files, tmp_path / "out")
+    data = np.load(files / "eval.npz")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    assert (entry.name, entry.type) == ("image", "tensor(float)")
+    answers = [session.run(None, {"image": row[None]})[0].argmax() for row in data["image"]]
+    accuracy = report.builds[0].accuracy
+    assert accuracy is not None
+    assert accuracy.score == pytest.approx(100 * np.mean(np.array(answers) == data["labels"]))
+
+
+def test_two_runs_give_the_same_bytes(files: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        build(files, tmp_path / name)
+    for file in ("model.onnx", "plan.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_all_formats_of_a_target_are_kept_and_auto_keeps_one(files: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("litert_torch")
+    report = build(files, tmp_path / "all", format="all")
+    assert {b.format for b in report.builds} == set(FORMATS)
+    assert all((tmp_path / "all" / name).is_file() for name in FORMATS.values())
+    report = build(files, tmp_path / "auto", format="auto")
+    kept = [form for form, name in FORMATS.items() if (tmp_path / "auto" / name).is_file()]
+    assert kept == [report.chosen]
+
+
+def test_missed_limit_fails_and_everything_is_written(files: Path, tmp_path: Path) -> None:
+    report = build(files, tmp_path / "out", limits=Limits.parse(max_size="1KB", allow_slower=True))
+    assert report.verdict == "failed"
+    assert [g.name for g in report.builds[0].gates if not g.passed]
+    assert (tmp_path / "out" / "model.onnx").is_file() and (tmp_path / "out" / "edgeq.lock").is_file()
+
+
+def test_without_evaluation_nothing_is_called_validated(files: Path, tmp_path: Path) -> None:
+    report = build(files, tmp_path / "out", evaluation=None)
+    assert report.verdict == "not validated"
+    assert report.builds[0].accuracy is None and report.builds[0].speed is None
+
+
+@pytest.mark.parametrize("target", ["nvidia-gpu", "npu-hexagon"])
+def test_target_that_cannot_run_here_is_exported_and_says_so(files: Path, tmp_path: Path, target: str) -> None:
+    report = build(files, tmp_path / "out", target=target)
+    assert report.verdict == "not validated"
+    assert report.builds[0].not_validated_because
+    assert (tmp_path / "out" / "model.onnx").is_file()
+
+
+def test_overlap_of_the_data_is_reported(files: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "same.npz", image=np.load(files / "eval.npz")["image"][:40])
+    report = build(files, tmp_path / "out", calibration=tmp_path / "same.npz")
+    assert any("40 of 128 evaluation samples" in text for text in report.warnings)
+
+
+def test_verify_sees_a_flipped_bit_and_an_honest_build(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(files, out)
+    assert verify(out).ok
+    content = bytearray((out / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / "model.onnx").write_bytes(content)
+    found = verify(out)
+    assert not found.ok and found.files_changed == ["model.onnx"]
+
+
+def test_validate_measures_the_file_alone(files: Path, tmp_path: Path) -> None:
+    built = build(files, tmp_path / "out")
+    report = validate(
+        tmp_path / "out" / "model.onnx",
+        model=files / "model.pt2",
+        target="x86-avx512",
+        evaluation=files / "eval.npz",
+        limits=SLOWER,
+    )
+    before, after = built.builds[0].accuracy, report.builds[0].accuracy
+    assert before is not None and after is not None and before.score == after.score
+    assert report.builds[0].audit is None
+
+
+@pytest.mark.skipif(
+    not any(s.name == "arm64" and s.ready for s in device_status()), reason="the emulated Arm machine is not set up"
+)
+@pytest.mark.parametrize("form", ["onnx", "tflite"])
+def test_arm_runs_the_same_file_and_gives_the_same_answers(files: Path, tmp_path: Path, form: str) -> None:
+    if form in RUNTIMES:
+        pytest.importorskip("litert_torch")
+    x86 = build(files, tmp_path / "x86", format=form)
+    arm = build(files, tmp_path / "arm", format=form, target="arm-neon")
+    name = FORMATS[form]
+    assert (tmp_path / "x86" / name).read_bytes() == (tmp_path / "arm" / name).read_bytes()
+    assert arm.builds[0].emulated and arm.builds[0].speed is None
+    assert arm.builds[0].accuracy is not None and x86.builds[0].accuracy is not None
+    assert arm.builds[0].accuracy.agreement is not None and arm.builds[0].accuracy.agreement.value >= 95
+
+
+class Unsupported(nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.svd(image.mean(1))[1]
+
+
+def test_unsupported_operator_is_named(files: Path, tmp_path: Path) -> None:
+    program = torch.export.export(Unsupported().eval(), (torch.rand(1, 1, 16, 16),))
+    torch.export.save(program, tmp_path / "svd.pt2")
+    with pytest.raises(UnsupportedError, match="svd"):
+        deploy(
+            tmp_path / "svd.pt2",
+            target="x86-avx512",
+            calibration=files / "calib.npz",
+            out=tmp_path / "out",
+            format="onnx",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgeq.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def deploy_command(files: Path, out: Path, model: str = "model.pt2", calib: object = None, evals: object = None) -> list:
+    return [
+        "deploy", files / model, "--target", "x86-avx512", "--format", "onnx", "--allow-slower", "--out", out,
+        "--calib", calib or files / "calib.npz", "--eval", evals or files / "eval.npz",
+    ]  # fmt: skip
+
+
+def assert_clean(result: subprocess.CompletedProcess[str], status: int, out: Path) -> None:
+    """One line that says what is wrong, one that says what to do, no traceback, nothing left behind."""
+    assert result.returncode == status, result.stderr
+    assert "error: " in result.stderr and "remedy: " in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert not out.exists() and not list(out.parent.glob(f".{out.name}*"))
+
+
+def test_broken_models_are_refused(files: Path, tmp_path: Path) -> None:
+    whole = (files / "model.pt2").read_bytes()
+    (tmp_path / "cut.pt2").write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 0x10
+    (tmp_path / "flipped.pt2").write_bytes(flipped)
+    shutil.copy(files / "pickled.pt", tmp_path)
+    shutil.copy(files / "weights.pt", tmp_path)
+    for name in ("cut.pt2", "flipped.pt2", "pickled.pt", "weights.pt"):
+        command = deploy_command(tmp_path, tmp_path / "out", name, files / "calib.npz", files / "eval.npz")
+        assert_clean(run(*command), 2, tmp_path / "out")
+
+
+@pytest.mark.parametrize("breakage", ["nan", "labels", "shape", "dtype", "empty folder", "unreadable image"])
+def test_broken_data_is_refused(files: Path, tmp_path: Path, breakage: str) -> None:
+    data = dict(np.load(files / "eval.npz"))
+    extra: list[str] = []
+    source = tmp_path / "eval.npz"
+    if breakage == "nan":
+        data["image"][3, 0, 2, 2] = np.nan
+    elif breakage == "labels":
+        data["labels"] = data["labels"][:-1]
+    elif breakage == "shape":
+        data["image"] = data["image"][:, :, :-1, None]
+    elif breakage == "dtype":
+        data["image"] = (data["image"] * 10).astype(np.uint8)
+    else:
+        source = tmp_path / "images"
+        source.mkdir()
+        extra = ["--preprocess", "[0,1]"]
+        if breakage == "unreadable image":
+            (source / "one.png").write_bytes(b"\x89PNG\r\n\x1a\n but not really")
+    if source.suffix:
+        np.savez(source, **data)
+    result = run(*deploy_command(files, tmp_path / "out", evals=source), *extra)
+    assert_clean(result, 2, tmp_path / "out")
+
+
+def test_folder_that_holds_something_is_left_alone(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("mine")
+    for extra in ([], ["--overwrite"]):
+        result = run(*deploy_command(files, tmp_path / "out"), *extra)
+        assert result.returncode == 2 and "remedy: " in result.stderr
+        assert os.listdir(tmp_path / "out") == ["precious.txt"]
+
+
+def test_another_build_is_replaced_only_when_asked(files: Path, tmp_path: Path) -> None:
+    build(files, tmp_path / "out")
+    before = (tmp_path / "out" / "report.json").read_bytes()
+    with pytest.raises(UsageError):
+        build(files, tmp_path / "out")
+    assert (tmp_path / "out" / "report.json").read_bytes() == before
+    build(files, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "report.json").read_bytes() != before
+
+
+def test_full_disk_is_an_error_and_leaves_nothing(files: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        result = run(*deploy_command(files, mount / "out"))
+        assert result.returncode == 2, result.stderr
+        assert "remedy: " in result.stderr and "Traceback" not in result.stderr
+        assert list(mount.iterdir()) == []
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def test_missing_extra_names_the_install_command(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "openvino.py").write_text("raise ImportError('not here')")
+    command = [str(c) for c in deploy_command(files, tmp_path / "out")]
+    command[command.index("onnx")] = "openvino"
+    result = run(*command, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert_clean(result, 5, tmp_path / "out")
+    assert "pip install 'edgeq[openvino]'" in result.stderr
+
+
+@pytest.mark.parametrize("stage", ["load", "calibrate", "export onnx", "validate in onnxruntime"])
+def test_interrupt_in_any_stage_leaves_nothing(files: Path, tmp_path: Path, stage: str) -> None:
+    """The signal is sent from inside the stage itself, so that it always arrives there."""
+    program = (
+        "import os, signal, sys\n"
+        "from edgeq.progress import Clock\n"
+        "from contextlib import contextmanager\n"
+        "whole = Clock.stage\n"
+        "@contextmanager\n"
+        "def stage(self, name):\n"
+        "    with whole(self, name) as progress:\n"
+        f"        if name == {stage!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "        yield progress\n"
+        "Clock.stage = stage\n"
+        "from edgeq.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", program, *map(str, deploy_command(files, tmp_path / "out"))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 130, result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_from_outside_ends_the_worker_too(files: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgeq.cli", *map(str, deploy_command(files, tmp_path / "out"))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130), errors
+    assert "Traceback" not in errors
+    if process.returncode == 130:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_the_report_and_nothing_else(files: Path, tmp_path: Path) -> None:
+    result = run(*deploy_command(files, tmp_path / "out"), "--json")
+    assert result.returncode == 0, result.stderr
+    assert Report.model_validate(json.loads(result.stdout)).verdict == "passed"
+
+
+def test_errors_of_the_library_are_of_one_family(files: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgeqError) as caught:
+        build(files, tmp_path / "out", target="x86-avx51")
+    assert caught.value.exit_code == 2 and "x86-avx512" in caught.value.remedy
