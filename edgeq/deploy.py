@@ -117,7 +117,7 @@ def deploy(
             for text in warnings:
                 clock.progress.note(text)
         with clock.stage("calibrate") as steps:
-            seen = calibrate(net, calib.inputs, steps)
+            seen = calibrate(net, calib.inputs, steps, skip=_never_stored(net, runtimes))
             tensors = {n for r in runtimes for n in assign(net, r, seen.histograms).tensors}
             impact = measure_impact(net, calib.inputs, seen.histograms, tensors, steps)
         where = _device(aim, runtimes, device)
@@ -325,6 +325,13 @@ def _device(target: Target, runtimes: Sequence[Runtime], asked: str | None) -> D
         return open_device(DEVICES[target.execution])
     except DeviceError as error:
         return f"{error.cause}; {error.remedy}"
+
+
+def _never_stored(model: Model, runtimes: Sequence[Runtime]) -> set[str]:
+    """Values between an operator and the activation that every runtime computes in the same kernel."""
+    return {
+        g.root for g in model.groups if g.activation and all(g.activation_op in r.fused_activations for r in runtimes)
+    }
 
 
 def _why_not_measured(work: _Work) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeq.calibration.calibrate import Calibration, calibrate
+from edgeq.export.artifact import Exporter
+from edgeq.export.stored import Stored
 from edgeq.model.model import Model, load
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.registry.load import load_target
@@ -373,7 +378,7 @@ SMALL: dict[str, Small] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def module(name: str) -> nn.Module:
     """The network with seeded weights and batch norms that have seen data."""
     with torch.random.fork_rng():
@@ -389,9 +394,14 @@ def module(name: str) -> nn.Module:
     return net.eval()
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(name: str) -> Model:
     """The network, loaded."""
+    return load_anew(name)
+
+
+def load_anew(name: str) -> Model:
+    """The network, loaded once more."""
     torch.set_num_threads(1)
     small = SMALL[name]
     if small.static:
@@ -405,7 +415,7 @@ def arrays(name: str, count: int, seed: int = 1) -> Arrays:
     return {spec.name: column.numpy() for spec, column in zip(model(name).inputs, columns, strict=True)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def calibration(name: str) -> Calibration:
     return calibrate(model(name), arrays(name, 32))
 
@@ -419,3 +429,38 @@ def runtime(name: str, target: str = "x86-avx512", **changes: object) -> Runtime
 def quantized(name: str, by: Runtime) -> Quantized:
     """The network with ranges and integer weights for a runtime."""
     return quantize_model(model(name), by, calibration(name))
+
+
+@dataclass(frozen=True)
+class Written:
+    """An artefact on disk, with what it was made from."""
+
+    model: Model
+    quantized: Quantized
+    exporter: Exporter
+    path: Path
+
+    def stored(self, path: Path | None = None) -> Stored:
+        return self.exporter.read_back(self.quantized, path or self.path)
+
+
+@cache
+def exporter(name: str) -> Exporter:
+    """One exporter for each network, so that its float model is converted once."""
+    return Exporter(model(name), _scratch() / name)
+
+
+@cache
+def written(name: str, runtime_name: str, io: str = "float") -> Written:
+    """The network quantized for a runtime of x86-avx512 and written."""
+    found = quantized(name, runtime(runtime_name, io=io))
+    folder = exporter(name).scratch / f"{runtime_name}-{io}"
+    folder.mkdir(parents=True)
+    return Written(model(name), found, exporter(name), exporter(name).write(found, folder)[0])
+
+
+@cache
+def _scratch() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="edgeq-tests-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)

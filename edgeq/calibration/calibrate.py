@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +50,18 @@ def batches(model: Model, inputs: Mapping[str, np.ndarray], size: int = BATCH) -
         yield [column[start : start + step] for column in columns]
 
 
-def calibrate(model: Model, inputs: Mapping[str, np.ndarray], progress: Progress | None = None) -> Calibration:
+def calibrate(
+    model: Model,
+    inputs: Mapping[str, np.ndarray],
+    progress: Progress | None = None,
+    *,
+    skip: Collection[str] = (),
+) -> Calibration:
     """Observes every float tensor of the model.
 
     Args:
         inputs: by input name, [N, ...].
+        skip: graph nodes whose values nobody will ask for, such as what a fused activation reads.
 
     Raises:
         UnsupportedError: the float model computes NaN or infinity on this data; names the layer.
@@ -67,7 +74,7 @@ def calibrate(model: Model, inputs: Mapping[str, np.ndarray], progress: Progress
     total = len(next(iter(inputs.values())))
 
     def observe(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
-        if not is_float(node):
+        if node.name in skip or not is_float(node):
             return values
         (value,) = values
         try:

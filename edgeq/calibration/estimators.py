@@ -103,8 +103,8 @@ def expected_error(histogram: Histogram, bounds: Range, scheme: Scheme) -> float
     centers = histogram.centers()
     outside = (q.low - centers).clamp(min=0) + (centers - q.high).clamp(min=0)
     step = float(q.scale)
-    # values in the zero bin of a ReLU output are exactly zero and cost nothing
-    inside = torch.where(outside > 0, 0.0, step * step / 12)
+    # the zeros of a ReLU's output are exactly representable and cost nothing
+    inside = ((outside == 0) & (centers != 0)).double() * (step * step / 12)
     weights = histogram.counts.double()
     return float(((outside.square() + inside) * weights).sum() / weights.sum())
 

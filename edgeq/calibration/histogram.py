@@ -51,8 +51,11 @@ class Histogram:
         Raises:
             ValueError: a value is NaN or infinite.
         """
+        if x.dim() == 4 and not x.is_contiguous():
+            x = x.permute(0, 2, 3, 1)  # the order in memory: counting does not care, and nothing is copied
         rows = x.reshape(max(1, len(x)) if x.dim() else 1, -1)
-        lows, highs = torch.aminmax(rows, dim=1)
+        # row by row: over a whole tensor the kernel is vectorized, along an axis it is not
+        lows, highs = (torch.stack(ends) for ends in zip(*(torch.aminmax(row) for row in rows), strict=True))
         low, high = float(lows.min()), float(highs.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("values are not finite")

@@ -42,12 +42,12 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
         if group.name in quantized.biases:
             _store_weights(model, group, quantized, graph, values, source)
         elif group.op == "matmul" and group.root in source.values:
-            node = _weighted(values[source.values[group.root]])
-            if node is not None:
-                node.name = group.name
+            product = _weighted(values[source.values[group.root]])
+            if product is not None:
+                product.name = group.name
     outputs = {id(v) for v in graph.outputs}
-    for node, tensor in quantized.activations.items():
-        name = source.values.get(node)
+    for graph_node, tensor in quantized.activations.items():
+        name = source.values.get(graph_node)
         if name is None:
             continue
         integer_io = quantized.runtime.io == "integer"

@@ -94,12 +94,24 @@ def _refused(model: Model, error: Exception) -> UnsupportedError:
     text = " ".join(str(error).split())
     operator = re.search(r"target=torch\.ops\.aten\.(\w+)|operation '(?:\w+\.)?(\w+)'|aten[.:]+(\w+)", text)
     name = next((g for g in operator.groups() if g), "") if operator else ""
-    layers = [g.name for g in model.groups if name and (g.root.startswith(name) or name in g.op)]
-    where = f"layer {layers[0]}" if len(layers) == 1 else f"one of the layers {', '.join(layers[:4])}" if layers else ""
+    layers = _layers(model, name, text)
+    where = "" if not layers else f"layer {layers[0]}" if len(layers) == 1 else f"one of {', '.join(layers[:4])}"
     cause = f"the TFLite converter cannot take the operator {name!r}" if name else "the TFLite converter failed"
     return UnsupportedError(
-        f"{cause}: {text[:160]}", where=where, remedy="replace the operator, or export to ONNX with --format onnx"
+        f"{cause} ({type(error).__name__}: {text[:120]})",
+        where=where,
+        remedy="replace the operator, or choose another format for this model",
     )
+
+
+def _layers(model: Model, operator: str, text: str) -> list[str]:
+    """Groups that a message may be about: by the module path in MLIR's location, else by the operator's name."""
+    place = re.search(r'loc\("([^";]+)', text)
+    # a location is `Class/package.Class_attribute/...`, with the attributes of the modules that were called
+    parts = [part.rsplit(".", 1)[-1].partition("_")[2] for part in place.group(1).split("/")[1:]] if place else []
+    path = ".".join(part for part in parts if part)
+    found = [g.name for g in model.groups if path and f".{g.name}".endswith(f".{path}")]
+    return found or [g.name for g in model.groups if operator and g.root.startswith(operator)]
 
 
 @contextlib.contextmanager

@@ -85,9 +85,13 @@ def owners(model: Model) -> dict[str, Group]:
     return {member: group for group in model.groups for member in group.members}
 
 
-def source(graph: Graph, nodes: Mapping[int, str], index: int) -> str | None:
+def makers(graph: Graph) -> dict[int, Any]:
+    """The operator that writes each tensor."""
+    return {int(i): op for op in graph.operators for i in op.outputs}
+
+
+def source(graph: Graph, makers: Mapping[int, Any], nodes: Mapping[int, str], index: int) -> str | None:
     """The node whose values a tensor carries, also through movers that the converter put in (a padding)."""
-    makers = {int(i): op for op in graph.operators for i in op.outputs}
     while index not in nodes:
         maker = makers.get(index)
         if maker is None or graph.kind(maker) not in MOVERS:
@@ -159,7 +163,7 @@ def _assign(
     same: Mapping[str, str],
 ) -> dict[int, str]:
     found = dict(zip(graph.inputs, model.input_nodes, strict=True))
-    groups = owners(model)
+    groups, made_by = owners(model), makers(graph)
     by_size: dict[float, list[str]] = {}
     for node, seen in ours.items():
         by_size.setdefault(float(seen[0]), []).append(node)
@@ -173,7 +177,7 @@ def _assign(
             if graph.kind(operator) in MOVERS and len(floats) == 1 and found.get(floats[0]) in near:
                 found[index] = found[floats[0]]
             elif near:
-                read = {source(graph, found, i) for i in floats}
+                read = {source(graph, made_by, found, i) for i in floats}
                 fits = [n for n in near if _reads(groups.get(n), n, same) == read] or near
                 found[index] = next((n for n in fits if n not in used), fits[0])
                 used.add(found[index])

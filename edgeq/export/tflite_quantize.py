@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.tflite_graph import Graph
-from edgeq.export.tflite_match import MOVERS, origins, owners, source
+from edgeq.export.tflite_match import MOVERS, makers, origins, owners, source
 from edgeq.export.tflite_weights import store_float_bias, store_weights
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -101,7 +100,8 @@ class _Rewriter:
         # Where a tensor comes from is asked of the graph as it was; types and operators change under way.
         floats = {int(i) for op in graph.operators for i in (*op.inputs, *op.outputs) if graph.is_float(int(i))}
         self.floats = floats | {i for i in graph.inputs if graph.is_float(i)}
-        self.source = {i: source(graph, nodes, i) for i in self.floats}
+        made_by = makers(graph)
+        self.source = {i: source(graph, made_by, nodes, i) for i in self.floats}
         self.forms: dict[int, dict[Grid | None, int]] = {}
         self.native: dict[int, Grid | None] = {}
         self.labels: dict[int, str] = {}
@@ -203,7 +203,7 @@ class _Rewriter:
             wanted = self.grids.get(group.activation)
         if wanted is None or kind not in INTEGER_FORMS.get(form or "", ()):
             return None
-        given = self._inputs(operator, (group.root,) if alone else group.inputs, group, reads, alone)
+        given = self._inputs(operator, [group.root] if alone else list(group.inputs), reads, alone)
         if given is None:
             return None
         keeps = kind in _KEEPS_SCALE
@@ -214,11 +214,8 @@ class _Rewriter:
         apart = self.graph.kind(operator) not in INTEGER_FORMS.get(group.op, ())
         return apart and self.nodes[output] == group.activation
 
-    def _inputs(
-        self, operator: Any, names: Iterable[str], group: Group, reads: list[int], alone: bool
-    ) -> dict[int, Grid] | None:
+    def _inputs(self, operator: Any, names: list[str], reads: list[int], alone: bool) -> dict[int, Grid] | None:
         """The planned grid of each input, by slot; None if one of them is not planned."""
-        names = list(names)
         found: dict[int, Grid] = {}
         for slot in reads:
             value = self.source[int(operator.inputs[slot])]
@@ -279,10 +276,10 @@ class _Rewriter:
         kind = self.graph.kind(operator).lower()
         for index in (int(i) for i in operator.outputs):
             if group is None:
-                first = next((int(i) for i in operator.inputs if int(i) in self.labels), None)
+                first = next((int(i) for i in operator.inputs if int(i) in self.labels), -1)
                 node = self.nodes.get(index)
-                own = self.owner.get(node) if node is not None and node != self.source.get(first or -1) else None
-                name = own.name if own else f"{self.labels[first]}/{kind}" if first is not None else kind
+                own = self.owner.get(node) if node is not None and node != self.source.get(first) else None
+                name = own.name if own else f"{self.labels[first]}/{kind}" if first >= 0 else kind
             elif self._alone(operator, group, index):
                 name = f"{group.name}/{group.activation_op}"
             else:

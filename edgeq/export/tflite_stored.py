@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from edgeq.export.stored import Stored, StoredTensor, StoredWeight
 from edgeq.export.tflite_graph import Graph
@@ -48,8 +49,10 @@ def read_tflite(model: Model, path: Path, reasons: Mapping[str, str]) -> Stored:
             if found is not None:
                 weights[group.name] = found
     for group in model.groups:
-        twin = next((g.name for g in model.groups if g.name in weights and _twins(g, group)), None)
-        if group.name not in weights and twin is not None:
+        if group.name in weights:
+            continue
+        twin = next((g.name for g in model.groups if g.name in weights and _twins(model, g, group)), None)
+        if twin is not None:
             weights[group.name] = weights[twin]
             integer |= {group.name} if twin in integer else set()
     floats = [
@@ -60,9 +63,15 @@ def read_tflite(model: Model, path: Path, reasons: Mapping[str, str]) -> Stored:
     return Stored(weights, _tensors(model, graph), integer, floats)
 
 
-def _twins(a: Group, b: Group) -> bool:
-    """Whether two groups apply one layer to one value: the converter then computes it once."""
-    return a.weight is not None and (a.op, a.weight, a.bias, a.inputs) == (b.op, b.weight, b.bias, b.inputs)
+def _twins(model: Model, a: Group, b: Group) -> bool:
+    """Whether two groups apply equal layers to one value: the converter then computes it once."""
+    state = model.program.state_dict
+    return (
+        (a.op, a.inputs) == (b.op, b.inputs)
+        and None not in (a.weight, a.bias, b.weight, b.bias)
+        and torch.equal(state[a.weight or ""], state[b.weight or ""])
+        and torch.equal(state[a.bias or ""], state[b.bias or ""])
+    )
 
 
 def _tensors(model: Model, graph: Graph) -> dict[str, StoredTensor]:

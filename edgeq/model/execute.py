@@ -76,7 +76,7 @@ def _execute(
     factors: Sequence[int],
 ) -> list[list[torch.Tensor]]:
     env: dict[Node, list[Any]] = {}
-    values = constants(program) | dict(replace)
+    values = {name: _channels_last(value) for name, value in (constants(program) | dict(replace)).items()}
     dies_at: dict[Node, list[Node]] = {}
     for used, last in {u: node for node in program.graph.nodes for u in node.all_input_nodes}.items():
         dies_at.setdefault(last, []).append(used)
@@ -86,7 +86,7 @@ def _execute(
         if node.op == "placeholder" and node.name in values:
             env[node] = [values[node.name]] * len(batches)
         elif node.op == "placeholder":
-            given = [batch[position] for batch in batches]
+            given = [_channels_last(batch[position]) for batch in batches]
             position += 1
             env[node] = hook(node, given) if hook else given
         elif node.op == "get_attr":
@@ -104,4 +104,11 @@ def _execute(
 def _call(node: Node, env: Mapping[Node, list[Any]], batch: int, factor: int) -> Any:
     arguments = scale_batch(node, factor) if factor > 1 and node.target in _RESHAPES else node.args
     args, kwargs = map_arg((arguments, node.kwargs), lambda n: env[n][batch])
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    # a view of what lies channels last may need a copy; where it does not, reshape is a view
+    target = torch.ops.aten.reshape.default if node.target in _RESHAPES else node.target
+    return target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _channels_last(value: torch.Tensor) -> torch.Tensor:
+    """Images and convolution weights with channels innermost, in which CPU convolutions take half the time."""
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 import re
+from dataclasses import replace
 
 import torch
 from torch.export import ExportedProgram
@@ -235,7 +236,13 @@ class _Editor:
             else:
                 kept.append(spec)
         used = {spec.target for spec in kept}
-        signature = ExportGraphSignature(kept, self.program.graph_signature.output_specs)
+        # an output that was folded away goes by the name of what took its place
+        (leaving,) = next(n for n in graph.nodes if n.op == "output").args
+        outputs = [
+            replace(spec, arg=TensorArgument(node.name)) if isinstance(node, Node) else spec
+            for node, spec in zip(leaving, self.program.graph_signature.output_specs, strict=True)  # type: ignore[arg-type]
+        ]
+        signature = ExportGraphSignature(kept, outputs)
         graph.lint()
         self.program.graph_module.recompile()
         return ExportedProgram(

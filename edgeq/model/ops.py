@@ -93,7 +93,8 @@ def is_float(node: object) -> bool:
 
 def conv_groups(node: Node) -> int:
     """Groups of a convolution, transposed or not."""
-    return int(_arg(node, 6, 1))  # type: ignore[call-overload]
+    groups: int = int(_arg(node, 6, 1))  # type: ignore[call-overload]
+    return groups
 
 
 def _conv_class(node: Node) -> str | None:

@@ -1,0 +1,328 @@
+"""Histograms, range estimators and expected output movement, each against the data themselves."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import small_models as small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from edgeq.calibration.calibrate import batches, calibrate
+from edgeq.calibration.estimators import (
+    ESTIMATORS,
+    choose,
+    entropy,
+    expected_error,
+    min_max,
+    mse,
+    percentile,
+    sample_extremes,
+)
+from edgeq.calibration.histogram import HALF, SAMPLES, Histogram
+from edgeq.calibration.impact import measure_impact
+from edgeq.errors import UnsupportedError
+from edgeq.model.model import Model, load
+from edgeq.numerics import QParams, Scheme, dequantize, fake_quantize, qparams, quantize
+
+UINT8 = Scheme("uint8")
+values = st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=1, max_size=40)
+
+
+def of(*parts: torch.Tensor) -> Histogram:
+    histogram = Histogram()
+    for part in parts:
+        histogram.add(part)
+    return histogram
+
+
+def normal(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed))
+
+
+def same(a: Histogram, b: Histogram) -> bool:
+    return a.exponent == b.exponent and torch.equal(a.counts, b.counts) and (a.low, a.high) == (b.low, b.high)
+
+
+@given(values)
+def test_counts_are_those_of_the_values(data: list[float]) -> None:
+    histogram = of(torch.tensor(data).reshape(-1, 1))
+    edges = np.arange(-HALF, HALF + 1, dtype=np.float64) * histogram.width
+    expected, _ = np.histogram(np.array(data, np.float32).astype(np.float64), edges)
+    assert histogram.counts.sum() == len(data)
+    assert np.array_equal(histogram.counts.numpy(), expected)
+
+
+@given(values)
+def test_extremes_and_sample_extremes_are_true(data: list[float]) -> None:
+    x = torch.tensor([data, data[::-1]]) * torch.tensor([[1.0], [0.5]])
+    histogram = of(x[:1], x[1:])
+    assert histogram.low == float(x.min()) and histogram.high == float(x.max())
+    assert histogram.sample_low == pytest.approx(float(x.double().amin(1).mean()), rel=1e-6)
+    assert histogram.sample_high == pytest.approx(float(x.double().amax(1).mean()), rel=1e-6)
+    assert histogram.samples == 2
+
+
+@given(st.lists(values, min_size=1, max_size=5))
+def test_growing_in_any_order_is_building_at_once(parts: list[list[float]]) -> None:
+    tensors = [torch.tensor(p).reshape(-1, 1) for p in parts]
+    assert same(of(torch.cat(tensors)), of(*tensors))
+    assert same(of(*tensors), of(*reversed(tensors)))
+
+
+@given(values, values)
+def test_a_union_is_a_concatenation(a: list[float], b: list[float]) -> None:
+    x, y = torch.tensor(a).reshape(-1, 1), torch.tensor(b).reshape(-1, 1)
+    left, right = of(x), of(y)
+    before = left.counts.clone()
+    assert same(left.union(right), of(torch.cat([x, y])))
+    assert same(left.union(right), right.union(left))
+    assert torch.equal(left.counts, before)
+
+
+def test_large_tensors_are_thinned_and_keep_their_extremes() -> None:
+    x = normal(4 * SAMPLES).reshape(4, -1)
+    x[2, 12345], x[1, 7] = 40.0, -30.0
+    histogram = of(x)
+    assert (histogram.low, histogram.high) == (-30.0, 40.0)
+    assert SAMPLES / 2 <= int(histogram.counts.sum()) <= SAMPLES
+    share = histogram.counts[:HALF].sum() / histogram.counts.sum()
+    assert float(share) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        of(torch.tensor([[0.0, bad]]))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("data", [[0.0, 0.0], [5.0, 5.0], [-5.0, -5.0], [-3.0, -1.0, -2.0], [1e-30], [1e30, 1.0]])
+def test_every_estimator_stands_every_tensor(name: str, data: list[float]) -> None:
+    histogram = of(torch.tensor(data).reshape(1, -1))
+    low, high = ESTIMATORS[name](histogram, UINT8)
+    assert low <= high
+    assert histogram.low <= low or low <= 0.0
+    qparams(torch.tensor(low), torch.tensor(high), UINT8)
+
+
+def test_min_max_is_exact() -> None:
+    x = normal(1000)
+    assert min_max(of(x.reshape(10, -1)), UINT8) == (float(x.min()), float(x.max()))
+
+
+def test_sample_extremes_do_not_follow_one_outlier() -> None:
+    x = torch.ones(10, 4)
+    x[3, 1] = 101.0
+    low, high = sample_extremes(of(x), UINT8)
+    assert (low, high) == (1.0, pytest.approx(11.0))
+
+
+@pytest.mark.parametrize("shape", [lambda x: x, lambda x: x.relu(), lambda x: -x.abs(), lambda x: x.exp()])
+def test_percentile_is_that_of_numpy(shape: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    x = shape(normal(10 * SAMPLES))
+    histogram = of(*x.reshape(10, 1, -1))
+    low, high = percentile(histogram, UINT8)
+    data = x.double().numpy()
+    for found, place in ((low, 0.000005), (high, 0.999995)):
+        below, above = (np.quantile(data, place, method=m) for m in ("lower", "higher"))
+        assert below - 2 * histogram.width <= found <= above + 2 * histogram.width
+
+
+DATA = {
+    "normal": normal(20000),
+    "relu": normal(20000).relu(),
+    "heavy": normal(20000) ** 3,
+    "outlier": torch.cat([normal(20000), torch.tensor([60.0])]),
+    "negative": -normal(20000).abs() - 1,
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("dtype", ["uint4", "uint8", "int8"])
+def test_least_squared_error_is_no_worse_than_the_extremes(name: str, dtype: str) -> None:
+    histogram, scheme = of(DATA[name].reshape(1, -1)), Scheme(dtype)
+    assert expected_error(histogram, mse(histogram, scheme), scheme) <= expected_error(
+        histogram, min_max(histogram, scheme), scheme
+    )
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.2])
+def test_expected_error_is_the_error_on_the_data(name: str, share: float) -> None:
+    x = DATA[name]
+    bounds = (float(x.min()) * share, float(x.max()) * share)
+    q = qparams(torch.tensor(bounds[0]), torch.tensor(bounds[1]), UINT8)
+    real = float((dequantize(quantize(x, q), q) - x).double().square().mean())
+    # of heavy tails most values lie within the step around zero, where rounding costs less than step^2 / 12
+    tolerance = 0.5 if name == "heavy" else 0.1
+    assert expected_error(of(x.reshape(1, -1)), bounds, UINT8) == pytest.approx(real, rel=tolerance)
+
+
+def test_entropy_cuts_outliers_and_keeps_the_bulk() -> None:
+    low, high = entropy(of(DATA["outlier"].reshape(1, -1)), UINT8)
+    assert 3.0 < high < 30.0 and low < -3.0
+    uniform = torch.linspace(-1, 1, 20000)
+    low, high = entropy(of(uniform.reshape(1, -1)), UINT8)
+    assert low <= -0.9 and high >= 0.9
+
+
+def test_inputs_and_outputs_keep_their_extremes() -> None:
+    histogram = of(DATA["outlier"].reshape(1, -1))
+    assert choose(histogram, UINT8, boundary=True, damage=lambda q: float(q.scale)) == (
+        "min-max",
+        min_max(histogram, UINT8),
+    )
+
+
+def test_without_gradients_the_least_squared_error_decides() -> None:
+    histogram = of(DATA["heavy"].reshape(1, -1))
+    assert choose(histogram, UINT8, boundary=False, damage=None) == ("mse", mse(histogram, UINT8))
+
+
+def test_the_range_that_moves_the_outputs_least_wins() -> None:
+    histogram = of(DATA["heavy"].reshape(1, -1))
+    full = min_max(histogram, UINT8)
+    widest = choose(histogram, UINT8, boundary=False, damage=lambda q: -float(q.scale))
+    narrowest = choose(histogram, UINT8, boundary=False, damage=lambda q: float(q.scale))
+    assert widest[1] == pytest.approx(full)
+    assert narrowest[1][1] <= 0.1 * full[1]
+    wanted = qparams(torch.tensor(full[0] / 2), torch.tensor(full[1] / 2), UINT8).scale
+    _, found = choose(histogram, UINT8, boundary=False, damage=lambda q: abs(float(q.scale - wanted)))
+    assert found[1] == pytest.approx(full[1] / 2, rel=0.15)
+
+
+def test_calibration_sees_every_float_tensor_and_the_mean_inputs() -> None:
+    model, data = small.model("residual"), small.arrays("residual", 20)
+    seen = calibrate(model, data)
+    assert seen.samples == 20
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(node: torch.fx.Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
+        found[node.name] = values[0]
+        return values
+
+    model.run([[torch.from_numpy(data["image"])]], keep)
+    assert set(seen.histograms) == set(found)
+    for name, value in found.items():
+        assert seen.histograms[name].low == pytest.approx(float(value.min()), rel=1e-4, abs=1e-6)
+        assert seen.histograms[name].high == pytest.approx(float(value.max()), rel=1e-4, abs=1e-6)
+    for group in model.groups:
+        if group.weight:
+            expected = found[group.inputs[0]].mean(0, keepdim=True)
+            assert torch.allclose(seen.mean_inputs[group.root], expected, atol=1e-5)
+
+
+def test_samples_one_by_one_where_the_graph_takes_no_more() -> None:
+    class Mixes(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - x.mean(0, keepdim=True)
+
+    model = load(Mixes(), example=(torch.randn(2, 3),))
+    assert [len(batch[0]) for batch in batches(model, {"x": np.zeros((5, 3), np.float32)})] == [1] * 5
+    together = small.model("residual-batch-1")
+    assert [len(b[0]) for b in batches(together, small.arrays("residual-batch-1", 5), 4)] == [4, 1]
+
+
+def test_values_that_are_not_finite_name_their_layer() -> None:
+    class Log(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.log(x + 1) * 2
+
+    model = load(Log(), example=(torch.zeros(2, 3),))
+    with pytest.raises(UnsupportedError, match="NaN") as caught:
+        calibrate(model, {"x": np.full((4, 3), -5, np.float32)})
+    assert "log" in str(caught.value.where)
+
+
+class Unread(nn.Module):
+    """Channel 0 carries large values that the head does not read; all others matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.first(x)))
+
+
+def unread() -> tuple[Model, small.Arrays]:
+    torch.manual_seed(0)
+    net = Unread().eval()
+    with torch.no_grad():
+        net.first.weight[0] *= 50
+        net.head.weight[:, 0] = 0
+    data = {"x": np.random.default_rng(0).standard_normal((32, 12)).astype(np.float32)}
+    return load(net, example=(torch.zeros(2, 12),)), data
+
+
+def measured(model: Model, data: small.Arrays, name: str, q: QParams) -> float:
+    """Squared movement of the outputs in units of their power, when one tensor is quantized."""
+    batch = [torch.from_numpy(column) for column in data.values()]
+
+    def rounded(node: torch.fx.Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [fake_quantize(v, q) for v in values] if node.name == name else values
+
+    before, after = model.run([batch])[0], model.run([batch], rounded)[0]
+    parts = [
+        (b - a).flatten(1).square().sum(1) / a.flatten(1).square().sum(1) for a, b in zip(before, after, strict=True)
+    ]
+    return float(torch.stack(parts).sum(0).mean())
+
+
+@pytest.mark.parametrize("name", ["residual", "concat", "two-inputs", "two-outputs", "token-mlp", "upsample"])
+def test_impact_predicts_how_far_the_outputs_move(name: str) -> None:
+    model, data = small.model(name), small.arrays(name, 32)
+    seen = small.calibration(name)
+    tensors = [n for n in seen.histograms if n not in model.output_nodes]
+    impact = measure_impact(model, data, seen.histograms, tensors)
+    ratios = []
+    for tensor, dtype in itertools.product(tensors, ["uint4", "uint8"]):
+        assert impact.knows([tensor])
+        low, high = min_max(seen.histograms[tensor], UINT8)
+        q = qparams(torch.tensor(low), torch.tensor(high), Scheme(dtype))
+        ratios.append(impact.of([tensor], q) / measured(model, data, tensor, q))
+    assert min(ratios) > 0.3 and max(ratios) < 3.0
+    assert 0.7 < float(np.median(ratios)) < 1.4
+
+
+def test_impact_tells_a_harmful_clip_from_a_harmless_one() -> None:
+    model, data = unread()
+    seen = calibrate(model, data)
+    (tensor,) = [g.output for g in model.groups if g.activation_op == "relu"]
+    impact = measure_impact(model, data, seen.histograms, [tensor])
+    scheme = Scheme("uint4")
+    high = seen.histograms[tensor].high
+
+    def damage(share: float) -> float:
+        return impact.of([tensor], qparams(torch.tensor(0.0), torch.tensor(high * share), scheme))
+
+    assert damage(0.05) < 0.1 * damage(1.0)
+    assert damage(0.001) > 3 * damage(0.05)
+    _, (_, chosen) = choose(seen.histograms[tensor], scheme, boundary=False, damage=lambda q: impact.of([tensor], q))
+    assert chosen < 0.3 * high
+
+
+def test_impact_behind_integer_inputs() -> None:
+    model, data = small.model("embedded"), small.arrays("embedded", 16)
+    seen = small.calibration("embedded")
+    impact = measure_impact(model, data, seen.histograms, [*seen.histograms, "tokens"])
+    (embedding,) = [g.output for g in model.groups if g.op == "embedding"]
+    low, high = min_max(seen.histograms[embedding], UINT8)
+    q = qparams(torch.tensor(low), torch.tensor(high), Scheme("uint4"))
+    assert 0.3 < impact.of([embedding], q) / measured(model, data, embedding, q) < 3.0
+    assert not impact.knows(["tokens"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_impact_of_nothing_is_nothing(seed: int) -> None:
+    model, data = small.model("mlp"), small.arrays("mlp", 4, seed)
+    seen = small.calibration("mlp")
+    impact = measure_impact(model, data, seen.histograms, [])
+    assert impact.of([], qparams(torch.tensor(-1.0), torch.tensor(1.0), UINT8)) == 0.0

@@ -1,0 +1,189 @@
+"""Scales and integers against the definition, computed in double precision by numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeq.numerics import QParams, Scheme, dequantize, fake_quantize, qparams, quantize, sqnr_db
+from edgeq.numerics.quantize import SMALLEST_SCALE
+from edgeq.quantization.weights import BIAS_HEADROOM, bias_scale, quantize_bias, quantize_weight
+
+settings.register_profile("edgeq", deadline=None)
+settings.load_profile("edgeq")
+
+LIMIT = 2.0**100
+bounds = st.tuples(st.floats(-LIMIT, LIMIT, width=32), st.floats(-LIMIT, LIMIT, width=32)).map(sorted)
+schemes = st.builds(
+    Scheme,
+    dtype=st.sampled_from(["int4", "uint4", "int8", "uint8", "int16", "uint16"]),
+    symmetry=st.sampled_from(["symmetric", "asymmetric"]),
+    narrow=st.booleans(),
+    power_of_two=st.booleans(),
+)
+
+
+def make(low: float, high: float, scheme: Scheme) -> QParams:
+    return qparams(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64), scheme)
+
+
+@given(bounds, schemes)
+def test_zero_is_exact_in_every_range(limits: list[float], scheme: Scheme) -> None:
+    q = make(*limits, scheme)
+    assert scheme.quant_min <= int(q.zero_point) <= scheme.quant_max
+    zero = torch.zeros(1)
+    assert float(dequantize(quantize(zero, q), q)) == 0.0
+    assert float(fake_quantize(zero, q)) == 0.0
+
+
+@given(bounds, schemes)
+def test_the_range_is_covered_to_half_a_step(limits: list[float], scheme: Scheme) -> None:
+    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
+    q = make(*limits, scheme)
+    slack = float(q.scale) * (0.5 if scheme.symmetry == "asymmetric" else 0.0) * 1.01 + 1e-6 * max(-low, high)
+    assert q.low <= low + slack
+    assert q.high >= high - slack
+
+
+@given(bounds, schemes, st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_error_is_at_most_half_a_step_inside(limits: list[float], scheme: Scheme, places: list[float]) -> None:
+    q = make(*limits, scheme)
+    x = torch.tensor([q.low + p * (q.high - q.low) for p in places], dtype=torch.float32)
+    error = (dequantize(quantize(x, q), q).double() - x.double()).abs().max()
+    # the division in float32 may miss a tie by the rounding of large quotients
+    assert float(error) <= float(q.scale) * (0.5 + 2.0**-7)
+
+
+@given(bounds, schemes, st.lists(st.floats(-LIMIT, LIMIT, width=32), min_size=1, max_size=20))
+def test_integers_are_the_definition_and_saturate(limits: list[float], scheme: Scheme, values: list[float]) -> None:
+    q = make(*limits, scheme)
+    integers = quantize(torch.tensor(values), q).numpy().astype(np.int64)
+    quotient = np.array(values, np.float64) / float(q.scale)
+    exact = np.clip(np.rint(quotient) + int(q.zero_point), scheme.quant_min, scheme.quant_max)
+    near_a_tie = np.abs(np.abs(quotient - np.floor(quotient)) - 0.5) < 1e-5 * np.maximum(1, np.abs(quotient))
+    assert np.all((integers == exact) | (near_a_tie & (np.abs(integers - exact) <= 1)))
+
+
+@given(bounds, schemes, st.lists(st.floats(-2, 2), min_size=1, max_size=20))
+def test_fake_quantization_is_the_round_trip_but_for_ties(
+    limits: list[float], scheme: Scheme, places: list[float]
+) -> None:
+    q = make(*limits, scheme)
+    reach = max(-q.low, q.high, 1e-6)
+    x = torch.tensor([p * reach for p in places], dtype=torch.float32)
+    exact, fast = dequantize(quantize(x, q), q).double(), fake_quantize(x, q).double()
+    quotient = x.double() / q.scale.double()
+    tie = ((quotient - quotient.floor()) - 0.5).abs() < 1e-5 * quotient.abs().clamp(min=1)
+    same = (exact - fast).abs() <= 1e-6 * exact.abs()
+    assert bool((same | (tie & ((exact - fast).abs() <= 1.01 * q.scale.double()))).all())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "middle"), [("int4", 0), ("int8", 0), ("int16", 0), ("uint8", 128), ("uint16", 32768)]
+)
+@pytest.mark.parametrize("narrow", [False, True])
+def test_symmetric_zero_points_are_fixed(dtype: str, middle: int, narrow: bool) -> None:
+    for low, high in [(-1.0, 3.0), (-3.0, 1.0), (0.0, 5.0), (-5.0, 0.0)]:
+        assert int(make(low, high, Scheme(dtype, "symmetric", narrow=narrow)).zero_point) == middle
+
+
+def test_narrow_ranges_leave_out_the_lowest_integer() -> None:
+    q = make(-1.0, 1.0, Scheme("int8", "symmetric", narrow=True))
+    assert quantize(torch.tensor([-9.0, 9.0]), q).tolist() == [-127, 127]
+    assert -q.low == q.high == pytest.approx(1.0)
+    assert quantize(torch.tensor([-9.0]), make(-1.0, 1.0, Scheme("int8", "symmetric"))).item() == -128
+
+
+def test_fewer_bits_than_the_type_holds() -> None:
+    q = make(-1.0, 1.0, Scheme("int8", "symmetric", bits=7))
+    integers = quantize(torch.tensor([-9.0, 9.0]), q)
+    assert integers.dtype == torch.int8 and integers.tolist() == [-64, 63]
+
+
+@given(bounds, schemes.filter(lambda s: s.power_of_two))
+def test_power_of_two_scales_are_the_next_larger_power(limits: list[float], scheme: Scheme) -> None:
+    scale = float(make(*limits, scheme).scale)
+    free = float(make(*limits, Scheme(scheme.dtype, scheme.symmetry, narrow=scheme.narrow)).scale)
+    mantissa, _ = math.frexp(scale)
+    assert mantissa == 0.5
+    assert free * (1 - 1e-6) <= scale <= 2 * free * (1 + 1e-6)
+
+
+def test_a_range_without_width_has_a_scale() -> None:
+    q = make(0.0, 0.0, Scheme("uint8"))
+    assert float(q.scale) == pytest.approx(SMALLEST_SCALE)
+    assert float(dequantize(quantize(torch.zeros(1), q), q)) == 0.0
+
+
+@pytest.mark.parametrize(("low", "high"), [(math.nan, 1.0), (0.0, math.nan), (-math.inf, 1.0), (0.0, math.inf)])
+def test_ranges_that_are_not_finite_are_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        make(low, high, Scheme("int8"))
+
+
+def test_inverted_ranges_are_refused() -> None:
+    with pytest.raises(ValueError, match="low <= high"):
+        make(1.0, 0.5, Scheme("int8"))
+    with pytest.raises(ValueError, match="low <= high"):
+        qparams(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]), Scheme("int8"), 0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
+def test_each_channel_is_quantized_as_if_it_were_alone(axis: int, symmetry: str) -> None:
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 5)
+    other = [d for d in range(3) if d != axis]
+    scheme = Scheme("int8", symmetry, "channel")
+    q = qparams(x.amin(other), x.amax(other), scheme, axis)
+    whole, round_trip, fast = quantize(x, q), dequantize(quantize(x, q), q), fake_quantize(x, q)
+    assert torch.allclose(round_trip, fast, atol=float(q.scale.max()) * 1.01)
+    for channel in range(x.shape[axis]):
+        part = x.select(axis, channel)
+        alone = qparams(part.min(), part.max(), Scheme("int8", symmetry))
+        assert torch.equal(whole.select(axis, channel), quantize(part, alone))
+        assert torch.equal(round_trip.select(axis, channel), dequantize(quantize(part, alone), alone))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["int8", "int4", "int16"]), st.sampled_from(["channel", "tensor"]))
+@settings(max_examples=50)
+def test_weights_on_the_grid_come_back(seed: int, dtype: str, granularity: str) -> None:
+    scheme = Scheme(dtype, "symmetric", granularity, narrow=True)
+    random = np.random.default_rng(seed)
+    integers = random.integers(scheme.quant_min, scheme.quant_max + 1, (4, 3, 3, 3))
+    integers[:, 0, 0, 0] = scheme.quant_max  # the largest weight of a channel sets its scale
+    scales = 2.0 ** random.integers(-12, 0, 4) if granularity == "channel" else np.full(4, 2.0**-5)
+    weight = torch.from_numpy((integers * scales[:, None, None, None]).astype(np.float32))
+    found = quantize_weight(weight, torch.zeros(4), scheme, 0, None)
+    assert np.array_equal(found.integers.numpy(), integers)
+    assert torch.equal(found.real, weight)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_a_large_bias_on_tiny_weights_fits_its_integers(granularity: str) -> None:
+    weight = torch.tensor([[1e-7, -2e-7], [0.5, -0.25], [0.0, 0.0]])
+    bias = torch.tensor([100.0, -0.1, -50.0])
+    input_scale = torch.tensor(1e-3)
+    stored = quantize_weight(weight, bias, Scheme("int8", "symmetric", granularity), 0, input_scale)
+    integers = quantize_bias(bias, input_scale, stored.q).double()
+    scale = bias_scale(input_scale, stored.q, 3).double()
+    assert float(integers.abs().max()) <= BIAS_HEADROOM * (1 + 1e-6)
+    assert torch.allclose(integers * scale, bias.double(), rtol=1e-5)
+    if granularity == "channel":
+        assert torch.allclose(stored.real[1], weight[1], atol=0.5 / 127)
+
+
+def test_a_bias_beyond_its_integers_saturates() -> None:
+    q = QParams(Scheme("int8", "symmetric"), torch.tensor(1e-9), torch.tensor(0, dtype=torch.int32))
+    assert quantize_bias(torch.tensor([1e9, -1e9]), torch.tensor(1e-9), q).tolist() == [2**31 - 1, -(2**31 - 1)]
+
+
+def test_signal_to_noise_ratio() -> None:
+    reference = torch.tensor([3.0, 4.0])
+    assert sqnr_db(reference, reference + torch.tensor([0.5, 0.0])) == pytest.approx(20.0)
+    assert sqnr_db(reference, reference) == math.inf
+    assert sqnr_db(torch.zeros(2), reference) == -math.inf
