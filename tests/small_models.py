@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from edgeq.calibration.calibrate import Calibration, calibrate
 from edgeq.export.artifact import Exporter
@@ -447,6 +448,7 @@ class Written:
 @cache
 def exporter(name: str) -> Exporter:
     """One exporter for each network, so that its float model is converted once."""
+    _parse_operators_once()
     return Exporter(model(name), _scratch() / name)
 
 
@@ -464,3 +466,9 @@ def _scratch() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="edgeq-tests-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
+
+
+@cache
+def _parse_operators_once() -> None:
+    """PyTorch's exporter parses its whole library of operators for every model: half of the time that it takes."""
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from edgeq.errors import EdgeqError
 from edgeq.export.stored import Stored
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
-from edgeq.quantization.weights import quantize_bias
+from edgeq.quantization.weights import bias_scale, quantize_bias
 from edgeq.report.schema import Audit, FloatOperator, Placement
 
 
@@ -52,7 +52,11 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         bias = quantized.biases[group.name]
         expected = bias.numpy()
         if quantized.assignment.kernels[group.name].bias == "int32":
-            expected = quantize_bias(bias, quantized.activations[group.inputs[0]].q.scale, weight.q).numpy()
+            input_scale = quantized.activations[group.inputs[0]].q.scale
+            expected = quantize_bias(bias, input_scale, weight.q).numpy()
+            wanted_scales = bias_scale(input_scale, weight.q, len(bias)).numpy()
+            if found.bias_scale is not None and not np.array_equal(found.bias_scale.reshape(-1), wanted_scales):
+                raise AuditError(where, "other bias scales")
         if (
             found.bias is None
             or found.bias.dtype != expected.dtype

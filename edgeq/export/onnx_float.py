@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from edgeq.model.ops import is_float
 
 OPSET = 21
 """The first in which QDQ has 4- and 16-bit types, and in which ONNX Runtime takes per-channel scales everywhere."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,12 @@ def _export(model: Model) -> ir.Model:
         with _quiet():
             program = torch.onnx.export(model.program, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:  # the exporter raises many kinds, none of them documented
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = _COLOURS.sub("", str(error))
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         cause = next((line for line in lines if "aten" in line), lines[0] if lines else type(error).__name__)
+        unknown = _UNKNOWN.search(text)
         raise UnsupportedError(
-            f"ONNX export failed: {cause[:300]}",
+            f"{unknown[1]} has no ONNX form" if unknown else f"ONNX export failed: {cause[:300]}",
             remedy="replace the operator that it names by ones that ONNX has, or choose another format",
         ) from error
     assert program is not None

@@ -56,8 +56,10 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         integers, scale, zero = (constants[name] for name in dequantize.input)
         if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB")):
             integers = integers.T
-        bias, bias_dtype = _bias(node, constants, producer, readers)
-        weights[group.name] = StoredWeight(integers, scale, zero, bias, bias_dtype)
+        bias, bias_scale = _bias(node, constants, producer, readers)
+        weights[group.name] = StoredWeight(
+            integers, scale, zero, bias, "" if bias is None else str(bias.dtype), bias_scale
+        )
         if _dequantized(node.input[0], producer):
             integer.add(group.name)
         else:
@@ -108,17 +110,19 @@ def _bias(
     constants: Mapping[str, np.ndarray],
     producer: Mapping[str, onnx.NodeProto],
     readers: Mapping[str, list[onnx.NodeProto]],
-) -> tuple[np.ndarray | None, str]:
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The stored bias, and its scale where it is stored as integers."""
     if node.op_type == "MatMul":
         addition = readers[node.output[0]][0]
         name = next(n for n in addition.input if n != node.output[0])
     elif len(node.input) > 2:
         name = node.input[2]
     else:
-        return None, ""
+        return None, None
     made_by = producer.get(name)
-    array = constants[made_by.input[0]] if made_by is not None else constants[name]
-    return array, str(array.dtype)
+    if made_by is None:
+        return constants[name], None
+    return constants[made_by.input[0]], constants[made_by.input[1]]
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:

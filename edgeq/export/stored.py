@@ -16,6 +16,7 @@ class StoredWeight:
         scale, zero_point: [channels] or [].
         bias: the stored integers or floats, [channels]; None where there is none.
         bias_dtype: numpy's name.
+        bias_scale: of integer biases, where the file stores one: [channels].
     """
 
     integers: np.ndarray
@@ -23,6 +24,7 @@ class StoredWeight:
     zero_point: np.ndarray
     bias: np.ndarray | None
     bias_dtype: str
+    bias_scale: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ class _Editor:
         (leaving,) = next(n for n in graph.nodes if n.op == "output").args
         outputs = [
             replace(spec, arg=TensorArgument(node.name)) if isinstance(node, Node) else spec
-            for node, spec in zip(leaving, self.program.graph_signature.output_specs, strict=True)  # type: ignore[arg-type]
+            for node, spec in zip(leaving, self.program.graph_signature.output_specs, strict=True)
         ]
         signature = ExportGraphSignature(kept, outputs)
         graph.lint()
