@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 # ONNX Runtime reports sessions, with names and hashes of models, to its makers unless it is told not to
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-# PyTorch's threads wait for each other by spinning, which on a machine that is busy otherwise makes small operators tens
-# of times slower; read by OpenMP when PyTorch is imported, and nothing that edgeq times uses OpenMP
+# PyTorch's threads wait for each other by spinning, which makes small operators tens of times slower on a machine that
+# is busy otherwise. OpenMP reads this when PyTorch is imported; nothing that edgeq times uses OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:

@@ -232,7 +232,9 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def deploy_command(files: Path, out: Path, model: str = "model.pt2", calib: object = None, evals: object = None) -> list:
+def deploy_command(
+    files: Path, out: Path, model: str = "model.pt2", calib: object = None, evals: object = None
+) -> list[object]:
     return [
         "deploy", files / model, "--target", "x86-avx512", "--format", "onnx", "--allow-slower", "--out", out,
         "--calib", calib or files / "calib.npz", "--eval", evals or files / "eval.npz",

@@ -112,9 +112,7 @@ def _prescribed(model: Model, name: str, runtime: Runtime) -> bool:
 
 def _trailing(model: Model) -> set[str]:
     """Nodes without multiply-accumulates through which values only pass to the outputs."""
-    weighty = {g.output for g in model.groups if g.op in WEIGHTED or g.op == "matmul"} | {
-        g.root for g in model.groups if g.op in WEIGHTED or g.op == "matmul"
-    }
+    weighty = {g.root for g in model.groups if g.op in WEIGHTED or g.op == "matmul"}
     outputs = set(model.output_nodes)
     found: set[str] = set()
     for node in reversed(list(model.program.graph.nodes)):

@@ -61,8 +61,8 @@ def best_build(builds: Sequence[Build]) -> tuple[Build, str]:
     if len(able) == 1:
         return best, "the only format that was built"
     if best.speed:
-        return best, f"fastest of {len(able)} formats that hold most limits: {seconds_text(best.speed.artifact.p50)}"
-    return best, f"smallest of {len(able)} formats that hold most limits: {bytes_text(best.size_bytes)}"
+        return best, f"fastest of {len(able)} formats: {seconds_text(best.speed.artifact.p50)}"
+    return best, f"smallest of {len(able)} formats: {bytes_text(best.size_bytes)}"
 
 
 def conclude(
@@ -165,7 +165,8 @@ def _verdict_text(best: Build, failed: Sequence[str]) -> str:
     parts = []
     if best.accuracy and best.accuracy.drop:
         drop = best.accuracy.drop
-        parts.append(f"{best.accuracy.metric} changes by {-drop.value:+.2f} {best.accuracy.unit}")
+        moved = f"changes by {-drop.value:+.2f} {best.accuracy.unit}" if abs(drop.value) >= 0.005 else "is unchanged"
+        parts.append(f"{best.accuracy.metric} {moved}")
     elif best.accuracy and best.accuracy.agreement:
         parts.append(f"agrees with the float model on {best.accuracy.agreement.value:.1f} %")
     faster = speedup(best)
