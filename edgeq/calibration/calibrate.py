@@ -90,7 +90,10 @@ def calibrate(
         if node.name in weighted:
             before, count = sums.get(node.name, (torch.zeros(()), 0))
             # sample by sample: the kernel that sums over the first axis is ten times slower
-            sums[node.name] = (reduce(operator.add, (value[i : i + 1] for i in range(len(value))), before), count + len(value))
+            sums[node.name] = (
+                reduce(operator.add, (value[i : i + 1] for i in range(len(value))), before),
+                count + len(value),
+            )
         return values
 
     done = 0
