@@ -8,7 +8,17 @@ from pathlib import Path
 
 from edgeq.devices import Candidate, open_device
 from edgeq.errors import UsageError
-from edgeq.lock import Drift, Lock, changed_files, changed_versions, drift, read_golden, read_lock, versions_now
+from edgeq.lock import (
+    GOLDEN_NAME,
+    Drift,
+    Lock,
+    changed_files,
+    changed_versions,
+    drift,
+    read_golden,
+    read_lock,
+    versions_now,
+)
 from edgeq.planning.plan import Plan
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.report.conclude import VERSIONED
@@ -72,12 +82,12 @@ def verify(build: str | Path, *, device: str | None = None, progress: Progress |
     drifts: dict[str, Drift] = {}
     unchecked = {form: "it was not run when it was built" for form in lock.plans if form not in lock.golden}
     clock = Clock(progress or Silent())
-    golden = None if "golden.npz" in broken else read_golden(folder, lock)
+    golden = None if GOLDEN_NAME in broken else read_golden(folder, lock)
     for form, kept in lock.golden.items():
         plan = _plan(folder, lock, form)
         missing = [name for name in broken if name in _files(plan)]
         if golden is None or missing:
-            unchecked[form] = f"{missing[0] if missing else 'golden.npz'} is not what was built"
+            unchecked[form] = f"{missing[0] if missing else GOLDEN_NAME} is not what was built"
             continue
         with clock.stage(f"verify {form}") as steps:
             where = open_device(device or kept.device)
