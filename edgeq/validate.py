@@ -128,9 +128,9 @@ def validate(
 
 
 def _runtime(target: Target, path: Path) -> Runtime:
-    for candidate in target.runtimes:
-        if candidate.name in RUNTIMES and path.suffix in runtime(candidate.name).suffixes:
-            return candidate
+    able = [r for r in target.runtimes if r.name in RUNTIMES and path.suffix in runtime(r.name).suffixes]
+    if able:  # the one whose own format this is before one that reads it too
+        return min(able, key=lambda r: runtime(r.name).suffixes.index(path.suffix))
     there = ", ".join(f"{r.name} ({r.format})" for r in target.runtimes)
     raise UsageError(
         f"no runtime of {target.name} reads {path.suffix or 'this'} files", where=path.name, remedy=f"it has: {there}"

@@ -189,7 +189,7 @@ def test_validate_measures_the_file_alone(files: Path, tmp_path: Path) -> None:
     )
     before, after = built.builds[0].accuracy, report.builds[0].accuracy
     assert before is not None and after is not None and before.score == after.score
-    assert report.builds[0].audit is None
+    assert (report.builds[0].runtime, report.builds[0].audit) == ("onnxruntime", None)
 
 
 @pytest.mark.skipif(

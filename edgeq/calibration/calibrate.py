@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -13,11 +11,10 @@ from torch.fx import Node
 
 from edgeq.calibration.histogram import Histogram
 from edgeq.errors import UnsupportedError
+from edgeq.model.batches import batches
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, is_float, op_class
 from edgeq.progress import Progress, Silent
-
-BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -34,22 +31,6 @@ class Calibration:
     histograms: dict[str, Histogram]
     mean_inputs: dict[str, torch.Tensor]
     samples: int
-
-
-def batches(model: Model, inputs: Mapping[str, np.ndarray], size: int = BATCH) -> Iterator[list[torch.Tensor]]:
-    """Splits stacked inputs into what the model's graph takes at once.
-
-    Args:
-        model: decides the batch: `size` where it can, one sample otherwise.
-        inputs: by input name, [N, ...].
-    """
-    columns = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in model.inputs]
-    if not all(spec.batched for spec in model.inputs):
-        yield from ([column[i] for column in columns] for i in range(len(columns[0])))
-        return
-    step = size if model.batchable else 1
-    for start in range(0, len(columns[0]), step):
-        yield [column[start : start + step] for column in columns]
 
 
 def calibrate(
@@ -73,7 +54,7 @@ def calibrate(
     sums: dict[str, tuple[torch.Tensor, int]] = {}
     sources = {n.name: n.all_input_nodes[0].name for n in model.nodes.values() if _weighted(n)}
     weighted = set(sources.values())
-    total = len(next(iter(inputs.values())))
+    samples = len(next(iter(inputs.values())))
 
     def observe(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
         if node.name in skip or not is_float(node):
@@ -88,19 +69,18 @@ def calibrate(
                 remedy="check the preprocessing of the calibration data and the model's weights",
             ) from error
         if node.name in weighted:
-            before, count = sums.get(node.name, (torch.zeros(()), 0))
+            total, count = sums.get(node.name) or (torch.zeros_like(value[:1]), 0)
             # sample by sample: the kernel that sums over the first axis is ten times slower
-            sums[node.name] = (
-                reduce(operator.add, (value[i : i + 1] for i in range(len(value))), before),
-                count + len(value),
-            )
+            for i in range(len(value)):
+                total += value[i : i + 1]
+            sums[node.name] = total, count + len(value)
         return values
 
     done = 0
     for batch in batches(model, inputs):
         model.run([batch], observe)
         done += len(batch[0]) if model.inputs[0].batched else 1
-        progress.step(done, total)
+        progress.step(done, samples)
     # a layer that works on a constant has no mean input, and nothing to correct
     means = {name: sums[source][0] / sums[source][1] for name, source in sources.items() if source in sums}
     return Calibration(histograms, means, done)

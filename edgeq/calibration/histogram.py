@@ -14,8 +14,13 @@ import torch
 HALF = 2048
 """Bins on each side of zero. The wider side of the data fills between half and all of them."""
 
-SAMPLES = 1 << 15
-"""Values counted per tensor and batch: an even stride through the tensor. Extremes are taken over all values."""
+SAMPLES = 1 << 12
+"""Values counted per tensor and sample: an even stride through the tensor. Extremes are taken over all values."""
+
+
+def as_rows(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """Its values as [rows, ...], images in channels-last order: the one they lie in, so that nothing is copied."""
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(rows, -1)
 
 
 @dataclass
@@ -51,9 +56,7 @@ class Histogram:
         Raises:
             ValueError: a value is NaN or infinite.
         """
-        if x.dim() == 4 and not x.is_contiguous():
-            x = x.permute(0, 2, 3, 1)  # the order in memory: counting does not care, and nothing is copied
-        rows = x.reshape(max(1, len(x)) if x.dim() else 1, -1)
+        rows = as_rows(x, max(1, len(x)) if x.dim() else 1)
         # row by row: over a whole tensor the kernel is vectorized, along an axis it is not
         lows, highs = (torch.stack(ends) for ends in zip(*(torch.aminmax(row) for row in rows), strict=True))
         low, high = float(lows.min()), float(highs.max())
@@ -67,9 +70,9 @@ class Histogram:
         flat = rows.reshape(-1)
         self._cover(max(abs(low), abs(high)))
         # an odd stride visits every channel and row of the usual even-sized layouts
-        stride = max(1, flat.numel() // SAMPLES) | 1
-        picked = flat[::stride] if flat.numel() > SAMPLES else flat
-        bins = torch.floor(picked.double() / self.width).clamp(-HALF, HALF - 1).to(torch.int64) + HALF
+        wanted = SAMPLES * len(rows)
+        picked = flat[:: flat.numel() // wanted | 1] if flat.numel() > wanted else flat
+        bins = (picked.double() / self.width).floor_().clamp_(-HALF, HALF - 1).to(torch.int64) + HALF
         self.counts += torch.bincount(bins, minlength=2 * HALF)
 
     def union(self, other: Histogram) -> Histogram:

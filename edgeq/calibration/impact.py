@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from edgeq.calibration.calibrate import batches
-from edgeq.calibration.histogram import HALF, Histogram
+from edgeq.calibration.histogram import HALF, Histogram, as_rows
+from edgeq.model.batches import batches
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.numerics import QParams, fake_quantize
 from edgeq.progress import Progress, Silent
 
 SAMPLES = 32
-PROBES = 3
+PROBES = 2
 BATCH = 4
 
 
@@ -118,13 +118,13 @@ def _one_batch(
         found = torch.autograd.grad(moved, list(values.values()), retain_graph=not last, allow_unused=True)
         for name, gradient in zip(values, found, strict=True):
             if gradient is not None:
-                summed = torch.bincount(bins[name], gradient.reshape(-1), minlength=samples * 2 * HALF)
+                summed = torch.bincount(bins[name], as_rows(gradient, 1)[0], minlength=samples * 2 * HALF)
                 rows[name].append(summed.reshape(samples, 2 * HALF).float())
 
 
 def _bins(value: torch.Tensor, histogram: Histogram, samples: int) -> torch.Tensor:
     """Bin of every value, those of later samples further on."""
-    index = torch.floor(value.reshape(samples, -1) * (1.0 / histogram.width)).clamp_(-HALF, HALF - 1).to(torch.int32)
+    index = (as_rows(value, samples) * (1.0 / histogram.width)).floor_().clamp_(-HALF, HALF - 1).to(torch.int32)
     offset = torch.arange(samples, dtype=torch.int32).unsqueeze(1) * 2 * HALF + HALF
     return (index + offset).reshape(-1)
 

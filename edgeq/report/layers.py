@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from edgeq.calibration.calibrate import batches
 from edgeq.data.dataset import Dataset
+from edgeq.model.batches import batches
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeq.calibration.calibrate import batches
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
 from edgeq.errors import DeviceError
+from edgeq.model.batches import batches
 from edgeq.model.execute import execute
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, dequantize, quantize
