@@ -112,6 +112,22 @@ def test_a_bias_of_another_layer_is_found(tmp_path: Path) -> None:
         audited(made, tmp_path / "swapped.onnx")
 
 
+def test_a_pair_that_was_not_written_is_found(tmp_path: Path) -> None:
+    made = small.written("depthwise", "onnxruntime")
+    proto = onnx.load(made.path)
+    (pair,) = [n for n in proto.graph.node if n.name == "image_dequantize"]
+    for node in proto.graph.node:
+        for index, name in enumerate(node.input):
+            if name == pair.output[0]:
+                node.input[index] = "image"
+    for node in [n for n in proto.graph.node if n.name in ("image_quantize", "image_dequantize")]:
+        proto.graph.node.remove(node)
+    onnx.save(proto, tmp_path / "dropped.onnx")
+    with pytest.raises(AuditError, match="not quantized") as caught:
+        audited(made, tmp_path / "dropped.onnx")
+    assert caught.value.where == "tensor image"
+
+
 def test_a_layer_left_in_float_is_found(tmp_path: Path) -> None:
     made = small.written("mlp", "onnxruntime")
     with pytest.raises(AuditError, match="not stored as integers") as caught:

@@ -26,6 +26,7 @@ pytest.importorskip("litert_torch", reason="the tflite extra (litert-torch) is n
 from ai_edge_litert.interpreter import Interpreter
 
 from edgeq.export import tflite
+from edgeq.export.stored import StoredTensor
 from edgeq.export.tflite_graph import ALIGNMENT, Graph
 from edgeq.export.tflite_match import origins
 
@@ -129,7 +130,7 @@ def run(path: Path, batch: torch.Tensor) -> list[torch.Tensor]:
 
 def expect_planned(built: Built) -> None:
     """Every stored integer, scale and zero point equals the planned one."""
-    stored = tflite.stored(built.model, built.quantized, built.path)
+    stored = tflite.stored(built.model, built.quantized, built.float_file, built.path)
     groups = {g.name: g for g in built.model.groups}
     assert set(stored.weights) == set(built.quantized.weights)
     for name, found in stored.weights.items():
@@ -140,9 +141,9 @@ def expect_planned(built: Built) -> None:
         scale = built.quantized.activations[group.inputs[0]].q.scale
         np.testing.assert_array_equal(found.bias, quantize_bias(built.quantized.biases[name], scale, weight.q).numpy())
         assert found.bias_dtype == "int32"
-    for node, kept in stored.tensors.items():
+    for node, forms in stored.tensors.items():
         q = built.quantized.activations[node].q
-        assert (kept.dtype, kept.scale, kept.zero_point) == (q.scheme.dtype, float(q.scale), int(q.zero_point)), node
+        assert StoredTensor(q.scheme.dtype, float(q.scale), int(q.zero_point)) in forms, node
     assert stored.integer_groups >= set(stored.weights)
 
 
@@ -163,7 +164,7 @@ def kinds(path: Path) -> list[str]:
 
 def test_file_holds_the_planned_integers(mixed: Built) -> None:
     expect_planned(mixed)
-    stored = tflite.stored(mixed.model, mixed.quantized, mixed.path)
+    stored = tflite.stored(mixed.model, mixed.quantized, mixed.float_file, mixed.path)
     assert set(stored.weights) == {"stem.0", "depth.0", "point", "head"}
     # every planned tensor is there under its own name, but for those that only rearrange another
     assert set(mixed.quantized.activations) - set(stored.tensors) <= {
@@ -248,7 +249,7 @@ def test_integer_ends(mixed: Built, tmp_path: Path) -> None:
         assert end["dtype"] == np.int8
         assert end["quantization"] == (float(q.scale), int(q.zero_point))
     assert not {"QUANTIZE", "DEQUANTIZE"} & set(kinds(tmp_path / "model.tflite"))
-    stored = tflite.stored(mixed.model, quantized, tmp_path / "model.tflite")
+    stored = tflite.stored(mixed.model, quantized, mixed.float_file, tmp_path / "model.tflite")
     assert set(stored.weights) == set(mixed.quantized.weights)
     assert mixed.model.output_nodes[0] in stored.tensors
 
@@ -337,7 +338,9 @@ def test_operators_run_on_integers(name: str, runtime: Runtime, tmp_path: Path) 
     built = build(make(), runtime, tmp_path)
     expect_planned(built)
     expect_close(built, floor)
-    in_float = {op for op, _, _ in tflite.stored(built.model, built.quantized, built.path).float_operators}
+    in_float = {
+        op for op, _, _ in tflite.stored(built.model, built.quantized, built.float_file, built.path).float_operators
+    }
     assert integer <= set(kinds(built.path)) - in_float
 
 
@@ -347,7 +350,7 @@ def test_silu_stays_in_float_and_says_so(runtime: Runtime, tmp_path: Path) -> No
     built = build(silu, runtime, tmp_path)
     expect_planned(built)
     expect_close(built, 25.0)
-    floats = tflite.stored(built.model, built.quantized, built.path).float_operators
+    floats = tflite.stored(built.model, built.quantized, built.float_file, built.path).float_operators
     assert {op for op, _, _ in floats} == {"LOGISTIC", "MUL"}
 
 
@@ -357,7 +360,7 @@ def test_last_softmax_stays_in_float(runtime: Runtime, tmp_path: Path) -> None:
     built = build(head, runtime, tmp_path)
     expect_planned(built)
     expect_close(built, 25.0)
-    floats = tflite.stored(built.model, built.quantized, built.path).float_operators
+    floats = tflite.stored(built.model, built.quantized, built.float_file, built.path).float_operators
     assert ("SOFTMAX", "it only shapes a float output of the model") in {(op, why) for op, _, why in floats}
 
 
@@ -378,7 +381,7 @@ def test_layer_that_stays_in_float_is_converted_around(runtime: Runtime, tmp_pat
     built = build(Applied(lambda x, a, b, c: c(b(a(x).relu()).relu()), *layers), narrow, tmp_path)
     expect_planned(built)
     expect_close(built, 25.0)
-    ((op, _, reason),) = tflite.stored(built.model, built.quantized, built.path).float_operators
+    ((op, _, reason),) = tflite.stored(built.model, built.quantized, built.float_file, built.path).float_operators
     assert op == "DEPTHWISE_CONV_2D"
     assert "no integer kernel" in reason
 

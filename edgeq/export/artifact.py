@@ -94,4 +94,4 @@ class Exporter:
             case _:
                 from edgeq.export import tflite
 
-                return tflite.stored(self.model, quantized, path)
+                return tflite.stored(self.model, quantized, self._tflite, path)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeq.errors import EdgeqError
-from edgeq.export.stored import Stored
+from edgeq.export.stored import Stored, StoredTensor
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.weights import bias_scale, quantize_bias
@@ -66,12 +66,11 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         checked += 2
         bytes_checked += wanted.nbytes + expected.nbytes + scale.nbytes
     for node, tensor in quantized.activations.items():
-        kept = stored.tensors.get(node)
-        if kept is None:
+        if node not in stored.held:
             continue  # merged into the operator behind it, which carries the same scale
-        wanted_scale, wanted_zero = float(tensor.q.scale), int(tensor.q.zero_point)
-        if (kept.dtype, kept.scale, kept.zero_point) != (tensor.q.scheme.dtype, wanted_scale, wanted_zero):
-            raise AuditError(f"tensor {node}", f"{kept.dtype}, scale {kept.scale}, zero point {kept.zero_point}")
+        forms = stored.tensors.get(node, frozenset())
+        if StoredTensor(tensor.q.scheme.dtype, float(tensor.q.scale), int(tensor.q.zero_point)) not in forms:
+            raise AuditError(f"tensor {node}", " and ".join(sorted(map(str, forms))) or "it is not quantized")
         checked += 1
     return Audit(
         tensors_checked=checked,

@@ -36,7 +36,7 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         quantized = _quantization(value, readers, producer)
         if quantized is not None:
             scale, zero = constants[quantized.input[1]], constants[quantized.input[2]]
-            tensors[graph_node] = StoredTensor(str(zero.dtype), float(scale), int(zero))
+            tensors[graph_node] = frozenset([StoredTensor(str(zero.dtype), float(scale), int(zero))])
 
     weights: dict[str, StoredWeight] = {}
     integer: set[str] = set()
@@ -69,7 +69,7 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         for n in graph.node
         if n.op_type not in _INVISIBLE and not _on_integers(n, producer, readers)
     ]
-    return Stored(weights, tensors, integer, [f for f in floats if f[1] not in integer])
+    return Stored(weights, tensors, frozenset(values), integer, [f for f in floats if f[1] not in integer])
 
 
 def _quantization(

@@ -30,7 +30,8 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         scale, zero = named.get(f"{value}_scale"), named.get(f"{value}_zero_point")
         if scale is not None and zero is not None:
             point = np.asarray(zero.data)
-            tensors[node] = StoredTensor(str(point.dtype), float(np.asarray(scale.data).item()), int(point.item()))
+            real = float(np.asarray(scale.data).item())
+            tensors[node] = frozenset([StoredTensor(str(point.dtype), real, int(point.item()))])
     weights: dict[str, StoredWeight] = {}
     for group in model.groups:
         stored = named.get(f"{group.weight}_quantized") if group.op in WEIGHTED else None
@@ -55,7 +56,8 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         if op.get_type_name() in _COMPUTES and not _reads_integers(op)
     ]
     in_float = {name for _, name, _ in floats}
-    return Stored(weights, tensors, {name for name in weights if not _mentioned(name, in_float)}, floats)
+    integer = {name for name in weights if not _mentioned(name, in_float)}
+    return Stored(weights, tensors, frozenset(values), integer, floats)
 
 
 def _transposed(weight: Any) -> bool:

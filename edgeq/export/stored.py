@@ -35,6 +35,9 @@ class StoredTensor:
     scale: float
     zero_point: int
 
+    def __str__(self) -> str:
+        return f"{self.dtype}, scale {self.scale}, zero point {self.zero_point}"
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -42,12 +45,16 @@ class Stored:
 
     Attributes:
         weights: by group name.
-        tensors: by graph node.
+        tensors: by graph node, the integer forms in which its values are stored: one, or several where a format writes
+            a value anew for a reader that wants it on another scale.
+        held: graph nodes whose values the format's file holds in any form; the values of others, such as a padding
+            that was merged into its convolution, do not exist in it.
         integer_groups: names of the groups that read and write integers.
         float_operators: (operator, layer or tensor name, reason where one is known) of what computes in float.
     """
 
     weights: dict[str, StoredWeight]
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, frozenset[StoredTensor]]
+    held: frozenset[str]
     integer_groups: set[str]
     float_operators: list[tuple[str, str, str]]

@@ -61,9 +61,9 @@ def export_quantized(model: Model, quantized: Quantized, float_file: FloatTflite
     path.write_bytes(graph.bytes())
 
 
-def stored(model: Model, quantized: Quantized, path: Path) -> Stored:
+def stored(model: Model, quantized: Quantized, float_file: FloatTflite, path: Path) -> Stored:
     """What the written file stores, read back from it alone."""
-    return read_tflite(model, path, quantized.assignment.reasons)
+    return read_tflite(model, path, frozenset(float_file.nodes.values()), quantized.assignment.reasons)
 
 
 def _separated(data: bytes) -> bytes:

@@ -22,12 +22,11 @@ _FROM_STORED = {"CONV_2D": (0, 3, 1, 2), "TRANSPOSE_CONV": (3, 0, 1, 2), "DEPTHW
 """Order of the axes that leads from the stored weight to PyTorch's."""
 
 
-def read_tflite(model: Model, path: Path, reasons: Mapping[str, str]) -> Stored:
+def read_tflite(model: Model, path: Path, held: frozenset[str], reasons: Mapping[str, str]) -> Stored:
     """Everything quantized in a file that `edgeq.export.tflite` wrote.
 
-    Tensors that the file does not hold, because the converter merged their operator into another one, are absent.
-
     Args:
+        held: graph nodes whose values the float file holds.
         reasons: by group name, why it was to run as it does: said beside what runs in float.
     """
     graph = Graph(path.read_bytes())
@@ -60,7 +59,7 @@ def read_tflite(model: Model, path: Path, reasons: Mapping[str, str]) -> Stored:
         for op in graph.operators
         if graph.kind(op) not in _CONVERSIONS and any(graph.is_float(int(i)) for i in op.outputs)
     ]
-    return Stored(weights, _tensors(model, graph), integer, floats)
+    return Stored(weights, _tensors(model, graph), held, integer, floats)
 
 
 def _twins(model: Model, a: Group, b: Group) -> bool:
@@ -74,12 +73,12 @@ def _twins(model: Model, a: Group, b: Group) -> bool:
     )
 
 
-def _tensors(model: Model, graph: Graph) -> dict[str, StoredTensor]:
-    forms: dict[str, list[StoredTensor]] = {}
+def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor]]:
+    forms: dict[str, set[StoredTensor]] = {}
     for index in range(len(graph.tensors)):
         quantization = _quantization(graph, index)
         if quantization is not None:
-            forms.setdefault(_base(graph.name(index)), []).append(quantization)
+            forms.setdefault(_base(graph.name(index)), set()).add(quantization)
     wanted = dict(zip(model.input_nodes, (spec.name for spec in model.inputs), strict=True))
     for group in model.groups:
         separate = f"{group.name}/{group.activation_op}"
@@ -88,13 +87,11 @@ def _tensors(model: Model, graph: Graph) -> dict[str, StoredTensor]:
         else:
             wanted[group.root], wanted[group.activation] = group.name, separate
     outputs = dict(zip(model.output_nodes, model.output_names, strict=True))
-    found: dict[str, StoredTensor] = {}
-    for node, name in wanted.items():
-        distinct = set(forms.get(name) or forms.get(outputs.get(node, ""), []))
-        # several, where readers want one value in different integers: each is as planned for its reader
-        if len(distinct) == 1:
-            found[node] = distinct.pop()
-    return found
+    return {
+        node: frozenset(stored)
+        for node, name in wanted.items()
+        if (stored := forms.get(name) or forms.get(outputs.get(node, "")))
+    }
 
 
 def _base(name: str) -> str:
