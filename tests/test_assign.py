@@ -93,7 +93,7 @@ def test_what_only_shapes_a_float_output_stays_in_float() -> None:
 
 def test_integer_ends_quantize_every_output() -> None:
     by = small.runtime("onnxruntime", io="integer")
-    for name in ("two-inputs", "two-outputs", "mlp", "pools"):
+    for name in ("two-inputs", "two-outputs", "mlp", "pools", "norm-first", "norm-over-tokens", "gate"):
         model, found = small.model(name), assigned(name, by)
         assert set(model.input_nodes) | set(model.output_nodes) <= set(found.tensors)
 

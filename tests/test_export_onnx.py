@@ -14,11 +14,12 @@ import small_models as small
 import torch
 from onnx import TensorProto, numpy_helper
 
+from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UnsupportedError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model, load
 from edgeq.numerics import quantize
-from edgeq.quantization.quantize import Quantized, simulate
+from edgeq.quantization.quantize import Quantized, quantize_model, simulate
 
 NAMES = list(small.SMALL)
 STEPS = 4
@@ -135,7 +136,9 @@ def test_onnx_runtime_takes_every_layer_as_integers(name: str, tmp_path: Path) -
     assert operators["QLinearMatMul"] == by_op["matmul"]
 
 
-@pytest.mark.parametrize("name", ["mlp", "two-outputs", "two-inputs", "pools"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "two-outputs", "two-inputs", "pools", "norm-first", "norm-over-tokens", "gate"]
+)
 def test_integer_ends(name: str) -> None:
     made = small.written(name, "onnxruntime", "integer")
     proto = onnx.load(made.path)
@@ -234,3 +237,30 @@ def test_an_operator_without_an_onnx_form_is_named(tmp_path: Path) -> None:
     model = load(Strange(), example=(torch.randn(2, 4),))
     with pytest.raises(UnsupportedError, match="bessel_j0"):
         Exporter(model, tmp_path).float_model("onnx")
+
+
+class Mixture(torch.nn.Module):
+    """A softmax whose output other integers are computed from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = torch.nn.Linear(5, 5), torch.nn.Linear(5, 5)
+        with torch.no_grad():
+            self.gate.weight.copy_(torch.eye(5)), self.head.weight.copy_(torch.eye(5))
+            self.gate.bias.zero_(), self.head.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.softmax(self.gate(x), -1))
+
+
+def test_a_probability_above_those_of_the_calibration_does_not_wrap(tmp_path: Path) -> None:
+    model = load(Mixture().eval(), example=(torch.zeros(2, 5),))
+    generator = np.random.default_rng(0)  # inputs from -1 to 3, and yet every probability near a fifth
+    flat = np.linspace(-1, 3, 64)[:, None].repeat(5, 1) + generator.uniform(-0.2, 0.2, (64, 5))
+    flat = flat.astype(np.float32)
+    quantized = quantize_model(model, small.runtime("onnxruntime"), calibrate(model, {model.inputs[0].name: flat}))
+    (path, *_) = Exporter(model, tmp_path).write(quantized, tmp_path)
+    for peak in (flat[:1], np.float32([[3, -1, -1, -1, -1]]), np.float32([[3, 3, -1, -1, -1]])):
+        (found,) = run_onnx(path, [torch.from_numpy(peak)])
+        (wanted,) = simulate(model, quantized, [torch.from_numpy(peak)])
+        np.testing.assert_allclose(found, wanted.numpy(), atol=0.02)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UnsupportedError
 from edgeq.model.model import Model, load
-from edgeq.numerics import sqnr_db
+from edgeq.numerics import quantize, sqnr_db
 from edgeq.quantization.quantize import Quantized, quantize_model, simulate
 from edgeq.quantization.weights import bias_scale, quantize_bias
 from edgeq.registry.load import load_target
@@ -252,6 +252,25 @@ def test_integer_ends(mixed: Built, tmp_path: Path) -> None:
     stored = tflite.stored(mixed.model, quantized, mixed.float_file, tmp_path / "model.tflite")
     assert set(stored.weights) == set(mixed.quantized.weights)
     assert mixed.model.output_nodes[0] in stored.tensors
+
+
+def test_integer_ends_around_float_operators(runtime: Runtime, tmp_path: Path) -> None:
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    built = build(
+        Applied(lambda x, conv: torch.exp(conv(torch.exp(x) - 1)), layer),
+        runtime.model_copy(update={"io": "integer"}),
+        tmp_path,
+    )
+    interpreter = Interpreter(str(built.path))
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert given["dtype"] == result["dtype"] == np.int8
+    x = built.batch[:1]
+    q = built.quantized.activations
+    interpreter.set_tensor(given["index"], quantize(x, q[built.model.input_nodes[0]].q).numpy())
+    interpreter.invoke()
+    wanted = quantize(simulate(built.model, built.quantized, [x])[0], q[built.model.output_nodes[0]].q).numpy()
+    assert np.abs(interpreter.get_tensor(result["index"]).astype(int) - wanted).max() <= 4
 
 
 def test_shuffled_channels_keep_their_scale(runtime: Runtime, tmp_path: Path) -> None:

@@ -121,9 +121,13 @@ class _Rewriter:
         for operator in graph.operators:
             self._rewrite(operator)
         ends = []
-        for index in graph.outputs:
-            native = self.native.get(index)
-            ends.append(index if native is None or integer_io else self._form(index, None))
+        for index, node in zip(graph.outputs, self.model.output_nodes, strict=True):
+            if index not in self.floats:
+                ends.append(index)
+            elif integer_io:
+                ends.append(self._form(index, self.native.get(index) or self.grids.get(node)))
+            else:
+                ends.append(self._form(index, None))
         graph.set_operators(self.operators)
         graph.set_ends(graph.inputs, ends, (inputs, outputs))
         for index, name in [*zip(graph.inputs, inputs, strict=True), *zip(ends, outputs, strict=True)]:

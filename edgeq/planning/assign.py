@@ -127,7 +127,7 @@ def _trailing(model: Model) -> set[str]:
 def _tensors(
     model: Model, runtime: Runtime, kernels: dict[str, Kernel], trailing: set[str]
 ) -> tuple[set[str], dict[str, Kernel]]:
-    """Quantized nodes: what integer groups read and write."""
+    """Quantized nodes: what integer groups read and write, and the model's ends where those are integers."""
     found: dict[str, Kernel] = {}
     for group in model.groups:
         kernel = kernels.get(group.name)
@@ -142,6 +142,9 @@ def _tensors(
             found.setdefault(group.root, kernel)
         if activation != "float":
             found.setdefault(group.output, kernel)
+    if runtime.io == "integer":  # also where a float operator reads the input or writes the output
+        ends = (n for n in (*model.input_nodes, *model.output_nodes) if is_float(model.nodes[n]))
+        found = dict.fromkeys(ends, runtime.kernels[0]) | found
     return set(found), found
 
 
