@@ -27,13 +27,14 @@ from edgeq.progress import Clock, Progress, Silent
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.registry.load import load_profile, load_target
 from edgeq.registry.schema import Runtime, Target
+from edgeq.report.build import describe_build, failed_build
 from edgeq.report.conclude import Built, conclude, write_build
 from edgeq.report.layers import layer_table
-from edgeq.report.schema import Audit, Build, Gate, Report
-from edgeq.runtimes import RUNTIMES, runtime
+from edgeq.report.schema import Report
+from edgeq.runtimes import RUNTIMES
 from edgeq.validation.accuracy import check_labels
-from edgeq.validation.gates import Limits, judge
-from edgeq.validation.measure import DEVICES, Array, Ends, Measured, measure, reference_outputs
+from edgeq.validation.gates import Limits
+from edgeq.validation.measure import DEVICES, Array, Ends, measure, reference_outputs
 from edgeq.validation.metric import Metric, load_metric
 
 EMULATED_SAMPLES = 100
@@ -196,7 +197,7 @@ def _build(work: _Work, chosen: Runtime, exporter: Exporter, folder: Path) -> Bu
             files = exporter.write(quantized, folder)
             written = audit(net, quantized, exporter.read_back(quantized, files[0]))
             baseline = exporter.float_model(chosen.format)
-        measured, why_not = None, _why_not_measured(work)
+        measured = None
         if isinstance(work.device, Device) and work.evaluation is not None:
             with clock.stage(f"validate in {chosen.name}") as steps:
                 measured = measure(
@@ -220,47 +221,21 @@ def _build(work: _Work, chosen: Runtime, exporter: Exporter, folder: Path) -> Bu
         if work.only:
             raise
         clock.progress.note(f"{chosen.format}: {error.cause}")
-        return Built(_failed(chosen, work.device, error), None, [], [], error)
-    size = sum(f.stat().st_size for f in files)
-    build = Build(
-        format=chosen.format,
-        runtime=chosen.name,
-        runtime_version=runtime(chosen.name).version() or "not installed"
-        if chosen.name in RUNTIMES
-        else "not run here",
-        device=work.device.name if isinstance(work.device, Device) else "none",
-        emulated=isinstance(work.device, Device) and work.device.emulated,
-        files={f.name: f.stat().st_size for f in files},
-        size_bytes=size,
-        validated=measured is not None,
-        not_validated_because=None if measured else why_not,
-        accuracy=measured.accuracy if measured else None,
-        speed=measured.speed if measured else None,
-        no_speed_because=measured.no_speed_because if measured else why_not,
-        peak_memory_bytes=measured.peak_memory_bytes if measured else None,
-        cold_start_seconds=measured.cold_start_seconds if measured else None,
-        placements=measured.placements if measured else [],
+        return Built(failed_build(chosen, work.device, error), None, [], [], error)
+    build = describe_build(
+        chosen,
+        work.device,
+        files,
+        measured,
+        work.limits,
+        float_files=baseline,
         audit=written,
         layers=layers,
-        gates=_gates(work, measured, size, why_not),
-        float_size_bytes=sum(f.stat().st_size for f in baseline),
     )
     plan = describe(net, quantized, target=work.target.name, data_hash=work.calibration_data.sha256)
     outputs = [quantized.activations[n].q if n in quantized.activations else None for n in net.output_nodes]
     return Built(
         build, plan, measured.outputs if measured else [], [None if q is None else float(q.scale) for q in outputs]
-    )
-
-
-def _gates(work: _Work, measured: Measured | None, size: int, why_not: str) -> list[Gate]:
-    return judge(
-        work.limits,
-        accuracy=measured.accuracy if measured else None,
-        speed=measured.speed if measured else None,
-        size_bytes=size,
-        emulated=isinstance(work.device, Device) and work.device.emulated,
-        not_validated_because=None if measured else why_not,
-        no_speed_because=measured.no_speed_because if measured else why_not,
     )
 
 
@@ -276,30 +251,6 @@ def _ends(model: Model, quantized: Quantized) -> Ends:
         },
         outputs=[q if integer else None for q in scales],
         limits=[None if q is None else (q.low, q.high) for q in scales],
-    )
-
-
-def _failed(chosen: Runtime, device: Device | str, error: EdgeqError) -> Build:
-    return Build(
-        format=chosen.format,
-        runtime=chosen.name,
-        runtime_version="",
-        device=device.name if isinstance(device, Device) else "none",
-        emulated=isinstance(device, Device) and device.emulated,
-        files={},
-        size_bytes=0,
-        validated=False,
-        not_validated_because=error.cause,
-        accuracy=None,
-        speed=None,
-        no_speed_because=error.cause,
-        peak_memory_bytes=None,
-        cold_start_seconds=None,
-        placements=[],
-        audit=Audit(tensors_checked=0, bytes_checked=0, integer_mac_percent=0.0, float_operators=[]),
-        layers=[],
-        gates=[],
-        error=str(error),
     )
 
 
@@ -332,12 +283,6 @@ def _never_stored(model: Model, runtimes: Sequence[Runtime]) -> set[str]:
     return {
         g.root for g in model.groups if g.activation and all(g.activation_op in r.fused_activations for r in runtimes)
     }
-
-
-def _why_not_measured(work: _Work) -> str:
-    if isinstance(work.device, str):
-        return work.device
-    return "no evaluation data was given" if work.evaluation is None else ""
 
 
 def _data(

@@ -18,10 +18,11 @@ from edgeq.numerics import QParams, Scheme
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime, Target
+from edgeq.report.build import describe_build
 from edgeq.report.conclude import conclude
-from edgeq.report.schema import Build, Report
+from edgeq.report.schema import Report
 from edgeq.runtimes import RUNTIMES, runtime
-from edgeq.validation.gates import Limits, judge
+from edgeq.validation.gates import Limits
 from edgeq.validation.measure import DEVICES, Ends, integer_ends, measure, reference_outputs
 from edgeq.validation.metric import Metric, load_metric
 
@@ -92,35 +93,7 @@ def validate(
                 progress=steps,
             )
         files = [path, *(f for f in runtime(chosen.name).companions(path) if f.is_file())]
-        size = sum(f.stat().st_size for f in files)
-        build = Build(
-            format=chosen.format,
-            runtime=chosen.name,
-            runtime_version=runtime(chosen.name).version() or "not installed",
-            device=where.name,
-            emulated=where.emulated,
-            files={f.name: f.stat().st_size for f in files},
-            size_bytes=size,
-            validated=True,
-            not_validated_because=None,
-            accuracy=found.accuracy,
-            speed=found.speed,
-            no_speed_because=found.no_speed_because,
-            peak_memory_bytes=found.peak_memory_bytes,
-            cold_start_seconds=found.cold_start_seconds,
-            placements=found.placements,
-            audit=None,
-            layers=[],
-            gates=judge(
-                limits,
-                accuracy=found.accuracy,
-                speed=found.speed,
-                size_bytes=size,
-                emulated=where.emulated,
-                no_speed_because=found.no_speed_because,
-            ),
-            float_size_bytes=sum(f.stat().st_size for f in baseline) if baseline else None,
-        )
+        build = describe_build(chosen, where, files, found, limits, float_files=baseline)
     warnings = [*net.notes, *data.notes]
     return conclude(
         net, aim, None, [build], keep_all=False, warnings=warnings, data={"evaluation": data}, seconds=clock.seconds

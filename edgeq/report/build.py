@@ -1,0 +1,97 @@
+"""The report's part on one artefact, from its files and what was measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeq.devices import Device
+from edgeq.errors import EdgeqError
+from edgeq.registry.schema import Runtime
+from edgeq.report.schema import Audit, Build, Layer
+from edgeq.runtimes import RUNTIMES
+from edgeq.validation.gates import Limits, judge
+from edgeq.validation.measure import Measured
+
+
+def describe_build(
+    runtime: Runtime,
+    device: Device | str,
+    files: Sequence[Path],
+    measured: Measured | None,
+    limits: Limits,
+    *,
+    float_files: Sequence[Path] = (),
+    audit: Audit | None = None,
+    layers: Sequence[Layer] = (),
+) -> Build:
+    """Judges the artefact and says what is known of it.
+
+    Args:
+        device: where it was measured, or why there is no such device.
+        files: of the artefact.
+        measured: None where it was not run.
+        limits: what it must hold.
+        float_files: of the float model in the same format.
+    """
+    there = device if isinstance(device, Device) else None
+    emulated = there is not None and there.emulated
+    why_not = None if measured else "no evaluation data was given" if there else str(device)
+    no_speed = measured.no_speed_because if measured else why_not
+    accuracy, speed = (measured.accuracy, measured.speed) if measured else (None, None)
+    size = sum(file.stat().st_size for file in files)
+    info = RUNTIMES.get(runtime.name)
+    return Build(
+        format=runtime.format,
+        runtime=runtime.name,
+        runtime_version=(info.version() or "not installed") if info else "not run here",
+        device=there.name if there else "none",
+        emulated=emulated,
+        files={file.name: file.stat().st_size for file in files},
+        size_bytes=size,
+        validated=measured is not None,
+        not_validated_because=why_not,
+        accuracy=accuracy,
+        speed=speed,
+        no_speed_because=no_speed,
+        peak_memory_bytes=measured.peak_memory_bytes if measured else None,
+        cold_start_seconds=measured.cold_start_seconds if measured else None,
+        placements=measured.placements if measured else [],
+        audit=audit,
+        layers=list(layers),
+        gates=judge(
+            limits,
+            accuracy=accuracy,
+            speed=speed,
+            size_bytes=size,
+            emulated=emulated,
+            not_validated_because=why_not,
+            no_speed_because=no_speed,
+        ),
+        float_size_bytes=sum(file.stat().st_size for file in float_files) or None,
+    )
+
+
+def failed_build(runtime: Runtime, device: Device | str, error: EdgeqError) -> Build:
+    """A format that could not be built, and why."""
+    return Build(
+        format=runtime.format,
+        runtime=runtime.name,
+        runtime_version="",
+        device=device.name if isinstance(device, Device) else "none",
+        emulated=isinstance(device, Device) and device.emulated,
+        files={},
+        size_bytes=0,
+        validated=False,
+        not_validated_because=error.cause,
+        accuracy=None,
+        speed=None,
+        no_speed_because=error.cause,
+        peak_memory_bytes=None,
+        cold_start_seconds=None,
+        placements=[],
+        audit=Audit(tensors_checked=0, bytes_checked=0, integer_mac_percent=0.0, float_operators=[]),
+        layers=[],
+        gates=[],
+        error=str(error),
+    )
