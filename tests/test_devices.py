@@ -15,11 +15,17 @@ from pathlib import Path
 import device_models as models
 import numpy as np
 import pytest
+import torch
 
+from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import Candidate, Device, device, device_status, open_device, qemu
 from edgeq.devices.local import run_here
 from edgeq.devices.setup import renamed_sources, set_up
 from edgeq.errors import DeviceError, MissingExtraError, UsageError
+from edgeq.export.artifact import Exporter
+from edgeq.model.model import load
+from edgeq.quantization.quantize import quantize_model
+from edgeq.registry.load import load_target
 from edgeq.runtimes import RUNTIMES, RuntimeInfo, runtime
 
 pytest.importorskip("openvino")
@@ -317,6 +323,27 @@ def test_emulated_time_is_not_latency(arm: Device, quantized: Candidate) -> None
         arm.latency({"q": quantized}, inputs)
     with pytest.raises(DeviceError, match="not the device's"):
         arm.cold_start(quantized, inputs)
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_depthwise_weights_of_minus_128_overflow_on_arm(arm: Device, narrow: bool, tmp_path: Path) -> None:
+    """Its kernel adds two products of 8-bit numbers in 16 bits: 2 * 128 * 128 does not fit. The target's weights do."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    with torch.no_grad():
+        conv.weight.uniform_(-1.0, -0.99)
+    model = load(conv.eval(), example=(torch.zeros(1, 8, 9, 9),))
+    x = {model.inputs[0].name: np.random.default_rng(0).uniform(0, 1, (4, 8, 9, 9)).astype(np.float32)}
+    runtime = next(r for r in load_target("arm-neon").runtimes if r.name == "onnxruntime")
+    if not narrow:
+        kernels = [k.model_copy(update={"weight_narrow": False}) for k in runtime.kernels]
+        runtime = runtime.model_copy(update={"kernels": kernels})
+    quantized = quantize_model(model, runtime, calibrate(model, x))
+    (weight,) = quantized.weights.values()
+    assert int(weight.integers.min()) == (-127 if narrow else -128)
+    (path,) = Exporter(model, tmp_path).write(quantized, tmp_path)
+    here, there = (d.outputs(Candidate(path, "onnxruntime"), x)[0] for d in (open_device("local"), arm))
+    assert np.array_equal(here, there) == narrow
 
 
 def test_unknown_cpu_models_are_refused(arm: Device) -> None:

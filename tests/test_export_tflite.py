@@ -26,6 +26,7 @@ pytest.importorskip("litert_torch", reason="the tflite extra (litert-torch) is n
 from ai_edge_litert.interpreter import Interpreter
 
 from edgeq.export import tflite
+from edgeq.export.audit import audit
 from edgeq.export.stored import StoredTensor
 from edgeq.export.tflite_graph import ALIGNMENT, Graph
 from edgeq.export.tflite_match import origins
@@ -145,6 +146,7 @@ def expect_planned(built: Built) -> None:
         q = built.quantized.activations[node].q
         assert StoredTensor(q.scheme.dtype, float(q.scale), int(q.zero_point)) in forms, node
     assert stored.integer_groups >= set(stored.weights)
+    audit(built.model, built.quantized, stored)
 
 
 def expect_close(built: Built, floor_db: float) -> None:
@@ -271,6 +273,14 @@ def test_integer_ends_around_float_operators(runtime: Runtime, tmp_path: Path) -
     interpreter.invoke()
     wanted = quantize(simulate(built.model, built.quantized, [x])[0], q[built.model.output_nodes[0]].q).numpy()
     assert np.abs(interpreter.get_tensor(result["index"]).astype(int) - wanted).max() <= 4
+
+
+def test_a_last_activation_in_float_leaves_its_layer_on_integers(runtime: Runtime, tmp_path: Path) -> None:
+    built = build(Applied(lambda x, conv: torch.sigmoid(conv(x)), nn.Conv2d(4, 4, 1)), runtime, tmp_path)
+    assert kinds(built.path)[-2:] == ["LOGISTIC", "TRANSPOSE"]
+    audit(built.model, built.quantized, tflite.stored(built.model, built.quantized, built.float_file, built.path))
+    (group,) = built.model.groups
+    assert group.root in built.quantized.activations and group.output not in built.quantized.activations
 
 
 def test_shuffled_channels_keep_their_scale(runtime: Runtime, tmp_path: Path) -> None:

@@ -77,8 +77,7 @@ def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor]]:
     forms: dict[str, set[StoredTensor]] = {}
     for index in range(len(graph.tensors)):
         quantization = _quantization(graph, index)
-        if quantization is not None:
-            forms.setdefault(_base(graph.name(index)), set()).add(quantization)
+        forms.setdefault(_base(graph.name(index)), set()).update([quantization] if quantization else ())
     wanted = dict(zip(model.input_nodes, (spec.name for spec in model.inputs), strict=True))
     for group in model.groups:
         separate = f"{group.name}/{group.activation_op}"
