@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -19,7 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
-from edgeq.model.load import Loaded, parse_input_spec, read
+from edgeq.model.examples import parse_input_spec
+from edgeq.model.load import read
+from edgeq.model.loaded import Loaded
 
 ZOO = Path(__file__).parents[1].parent / "shared" / "zoo"
 needs_zoo = pytest.mark.skipif(not ZOO.is_dir(), reason=f"the model zoo is not at {ZOO}")
@@ -42,6 +45,11 @@ class Tiny(torch.nn.Module):
 class Pair(torch.nn.Module):
     def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"sum": left + right, "product": left * right}
+
+
+class Attend(torch.nn.Module):
+    def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return query @ key.transpose(1, 2)
 
 
 class FixedBatch(torch.nn.Module):
@@ -191,19 +199,27 @@ def test_names_of_inputs_and_of_dict_outputs() -> None:
     assert program.kind == "torch.export" and program.output_names == ("sum", "product")
 
 
+@pytest.mark.parametrize("model", [Attend(), torch.jit.script(Attend())])
+def test_named_inputs_of_different_shapes_come_in_any_order(model: torch.nn.Module) -> None:
+    loaded = read(model, inputs=["key:1x4x7", "query:1x3x7"])
+    assert loaded.input_names == ("query", "key")
+    assert [list(tensor.shape) for tensor in loaded.example] == [[1, 3, 7], [1, 4, 7]]
+
+
 def test_a_fixed_batch_is_kept_and_said() -> None:
     loaded = read(FixedBatch(), inputs=["1x2x3"])
     assert not loaded.dynamic_batch
     assert "batch" in loaded.notes[0]
 
 
-def test_checkpoints_that_wrap_weights(tmp_path: Path, network: str) -> None:
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_checkpoints_that_wrap_weights(prefix: str, tmp_path: Path, network: str) -> None:
     path = tmp_path / "checkpoint"
-    weights = {f"module.{name}": tensor for name, tensor in make_tiny().state_dict().items()}
+    weights = {f"{prefix}{name}": tensor for name, tensor in make_tiny().state_dict().items()}
     torch.save({"state_dict": weights, "epoch": 3, "optimizer": {"lr": 0.1}}, path)
     loaded = read(path, inputs=["1x3x8x8"], arch=network)
     assert loaded.kind == "state_dict"
-    assert any("'module.'" in note for note in loaded.notes)
+    assert len(loaded.notes) == prefix.count(".")
     torch.testing.assert_close(answer(loaded, INPUT), make_tiny()(INPUT), check_stride=False)
 
 
@@ -500,6 +516,9 @@ def test_exported_programs_run_nothing_without_trust(files: dict[str, Path], tmp
     def node_target(tree: dict) -> None:
         tree["graph_module"]["graph"]["nodes"][0]["target"] = "torch.hub.load"
 
+    def file_target(tree: dict) -> None:
+        tree["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+
     def argument(tree: dict) -> None:
         tree["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = [f"image={call}"]
 
@@ -510,6 +529,7 @@ def test_exported_programs_run_nothing_without_trust(files: dict[str, Path], tmp
         program(expression),
         program(text_expression),
         program(node_target),
+        program(file_target),
         program(argument),
     ]
     for number, change in enumerate(changes):
@@ -518,6 +538,146 @@ def test_exported_programs_run_nothing_without_trust(files: dict[str, Path], tmp
         with pytest.raises(UsageError, match="run code"):
             answer(read(path), INPUT)
         assert not trap.exists()
+
+
+class Members:
+    """An exported program taken apart, for a test to put something else together."""
+
+    WEIGHTS = "data/weights/model_weights_config.json"
+    CONSTANTS = "data/constants/model_constants_config.json"
+    PROGRAM = "models/model.json"
+
+    def __init__(self, path: Path) -> None:
+        with zipfile.ZipFile(path) as archive:
+            self.root = archive.namelist()[0].partition("/")[0] + "/"
+            self.content = {name.removeprefix(self.root): archive.read(name) for name in archive.namelist()}
+
+    def json(self, name: str) -> dict:
+        return json.loads(self.content[name])
+
+    def pickled_weight(self, member: str) -> None:
+        """Has the first weight unpickled from a member."""
+        tree = self.json(self.WEIGHTS)
+        next(iter(tree["config"].values())).update(use_pickle=True, path_name=member)
+        self.content[self.WEIGHTS] = json.dumps(tree).encode()
+
+    def save(self, path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in self.content.items():
+                archive.writestr(self.root + name, data)
+
+
+def code_in_sample_inputs(members: Members, code: bytes, _: str) -> None:
+    members.content["data/sample_inputs/model.PT"] = code
+    del members.content["data/sample_inputs/model.pt"]
+
+
+def code_in_weight_of_other_case(members: Members, code: bytes, _: str) -> None:
+    members.pickled_weight("WEIGHT_0")
+    members.content["data/weights/weight_0"] = code
+
+
+def code_in_weight_elsewhere(members: Members, code: bytes, _: str) -> None:
+    members.pickled_weight("/weight")
+    members.content["/weight"] = code
+
+
+def code_in_weight_of_nested_model(members: Members, code: bytes, _: str) -> None:
+    members.pickled_weight("weight_0")
+    for name in [name for name in members.content if "model" in name.rpartition("/")[2]]:
+        members.content[name.replace("/model", "/deep/model")] = members.content.pop(name)
+    members.content["data/weights/deep/weight_0"] = b""
+    members.content["data/weights/weight_0"] = code
+
+
+def code_in_object(members: Members, code: bytes, _: str) -> None:
+    meta = next(iter(members.json(members.WEIGHTS)["config"].values()))["tensor_meta"]
+    code += bytes(-len(code) % 4)
+    meta.update(sizes=[{"as_int": len(code) // 4}], strides=[{"as_int": 1}])
+    entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": meta}
+    members.content[members.CONSTANTS] = json.dumps({"config": {"x": entry}}).encode()
+    members.content["data/constants/OPAQUE_OBJ_0"] = code
+
+
+def code_in_tensor_called_metadata(members: Members, _: bytes, call: str) -> None:
+    tree = json.loads(members.content[members.PROGRAM].replace(b'"image"', b'"metadata"'))
+    sizes = tree["graph_module"]["graph"]["tensor_values"]["metadata"]["sizes"]
+    sizes[0] = {"as_expr": {"expr_str": call, "hint": None}}
+    members.content[members.PROGRAM] = json.dumps(tree).encode()
+
+
+def code_in_nested_graph(members: Members, _: bytes, call: str) -> None:
+    tree = members.json(members.PROGRAM)
+    graph = members.json(members.PROGRAM)["graph_module"]["graph"]
+    graph["tensor_values"]["image"]["sizes"][0] = {"as_expr": {"expr_str": call, "hint": None}}
+    argument = {"as_string_to_argument": {"metadata": {"as_graph": {"name": "g", "graph": graph}}}}
+    tree["graph_module"]["graph"]["nodes"][0]["inputs"].append({"name": "x", "arg": argument, "kind": 1})
+    members.content[members.PROGRAM] = json.dumps(tree).encode()
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        code_in_sample_inputs,
+        code_in_weight_of_other_case,
+        code_in_weight_elsewhere,
+        code_in_weight_of_nested_model,
+        code_in_object,
+        code_in_tensor_called_metadata,
+        code_in_nested_graph,
+    ],
+)
+@pytest.mark.parametrize("trusted", [False, True])
+def test_what_is_vetted_is_what_pytorch_reads(
+    hide: Callable[[Members, bytes, str], None], trusted: bool, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """PyTorch ignores the case of members' names, joins names to paths, and lets a tensor have any name."""
+    trap = tmp_path / "trap"
+    buffer = io.BytesIO()
+    if hide is code_in_object:
+        buffer.write(pickle.dumps(Malicious(trap)))
+    else:
+        torch.save(((Malicious(trap),), {}), buffer)
+    members = Members(files["export"])
+    hide(members, buffer.getvalue(), f"__import__('os').mkdir({str(trap)!r})")
+    members.save(tmp_path / "evil")
+    if trusted:
+        # The code is where PyTorch finds it: otherwise the refusal would prove nothing.
+        with contextlib.suppress(EdgeqError):
+            read(tmp_path / "evil", trust_pickle=True)
+        assert trap.exists()
+        return
+    with pytest.raises(UsageError):
+        read(tmp_path / "evil")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("config", [[], {}, {"config": [1]}, {"config": {"a": "b"}}, {"config": {"a": {}}}])
+def test_lists_of_weights_that_are_none(config: object, files: dict[str, Path], tmp_path: Path) -> None:
+    members = Members(files["export"])
+    members.content[members.WEIGHTS] = json.dumps(config).encode()
+    members.save(tmp_path / "x")
+    with pytest.raises(UsageError, match="not what"):
+        read(tmp_path / "x")
+
+
+def test_torchscript_touches_no_files_without_trust(tmp_path: Path) -> None:
+    trap = str(tmp_path / "trap")
+
+    class Writes(torch.nn.Module):
+        def __init__(self, path: str) -> None:
+            super().__init__()
+            self.path = path
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch.save(x, self.path)
+            return x + 1
+
+    torch.jit.script(Writes(trap)).save(str(tmp_path / "script"))
+    with pytest.raises(UsageError, match="touches files") as error:
+        read(tmp_path / "script", inputs=["1x3"])
+    assert "--trust-pickle" in error.value.remedy
+    assert not Path(trap).exists()
 
 
 def test_an_untouched_copy_of_an_exported_program_is_read(files: dict[str, Path], tmp_path: Path) -> None:
@@ -563,6 +723,37 @@ def test_training_mode_in_an_exported_program_is_refused(tmp_path: Path) -> None
     torch.export.save(torch.export.export(make_tiny().train(), (INPUT,)), tmp_path / "training.pt2")
     with pytest.raises(UnsupportedError, match="training mode"):
         read(tmp_path / "training.pt2")
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("holds", ["module", "program", "decomposed program", "file", "torchscript"])
+def test_batch_norms_without_running_statistics_are_named(holds: str, affine: bool, tmp_path: Path) -> None:
+    norm = torch.nn.BatchNorm2d(3, affine=affine, track_running_stats=False)
+    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), norm), torch.nn.ReLU()).eval()
+    program = torch.export.export(model, (INPUT,))
+    torch.export.save(program, tmp_path / "file.pt2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(model, INPUT)
+    source = {
+        "module": model,
+        "program": program,
+        "decomposed program": program.run_decompositions({}),
+        "file": tmp_path / "file.pt2",
+        "torchscript": script,
+    }[holds]
+    with pytest.raises(UnsupportedError) as error:
+        read(source, inputs=["2x3x8x8"])
+    # TorchScript says where an operator is from by its weights alone.
+    layer = "0.1" if affine or holds != "torchscript" else "batch_norm"
+    assert error.value.cause.startswith(f"'{layer}' normalises by the batch's own statistics")
+    assert "track_running_stats=True" in error.value.remedy and "\n" not in error.value.cause
+
+
+def test_instance_norms_are_read() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.InstanceNorm2d(3)).eval()
+    assert read(model, inputs=["1x3x8x8"]).dynamic_batch
+    assert read(torch.export.export(model, (INPUT,)).run_decompositions())
 
 
 @pytest.mark.parametrize("model", [Remembers(), Counts()])

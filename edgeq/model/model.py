@@ -16,7 +16,8 @@ from edgeq.errors import UnsupportedError
 from edgeq.model.execute import Hook, execute
 from edgeq.model.fold import normalise
 from edgeq.model.groups import Group, find_groups
-from edgeq.model.load import Loaded, read
+from edgeq.model.load import read
+from edgeq.model.loaded import Loaded
 
 
 @dataclass(frozen=True)

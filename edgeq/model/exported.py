@@ -1,0 +1,55 @@
+"""Exported programs: `torch.export` files of either layout, and programs in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from edgeq.errors import UsageError
+from edgeq.model.check import check_program
+from edgeq.model.examples import Given, carried, check_fit, in_order
+from edgeq.model.kinds import Found
+from edgeq.model.loaded import Loaded, describe
+from edgeq.model.refusals import gist
+from edgeq.model.vet import vet_export
+
+
+def read_export(path: Path, found: Found, trust: bool) -> ExportedProgram:
+    """The program in a file; without trust, one that runs nothing while it is read."""
+    if not trust:
+        vet_export(path, found.root)
+    with path.open("rb") as file:
+        try:
+            return _load(file, older=found.root == "")
+        except Exception as error:
+            # The checksums hold, so this is a matter of versions or of hand-made content rather than of damage.
+            raise UsageError(
+                f"the exported program cannot be read ({gist(error)})",
+                remedy=f"export it again with PyTorch {torch.__version__.split('+')[0]}",
+                where=path.name,
+            ) from error
+
+
+def from_program(program: ExportedProgram, given: Given, where: str) -> Loaded:
+    """A program as it is; its sample inputs are those given, otherwise its own."""
+    check_program(program, where)
+    names = tuple(str(name) for name in program.graph_signature.user_inputs)
+    example = in_order(given, names, where) if given.tensors else carried(program)
+    check_fit(program, example, where)
+    return describe(program, "torch.export", where, example)
+
+
+def _load(file: Any, *, older: bool) -> ExportedProgram:
+    if older:
+        return torch.export.load(file)
+    # torch.export.load hides the cause of a failure in the log; what it calls does not.
+    from torch.export.pt2_archive._package import load_pt2
+
+    programs = load_pt2(file).exported_programs
+    if len(programs) != 1:
+        raise ValueError(f"the package holds {len(programs)} programs, and one is wanted")
+    program: ExportedProgram = next(iter(programs.values()))
+    return program

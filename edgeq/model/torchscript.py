@@ -1,0 +1,99 @@
+"""TorchScript becomes an exported program: PyTorch's converter, with the names and a free batch kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from edgeq.errors import UnsupportedError
+from edgeq.model.check import check_weights
+from edgeq.model.examples import Given, in_order
+from edgeq.model.loaded import Loaded
+from edgeq.model.refusals import damaged, gist
+from edgeq.model.trace import describe_traced, export, verify
+from edgeq.model.vet import vet_script
+
+
+def read_script(path: Path, trust: bool) -> torch.jit.ScriptModule:
+    """The scripted or traced module in a file; without trust, one that does nothing but compute."""
+    if not trust:
+        vet_script(path)
+    try:
+        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise damaged(path.name, error) from error
+    return module
+
+
+def from_script(module: torch.jit.ScriptModule, given: Given, where: str) -> Loaded:
+    """A scripted or traced module as an exported program that answers as it does."""
+    from torch._export.converter import TS2EPConverter
+
+    module.eval()
+    names = _inputs(module, where)
+    tensors = in_order(given, names, where)
+    check_weights(module.state_dict(), where)
+
+    class Converter(TS2EPConverter):  # type: ignore[misc]
+        """Keeps the arguments' names, and frees the first axis alone: the converter's own export frees every axis."""
+
+        def retrace_as_exported_program(self, graph: torch.fx.GraphModule, constants: Any) -> ExportedProgram:
+            for node, name in zip(graph.graph.find_nodes(op="placeholder"), names, strict=False):
+                node._rename(name)
+                node.target = name
+            graph.recompile()
+            return export(graph, tensors, where)
+
+    try:
+        with torch.no_grad():
+            module(*tensors)
+            program = Converter(module, tensors).convert()
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        raise UnsupportedError(
+            f"this TorchScript cannot be turned into one graph ({_construct(error)})",
+            remedy="export the original Python model with torch.export.export and give the .pt2",
+            where=where,
+        ) from error
+    verify(program, module, tensors, where)
+    return describe_traced(program, "torchscript", where, tensors)
+
+
+def _inputs(module: torch.jit.ScriptModule, where: str) -> tuple[str, ...]:
+    """Names of the arguments of a scripted network, which must be a pure function of tensors."""
+    try:
+        arguments = [a for a in module.forward.schema.arguments[1:] if not a.has_default_value()]  # type: ignore[attr-defined]
+        graph: Any = module.inlined_graph
+    except (AttributeError, RuntimeError) as error:
+        raise UnsupportedError(
+            "the TorchScript file has no forward method", remedy="save a module with a forward method", where=where
+        ) from error
+    written = sorted({node.s("name") for node in graph.findAllNodes("prim::SetAttr")})
+    if written:
+        raise UnsupportedError(
+            f"the network keeps state between calls (prim::SetAttr writes to {', '.join(map(repr, written[:3]))})",
+            remedy="make the state an input and an output of the original Python model, and export that",
+            where=where,
+        )
+    for argument in arguments:
+        if str(argument.type) != "Tensor":
+            raise UnsupportedError(
+                f"the input {argument.name!r} is {argument.type}, not a tensor",
+                remedy="wrap the model so that it takes tensors only, and export that",
+                where=where,
+            )
+    return tuple(argument.name for argument in arguments)
+
+
+def _construct(error: BaseException) -> str:
+    """Which construct of TorchScript the converter could not handle, from what it says."""
+    match = re.search(r"\b(prim|aten|torchvision|quantized|\w+)::\w+", str(error))
+    if match is None:
+        return gist(error)
+    meaning = {"prim::If": ", a branch", "prim::Loop": ", a loop"}.get(match[0], "")
+    return f"{match[0]}{meaning}"

@@ -1,0 +1,215 @@
+"""Refusing a file whose reading would run code, before it is read.
+
+Nothing here executes what a file holds. Three things in an exported program can run code when it is read: pickles
+(they import and call what they name), size expressions and guards (they are evaluated as Python), and operator names
+(they are looked up below `torch`). Each is checked against what an honest file contains. TorchScript can only compute,
+apart from the operators that touch files.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeq.errors import UnsupportedError
+from edgeq.model.expressions import QUOTABLE, is_expression, is_guard
+from edgeq.model.kinds import BROKEN_ZIP
+from edgeq.model.pickles import is_plain, unusual_globals
+from edgeq.model.refusals import carries_code, damaged
+
+_OPERATORS = {
+    "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos", "pow", "eq", "ne", "lt", "le", "gt", "ge",
+    "and_", "or_", "xor", "not_", "getitem", "lshift", "rshift",
+}  # fmt: skip
+_FILE_OPERATOR = re.compile(rb"\b(save|from_file)\b")
+_TARGET = re.compile(
+    r"torch\.ops\.(?!load_library|loaded_libraries|aten\.(save|from_file)\b)[A-Za-z]\w*(\.(?!__)\w+){1,2}"
+    r"|torch\.sym_\w+|math\.[a-z]\w*"
+)
+_IDENTIFIER = re.compile(r"[\w.]*")
+_MEMBER = re.compile(r"\w[\w.]*")
+_CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
+_PAYLOADS = ("data/weights/", "data/constants/")
+_OBJECTS = ("custom_obj", "opaque_obj")
+
+
+def vet_export(path: Path, root: str) -> None:
+    """Refuse an exported program whose reading would run code, or that needs what is not here.
+
+    Args:
+        path: an archive whose checksums hold and whose members have different names, whatever their case.
+        root: the folder inside the archive that holds everything, with its slash; empty where there is none.
+
+    Raises:
+        UsageError: it carries code, or is not laid out as PyTorch does it.
+        UnsupportedError: it holds compiled code for one machine, or operators that are not registered.
+    """
+    where = path.name
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not name.startswith(root):
+                raise damaged(where, f"{name} is outside of {root}")
+            # PyTorch's reader finds a member whatever the case of its name.
+            inner = name[len(root) :].lower()
+            if inner.endswith("/"):
+                continue
+            if inner.startswith("data/aotinductor/"):
+                raise UnsupportedError(
+                    "this package holds a compiled library, not a graph",
+                    remedy="save the exported program itself with torch.export.save",
+                    where=where,
+                )
+            if inner.startswith("models/") or inner == "serialized_exported_program.json":
+                _vet_program(_json(archive, name, where), where)
+            elif inner.startswith(_PAYLOADS) and inner.endswith("_config.json"):
+                folder = next(folder for folder in _PAYLOADS if inner.startswith(folder))
+                _vet_payloads(archive, name, root + folder, where)
+            elif inner.endswith(".pt") or (inner.startswith("serialized_") and inner.endswith(".json")):
+                _vet_pickle(archive.read(name), name, where)
+
+
+def vet_script(path: Path) -> None:
+    """Refuse TorchScript that writes files or maps them, whether while it is read or when it runs.
+
+    Raises:
+        UsageError: its code names an operator that does.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            # Beside the code lie tables of the lines that it came from, in which any word may occur.
+            code = "/code/" in name.lower() and not name.lower().endswith(".debug_pkl")
+            if code and (found := _FILE_OPERATOR.search(archive.read(name))):
+                raise carries_code(path.name, f"it touches files ({found[0].decode()})")
+
+
+def _vet_payloads(archive: zipfile.ZipFile, name: str, folder: str, where: str) -> None:
+    """A list of weights or constants says which member of the folder holds each, as raw numbers or as a pickle."""
+    try:
+        config = _json(archive, name, where)["config"]
+        payloads = [(str(one["path_name"]), bool(one["use_pickle"])) for one in config.values()]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise damaged(where, f"{name} is not what torch.export writes") from error
+    for member, pickled in payloads:
+        # PyTorch joins it to the folder as a path, so that anything but a plain name could lead elsewhere.
+        if member.startswith(_OBJECTS) or not _MEMBER.fullmatch(member):
+            raise carries_code(where, f"the pickled object {member[:60]!r}")
+        if pickled:
+            try:
+                data = archive.read(folder + member)
+            except KeyError as error:
+                raise damaged(where, f"{folder}{member} is missing") from error
+            _vet_pickle(data, folder + member, where)
+
+
+def _vet_pickle(data: bytes, name: str, where: str) -> None:
+    if not data or is_plain(data):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as inner:
+            pickles = [inner.read(member) for member in inner.namelist() if member.endswith("data.pkl")]
+        listed = ", ".join(filter(None, map(unusual_globals, pickles)))
+    except (*BROKEN_ZIP, IndexError) as error:
+        raise damaged(where, error) from error
+    raise carries_code(where, f"a pickle in {name} ({listed or 'not plain tensors'})")
+
+
+def _vet_program(program: dict[str, Any], where: str) -> None:
+    for key, value in _leaves(program):
+        if key == "expr_str":
+            safe = is_expression(value)
+        elif key == "guards_code":
+            safe = is_guard(value)
+        elif key in ("target", "as_operator"):
+            safe = _is_target(value)
+            if safe and not _is_registered(value):
+                raise UnsupportedError(
+                    f"the operator {value} is not known to this PyTorch",
+                    remedy="import the package that defines it before loading the model, or replace the operator",
+                    where=where,
+                )
+        elif key in ("name", "as_name", "forward_arg_names"):
+            safe = _IDENTIFIER.fullmatch(value) is not None
+        elif key in ("in_spec", "out_spec"):
+            safe = _is_container(value)
+        elif key == "class_fqn":
+            safe = False
+        else:
+            safe = not (key.endswith(("_name", "fqn"))) or QUOTABLE.fullmatch(value) is not None
+        if not safe:
+            raise carries_code(where, f"{key} {value[:60]!r}")
+        if key == "type" and value.startswith("cuda") and not torch.cuda.is_available():
+            raise UnsupportedError(
+                "the program was exported on a GPU and there is none here",
+                remedy="move model and inputs to the CPU before torch.export.export",
+                where=where,
+            )
+
+
+def _leaves(program: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """All strings in a program, each with the nearest key above it.
+
+    The metadata of nodes and of modules is left out, which PyTorch neither looks up nor evaluates. Only theirs: where
+    keys are names of values, "metadata" is a name like any other.
+    """
+    pending: list[tuple[str, Any]] = [("", program)]
+    while pending:
+        key, node = pending.pop()
+        if isinstance(node, str):
+            yield key, node
+        elif isinstance(node, list):
+            pending.extend((key, item) for item in reversed(node))
+        elif isinstance(node, dict):
+            if key.endswith("_values"):
+                yield from (("name", name) for name in node)
+            described = ("metadata",) if key in ("nodes", "graph_module") else ()
+            pending.extend((name, item) for name, item in reversed(node.items()) if name not in described)
+
+
+def _is_target(text: str) -> bool:
+    if text.startswith("_operator."):
+        return text.removeprefix("_operator.") in _OPERATORS
+    return _TARGET.fullmatch(text) is not None
+
+
+def _is_registered(text: str) -> bool:
+    if not text.startswith("torch."):
+        return True
+    found: Any = torch
+    for name in text.split(".")[1:]:
+        found = getattr(found, name, None)
+    return found is not None
+
+
+def _is_container(text: str) -> bool:
+    try:
+        _, tree = json.loads(text)
+        pending = [tree]
+        while pending:
+            node = pending.pop()
+            if node["type"] not in _CONTAINERS:
+                return False
+            for name in json.loads(node["context"] or "null") or []:
+                plain = isinstance(name, str) and QUOTABLE.fullmatch(name) is not None and "'" not in name
+                if not plain and not isinstance(name, int):
+                    return False
+            pending.extend(node["children_spec"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return True
+
+
+def _json(archive: zipfile.ZipFile, name: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(archive.read(name))
+    except (ValueError, RecursionError) as error:
+        raise damaged(where, error) from error
+    if not isinstance(value, dict):
+        raise damaged(where, f"{name} is not what torch.export writes")
+    return value
