@@ -15,7 +15,7 @@ show() {
 
 "$python" "$examples/digits.py" "$folder"
 
-# A network as small as this may gain nothing from integers: a call takes microseconds, most of them the runtime's own.
+# Integers are not faster on every CPU: without VNNI or its like a network may gain nothing from them.
 # --allow-slower lets such an outcome pass, and the report then says so. For a network of yours leave it out.
 show "$edgeq" deploy "$folder/model.pt" --target x86-avx512 --format all \
     --calib "$folder/calib.npz" --eval "$folder/eval.npz" \

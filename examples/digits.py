@@ -19,7 +19,7 @@ from torch import nn
 SIDE = 32
 EVALUATION = 597
 CALIBRATION = 200
-EPOCHS = 6
+EPOCHS = 4
 BATCH = 32
 
 
@@ -32,12 +32,12 @@ def images_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
     return images[order], torch.tensor(digits.target)[order]
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution, batch norm and ReLU6."""
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch norm and ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
-        nn.ReLU6(),
+        nn.ReLU(),
     )
 
 
@@ -83,27 +83,26 @@ def main() -> None:
     print(f"{folder}: {100 * correct:.1f} % of {EVALUATION} images that it was not trained on")
 
 
-class Separable(nn.Module):
-    """A depthwise and a pointwise convolution, with a residual addition where the shapes allow it."""
+class Block(nn.Module):
+    """A convolution, and a residual addition where the shapes allow it."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.depthwise = convolution(inputs, inputs, 3, stride, groups=inputs)
-        self.pointwise = convolution(inputs, outputs, 1)
+        self.convolution = convolution(inputs, outputs, 3, stride)
         self.residual = inputs == outputs and stride == 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.pointwise(self.depthwise(x))
+        y = self.convolution(x)
         return x + y if self.residual else y
 
 
 class Digits(nn.Module):
-    """32x32 pixels to ten classes."""
+    """32x32 pixels to ten classes; 28 million multiply-accumulates, most of them in 3x3 convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = convolution(1, 32, 3, stride=2)
-        self.body = nn.Sequential(Separable(32, 64), Separable(64, 64), Separable(64, 128, 2), Separable(128, 128))
+        self.body = nn.Sequential(Block(32, 64), Block(64, 64), Block(64, 128, 2), Block(128, 128))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(128, 10)
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import binomtest, t
+from scipy.special import bdtr, stdtrit
 
 from edgeq.report.schema import Interval
 
@@ -57,6 +56,8 @@ def tango(lost: int, won: int, n: int) -> tuple[float, float]:
         won: samples wrong before and right after.
         n: all samples, at least 1.
     """
+    from scipy.optimize import brentq  # takes most of a second to import, and most commands need no interval
+
     observed = (lost - won) / n
 
     def statistic(difference: float) -> float:
@@ -97,7 +98,7 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Interval
     n = int(before.size)
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
     low, high = tango(lost, won, n)
-    p_value = float(binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
+    p_value = min(1.0, 2.0 * float(bdtr(min(lost, won), lost + won, 0.5)))
     return Interval(
         value=100 * (lost - won) / n,
         low=100 * low,
@@ -142,7 +143,7 @@ def paired_bootstrap(
         low, high = (float(v) for v in np.percentile(drops, [2.5, 97.5]))
         method = f"paired bootstrap, percentiles of {len(drops)} resamples{left_out}"
     else:
-        half = float(t.ppf(0.975, len(drops) - 1) * np.std(drops, ddof=1))
+        half = float(stdtrit(len(drops) - 1, 0.975) * np.std(drops, ddof=1))
         low, high = value - half, value + half
         method = f"paired bootstrap, standard error from {len(drops)} resamples{left_out} (the metric is slow)"
     # A skewed score can leave the estimate outside its percentile interval: widen rather than contradict it.
