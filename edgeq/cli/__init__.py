@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 
@@ -26,4 +27,5 @@ def main() -> None:
             except BrokenPipeError:
                 # Otherwise Python tries again at exit, and complains.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    gc.freeze()  # what torch leaves behind takes the collector more than a second, for nothing
     sys.exit(code)

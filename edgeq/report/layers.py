@@ -14,7 +14,7 @@ from edgeq.numerics import sqnr_db
 from edgeq.quantization.quantize import Quantized, simulate
 from edgeq.report.schema import Layer
 
-SAMPLES = 8
+SAMPLES = 4
 
 
 def layer_table(model: Model, quantized: Quantized, data: Dataset) -> list[Layer]:
