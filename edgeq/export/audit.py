@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeq.errors import EdgeqError
-from edgeq.export.stored import Stored, StoredTensor
+from edgeq.export.stored import Stored
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.weights import bias_scale, quantize_bias
@@ -68,8 +68,8 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
     for node, tensor in quantized.activations.items():
         if node not in stored.held:
             continue  # merged into the operator behind it, which carries the same scale
-        forms = stored.tensors.get(node, frozenset())
-        if StoredTensor(tensor.q.scheme.dtype, float(tensor.q.scale), int(tensor.q.zero_point)) not in forms:
+        forms = stored.tensors.get(node, ())
+        if not any(form.holds(tensor.q) for form in forms):
             raise AuditError(f"tensor {node}", " and ".join(sorted(map(str, forms))) or "it is not quantized")
         checked += 1
     return Audit(

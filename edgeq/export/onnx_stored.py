@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgeq.export.stored import Stored, StoredTensor, StoredWeight
+from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 
@@ -31,7 +31,7 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
             readers.setdefault(name, []).append(node)
     by_name = {node.name: node for node in graph.node}
 
-    tensors = {}
+    tensors: dict[str, frozenset[StoredTensor | StoredRange]] = {}
     for graph_node, value in values.items():
         quantized = _quantization(value, readers, producer)
         if quantized is not None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeq.errors import MissingExtraError, UnsupportedError
 from edgeq.export.onnx_float import save
+
+_PAIR = ["FakeQuantize", "Convert", "Convert", "Subtract", "Multiply"]
 
 
 def write_openvino(model: ir.Model, path: Path) -> None:
@@ -42,5 +46,46 @@ def write_openvino(model: ir.Model, path: Path) -> None:
             *zip(read.outputs, model.graph.outputs, strict=True),
         ]:
             port.set_names({str(value.name)})
+        _merge_pairs(read)
         # what the plan leaves in float stays float32: halving it is not this stage's choice
         openvino.save_model(read, path, compress_to_fp16=False)
+
+
+def _merge_pairs(model: Any) -> None:
+    """Makes each QuantizeLinear and DequantizeLinear, which are read as five operators, one FakeQuantize.
+
+    The runtime does the same when it compiles the model; doing it here takes a third off the .xml.
+    """
+    from openvino import opset15 as ops
+
+    for op in model.get_ordered_ops():
+        steps = [op]
+        while (reader := _only_reader(steps[-1])) is not None and len(steps) < 5:
+            steps.append(reader)
+        if [s.get_type_name() for s in steps] != _PAIR:
+            continue
+        fake, integers, _, shifted, real = steps
+        zero, scale = (_constant(step.input(1)) for step in (shifted, real))
+        if zero is None or scale is None or zero.size != 1 or scale.size != 1:
+            continue
+        kind = np.iinfo(integers.get_output_element_type(0).to_dtype())
+        span = np.array([kind.min, kind.max], np.float32)
+        ends = (span - np.float32(zero.item())) * np.float32(scale.item())
+        low, high = (ops.constant(np.array(end, np.float32)) for end in ends)
+        data = fake.input(0).get_source_output()
+        merged = ops.fake_quantize(data, low, high, low, high, fake.get_attributes()["levels"])
+        merged.set_friendly_name(real.get_friendly_name())
+        merged.output(0).set_names(real.output(0).get_names())
+        real.output(0).replace(merged.output(0))
+
+
+def _only_reader(op: Any) -> Any:
+    readers = [port.get_node() for output in op.outputs() for port in output.get_target_inputs()]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _constant(port: Any) -> np.ndarray | None:
+    op = port.get_source_output().get_node()
+    if op.get_type_name() == "Convert":
+        op = op.input(0).get_source_output().get_node()
+    return np.asarray(op.data) if op.get_type_name() == "Constant" else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.export.stored import Stored, StoredTensor, StoredWeight
+from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 
@@ -19,19 +19,20 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
     """Everything quantized in the file.
 
     Args:
-        values: name of the ONNX value for each graph node: OpenVINO keeps the names of the Q/DQ constants.
+        values: name of the ONNX value for each graph node: what quantizes it is named after it.
     """
     import openvino
 
     read = openvino.Core().read_model(path)
     named = {op.get_friendly_name(): op for op in read.get_ops()}
-    tensors = {}
+    computed = [op for op in read.get_ops() if op.get_type_name() != "Result"]
+    writer = {name: op for op in computed for port in op.outputs() for name in port.get_names()}
+    tensors: dict[str, frozenset[StoredTensor | StoredRange]] = {}
     for node, value in values.items():
-        scale, zero = named.get(f"{value}_scale"), named.get(f"{value}_zero_point")
-        if scale is not None and zero is not None:
-            point = np.asarray(zero.data)
-            real = float(np.asarray(scale.data).item())
-            tensors[node] = frozenset([StoredTensor(str(point.dtype), real, int(point.item()))])
+        # behind the last operator, the name that the user knows is that of the rounded value
+        form = _range(writer.get(f"{value}_real")) or _range(writer.get(value)) or _pair(named, value)
+        if form is not None:
+            tensors[node] = frozenset([form])
     weights: dict[str, StoredWeight] = {}
     for group in model.groups:
         stored = named.get(f"{group.weight}_quantized") if group.op in WEIGHTED else None
@@ -58,6 +59,26 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
     in_float = {name for _, name, _ in floats}
     integer = {name for name in weights if not _mentioned(name, in_float)}
     return Stored(weights, tensors, frozenset(values), integer, floats)
+
+
+def _range(op: Any) -> StoredRange | None:
+    """Of a FakeQuantize that rounds to the grid that it came from."""
+    if op is None or op.get_type_name() != "FakeQuantize":
+        return None
+    low, high, to_low, to_high = (
+        float(np.asarray(op.input(i).get_source_output().get_node().data).item()) for i in range(1, 5)
+    )
+    levels = int(op.get_attributes()["levels"])
+    return StoredRange(levels, low, high) if (low, high) == (to_low, to_high) else None
+
+
+def _pair(named: Mapping[str, Any], value: str) -> StoredTensor | None:
+    """Of the operators on one side of the model's integer end: OpenVINO keeps the names of the Q/DQ constants."""
+    scale, zero = named.get(f"{value}_scale"), named.get(f"{value}_zero_point")
+    if scale is None or zero is None:
+        return None
+    point = np.asarray(zero.data)
+    return StoredTensor(str(point.dtype), float(np.asarray(scale.data).item()), int(point.item()))
 
 
 def _transposed(weight: Any) -> bool:

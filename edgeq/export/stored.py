@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from edgeq.numerics import QParams
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One activation's quantization."""
+    """One activation's quantization, where the file holds scale and zero point."""
 
     dtype: str
     scale: float
@@ -37,6 +40,24 @@ class StoredTensor:
 
     def __str__(self) -> str:
         return f"{self.dtype}, scale {self.scale}, zero point {self.zero_point}"
+
+    def holds(self, q: QParams) -> bool:
+        return self == StoredTensor(q.scheme.dtype, float(q.scale), int(q.zero_point))
+
+
+@dataclass(frozen=True)
+class StoredRange:
+    """One activation's quantization, where the file holds the real values of its lowest and its highest integer."""
+
+    levels: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.levels} levels from {self.low} to {self.high}"
+
+    def holds(self, q: QParams) -> bool:
+        return self == StoredRange(q.scheme.quant_max - q.scheme.quant_min + 1, q.low, q.high)
 
 
 @dataclass(frozen=True)
@@ -54,7 +75,7 @@ class Stored:
     """
 
     weights: dict[str, StoredWeight]
-    tensors: dict[str, frozenset[StoredTensor]]
+    tensors: Mapping[str, frozenset[StoredTensor | StoredRange]]
     held: frozenset[str]
     integer_groups: set[str]
     float_operators: list[tuple[str, str, str]]

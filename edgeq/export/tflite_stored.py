@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeq.export.stored import Stored, StoredTensor, StoredWeight
+from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.export.tflite_graph import Graph
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -73,7 +73,7 @@ def _twins(model: Model, a: Group, b: Group) -> bool:
     )
 
 
-def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor]]:
+def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor | StoredRange]]:
     forms: dict[str, set[StoredTensor]] = {}
     for index in range(len(graph.tensors)):
         quantization = _quantization(graph, index)
