@@ -1,3 +1,8 @@
 """Set before any test imports PyTorch: what `import edgeq` sets for programs that import it first."""
 
+import signal
+
 import edgeq  # noqa: F401
+
+# A shell starts what runs in its background with Ctrl-C ignored, and programs hand that on to those that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)

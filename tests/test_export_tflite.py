@@ -283,6 +283,16 @@ def test_a_last_activation_in_float_leaves_its_layer_on_integers(runtime: Runtim
     assert group.root in built.quantized.activations and group.output not in built.quantized.activations
 
 
+def test_what_the_converter_would_merge_into_layers_stays_apart(runtime: Runtime, tmp_path: Path) -> None:
+    """A factor in front of a layer, a factor behind it, and the shift inside a hard sigmoid."""
+    first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+    built = build(
+        Applied(lambda x, a, b: F.hardsigmoid(b(F.relu(a(x / 4)) * 0.5)) * x, first, second), runtime, tmp_path
+    )
+    expect_planned(built)
+    expect_close(built, floor_db=25.0)
+
+
 def test_shuffled_channels_keep_their_scale(runtime: Runtime, tmp_path: Path) -> None:
     torch.manual_seed(1)
     built = build(Shuffle(), runtime, tmp_path)

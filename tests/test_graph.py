@@ -269,3 +269,23 @@ def test_what_leaves_the_model_may_be_folded_away(how: str) -> None:
     assert len(found) == len(model.output_names) == len(model.output_nodes)
     for want, got in zip(wanted if isinstance(wanted, tuple) else (wanted,), found, strict=True):
         assert torch.allclose(want, got, atol=1e-6)
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.lstm = torch.nn.GRU(6, 4, batch_first=True), torch.nn.LSTM(4, 5, bidirectional=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, _ = self.gru(x)
+        z, _ = self.lstm(y.transpose(0, 1))
+        z = z.transpose(0, 1)[:, None]
+        return torch.nn.functional.scaled_dot_product_attention(z, z, z)
+
+
+def test_recurrent_layers_and_attention_have_multiply_accumulates() -> None:
+    model = load(Recurrent().eval(), example=(torch.randn(1, 7, 6),))
+    gru, lstm, attention = (g for g in model.groups if g.macs)
+    assert gru.macs == 7 * (3 * 4 * 6 + 3 * 4 * 4)
+    assert lstm.macs == 7 * 2 * (4 * 5 * 4 + 4 * 5 * 5)
+    assert attention.macs == 2 * 7 * 7 * 10

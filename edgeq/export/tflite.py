@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from edgeq.export.stored import Stored
 from edgeq.export.tflite_convert import convert, example
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import match
+from edgeq.export.tflite_merged import merged_values
 from edgeq.export.tflite_quantize import quantize
 from edgeq.export.tflite_stored import read_tflite
-from edgeq.export.tflite_tidy import average_without_transpose, product_of_values, separate_activations
+from edgeq.export.tflite_tidy import average_without_transpose, drop_outputs, product_of_values, separate_activations
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
 
@@ -39,13 +41,16 @@ def export_float(model: Model, path: Path) -> FloatTflite:
         MissingExtraError: litert-torch is not installed.
         UnsupportedError: the converter refuses an operator, or changes what the model computes.
     """
-    graph = Graph(convert(model))
-    average_without_transpose(graph)
-    product_of_values(graph)
-    _name_ends(model, graph)
-    data = graph.bytes()
-    path.write_bytes(data)
-    return FloatTflite(path, match(model, _separated(data), example(model)))
+    keep: list[str] = []
+    while True:
+        data = _float_file(model, keep)
+        nodes = match(model, _separated(data), example(model))
+        # one merge may hide another
+        merged = [n for n in merged_values(model, _separated(data), nodes) if n not in keep]
+        if not merged:
+            path.write_bytes(data)
+            return FloatTflite(path, nodes)
+        keep += merged
 
 
 def export_quantized(model: Model, quantized: Quantized, float_file: FloatTflite, path: Path) -> None:
@@ -64,6 +69,15 @@ def export_quantized(model: Model, quantized: Quantized, float_file: FloatTflite
 def stored(model: Model, quantized: Quantized, float_file: FloatTflite, path: Path) -> Stored:
     """What the written file stores, read back from it alone."""
     return read_tflite(model, path, frozenset(float_file.nodes.values()), quantized.assignment.reasons)
+
+
+def _float_file(model: Model, keep: Sequence[str] = ()) -> bytes:
+    graph = Graph(convert(model, keep))
+    drop_outputs(graph, len(keep))
+    average_without_transpose(graph)
+    product_of_values(graph)
+    _name_ends(model, graph)
+    return graph.bytes()
 
 
 def _separated(data: bytes) -> bytes:

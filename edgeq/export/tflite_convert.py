@@ -11,11 +11,12 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from edgeq.errors import MissingExtraError, UnsupportedError
 from edgeq.model.model import Model
@@ -24,10 +25,13 @@ _LOG = logging.getLogger(__name__)
 _PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
 
 
-def convert(model: Model) -> bytes:
+def convert(model: Model, keep: Sequence[str] = ()) -> bytes:
     """The model's normalised program as a float flatbuffer, with the converter's own tensor names.
 
     A program with a dynamic batch is traced again for a batch of one.
+
+    Args:
+        keep: graph nodes that become outputs behind the model's own, which the converter therefore leaves as they are.
 
     Raises:
         MissingExtraError: litert-torch is not installed.
@@ -37,7 +41,9 @@ def convert(model: Model) -> bytes:
         parts = {name: _part(name) for name in _PARTS}
         inputs = example(model)
         program = model.program
-        if model.dynamic_batch:
+        if keep:
+            program = torch.export.export(_Tapped(program, keep), inputs)
+        elif model.dynamic_batch:
             program = torch.export.export(program.module(), inputs)
         try:
             return _convert(parts, program, inputs)
@@ -49,6 +55,28 @@ def convert(model: Model) -> bytes:
 def example(model: Model) -> tuple[torch.Tensor, ...]:
     """One input per argument, of the shape that the file is made for: a batch of one where it is dynamic."""
     return tuple(x[:1] for x in model.example) if model.dynamic_batch else model.example
+
+
+class _Tapped(torch.nn.Module):
+    """A program that also returns some of its inner values."""
+
+    def __init__(self, program: ExportedProgram, keep: Sequence[str]) -> None:
+        super().__init__()
+        self.inner, self.keep = program.module(), keep
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen: dict[str, torch.Tensor] = {}
+        keep = self.keep
+
+        class Tap(torch.fx.Interpreter):
+            def run_node(self, n: torch.fx.Node) -> Any:
+                value = super().run_node(n)
+                if n.name in keep:
+                    seen[n.name] = value
+                return value
+
+        outputs = tree_leaves(Tap(self.inner).run(*inputs))
+        return (*outputs, *(seen[name] for name in keep))
 
 
 _PARTS = (

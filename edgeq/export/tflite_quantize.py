@@ -142,6 +142,8 @@ class _Rewriter:
         inputs = [int(i) for i in operator.inputs]
         for slot in reads:
             inputs[slot] = self._form(inputs[slot], plan.reads[slot] if plan else None)
+        if plan is not None and self.graph.kind(operator) == "MUL":
+            inputs = [i if s in reads else self._integer_factor(i, plan.writes.dtype) for s, i in enumerate(inputs)]
         operator.inputs = np.array(inputs, dtype=np.int32)
         if group is not None and group.op in WEIGHTED and self.graph.kind(operator) in INTEGER_FORMS[group.op]:
             if plan is not None:
@@ -232,6 +234,17 @@ class _Rewriter:
             found[slot] = grid
         return found
 
+    def _integer_factor(self, index: int, dtype: str) -> int:
+        """A constant factor as an integer tensor; a single one is one step of its own size, and exact."""
+        values = self.graph.constant(index)
+        assert values is not None
+        largest = float(np.abs(values).max(initial=0.0)) or 1.0
+        scale = np.float32(largest / (1 if values.size == 1 else np.iinfo(dtype).max))
+        integers = np.round(values / scale).astype(dtype)
+        new = self.graph.tensor(self._free(f"{self.graph.name(index)}/{dtype}"), dtype, values.shape, integers)
+        self.graph.quantize(new, dtype, np.array([scale], np.float32), np.array([0], np.int64))
+        return new
+
     def _integer_padding(self, operator: Any, grid: Grid) -> None:
         """The value to pad with, on the grid; minus infinity in front of a maximum becomes the lowest integer."""
         value = self.graph.constant(int(operator.inputs[2]))
@@ -283,7 +296,8 @@ class _Rewriter:
                 first = next((int(i) for i in operator.inputs if int(i) in self.labels), -1)
                 node = self.nodes.get(index)
                 own = self.owner.get(node) if node is not None and node != self.source.get(first) else None
-                name = own.name if own else f"{self.labels[first]}/{kind}" if first >= 0 else kind
+                # of a part the kind alone: what a recurrent layer unrolls to would carry the names of all its steps
+                name = own.name if own else f"{self.labels[first].split('/')[0]}/{kind}" if first >= 0 else kind
             elif self._alone(operator, group, index):
                 name = f"{group.name}/{group.activation_op}"
             else:

@@ -50,7 +50,7 @@ def read_tflite(model: Model, path: Path, held: frozenset[str], reasons: Mapping
     for group in model.groups:
         if group.name in weights:
             continue
-        twin = next((g.name for g in model.groups if g.name in weights and _twins(model, g, group)), None)
+        twin = next((g.name for g in model.groups if g.name in weights and twins(model, g, group)), None)
         if twin is not None:
             weights[group.name] = weights[twin]
             integer |= {group.name} if twin in integer else set()
@@ -62,7 +62,7 @@ def read_tflite(model: Model, path: Path, held: frozenset[str], reasons: Mapping
     return Stored(weights, _tensors(model, graph), held, integer, floats)
 
 
-def _twins(model: Model, a: Group, b: Group) -> bool:
+def twins(model: Model, a: Group, b: Group) -> bool:
     """Whether two groups apply equal layers to one value: the converter then computes it once."""
     state = model.program.state_dict
     return (
@@ -86,6 +86,9 @@ def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor | S
         else:
             wanted[group.root], wanted[group.activation] = group.name, separate
     outputs = dict(zip(model.output_nodes, model.output_names, strict=True))
+    names = {group.name for group in model.groups}
+    for name in [n for n in forms if n not in names]:  # a name that was taken got a number
+        forms.setdefault(re.sub(r"#\d+$", "", name), set()).update(forms[name])
     return {
         node: frozenset(stored)
         for node, name in wanted.items()

@@ -43,8 +43,25 @@ def average_without_transpose(graph: Graph) -> None:
             operator.inputs = np.array(
                 [int(before.inputs[0]), graph.tensor("axes", "int32", values.shape, values)], dtype=np.int32
             )
-    read = {int(i) for op in graph.operators for i in op.inputs} | set(graph.outputs)
-    graph.set_operators([op for op in graph.operators if any(int(i) in read for i in op.outputs)])
+    _drop_dead(graph)
+
+
+def drop_outputs(graph: Graph, count: int) -> None:
+    """Makes the last outputs inner values, and takes away what was computed for them alone."""
+    if count:
+        outputs = graph.outputs[:-count]
+        names = ([graph.name(i) for i in graph.inputs], [graph.name(i) for i in outputs])
+        graph.set_ends(graph.inputs, outputs, names)
+        _drop_dead(graph)
+
+
+def _drop_dead(graph: Graph) -> None:
+    needed, kept = set(graph.outputs), []
+    for operator in reversed(graph.operators):
+        if any(int(i) in needed for i in operator.outputs):
+            kept.append(operator)
+            needed.update(int(i) for i in operator.inputs)
+    graph.set_operators(kept[::-1])
 
 
 def product_of_values(graph: Graph) -> None:

@@ -98,8 +98,8 @@ def _put_bias(graph: Graph, operator: Any, index: int) -> None:
     operator.inputs = np.array(inputs, dtype=np.int32)
 
 
-def _check(model: Model, group: Group, graph: Graph, operator: Any) -> None:
-    """The converter may have moved a factor or a shift into a layer: our integers would then be wrong there."""
+def merged_into(model: Model, group: Group, graph: Graph, operator: Any) -> str | None:
+    """What of a layer the converter moved a factor or a shift into: its `weight`, its `bias`, or None."""
     state, kind = model.program.state_dict, graph.kind(operator)
     stored = graph.constant(int(operator.inputs[WEIGHT_SLOT]))
     wanted = state[group.weight or ""].detach().numpy()
@@ -109,16 +109,18 @@ def _check(model: Model, group: Group, graph: Graph, operator: Any) -> None:
     held = np.zeros_like(bias) if held is None else held
     one_channel = kind != "DEPTHWISE_CONV_2D" or wanted.shape[1] == 1
     if stored is None or not one_channel or not _same(stored, arrange(kind, wanted)):
-        what = "weight"
-    elif not _same(held.reshape(-1), bias):
-        what = "bias"
-    else:
-        return
-    raise UnsupportedError(
-        f"the TFLite converter merged something into its {what}",
-        where=f"layer {group.name}",
-        remedy="choose another format for this model",
-    )
+        return "weight"
+    return None if _same(held.reshape(-1), bias) else "bias"
+
+
+def _check(model: Model, group: Group, graph: Graph, operator: Any) -> None:
+    """Our integers would be wrong in a layer that something was moved into."""
+    if what := merged_into(model, group, graph, operator):
+        raise UnsupportedError(
+            f"the TFLite converter merged something into its {what}",
+            where=f"layer {group.name}",
+            remedy="choose another format for this model",
+        )
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

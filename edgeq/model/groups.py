@@ -82,7 +82,7 @@ def find_groups(program: ExportedProgram) -> tuple[Group, ...]:
                 inputs=tuple(n.name for n in node.all_input_nodes if n.name not in targets and is_float(n)),
                 weight=weight,
                 bias=bias,
-                macs=macs(node, op) if op else 0,
+                macs=macs(node, op or ""),
                 parameters=sizes.get(weight or "", 0) + sizes.get(bias or "", 0),
             )
         )

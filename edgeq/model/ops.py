@@ -157,7 +157,13 @@ def channel_axis_of_output(op: str) -> int:
 
 
 def macs(node: Node, op: str) -> int:
-    """Multiply-accumulates for one sample; only convolutions, linears and matrix products have any."""
+    """Multiply-accumulates for one sample: of convolutions, linears, matrix products, recurrent layers, attention."""
+    if node.target in _RECURRENT:
+        steps = shape_of(_tensor_arg(node, 0))[1 if node.args[-1] is True else 0]
+        return steps * sum(math.prod(s) for p in _tensors(node, 2) if len(s := shape_of(p)) == 2)
+    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+        query, key = (shape_of(_tensor_arg(node, i)) for i in (0, 1))
+        return 2 * math.prod(query[1:]) * key[-2]
     if op not in WEIGHTED and op != "matmul":
         return 0
     out = shape_of(node)
@@ -168,6 +174,14 @@ def macs(node: Node, op: str) -> int:
     if op == "conv_transpose2d":
         return math.prod(shape_of(_tensor_arg(node, 0))[1:]) * math.prod(weight[1:])
     return positions * math.prod(weight[1:])
+
+
+_RECURRENT = frozenset(getattr(torch.ops.aten, name).input for name in ("gru", "lstm", "rnn_tanh", "rnn_relu"))
+
+
+def _tensors(node: Node, index: int) -> list[Node]:
+    values = node.args[index]
+    return [v for v in values if isinstance(v, Node)] if isinstance(values, list | tuple) else []
 
 
 def _arg(node: Node, index: int, default: object) -> object:
