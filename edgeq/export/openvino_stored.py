@@ -62,14 +62,19 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
 
 
 def _range(op: Any) -> StoredRange | None:
-    """Of a FakeQuantize that rounds to the grid that it came from."""
+    """Of a FakeQuantize that rounds to the grid that it came from; or, before an integer output, to its integers."""
+    kind = None
+    if op is not None and op.get_type_name() == "Convert":
+        kind = op.get_output_element_type(0).to_dtype()
+        op = op.input(0).get_source_output().get_node()
     if op is None or op.get_type_name() != "FakeQuantize":
         return None
     low, high, to_low, to_high = (
         float(np.asarray(op.input(i).get_source_output().get_node().data).item()) for i in range(1, 5)
     )
     levels = int(op.get_attributes()["levels"])
-    return StoredRange(levels, low, high) if (low, high) == (to_low, to_high) else None
+    wanted = (low, high) if kind is None else (np.iinfo(kind).min, np.iinfo(kind).max)
+    return StoredRange(levels, low, high) if (to_low, to_high) == wanted else None
 
 
 def _pair(named: Mapping[str, Any], value: str) -> StoredTensor | None:
