@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.fx import Node
 
 from edgeq.calibration.histogram import Histogram
 from edgeq.errors import UnsupportedError
-from edgeq.model.batches import batches
+from edgeq.model.batches import batches, side_by_side
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, is_float, op_class
 from edgeq.progress import Progress, Silent
@@ -51,10 +52,34 @@ def calibrate(
     """
     progress = progress or Silent()
     histograms: dict[str, Histogram] = {}
-    sums: dict[str, tuple[torch.Tensor, int]] = {}
+    sums: dict[str, torch.Tensor] = {}
     sources = {n.name: n.all_input_nodes[0].name for n in model.nodes.values() if _weighted(n)}
     weighted = set(sources.values())
     samples = len(next(iter(inputs.values())))
+    done = 0
+    for seen in side_by_side(lambda batch: _observe(model, batch, skip, weighted), batches(model, inputs)):
+        for name, histogram in seen.histograms.items():
+            histograms.setdefault(name, Histogram()).include(histogram)
+        for name, total in seen.sums.items():
+            sums[name] = sums[name] + total if name in sums else total
+        done += seen.samples
+        progress.step(done, samples)
+    # a layer that works on a constant has no mean input, and nothing to correct
+    means = {n: sums[source] / histograms[source].samples for n, source in sources.items() if source in sums}
+    return Calibration(histograms, means, done)
+
+
+class _Seen(NamedTuple):
+    """One batch: a histogram and, of what weighted operators read, the sum over samples; by graph node."""
+
+    histograms: dict[str, Histogram]
+    sums: dict[str, torch.Tensor]
+    samples: int
+
+
+def _observe(model: Model, batch: list[torch.Tensor], skip: Collection[str], weighted: Collection[str]) -> _Seen:
+    histograms: dict[str, Histogram] = {}
+    sums: dict[str, torch.Tensor] = {}
 
     def observe(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
         if node.name in skip or not is_float(node):
@@ -69,21 +94,15 @@ def calibrate(
                 remedy="check the preprocessing of the calibration data and the model's weights",
             ) from error
         if node.name in weighted:
-            total, count = sums.get(node.name) or (torch.zeros_like(value[:1]), 0)
+            total = torch.zeros_like(value[:1])
             # sample by sample: the kernel that sums over the first axis is ten times slower
             for i in range(len(value)):
                 total += value[i : i + 1]
-            sums[node.name] = total, count + len(value)
+            sums[node.name] = total
         return values
 
-    done = 0
-    for batch in batches(model, inputs):
-        model.run([batch], observe)
-        done += len(batch[0]) if model.inputs[0].batched else 1
-        progress.step(done, samples)
-    # a layer that works on a constant has no mean input, and nothing to correct
-    means = {name: sums[source][0] / sums[source][1] for name, source in sources.items() if source in sums}
-    return Calibration(histograms, means, done)
+    model.run([batch], observe)
+    return _Seen(histograms, sums, len(batch[0]) if model.inputs[0].batched else 1)
 
 
 def _weighted(node: Node) -> bool:

@@ -75,6 +75,15 @@ class Histogram:
         bins = (picked.double() / self.width).floor_().clamp_(-HALF, HALF - 1).to(torch.int64) + HALF
         self.counts += torch.bincount(bins, minlength=2 * HALF)
 
+    def include(self, later: Histogram) -> None:
+        """Adds what a histogram of further samples of the same tensor holds."""
+        seen = self.samples + later.samples
+        self.sample_low += (later.sample_low - self.sample_low) * later.samples / seen
+        self.sample_high += (later.sample_high - self.sample_high) * later.samples / seen
+        self.samples = seen
+        self.low, self.high = min(self.low, later.low), max(self.high, later.high)
+        self._add_counts(later)
+
     def union(self, other: Histogram) -> Histogram:
         """The histogram of two tensors that are to carry one scale; neither is changed."""
         result = Histogram(
@@ -86,13 +95,16 @@ class Histogram:
             max(self.sample_high, other.sample_high),
             max(self.samples, other.samples),
         )
+        result._add_counts(other)
+        return result
+
+    def _add_counts(self, other: Histogram) -> None:
         addend = Histogram(other.exponent, other.counts.clone())
         if other.exponent is not None:
-            result._widen(other.exponent)
-        if result.exponent is not None:
-            addend._widen(result.exponent)
-        result.counts += addend.counts
-        return result
+            self._widen(other.exponent)
+        if self.exponent is not None:
+            addend._widen(self.exponent)
+        self.counts += addend.counts
 
     def centers(self) -> torch.Tensor:
         """The value that stands for each bin, float64 [2 * HALF]: its middle, clipped to the true extremes.

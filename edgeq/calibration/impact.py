@@ -12,15 +12,16 @@ Post-Training Quantization", section 3, on the model's own outputs (no labels), 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.fx import Node
 
 from edgeq.calibration.histogram import HALF, Histogram, as_rows
-from edgeq.model.batches import batches
+from edgeq.model.batches import batches, side_by_side
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.numerics import QParams, fake_quantize
@@ -75,31 +76,29 @@ def measure_impact(
     """
     progress = progress or Silent()
     wanted = [n for n in dict.fromkeys(names) if n in histograms]
-    generator = torch.Generator().manual_seed(0)
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
     few = {name: array[:SAMPLES] for name, array in inputs.items()}
-    total, done = len(next(iter(few.values()))), 0
-    for batch in batches(model, few, BATCH):
-        samples = len(batch[0]) if model.inputs[0].batched else 1
-        _one_batch(model, batch, samples, histograms, rows, generator)
-        done += samples
-        progress.step(done, total)
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
+    given = list(enumerate(batches(model, few, BATCH)))
+    one_batch = partial(_one_batch, model, histograms, set(wanted))
+    for done, found in enumerate(side_by_side(one_batch, given), start=1):
+        for name, parts in found.items():
+            rows[name] += parts
+        progress.step(done, len(given))
     gradients = {name: torch.cat(parts) for name, parts in rows.items() if parts}
     return Impact(gradients, {name: histograms[name].centers().float() for name in gradients})
 
 
 def _one_batch(
-    model: Model,
-    batch: list[torch.Tensor],
-    samples: int,
-    histograms: Mapping[str, Histogram],
-    rows: dict[str, list[torch.Tensor]],
-    generator: torch.Generator,
-) -> None:
+    model: Model, histograms: Mapping[str, Histogram], wanted: Collection[str], given: tuple[int, list[torch.Tensor]]
+) -> dict[str, list[torch.Tensor]]:
+    """By graph node, for each probe the gradients summed by sample and bin."""
+    number, batch = given
+    samples = len(batch[0]) if model.inputs[0].batched else 1
+    generator = torch.Generator().manual_seed(number)
     values: dict[str, torch.Tensor] = {}
 
     def keep(node: Node, found: list[torch.Tensor]) -> list[torch.Tensor]:
-        if node.name not in rows or not is_float(node):
+        if node.name not in wanted or not is_float(node):
             return found
         # the input, or the first tensor behind integers such as an embedding's
         found = [v if v.requires_grad else v.clone().requires_grad_() for v in found]
@@ -109,7 +108,8 @@ def _one_batch(
 
     outputs = [o for o in model.run([batch], keep, differentiable=True)[0] if o.requires_grad]
     if not outputs or not values:
-        return
+        return {}
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in values}
     bins = {name: _bins(value.detach(), histograms[name], samples) for name, value in values.items()}
     for probe in range(PROBES):
         with torch.enable_grad():
@@ -120,6 +120,7 @@ def _one_batch(
             if gradient is not None:
                 summed = torch.bincount(bins[name], as_rows(gradient, 1)[0], minlength=samples * 2 * HALF)
                 rows[name].append(summed.reshape(samples, 2 * HALF).float())
+    return rows
 
 
 def _bins(value: torch.Tensor, histogram: Histogram, samples: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
 from edgeq.errors import DeviceError
-from edgeq.model.batches import batches
+from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import execute
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, dequantize, quantize
@@ -66,12 +66,16 @@ class Measured:
 
 def reference_outputs(model: Model, data: Dataset, progress: Progress) -> list[Array]:
     """The float model's outputs, [N, ...] each, from the program as it was loaded: not folded, not exported."""
-    parts: list[list[torch.Tensor]] = []
-    done = 0
-    for batch in batches(model, data.inputs):
+
+    def run(batch: list[torch.Tensor]) -> tuple[int, list[torch.Tensor]]:
         samples = len(batch[0]) if model.inputs[0].batched else 1
         factor = 1 if model.dynamic_batch else samples
-        parts += execute(model.reference, [batch], batch_factors=[factor])
+        return samples, execute(model.reference, [batch], batch_factors=[factor])[0]
+
+    parts: list[list[torch.Tensor]] = []
+    done = 0
+    for samples, outputs in side_by_side(run, batches(model, data.inputs)):
+        parts.append(outputs)
         done += samples
         progress.step(done, len(data))
     return [_stack([part[i] for part in parts], len(data)) for i in range(len(parts[0]))]
