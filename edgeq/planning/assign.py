@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from edgeq.calibration.histogram import Histogram
@@ -10,6 +10,9 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, conv_groups, is_float, op_class
 from edgeq.registry.schema import Kernel, Runtime
+
+FLOAT = "float32"
+"""The choice of a group that is not quantized."""
 
 WIDEST_SHARE = 4.0
 """A tensor joins a shared scale only if that is at most so many times coarser than its own would be."""
@@ -35,28 +38,37 @@ class Assignment:
     schemes: dict[str, Kernel]
 
 
-def assign(model: Model, runtime: Runtime, histograms: dict[str, Histogram]) -> Assignment:
-    """Gives every group the runtime's preferred integer kernel where it has one and where integers pay.
+def assign(
+    model: Model, runtime: Runtime, histograms: dict[str, Histogram], choices: Mapping[str, str] | None = None
+) -> Assignment:
+    """Gives every group the kernel that was chosen for it, or else the runtime's preferred integer kernel where it has
+    one and where integers pay.
 
     Groups stay in float if the runtime has no integer kernel for them; if they only rearrange or reshape values on
     the way to a float output of the model (an integer there costs accuracy and saves nothing); or if nothing
     in front of them runs on integers.
+
+    Args:
+        choices: by group name, the name of a kernel of the runtime, or `float32`.
     """
+    choices = choices or {}
     kernels: dict[str, Kernel] = {}
     reasons: dict[str, str] = {}
     integer_nodes: set[str] = set(model.input_nodes)
     trailing = _trailing(model) if runtime.io == "float" else set()
     for group in model.groups:
-        kernel = runtime.kernel(group.op)
+        chosen = choices.get(group.name)
+        kernel = runtime.kernel(group.op, chosen)
         refusal = _refusal(model, group, runtime, kernel, integer_nodes, trailing, histograms)
+        if chosen == FLOAT:
+            refusal = "the plan leaves it in float"
         if refusal or kernel is None:
             reasons[group.name] = refusal
             continue
         kernels[group.name] = kernel
         whole = _activation_kernel(group, runtime, trailing) != "float"
-        reasons[group.name] = f"{runtime.name} has an integer kernel for {group.op}" + (
-            "" if whole else f"; its {group.activation_op} stays in float"
-        )
+        why = f"the plan chose {kernel.name}" if chosen else f"{runtime.name} has an integer kernel for {group.op}"
+        reasons[group.name] = why + ("" if whole else f"; its {group.activation_op} stays in float")
         integer_nodes.add(group.output if whole else group.root)
     tensors, schemes = _tensors(model, runtime, kernels, trailing)
     return Assignment(kernels, reasons, _shares(model, runtime, kernels, tensors), schemes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,7 @@ def quantize_model(
     calibration: Calibration,
     impact: Impact | None = None,
     *,
+    choices: Mapping[str, str] | None = None,
     estimator: str = "auto",
     correct_bias: bool = True,
 ) -> Quantized:
@@ -53,10 +54,11 @@ def quantize_model(
 
     Args:
         impact: what the choice of ranges minimizes (see `edgeq.calibration.impact`).
+        choices: by group name, the name of a kernel or `float32`, where it is not the runtime's preferred kernel.
         estimator: see `quantize_activations`.
         correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
     """
-    assignment = assign(model, runtime, calibration.histograms)
+    assignment = assign(model, runtime, calibration.histograms, choices)
     activations = quantize_activations(model, runtime, assignment, calibration, impact, estimator)
     state = model.program.state_dict
     weights: dict[str, QuantizedWeight] = {}

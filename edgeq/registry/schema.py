@@ -18,6 +18,13 @@ Format = Literal["onnx", "openvino", "tflite"]
 RuntimeName = Literal["onnxruntime", "openvino", "litert", "tflite-micro", "onnxruntime-qnn", "tensorrt", "vela"]
 
 
+_FLOATS = ("float16", "bfloat16", "float32")
+
+
+def _bits(dtype: DType) -> str:
+    return dtype.lstrip("abcdefghijklmnopqrstuvwxyz")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,6 +44,13 @@ class Kernel(_Strict):
     accumulator: Literal["int16-saturating", "int32", "int64", "float16", "float32"] = "int32"
     power_of_two: bool = False
     source: str
+
+    @property
+    def name(self) -> str:
+        """What plans call it: `w4a8` for 4-bit weights and 8-bit activations, `a8` without weights, `w4` where the
+        activations stay in float."""
+        weights = "" if self.weights is None else f"w{_bits(self.weights)}"
+        return weights + ("" if self.activations in _FLOATS else f"a{_bits(self.activations)}")
 
     @property
     def activation_scheme(self) -> Scheme:
@@ -84,9 +98,9 @@ class Runtime(_Strict):
     kernels: Annotated[list[Kernel], Field(min_length=1)]
     """In order of preference: the first that lists an operator is its default."""
 
-    def kernel(self, op: str) -> Kernel | None:
-        """The preferred native kernel of an operator class, or None where it only runs in float."""
-        return next((k for k in self.kernels if op in k.ops), None)
+    def kernel(self, op: str, name: str | None = None) -> Kernel | None:
+        """The kernel of an operator class with this name, or the preferred one; None where there is none."""
+        return next((k for k in self.kernels if op in k.ops and name in (None, k.name)), None)
 
 
 class Target(_Strict):
