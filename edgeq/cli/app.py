@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeq import __version__
-from edgeq.cli import deploy, device, inspect, report, targets, validate, verify
+from edgeq.cli import cache, deploy, device, inspect, report, targets, validate, verify
 from edgeq.cli.command import command
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -60,6 +60,11 @@ _device = _group("Where artefacts can run.")
 _device.command("list")(command(device.list_devices))
 _device.command()(command(device.setup))
 app.add_typer(_device, name="device")
+
+_cache = _group("What earlier runs computed, kept for later ones.")
+_cache.callback(invoke_without_command=True)(command(cache.cache))
+_cache.command()(command(cache.clear))
+app.add_typer(_cache, name="cache")
 
 app.command()(command(validate.validate))
 app.command()(command(verify.verify))

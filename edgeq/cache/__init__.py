@@ -1,0 +1,23 @@
+"""Results of the stages of a plan, kept by the content of what they were made from.
+
+What is not whole is never a result, and a failure to keep or to read one ends no run.
+"""
+
+from edgeq.cache.cache import Cache, cached, open_cache
+from edgeq.cache.contents import Freed, Usage, clear, describe
+from edgeq.cache.entry import Entry, Json, content_key, read_folder, write_folder
+
+__all__ = [
+    "Cache",
+    "Entry",
+    "Freed",
+    "Json",
+    "Usage",
+    "cached",
+    "clear",
+    "content_key",
+    "describe",
+    "open_cache",
+    "read_folder",
+    "write_folder",
+]
