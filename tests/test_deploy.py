@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import trained_model
 from torch import nn
 
 from edgeq.deploy import deploy
@@ -30,55 +31,9 @@ RUNTIMES = {"openvino": "openvino", "tflite": "ai_edge_litert"}
 SLOWER = Limits(allow_slower=True)
 
 
-class Net(nn.Module):
-    """Convolution, depthwise, residual, pooling, linear: small, but every kind of kernel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
-        self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU())
-        self.point = nn.Conv2d(8, 8, 1)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x = self.stem(image)
-        x = x + self.point(self.depthwise(x))
-        return self.head(x.mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model with its data: four textures, told apart almost always."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    generator = np.random.default_rng(0)
-
-    def samples(count: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = generator.integers(0, 4, count)
-        rows, columns = np.mgrid[:16, :16]
-        waves = np.stack([np.sin(rows), np.sin(columns), np.sin(rows + columns), np.sin(rows) * np.sin(columns)])
-        images = waves[labels] + generator.normal(0, 0.3, (count, 16, 16))
-        return images[:, None].astype(np.float32), labels
-
-    x, y = samples(512)
-    net = Net()
-    optimizer = torch.optim.Adam(net.parameters(), 0.02)
-    for _ in range(40):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y)).backward()
-        optimizer.step()
-    net.eval()
-    program = torch.export.export(
-        net, (torch.from_numpy(x[:2]),), dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}}
-    )
-    torch.export.save(program, folder / "model.pt2")
-    torch.save(net.state_dict(), folder / "weights.pt")
-    torch.save(net, folder / "pickled.pt")
-    np.savez(folder / "calib.npz", image=samples(64)[0])
-    images, labels = samples(128)
-    np.savez(folder / "eval.npz", image=images, labels=labels)
-    return folder
+    return trained_model.make(tmp_path_factory.mktemp("model"))
 
 
 def build(files: Path, out: Path, **changes: object) -> Report:

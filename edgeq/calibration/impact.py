@@ -113,7 +113,7 @@ def _one_batch(
     bins = {name: _bins(value.detach(), histograms[name], samples) for name, value in values.items()}
     for probe in range(PROBES):
         with torch.enable_grad():
-            moved = torch.stack([_probe(o, generator) for o in outputs]).sum()
+            moved = torch.stack([random_direction(o, generator) for o in outputs]).sum()
         last = probe == PROBES - 1
         found = torch.autograd.grad(moved, list(values.values()), retain_graph=not last, allow_unused=True)
         for name, gradient in zip(values, found, strict=True):
@@ -130,8 +130,8 @@ def _bins(value: torch.Tensor, histogram: Histogram, samples: int) -> torch.Tens
     return (index + offset).reshape(-1)
 
 
-def _probe(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random direction in the output, in units of the output's own power per sample."""
+def random_direction(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random direction v in an output, as v^T z, in units of the output's own power per sample."""
     signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype) * 2 - 1
     flat = output.detach().reshape(len(output), -1)
     power = flat.norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (output.dim() - 1))

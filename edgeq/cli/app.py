@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeq import __version__
-from edgeq.cli import cache, deploy, device, inspect, report, targets, validate, verify
+from edgeq.cli import cache, deploy, device, inspect, plan, report, targets, validate, verify
 from edgeq.cli.command import command
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -49,6 +49,8 @@ def _group(text: str) -> typer.Typer:
 app = _group("From a trained PyTorch model to an artefact proven on the device it was made for.")
 app.callback(invoke_without_command=True)(command(_root))
 app.command()(command(deploy.deploy))
+app.command()(command(plan.plan))
+app.command()(command(plan.explain))
 app.command()(command(inspect.inspect))
 
 _targets = _group("What can be built for.")

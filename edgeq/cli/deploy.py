@@ -10,21 +10,25 @@ import typer
 from edgeq.cli import options as o
 from edgeq.cli.outcome import conclude, limits_from
 from edgeq.cli.shell import Shell
+from edgeq.errors import UsageError
 
 
 def deploy(
     shell: Shell,
     model: o.ModelFile,
-    target: o.TargetName,
-    calib: Annotated[
-        str,
-        typer.Option(
-            metavar="DATA",
-            help="Samples to set ranges by: .npz, .npy, a folder of images, or package.module:function.",
-            rich_help_panel="Data",
-        ),
-    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for artefacts and report; must be new or empty.")],
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="T", help="What to build for: a name from `edgeq targets`, or a .toml file."),
+    ] = None,
+    calib: o.Calibration = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A plan of `edgeq plan`; target and data are those that it was made with, if not given.",
+        ),
+    ] = None,
     evaluation: o.Evaluation = None,
     preprocess: o.Preprocess = None,
     metric: o.MetricName = None,
@@ -61,6 +65,19 @@ def deploy(
     3 a limit was missed (artefact and report are written);
     4 not supported; 5 device or runtime failed.
     """
+    made = None
+    if plan is not None:
+        from edgeq.planning.plan import read_plan
+
+        made = read_plan(plan)
+        target = target or made.target
+        if made.given is not None:
+            calib, evaluation = calib or made.given.calibration, evaluation or made.given.evaluation
+            preprocess, metric = preprocess or made.given.preprocess, metric or made.given.metric
+    for value, option in ((target, "--target"), (calib, "--calib")):
+        if value is None:
+            raise UsageError(f"{option} is missing", remedy=f"give {option}, or a plan with --plan")
+    assert target is not None and calib is not None
     limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower)
     with shell.stages() as stages:
         from edgeq.deploy import deploy as build
@@ -82,6 +99,7 @@ def deploy(
             inputs=inputs,
             arch=arch,
             trust_pickle=trust_pickle,
+            plan=made,
             overwrite=overwrite,
             progress=stages,
         )

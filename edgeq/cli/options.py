@@ -51,6 +51,14 @@ TargetName = Annotated[
 ]
 Evaluation = Annotated[str | None, _EVALUATION]
 NeededEvaluation = Annotated[str, _EVALUATION]
+_CALIBRATION = typer.Option(
+    "--calib",
+    metavar="DATA",
+    help="Samples to set ranges by: .npz, .npy, a folder of images, or package.module:function.",
+    rich_help_panel=_DATA,
+)
+Calibration = Annotated[str | None, _CALIBRATION]
+NeededCalibration = Annotated[str, _CALIBRATION]
 Preprocess = Annotated[
     str | None,
     typer.Option(

@@ -184,13 +184,16 @@ class Device:
         with self._job("latency", pairs, threads, progress, rounds=rounds, warmup=warmup) as (_, result):
             return {name: np.array(seconds) for name, seconds in result["seconds"].items()}
 
-    def placement(self, artifact: Candidate, inputs: Inputs, *, threads: int = 1) -> list[Placement]:
+    def placement(self, artifact: Candidate, inputs: Inputs, *, threads: int = 1, runs: int = 5) -> list[Placement]:
         """Where every operator ran, from the runtime's own account of one sample. Emulated devices give no times.
+
+        Args:
+            runs: profiled calls behind each duration, after one that is thrown away where the runtime allows it.
 
         Raises:
             DeviceError: the runtime refused the artefact or the arrays, or crashed.
         """
-        with self._job("placement", {"artifact": (artifact, inputs)}, threads) as (_, result):
+        with self._job("placement", {"artifact": (artifact, inputs)}, threads, runs=runs) as (_, result):
             found = runtime(artifact.runtime).placements(result["rows"])
         return [p.model_copy(update={"microseconds": None}) for p in found] if self.emulated else found
 

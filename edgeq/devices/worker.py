@@ -42,7 +42,6 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 import numpy as np
 
-PLACEMENT_RUNS = 5  # profiled calls behind each duration, after one that is thrown away
 ISA = (  # the instruction set extensions that decide which quantized and reduced-precision kernels a runtime has
     "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
     "asimd", "asimdhp", "fphp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
@@ -144,7 +143,7 @@ def load_onnxruntime(path: str, options: Dict[str, str], threads: int, others: i
             row["durations"].append(event["dur"])
         for row in rows.values():
             durations = row.pop("durations")
-            row["microseconds"] = float(np.mean(durations[1:] or durations))
+            row["microseconds"] = float(np.median(durations[1:] or durations))
         return list(rows.values())
 
     return Loaded(
@@ -586,7 +585,7 @@ def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
             "peak_bytes": resident_bytes(peak=True),
         }
     if task == "placement":
-        for _ in range(1 + PLACEMENT_RUNS):
+        for _ in range(1 + job["runs"]):
             loaded.invoke()
         return {"rows": loaded.placement()}
     raise WorkerError("input", "unknown task %r" % task)

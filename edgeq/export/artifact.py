@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgeq.cache import Cache, cached
 from edgeq.errors import UnsupportedError
-from edgeq.export import onnx_float
+from edgeq.export import kept, onnx_float
 from edgeq.export.onnx import quantize_onnx
+from edgeq.export.onnx_names import labels, name_operators
 from edgeq.export.onnx_stored import read_onnx
 from edgeq.export.openvino import write_openvino
 from edgeq.export.openvino_stored import read_openvino
@@ -26,22 +28,37 @@ class Exporter:
 
     Attributes:
         model: what is exported.
+        cache: where conversions of earlier runs are found.
         scratch: a folder for intermediate files; the float models stay there as baselines.
     """
 
     model: Model
     scratch: Path
+    cache: Cache = field(default_factory=lambda: Cache(None))
     _floats: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
     def _onnx(self) -> onnx_float.FloatOnnx:
-        return onnx_float.export_float(self.model)
+        def convert() -> onnx_float.FloatOnnx:
+            exported = onnx_float.export_float(self.model)
+            name_operators(self.model, exported)
+            return exported
+
+        return cached(self.cache, "float-onnx", kept.onnx_key(self.model), convert, kept.pack_onnx, kept.unpack_onnx)
 
     @cached_property
     def _tflite(self) -> Any:
         from edgeq.export import tflite
 
-        return tflite.export_float(self.model, self.scratch / "float.tflite")
+        path = self.scratch / "float.tflite"
+        return cached(
+            self.cache,
+            "float-tflite",
+            kept.tflite_key(self.model),
+            lambda: tflite.export_float(self.model, path),
+            kept.pack_tflite,
+            lambda entry: kept.unpack_tflite(entry, path),
+        )
 
     def float_model(self, form: str) -> list[Path]:
         """The files of the unquantized model in the same format, the one that a runtime opens first: the baseline.
@@ -83,6 +100,12 @@ class Exporter:
                 tflite.export_quantized(self.model, quantized, self._tflite, path)
                 return [path]
         raise UnsupportedError(f"there is no exporter for {quantized.runtime.format}")
+
+    def labels(self, form: str) -> dict[str, str]:
+        """By each name that a runtime may give an operator of a file, its layer."""
+        if form == "tflite":
+            return {group.name: group.name for group in self.model.groups}
+        return labels(self.model, self._onnx)
 
     def read_back(self, quantized: Quantized, path: Path) -> Stored:
         """What the written file stores."""

@@ -42,8 +42,8 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         if found is None:
             raise AuditError(where, "its weight is not stored as integers")
         wanted = weight.integers.numpy()
-        if found.integers.dtype != wanted.dtype or not np.array_equal(found.integers, wanted):
-            raise AuditError(where, f"other weights ({found.integers.dtype} {found.integers.shape})")
+        if found.dtype != weight.q.scheme.dtype or not np.array_equal(found.integers, wanted):
+            raise AuditError(where, f"other weights ({found.dtype} {found.integers.shape})")
         scale, zero = weight.q.scale.numpy().reshape(-1), weight.q.zero_point.numpy().reshape(-1)
         if not np.array_equal(found.scale.reshape(-1), scale):
             raise AuditError(where, "other weight scales")
@@ -64,7 +64,8 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         ):
             raise AuditError(where, f"another bias ({found.bias_dtype or 'none'})")
         checked += 2
-        bytes_checked += wanted.nbytes + expected.nbytes + scale.nbytes
+        weight_bytes = -(-wanted.size * weight.q.scheme.stored_bits // 8)
+        bytes_checked += weight_bytes + expected.nbytes + scale.nbytes
     for node, tensor in quantized.activations.items():
         if node not in stored.held:
             continue  # merged into the operator behind it, which carries the same scale

@@ -8,6 +8,7 @@ import torch
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_float import FloatOnnx
+from edgeq.export.onnx_float_layers import keep_float_layers
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import output_channels_axis
@@ -16,6 +17,7 @@ from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.weights import bias_scale, quantize_bias
 
 _TYPES = {
+    "int4": ir.DataType.INT4,
     "int8": ir.DataType.INT8,
     "uint8": ir.DataType.UINT8,
     "int16": ir.DataType.INT16,
@@ -29,7 +31,8 @@ _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.Model:
     """Inserts the quantized weights, biases and Q/DQ pairs into a copy of the float model.
 
-    Weights are stored as integers under one DequantizeLinear; biases as int32 where the kernel wants them.
+    Weights are stored as integers under one DequantizeLinear, those of 4 bits with a Cast to int8 in between; biases
+    as int32 where the kernel wants them.
 
     Raises:
         UnsupportedError: the exporter moved a weight or tensor to where it cannot be found; names the layer.
@@ -52,6 +55,8 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
             continue
         integer_io = quantized.runtime.io == "integer"
         _round_trip(graph, values[name], tensor.q, is_output=id(values[name]) in outputs, integer_io=integer_io)
+    if quantized.runtime.rounds_float_layers:
+        keep_float_layers(graph)
     used = {str(v.name) for node in graph for v in node.inputs if v is not None}
     for name in [n for n in graph.initializers if n not in used]:
         del graph.initializers[name]
@@ -86,9 +91,13 @@ def _store_weights(
     # a linear layer on three dimensions becomes a MatMul, which wants its weight the other way round
     if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
         integers, axis = np.ascontiguousarray(integers.T), 1 - axis
-    stored = _constant(graph, f"{group.weight}_quantized", integers)
+    name, dtype = f"{group.weight}_quantized", weight.q.scheme.dtype
+    if dtype == "int4":
+        stored, dtype = _widened(graph, node, name, integers), "int8"
+    else:
+        stored = _constant(graph, name, integers)
     per_channel = axis if weight.q.axis is not None else None
-    real = _dequantize(graph, node, stored, weight.q.scale, weight.q.zero_point, weight.q.scheme.dtype, per_channel)
+    real = _dequantize(graph, node, stored, weight.q.scale, weight.q.zero_point, dtype, per_channel)
     _replace_input(graph, node, 1, real)
     kernel = quantized.assignment.kernels[group.name]
     if kernel.bias == "int32":
@@ -128,6 +137,20 @@ def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)
     return value
+
+
+def _widened(graph: ir.Graph, before: ir.Node, name: str, integers: np.ndarray) -> ir.Value:
+    """A constant of 4-bit integers that its readers see as int8.
+
+    Integer kernels read int8 alone. ONNX Runtime and OpenVINO compute the Cast once, when they load the file; under a
+    DequantizeLinear that reads int4 itself, both run the layer in float.
+    """
+    stored = _constant(graph, f"{name}_int4", integers.astype(_TYPES["int4"].numpy()))
+    attributes = [ir.AttrInt64("to", int(ir.DataType.INT8))]
+    node = ir.Node("", "Cast", [stored], attributes=attributes, name=name)
+    node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, ir.DataType.INT8, stored.shape
+    graph.insert_before(before, node)
+    return node.outputs[0]
 
 
 def _replace_input(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value) -> None:

@@ -23,7 +23,8 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         values: name of the ONNX value for each graph node (see `FloatOnnx`).
     """
     graph = onnx.load(path).graph
-    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    constants = {i.name: _values(i) for i in graph.initializer}
+    types = {i.name: onnx.TensorProto.DataType.Name(i.data_type).lower() for i in graph.initializer}
     producer = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -53,23 +54,44 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             floats.append((node.op_type, group.name, ""))
             continue
-        integers, scale, zero = (constants[name] for name in dequantize.input)
+        stored = _stored(dequantize.input[0], constants, producer)
+        integers, dtype = constants[stored], types[stored]
+        scale, zero = (constants[name] for name in dequantize.input[1:])
         if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB")):
             integers = integers.T
         bias, bias_scale = _bias(node, constants, producer, readers)
         weights[group.name] = StoredWeight(
-            integers, scale, zero, bias, "" if bias is None else str(bias.dtype), bias_scale
+            integers, dtype, scale, zero, bias, "" if bias is None else str(bias.dtype), bias_scale
         )
-        if _dequantized(node.input[0], producer):
-            integer.add(group.name)
-        else:
+        if not _dequantized(node.input[0], producer):
             floats.append((node.op_type, group.name, "its input is not quantized"))
+        elif types.get(dequantize.input[0]) == "int4":
+            floats.append((node.op_type, group.name, "its 4-bit weight is not widened to int8"))
+        else:
+            integer.add(group.name)
     floats += [
         (n.op_type, n.name, "")
         for n in graph.node
-        if n.op_type not in _INVISIBLE and not _on_integers(n, producer, readers)
+        if n.op_type not in _INVISIBLE and not _on_integers(n, producer, readers) and not _widens(n, constants)
     ]
     return Stored(weights, tensors, frozenset(values), integer, [f for f in floats if f[1] not in integer])
+
+
+def _values(tensor: onnx.TensorProto) -> np.ndarray:
+    """A constant's values; those of 4 bits, for which numpy has no type, as int8."""
+    values: np.ndarray = numpy_helper.to_array(tensor)
+    return values.astype(np.int8) if tensor.data_type == onnx.TensorProto.INT4 else values
+
+
+def _stored(value: str, constants: Mapping[str, np.ndarray], producer: Mapping[str, onnx.NodeProto]) -> str:
+    """The constant behind what a DequantizeLinear reads: itself, or one of 4 bits that is widened to int8."""
+    made_by = producer.get(value)
+    return made_by.input[0] if made_by is not None and _widens(made_by, constants) else value
+
+
+def _widens(node: onnx.NodeProto, constants: Mapping[str, np.ndarray]) -> bool:
+    """Whether an operator only makes a constant int8, which runtimes do once, when they load the file."""
+    return node.op_type == "Cast" and node.input[0] in constants and _attribute(node, "to") == onnx.TensorProto.INT8
 
 
 def _quantization(

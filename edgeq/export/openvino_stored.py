@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgeq.export.nibbles import unpack
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
@@ -38,7 +40,7 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         stored = named.get(f"{group.weight}_quantized") if group.op in WEIGHTED else None
         if stored is None:
             continue
-        integers = np.asarray(stored.data)
+        integers, dtype = _integers(stored)
         if _transposed(stored):
             integers = integers.T
         weight = model.program.state_dict[group.weight or ""]
@@ -49,7 +51,7 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
             zero = np.zeros_like(integers, shape=scale.shape if scale is not None else ())
         assert scale is not None
         weights[group.name] = StoredWeight(
-            integers.reshape(tuple(weight.shape)), scale, zero, bias, "" if bias is None else str(bias.dtype)
+            integers.reshape(tuple(weight.shape)), dtype, scale, zero, bias, "" if bias is None else str(bias.dtype)
         )
     floats = [
         (op.get_type_name(), op.get_friendly_name(), "")
@@ -59,6 +61,17 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
     in_float = {name for _, name, _ in floats}
     integer = {name for name in weights if not _mentioned(name, in_float)}
     return Stored(weights, tensors, frozenset(values), integer, floats)
+
+
+def _integers(op: Any) -> tuple[np.ndarray, str]:
+    """The values of a weight and their type in the file: a constant, or one of 4 bits that is widened to int8."""
+    if op.get_type_name() == "Convert":
+        op = op.input(0).get_source_output().get_node()
+    if op.get_element_type().get_type_name() != "i4":
+        return np.asarray(op.data), str(op.data.dtype)
+    shape = tuple(op.shape)
+    # OpenVINO gives the bytes themselves, in one row
+    return unpack(np.asarray(op.data).view(np.uint8), math.prod(shape)).reshape(shape), "int4"
 
 
 def _range(op: Any) -> StoredRange | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from edgeq.errors import MissingExtraError
+from edgeq.export.nibbles import pack, unpack
 
 try:
     import flatbuffers
@@ -23,7 +25,7 @@ IDENTIFIER = b"TFL3"
 TYPES: dict[str, int] = {
     "float32": schema.TensorType.FLOAT32, "int32": schema.TensorType.INT32, "int64": schema.TensorType.INT64,
     "uint8": schema.TensorType.UINT8, "int8": schema.TensorType.INT8, "int16": schema.TensorType.INT16,
-    "bool": schema.TensorType.BOOL,
+    "int4": schema.TensorType.INT4, "bool": schema.TensorType.BOOL,
 }  # fmt: skip
 NAMES: dict[int, str] = {value: name for name, value in TYPES.items()}
 
@@ -40,6 +42,9 @@ _INT8_VERSIONS = {
     "DEQUANTIZE": 2,
 }  # fmt: skip
 
+# The first version of each operator that multiplies int8 by int4.
+_INT4_VERSIONS = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
+
 
 class Graph:
     """The main subgraph of a file, with the tables that its tensors and operators point into.
@@ -50,7 +55,17 @@ class Graph:
     """
 
     def __init__(self, data: bytes) -> None:
-        self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
+        self._hold(schema.ModelT.InitFromObj(schema.Model.GetRootAs(data)))
+
+    @classmethod
+    def of(cls, model: Any) -> Graph:
+        """The graph of a file that exists as objects already."""
+        graph = cls.__new__(cls)
+        graph._hold(model)
+        return graph
+
+    def _hold(self, model: Any) -> None:
+        self.model = model
         self._main = self.model.subgraphs[0]
         self.tensors: list[Any] = self._main.tensors
         self.operators: list[Any] = self._main.operators
@@ -69,7 +84,7 @@ class Graph:
         return _OPERATORS[max(int(code.builtinCode), int(code.deprecatedBuiltinCode))]
 
     def dtype(self, index: int) -> str:
-        """Element type of a tensor in numpy's words, or the schema's number where numpy has none."""
+        """Element type of a tensor in numpy's words (`int4` besides), or the schema's number where there is no word."""
         return NAMES.get(int(self.tensors[index].type), str(self.tensors[index].type))
 
     def name(self, index: int) -> str:
@@ -80,13 +95,16 @@ class Graph:
         return () if shape is None else tuple(int(d) for d in shape)
 
     def constant(self, index: int) -> np.ndarray | None:
-        """The values of a constant, None for a computed tensor."""
+        """The values of a constant, those of an `int4` as int8; None for a computed tensor."""
         if index < 0:
             return None
         data = self.model.buffers[self.tensors[index].buffer].data
         if data is None or len(data) == 0:
             return None
-        return np.frombuffer(np.asarray(data, dtype=np.uint8).tobytes(), self.dtype(index)).reshape(self.shape(index))
+        content, shape = np.asarray(data, dtype=np.uint8), self.shape(index)
+        if self.dtype(index) == "int4":
+            return unpack(content, math.prod(shape)).reshape(shape)
+        return np.frombuffer(content.tobytes(), self.dtype(index)).reshape(shape)
 
     def is_float(self, index: int) -> bool:
         """Whether a tensor is a computed float."""
@@ -117,7 +135,7 @@ class Graph:
         return len(self.model.operatorCodes) - 1
 
     def tensor(self, name: str, dtype: str, shape: Iterable[int], values: np.ndarray | None = None) -> int:
-        """Adds a tensor, constant if it is given values; returns its index."""
+        """Adds a tensor, constant if it is given values (an `int4` wants int8); returns its index."""
         new = schema.TensorT()
         new.name = name.encode()
         new.type = TYPES[dtype]
@@ -126,7 +144,8 @@ class Graph:
         new.buffer = 0
         if values is not None:
             buffer = schema.BufferT()
-            buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+            content = pack(values) if dtype == "int4" else np.ascontiguousarray(values)
+            buffer.data = np.frombuffer(content.tobytes(), np.uint8)
             self.model.buffers.append(buffer)
             new.buffer = len(self.model.buffers) - 1
         self.tensors.append(new)
@@ -184,9 +203,11 @@ class Graph:
         for operator in self.operators:
             kind = self.kind(operator)
             first = next((int(i) for i in operator.outputs), -1)
+            code = self.model.operatorCodes[operator.opcodeIndex]
             if kind in _INT8_VERSIONS and (kind == "DEQUANTIZE" or self.dtype(first) == "int8"):
-                code = self.model.operatorCodes[operator.opcodeIndex]
                 code.version = max(int(code.version), _INT8_VERSIONS[kind])
+            if kind in _INT4_VERSIONS and any(self.dtype(int(i)) == "int4" for i in operator.inputs if i >= 0):
+                code.version = max(int(code.version), _INT4_VERSIONS[kind])
 
     def _prune_tensors(self) -> None:
         used = {*self.inputs, *self.outputs}

@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from edgeq.errors import UnsupportedError
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import MOVERS, makers, origins, owners, source
+from edgeq.export.tflite_pointwise import pointwise_as_product
 from edgeq.export.tflite_weights import store_float_bias, store_weights
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -148,6 +149,7 @@ class _Rewriter:
         if group is not None and group.op in WEIGHTED and self.graph.kind(operator) in INTEGER_FORMS[group.op]:
             if plan is not None:
                 store_weights(self.model, self.quantized, group, self.graph, operator, plan.writes.dtype)
+                pointwise_as_product(self.graph, operator)
             else:
                 store_float_bias(self.model, self.quantized, group, self.graph, operator)
         if plan is not None and self.graph.kind(operator) == "PADV2":

@@ -113,8 +113,8 @@ def _quantization(graph: Graph, index: int) -> StoredTensor | None:
 
 
 def _weight(model: Model, group: Group, graph: Graph, operator: Any, kind: str) -> StoredWeight | None:
-    q = graph.quantization(int(operator.inputs[1]))
-    integers = graph.constant(int(operator.inputs[1]))
+    index = int(operator.inputs[1])
+    q, integers = graph.quantization(index), graph.constant(index)
     if q is None or integers is None:
         return None
     shape = tuple(model.program.state_dict[group.weight or ""].shape)
@@ -122,5 +122,5 @@ def _weight(model: Model, group: Group, graph: Graph, operator: Any, kind: str) 
         integers = integers.transpose(_FROM_STORED[kind])
     slot = 3 if kind == "TRANSPOSE_CONV" else 2
     bias = graph.constant(int(operator.inputs[slot])) if slot < len(operator.inputs) else None
-    dtype = "" if bias is None else str(bias.dtype)
-    return StoredWeight(integers.reshape(shape), q[0], q[1].astype(np.int32), bias, dtype)
+    bias_dtype = "" if bias is None else str(bias.dtype)
+    return StoredWeight(integers.reshape(shape), graph.dtype(index), q[0], q[1].astype(np.int32), bias, bias_dtype)

@@ -19,6 +19,8 @@ WEIGHT_SLOT = 1
 CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
 """Axis of the output channels in a stored weight."""
 
+_WEIGHT_TYPES = ("int4", "int8")
+
 _BIAS_TYPES = {"int8": "int32", "int16": "int64"}
 """By the type of the activations, the type of the bias that the kernels add."""
 
@@ -58,22 +60,23 @@ def store_weights(
     """
     kind = graph.kind(operator)
     weight = quantized.weights[group.name]
-    if weight.integers.dtype is not torch.int8 or weight.q.scheme.width > 8:
-        raise UnsupportedError(f"no {weight.q.scheme.dtype} weights in TFLite", where=f"layer {group.name}")
+    dtype = weight.q.scheme.dtype
+    if dtype not in _WEIGHT_TYPES:
+        raise UnsupportedError(f"no {dtype} weights in TFLite", where=f"layer {group.name}")
     _check(model, group, graph, operator)
     integers = arrange(kind, weight.integers.numpy())
     channels = len(quantized.biases[group.name])
     scale = weight.q.scale.reshape(-1).numpy()
-    index = graph.tensor(group.weight or "", "int8", integers.shape, integers)
-    graph.quantize(index, "int8", scale, weight.q.zero_point.reshape(-1).numpy(), CHANNEL_AXIS[kind])
+    index = graph.tensor(group.weight or "", dtype, integers.shape, integers)
+    graph.quantize(index, dtype, scale, weight.q.zero_point.reshape(-1).numpy(), CHANNEL_AXIS[kind])
     operator.inputs[WEIGHT_SLOT] = index
 
     input_scale = quantized.activations[group.inputs[0]].q.scale
-    dtype = _BIAS_TYPES[activations]
-    bias = quantize_bias(quantized.biases[group.name], input_scale, weight.q).numpy().astype(dtype)
+    bias_type = _BIAS_TYPES[activations]
+    bias = quantize_bias(quantized.biases[group.name], input_scale, weight.q).numpy().astype(bias_type)
     scales = bias_scale(input_scale, weight.q, channels).numpy()[: len(scale)]
-    index = graph.tensor(group.bias or "", dtype, bias.shape, bias)
-    graph.quantize(index, dtype, scales, np.zeros(len(scales), dtype=np.int64))
+    index = graph.tensor(group.bias or "", bias_type, bias.shape, bias)
+    graph.quantize(index, bias_type, scales, np.zeros(len(scales), dtype=np.int64))
     _put_bias(graph, operator, index)
 
 

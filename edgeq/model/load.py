@@ -55,7 +55,7 @@ def read(
         UnsupportedError: the network does something that cannot be exported, or is not in float32.
     """
     given = asked_for(inputs, example)
-    with _quiet():
+    with quiet():
         if isinstance(source, ExportedProgram):
             loaded = from_program(source, given, "program")
         elif isinstance(source, torch.nn.Module):
@@ -103,7 +103,7 @@ def _from_module(module: torch.nn.Module, given: Given, where: str) -> Loaded:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep PyTorch's warnings and log lines to itself, for the duration."""
 
     def drop(record: logging.LogRecord) -> bool:

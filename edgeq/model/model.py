@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from edgeq.model.execute import Hook, execute
 from edgeq.model.fold import normalise
 from edgeq.model.groups import Group, find_groups
 from edgeq.model.load import read
-from edgeq.model.loaded import Loaded
+from edgeq.model.loaded import Loaded, sha256_program
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Model:
 
     Attributes:
         program: functional, batch norms folded, evaluation mode.
-        reference: the program as it was loaded: what "the float model" means in every comparison.
+        reference: gives the program as it was loaded: what "the float model" means in every comparison.
         inputs: name, shape (None where dynamic) and dtype of each input.
         output_names: the user's names of the outputs.
         kind: what the file was.
@@ -37,7 +37,7 @@ class Model:
     """
 
     program: ExportedProgram
-    reference: ExportedProgram
+    reference: Callable[[], ExportedProgram]
     inputs: tuple[InputSpec, ...]
     output_names: tuple[str, ...]
     kind: str
@@ -54,6 +54,11 @@ class Model:
     def nodes(self) -> dict[str, Node]:
         """Graph nodes by name."""
         return {node.name: node for node in self.program.graph.nodes}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what is computed: the normalised graph and its numbers, wherever they came from."""
+        return sha256_program(self.program)
 
     @property
     def input_nodes(self) -> tuple[str, ...]:
@@ -169,7 +174,7 @@ def from_loaded(loaded: Loaded) -> Model:
         specs.append(InputSpec(name, shape, str(value.dtype).removeprefix("torch.")))
     return Model(
         program=program,
-        reference=loaded.program,
+        reference=lambda: loaded.program,
         inputs=tuple(specs),
         output_names=loaded.output_names,
         kind=loaded.kind,
@@ -178,3 +183,8 @@ def from_loaded(loaded: Loaded) -> Model:
         example=tuple(loaded.example),
         notes=tuple(loaded.notes),
     )
+
+
+def reference_of(path: Path, inputs: Sequence[str]) -> ExportedProgram:
+    """The program of a file as it is."""
+    return read(path, inputs=inputs).program

@@ -44,9 +44,14 @@ class Scheme:
         return not self.dtype.startswith("u")
 
     @property
+    def stored_bits(self) -> int:
+        """Bits that one integer takes in a file."""
+        return _BITS[self.dtype]
+
+    @property
     def width(self) -> int:
         """Significant bits."""
-        return self.bits if self.bits is not None else _BITS[self.dtype]
+        return self.bits if self.bits is not None else self.stored_bits
 
     @property
     def quant_min(self) -> int:

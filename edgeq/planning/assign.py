@@ -74,6 +74,14 @@ def assign(
     return Assignment(kernels, reasons, _shares(model, runtime, kernels, tensors), schemes)
 
 
+def writes_integers(model: Model, runtime: Runtime, group: Group) -> bool:
+    """Whether an integer kernel of this group would leave integers behind, and not write float at its end."""
+    trailing = _trailing(model) if runtime.io == "float" else set()
+    if _writes_float(model, group, runtime, trailing):
+        return False
+    return _activation_kernel(group, runtime, trailing) != "float"
+
+
 def _refusal(
     model: Model,
     group: Group,

@@ -6,6 +6,7 @@ import hashlib
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
+from edgeq.planning.assign import FLOAT
 from edgeq.planning.plan import LayerPlan, Plan, TensorPlan, WeightPlan
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.quantize import Quantized
@@ -30,7 +31,7 @@ def describe(model: Model, quantized: Quantized, *, target: str, data_hash: str)
 
 
 def _layer(quantized: Quantized, group: Group) -> LayerPlan:
-    integer = group.name in quantized.assignment.kernels
+    kernel = quantized.assignment.kernels.get(group.name)
     written = next((n for n in (group.output, group.root) if n in quantized.activations), None)
     return LayerPlan(
         name=group.name,
@@ -38,7 +39,7 @@ def _layer(quantized: Quantized, group: Group) -> LayerPlan:
         members=list(group.members),
         macs=group.macs,
         parameters=group.parameters,
-        precision="integer" if integer else "float32",
+        choice=kernel.name if kernel else FLOAT,
         reason=quantized.assignment.reasons[group.name],
         weight=_weight(quantized, group),
         output=_tensor(written, quantized.activations[written]) if written else None,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgeq.errors import UsageError
 from edgeq.numerics.scheme import DType, Granularity, Symmetry
+from edgeq.planning.rules import Rule
 from edgeq.registry.schema import Format, RuntimeName
 
 
@@ -50,16 +55,99 @@ class LayerPlan(_Strict):
     members: list[str]
     macs: int
     parameters: int
-    precision: Literal["integer", "float32"]
+    choice: str
+    """The name of the kernel that it runs in, such as `w8a8`, or `float32`."""
     reason: str
+    alternatives: dict[str, dict[str, float]] = {}
+    """By choice, what it is expected to cost: `latency` in seconds, `size` in bytes, `loss` (see `Planned`)."""
     weight: WeightPlan | None = None
     output: TensorPlan | None = None
+
+
+class Conversion(_Strict):
+    """What it costs to convert a tensor between float and integers: paid once if the layer that writes it takes one of
+    `leaves` and a layer that reads it one of the choices that `readers` gives for it."""
+
+    producer: str | None
+    leaves: list[str]
+    readers: dict[str, list[str]]
+    costs: dict[str, float]
+
+
+class Condition(_Strict):
+    """A layer may take one of `choices` only if one of the layers in `any_of` takes one of those beside it."""
+
+    layer: str
+    choices: list[str]
+    any_of: dict[str, list[str]]
+
+
+class Proof(_Strict):
+    """What was measured on a build of the plan, in its own runtime."""
+
+    latency: float | None
+    """Median seconds."""
+    latency_of: dict[str, float] = {}
+    """Median seconds of what took turns with it: the float baselines, and the preferred kernels everywhere."""
+    size: int
+    """Bytes of all files."""
+    metric: str
+    unit: str
+    score: float | None
+    float_score: float | None
+    drop: float | None
+    drop_low: float | None
+    drop_high: float | None
+    held: bool
+    """Whether every limit held."""
+
+
+class Attempt(_Strict):
+    """One round of the search."""
+
+    loss_limit: float
+    predicted: dict[str, float]
+    changed: int
+    """Layers that another choice than the preferred kernel was taken for."""
+    proof: Proof
+
+
+class Planned(_Strict):
+    """How a plan was found. Costs are sums over its layers and conversions.
+
+    `loss` is the expected squared movement of the outputs over their own power, by one Gauss-Newton pass. `latency` is
+    fitted to the runtime's profile of a few builds (`latency_from` says so, or says that it is modelled).
+    """
+
+    minimize: str
+    limits: dict[str, float]
+    """What the last round was solved under."""
+    predicted: dict[str, float]
+    latency_from: Literal["measured", "modelled"] | None
+    method: Literal["optimal", "time limit", "greedy"]
+    gap: float
+    fixed: dict[str, float]
+    """Costs of every plan."""
+    attempts: list[Attempt]
+    proof: Proof | None
+    notes: list[str] = []
+    conditions: list[Condition]
+    conversions: list[Conversion]
+
+
+class Given(_Strict):
+    """What the plan was made from, as it was given: `edgeq deploy --plan` takes from here what it is not told."""
+
+    calibration: str
+    evaluation: str | None = None
+    preprocess: str | None = None
+    metric: str | None = None
 
 
 class Plan(_Strict):
     """What is to be built for one runtime of one target."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model_hash: str
     data_hash: str
     target: str
@@ -67,3 +155,54 @@ class Plan(_Strict):
     format: Format
     inputs: dict[str, TensorPlan]
     layers: list[LayerPlan]
+    rules: list[Rule] = []
+    """Written by a person: they overrule the choices above."""
+    given: Given | None = None
+    planned: Planned | None = None
+    """None where every layer simply has the runtime's preferred kernel."""
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from its file.
+
+    Raises:
+        UsageError: the file is missing, is no plan, or was edited into something else; names the place.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), remedy="check the path") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        line = getattr(error, "lineno", 1)
+        raise UsageError("is not a plan: no valid JSON", where=f"{path}:{line}", remedy="see edgeq plan") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != 2:
+        raise UsageError(
+            "is not a plan of this version" if version else "is not a plan",
+            where=str(path),
+            remedy="make it with edgeq plan",
+        )
+    try:
+        return Plan.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise UsageError(f"{place}: {problem['msg']}", where=str(path), remedy="correct this place") from error
+
+
+def refuse_other(plan: Plan, *, model_hash: str, layers: Sequence[str]) -> None:
+    """Refuses a plan that was made for another model.
+
+    Raises:
+        UsageError: says what differs.
+    """
+    if plan.model_hash == model_hash:
+        return
+    own, there = set(layers), {layer.name for layer in plan.layers}
+    differs = sorted(own ^ there)
+    what = (
+        f"{len(differs)} of its layers are not the same, such as {differs[0]}"
+        if differs
+        else "the layers have the same names, the weights are others"
+    )
+    raise UsageError(f"the plan was made for another model: {what}", remedy="plan this model with edgeq plan")

@@ -39,6 +39,10 @@ class QuantizedTensor:
     reason: str
 
 
+Ranges = dict[tuple[str, Scheme, bool, tuple[str, ...]], QuantizedTensor]
+"""Found ranges, by estimator, scheme, whether the runtime prescribed them, and the tensors that share them."""
+
+
 def quantize_activations(
     model: Model,
     runtime: Runtime,
@@ -46,13 +50,16 @@ def quantize_activations(
     calibration: Calibration,
     impact: Impact | None = None,
     estimator: str = "auto",
+    ranges: Ranges | None = None,
 ) -> dict[str, QuantizedTensor]:
     """Scale and zero point of every quantized tensor, by graph node.
 
     Args:
         impact: what the rule minimizes.
         estimator: `auto` for the rule of `edgeq.calibration.estimators.choose`, or the name of one estimator.
+        ranges: what was found for other plans of the same model; what is found now is added to it.
     """
+    known = {} if ranges is None else ranges
     shares: dict[str, list[str]] = defaultdict(list)
     for name, share in assignment.tensors.items():
         shares[share].append(name)
@@ -61,12 +68,16 @@ def quantize_activations(
     for share, names in shares.items():
         scheme = assignment.schemes[share].activation_scheme
         fixed = next((f for n in names if (f := _fixed(model, n, runtime)) is not None), None)
-        tensor = (
-            _prescribed(fixed, share, runtime.name)
-            if fixed
-            else _estimated(names, share, scheme, calibration, impact, estimator, boundary=not ends.isdisjoint(names))
-        )
-        result.update(dict.fromkeys(names, tensor))
+        key = (estimator, scheme, fixed is not None, tuple(sorted(names)))
+        if key not in known:
+            known[key] = (
+                _prescribed(fixed, share, runtime.name)
+                if fixed
+                else _estimated(
+                    names, share, scheme, calibration, impact, estimator, boundary=not ends.isdisjoint(names)
+                )
+            )
+        result.update(dict.fromkeys(names, known[key]))
     return {name: result[name] for name in sorted(result)}
 
 

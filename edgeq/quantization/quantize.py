@@ -15,7 +15,7 @@ from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
 from edgeq.numerics import fake_quantize
 from edgeq.planning.assign import Assignment, assign
-from edgeq.quantization.activations import QuantizedTensor, quantize_activations
+from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
 from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.weights import QuantizedWeight, quantize_weight
 from edgeq.registry.schema import Runtime
@@ -49,6 +49,7 @@ def quantize_model(
     choices: Mapping[str, str] | None = None,
     estimator: str = "auto",
     correct_bias: bool = True,
+    ranges: Ranges | None = None,
 ) -> Quantized:
     """Ranges, integer weights and corrected biases for one runtime.
 
@@ -56,10 +57,11 @@ def quantize_model(
         impact: what the choice of ranges minimizes (see `edgeq.calibration.impact`).
         choices: by group name, the name of a kernel or `float32`, where it is not the runtime's preferred kernel.
         estimator: see `quantize_activations`.
+        ranges: see `quantize_activations`; a search over many plans of one model and runtime keeps them here.
         correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
     """
     assignment = assign(model, runtime, calibration.histograms, choices)
-    activations = quantize_activations(model, runtime, assignment, calibration, impact, estimator)
+    activations = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
     state = model.program.state_dict
     weights: dict[str, QuantizedWeight] = {}
     biases: dict[str, torch.Tensor] = {}

@@ -17,7 +17,7 @@ class QuantizedWeight:
     """Integers in PyTorch's layout with their scales.
 
     Attributes:
-        integers: the storage type of `q.scheme`, in the weight's shape.
+        integers: the storage type of `q.scheme`, int8 for 4 bits, in the weight's shape.
         q: scale float32 [channels] (or []), zero point.
     """
 

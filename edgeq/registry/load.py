@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,11 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from edgeq.errors import UsageError
 from edgeq.registry.schema import Kernel, Profile, Runtime, Target
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edgeq.toml import read_toml
 
 Kind = Literal["targets", "profiles"]
 Schema = TypeVar("Schema", Target, Profile)
@@ -158,7 +153,7 @@ def _merged(path: Path, kind: Kind, schema: type[Schema], chain: tuple[Path, ...
     if path in chain:
         circle = " -> ".join(p.name for p in (*chain[chain.index(path) :], path))
         raise UsageError(f"files extend each other in a circle: {circle}", where=f"{path}: extends", remedy="break it")
-    table = _read(path)
+    table = read_toml(path)
     base = table.pop("extends", None)
     if base is None:
         return table
@@ -172,21 +167,6 @@ def _merged(path: Path, kind: Kind, schema: type[Schema], chain: tuple[Path, ...
     # Two files must not describe different things under one name.
     inherited.pop("name")
     return _merge(inherited, table)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text)
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), remedy="check the file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError("is not UTF-8 text", where=str(path), remedy="save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"at line (\d+)", str(error))
-        line = int(found[1]) if found else text.count("\n") + 1
-        cause = re.sub(r" \(at [^)]*\)$", "", str(error))
-        raise UsageError(f"is not valid TOML: {cause}", where=f"{path}:{line}", remedy="correct this line") from error
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,8 @@ class Runtime(_Strict):
     """Operators whose integer kernel can write float, so that a model's output need not be rounded."""
     float_alternatives: list[Literal["bfloat16", "float16"]] = []
     """Reduced-precision float modes to measure beside float32."""
+    rounds_float_layers: bool = False
+    """The runtime rounds the weights of float layers between quantized tensors by itself, unless it is kept from it."""
     kernels: Annotated[list[Kernel], Field(min_length=1)]
     """In order of preference: the first that lists an operator is its default."""
 

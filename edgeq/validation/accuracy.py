@@ -95,6 +95,25 @@ def compare(
     )
 
 
+def quick_drop(
+    reference: Sequence[Array], measured: Sequence[Array], labels: Array | None, metric: Metric | None
+) -> float | None:
+    """The drop that `compare` shows, without its interval: of the metric, or top-1, or agreement with the float model.
+
+    None where the outputs have no answers to compare.
+    """
+    if metric is not None:
+        sign = 1.0 if metric.higher_is_better else -1.0
+        return sign * (metric.score(per_sample(reference), labels) - metric.score(per_sample(measured), labels))
+    if labels is not None:
+        wanted = check_labels(labels, reference[0].shape, reference[0].dtype)
+        before, after = (_answers(o[0]).reshape(len(wanted)) == wanted for o in (reference, measured))
+        return 100 * (float(before.mean()) - float(after.mean()))
+    if not _has_answers(reference[0]):
+        return None
+    return 100 - _agreement(reference[0], measured[0]).value
+
+
 def check_labels(labels: Array, shape: Sequence[int], dtype: Any = np.float32) -> NDArray[np.int64]:
     """Labels as [N] class indices that fit a classifier's output; to be called before any long work, too.
 

@@ -18,6 +18,7 @@ from edgeq.model.execute import execute
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, dequantize, quantize
 from edgeq.progress import Progress
+from edgeq.quantization.quantize import Quantized
 from edgeq.report.schema import Accuracy, Placement, Speed
 from edgeq.runtimes import runtime
 from edgeq.validation.accuracy import compare
@@ -67,10 +68,12 @@ class Measured:
 def reference_outputs(model: Model, data: Dataset, progress: Progress) -> list[Array]:
     """The float model's outputs, [N, ...] each, from the program as it was loaded: not folded, not exported."""
 
+    program = model.reference()
+
     def run(batch: list[torch.Tensor]) -> tuple[int, list[torch.Tensor]]:
         samples = len(batch[0]) if model.inputs[0].batched else 1
         factor = 1 if model.dynamic_batch else samples
-        return samples, execute(model.reference, [batch], batch_factors=[factor])[0]
+        return samples, execute(program, [batch], batch_factors=[factor])[0]
 
     parts: list[list[torch.Tensor]] = []
     done = 0
@@ -105,16 +108,9 @@ def measure(
     Raises:
         DeviceError: the runtime refused the artefact, crashed, or computed NaN.
     """
-    feed = {
-        n: quantize(torch.from_numpy(a), ends.inputs[n]).numpy() if n in ends.inputs else a
-        for n, a in data.inputs.items()
-    }
+    feed = _feed(data, ends)
     raw = device.outputs(artifact, feed, progress)
-    real = [
-        dequantize(torch.from_numpy(array), q).numpy() if q is not None else array
-        for array, q in zip(raw, ends.outputs, strict=True)
-    ]
-    outputs = [a.reshape(r.shape) if a.size == r.size else a for a, r in zip(real, reference, strict=True)]
+    outputs = _real(raw, reference, ends)
     accuracy = compare(reference, outputs, data.labels, metric, ends.limits)
     one = {name: array[:1] for name, array in feed.items()}
     placements = device.placement(artifact, one, threads=threads)
@@ -137,6 +133,28 @@ def measure(
         progress,
     )
     return Measured(raw, accuracy, placements, timed, None, cold.artifact_bytes, cold.seconds)
+
+
+def answers(
+    artifact: Candidate, device: Device, data: Dataset, reference: list[Array], ends: Ends, progress: Progress
+) -> list[Array]:
+    """The artefact's outputs as real numbers, in the shapes of the float model's."""
+    return _real(device.outputs(artifact, _feed(data, ends), progress), reference, ends)
+
+
+def _feed(data: Dataset, ends: Ends) -> dict[str, Array]:
+    return {
+        n: quantize(torch.from_numpy(a), ends.inputs[n]).numpy() if n in ends.inputs else a
+        for n, a in data.inputs.items()
+    }
+
+
+def _real(raw: list[Array], reference: list[Array], ends: Ends) -> list[Array]:
+    real = [
+        dequantize(torch.from_numpy(array), q).numpy() if q is not None else array
+        for array, q in zip(raw, ends.outputs, strict=True)
+    ]
+    return [a.reshape(r.shape) if a.size == r.size else a for a, r in zip(real, reference, strict=True)]
 
 
 def _time(
@@ -173,6 +191,22 @@ def _time(
 def _stack(parts: list[torch.Tensor], samples: int) -> Array:
     whole = torch.cat(parts) if sum(len(p) if p.dim() else 1 for p in parts) == samples else torch.stack(parts)
     return whole.numpy()
+
+
+def ends_of(model: Model, quantized: Quantized) -> Ends:
+    """How the ends of a quantized model's artefact are quantized."""
+    scales = [quantized.activations[n].q if n in quantized.activations else None for n in model.output_nodes]
+    integer = quantized.runtime.io == "integer"
+    # a float output that was rounded on its way still has the ends of its integer type
+    return Ends(
+        inputs={
+            spec.name: quantized.activations[node].q
+            for spec, node in zip(model.inputs, model.input_nodes, strict=True)
+            if integer and node in quantized.activations
+        },
+        outputs=[q if integer else None for q in scales],
+        limits=[None if q is None else (q.low, q.high) for q in scales],
+    )
 
 
 def integer_ends(name: str) -> DeviceError:

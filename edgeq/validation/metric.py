@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,17 @@ class Metric:
         if not math.isfinite(score):
             raise UsageError(f"the metric returned {score}", where=self.name, remedy="return one finite number")
         return score
+
+
+def identity(metric: Metric | None) -> str:
+    """What tells one metric from another, for results that are kept; empty where that cannot be told."""
+    if metric is None:
+        return "top-1 or agreement"
+    try:
+        source = Path(inspect.getsourcefile(metric.function) or "").read_bytes()
+    except (TypeError, OSError):
+        return ""
+    return f"{metric.name} {metric.unit} {metric.higher_is_better} {hashlib.sha256(source).hexdigest()}"
 
 
 def load_metric(spec: str) -> Metric:

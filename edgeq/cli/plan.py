@@ -1,0 +1,238 @@
+"""`edgeq plan` and `edgeq explain`: the best plan within limits, and why each layer got what it got."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from edgeq.cli import options as o
+from edgeq.cli.outcome import limits_from
+from edgeq.cli.shell import Shell
+from edgeq.errors import GateError, UsageError
+
+if TYPE_CHECKING:
+    from edgeq.planning.explain import Change, Explanation
+    from edgeq.planning.plan import Plan, Proof
+
+
+class Minimize(str, Enum):
+    """What the best plan has the least of."""
+
+    latency = "latency"
+    size = "size"
+    loss = "loss"
+
+
+def plan(
+    shell: Shell,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A .pt2, TorchScript, torch.save or safetensors file.", show_default=False
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="T", help="What to plan for: a name from `edgeq targets`, or a .toml file."),
+    ] = None,
+    calib: o.Calibration = None,
+    evaluation: o.Evaluation = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the plan is written.")] = Path(
+        "plan.json"
+    ),
+    minimize: Annotated[
+        Minimize, typer.Option(help="What to have the least of, within the limits.")
+    ] = Minimize.latency,
+    rules: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .toml file with [[rules]]: what some layers have to be.")
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(metavar="PLAN", help="Cost an edited plan anew, without a build; nothing else is done."),
+    ] = None,
+    preprocess: o.Preprocess = None,
+    metric: o.MetricName = None,
+    format: Annotated[o.FormatChoice, typer.Option(help="Plan for the best format, or for one.")] = o.FormatChoice.auto,
+    device: o.DeviceName = None,
+    threads: o.Threads = 1,
+    inputs: o.Inputs = [],  # noqa: B006
+    arch: o.Arch = None,
+    trust_pickle: o.TrustPickle = False,
+    max_drop: o.MaxDrop = None,
+    max_latency: o.MaxLatency = None,
+    max_size: o.MaxSize = None,
+) -> int:
+    """Find the best plan that the device allows: measured costs, measured sensitivity, solved, built and proved.
+
+    Exit codes: 0 done and all limits held; 2 wrong use;
+    3 a limit cannot be held (the best plan is written);
+    4 not supported; 5 device or runtime failed.
+    """
+    if check is not None:
+        return _check(shell, check)
+    for value, option in ((model, "MODEL"), (target, "--target"), (calib, "--calib"), (evaluation, "--eval")):
+        if value is None:
+            raise UsageError(f"{option} is missing", remedy="see edgeq plan --help")
+    assert model is not None and target is not None and calib is not None and evaluation is not None
+    limits = limits_from(max_drop, max_latency, max_size, None, True)
+    with shell.stages() as stages:
+        import json
+
+        from edgeq.files import atomic_write
+        from edgeq.planning.planner import plan as find
+        from edgeq.planning.rules import read_rules
+
+        ruled = read_rules(rules) if rules else []
+        if not out.parent.is_dir():
+            raise UsageError(
+                "there is no such folder", where=str(out.parent), remedy="make it, or choose another --out"
+            )
+        found = find(
+            model,
+            target=target,
+            calibration=calib,
+            evaluation=evaluation,
+            minimize=minimize.value,
+            limits=limits,
+            format=format.value,
+            preprocess=preprocess,
+            metric=metric,
+            device=device,
+            threads=threads,
+            inputs=inputs,
+            arch=arch,
+            trust_pickle=trust_pickle,
+            rules=ruled,
+            progress=stages,
+        )
+        atomic_write(out, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
+    if not shell.quiet:
+        _show(shell, found, out)
+    if shell.json:
+        shell.document(found)
+    assert found.planned is not None and found.planned.proof is not None
+    if found.planned.proof.held:
+        return 0
+    from edgeq.planning.explain import guiltiest
+
+    return shell.tell(
+        GateError(
+            "no plan that was built holds every limit; the best one is written",
+            where=str(out),
+            remedy=f"loosen a limit; most of what is lost comes from {', '.join(guiltiest(found)) or 'no layer'}",
+        )
+    )
+
+
+def explain(
+    shell: Shell,
+    file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of `edgeq plan`.")],
+    layer: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only layers whose name matches, such as features.1*.")
+    ] = None,
+) -> int:
+    """Say why each layer got its choice, what each alternative would cost, and what to change next."""
+    from edgeq.planning.explain import explain as work_out
+    from edgeq.planning.plan import read_plan
+
+    found = work_out(read_plan(file), layer)
+    if shell.json:
+        shell.document(found)
+        return 0
+    _show_explanation(shell, found)
+    return 0
+
+
+def _check(shell: Shell, path: Path) -> int:
+    from edgeq.planning.explain import recost
+    from edgeq.planning.plan import read_plan
+
+    found = recost(read_plan(path))
+    if shell.json:
+        shell.document(found)
+    else:
+        for fault in found.faults:
+            shell.console.print(Text(fault), soft_wrap=True)
+        if not found.faults:
+            table = _table("", "this plan", "as it was planned")
+            for measure, value in found.costs.items():
+                table.add_row(measure, _cost(measure, value), _cost(measure, found.before.get(measure, 0.0)))
+            shell.console.print(table)
+            shell.console.print("predicted from the plan's own costs; edgeq deploy --plan measures it")
+    return UsageError.exit_code if found.faults else 0
+
+
+def _show(shell: Shell, found: Plan, out: Path) -> None:
+    planned = found.planned
+    assert planned is not None and planned.proof is not None
+    proof, console = planned.proof, shell.console
+    kinds: dict[str, int] = {}
+    for layer in found.layers:
+        kinds[layer.choice] = kinds.get(layer.choice, 0) + 1
+    verdict = "every limit held" if proof.held else "a limit was missed"
+    console.print(Text.assemble((f"{found.format} in {found.runtime}", "bold"), f": {verdict}"))
+    console.print(Text(", ".join(f"{count} layers {choice}" for choice, count in sorted(kinds.items()))))
+    table = _table("", "predicted", "measured")
+    for measure, value in planned.predicted.items():
+        measured = {"latency": proof.latency, "size": proof.size, "loss": None}.get(measure)
+        table.add_row(measure, _cost(measure, value), "" if measured is None else _cost(measure, measured))
+    if proof.drop is not None:
+        interval = f" ({proof.drop_low:.2f} to {proof.drop_high:.2f})" if proof.drop_low is not None else ""
+        table.add_row(f"drop of {proof.metric}", "", f"{proof.drop:.2f}{interval}")
+    console.print(table)
+    for name, seconds in proof.latency_of.items():
+        what = "the preferred kernels everywhere" if name == "preferred" else f"{name}, in turns"
+        console.print(Text(f"{what}: {_cost('latency', seconds)}{_times(proof, seconds)}"))
+    how = f"{planned.method}, within {100 * planned.gap:.2g} % of the best possible" if planned.gap else planned.method
+    console.print(Text(f"{planned.minimize} minimized: {how}; {len(planned.attempts)} built and measured"))
+    for note in planned.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
+    console.print(Text(f"{out}  (edgeq explain, edgeq deploy --plan)"), soft_wrap=True)
+
+
+def _times(proof: Proof, seconds: float) -> str:
+    return f", {seconds / proof.latency:.2f}x the plan's" if proof.latency else ""
+
+
+def _show_explanation(shell: Shell, found: Explanation) -> None:
+    console = shell.console
+    table = _table("layer", "choice", "instead", "latency", "size", "loss")
+    for layer in found.layers:
+        rows = [[change.choice, *_delta(change)] for change in layer.alternatives] or [[""] * 4]
+        for number, cells in enumerate(rows):
+            head = (Text(layer.name), layer.choice) if number == 0 else ("", "")
+            table.add_row(*head, *cells)
+    console.print(table)
+    for title, steps in (("to gain accuracy", found.gain_accuracy), ("to gain speed", found.gain_speed)):
+        if steps:
+            console.print(Text(title, "bold"))
+        for change in steps:
+            latency, size, loss = _delta(change)
+            console.print(Text(f"  {change.layer}: {change.choice}  {latency} {size}  loss {loss}"), soft_wrap=True)
+    console.print("predicted: latency and size from measured builds, loss from one Gauss-Newton pass")
+
+
+def _delta(change: Change) -> list[str]:
+    latency = "" if change.latency is None else f"{1e6 * change.latency:+.0f} us"
+    return [latency, f"{change.size / 1000:+.1f} kB", f"{100 * change.loss:+.1f} %"]
+
+
+def _cost(measure: str, value: float) -> str:
+    from edgeq.report.wording import bytes_text, seconds_text
+
+    if measure == "latency":
+        return seconds_text(value)
+    return bytes_text(round(value)) if measure == "size" else f"{value:.3g}"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number == 0 else "right")
+    return table

@@ -1,0 +1,43 @@
+"""Names the operators of the float ONNX model after their layers: runtimes report these names when they say where an
+operator ran and how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgeq.export.onnx_float import FloatOnnx
+from edgeq.model.model import Model
+
+
+def name_operators(model: Model, source: FloatOnnx) -> None:
+    """Gives the operator that computes a layer's root the layer's name, and those of its activation
+    `<layer>/<activation>`. Operators that belong to no layer keep what the exporter called them."""
+    makers = {str(v.name): node for node in source.model.graph for v in node.outputs}
+    for group in model.groups:
+        for node, suffix in ((group.root, ""), (group.activation, f"/{group.activation_op}")):
+            operator = makers.get(source.values.get(node or "", ""))
+            if operator is not None:
+                operator.name = group.name + suffix
+
+
+def labels(model: Model, source: FloatOnnx) -> dict[str, str]:
+    """By each name that a runtime may give an operator, its own or that of the value it computes, its layer."""
+    own = {group.name: group.name for group in model.groups}
+    return {
+        source.values[member]: group.name
+        for group in model.groups
+        for member in group.members
+        if member in source.values
+    } | own
+
+
+def layer_of(name: str, labels: Mapping[str, str]) -> str | None:
+    """The layer that an operator belongs to by its name, also after a runtime has put its own marks behind it."""
+    stem = name
+    while stem not in labels:
+        # `features.0.0/relu6`, `features.0.0_token_7`, `hardtanh_nchwc`: what is behind the last mark goes
+        cut = max(stem.rfind(mark) for mark in ("/", "_token_", "_nchwc"))
+        if cut <= 0:
+            return None
+        stem = stem[:cut]
+    return labels[stem]

@@ -1,0 +1,98 @@
+"""A loaded model, as the cache keeps it: normalising a program takes longer than reading one that is normalised."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from edgeq.cache import Cache, Entry, content_key
+from edgeq.data.dataset import InputSpec
+from edgeq.errors import EdgeqError
+from edgeq.files import sha256_file
+from edgeq.model.exported import read_export
+from edgeq.model.kinds import identify
+from edgeq.model.load import quiet
+from edgeq.model.model import Model, load, reference_of
+
+VERSION = 1
+"""To be raised whenever normalisation changes."""
+
+LARGEST = 500_000_000
+"""Bytes of a file that is worth keeping a second time."""
+
+
+def load_kept(path: Path, inputs: Sequence[str], cache: Cache) -> Model:
+    """Loads a file as `load` does, or takes what an earlier run made of the same bytes.
+
+    Only for files that carry their own code: what a function of the user's builds cannot be told by a hash.
+    """
+    if cache.root is None or not path.is_file() or path.stat().st_size > LARGEST:
+        return load(path, inputs=inputs)
+    key = content_key(
+        "model", VERSION, file=sha256_file(path), name=path.name, inputs=list(inputs), torch=torch.__version__
+    )
+    entry = cache.get("model", key)
+    found = None if entry is None else _unpack(entry, path, inputs)
+    if found is None:
+        found = load(path, inputs=inputs)
+        packed = _pack(found)
+        if packed is not None:
+            cache.put("model", key, packed)
+    return found
+
+
+def _pack(model: Model) -> Entry | None:
+    stream = io.BytesIO()
+    try:
+        with quiet():
+            torch.export.save(model.program, stream)
+    except Exception:  # not every program that runs can be written; then it is made anew each time
+        return None
+    values = {
+        "fingerprint": model.fingerprint,
+        "inputs": [asdict(spec) for spec in model.inputs],
+        "output_names": list(model.output_names),
+        "kind": model.kind,
+        "source": model.source,
+        "sha256": model.sha256,
+        "notes": list(model.notes),
+        "examples": len(model.example),
+    }
+    examples = {f"example{i}": tensor.numpy() for i, tensor in enumerate(model.example)}
+    return Entry(values, {"program": np.frombuffer(stream.getvalue(), np.uint8), **examples})
+
+
+def _unpack(entry: Entry, path: Path, inputs: Sequence[str]) -> Model | None:
+    values = entry.values
+    try:
+        program = _program(entry.arrays["program"].tobytes())
+    except EdgeqError:
+        return None
+    specs = tuple(InputSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in values["inputs"])
+    model = Model(
+        program=program,
+        reference=lambda: reference_of(path, inputs),
+        inputs=specs,
+        output_names=tuple(values["output_names"]),
+        kind=values["kind"],
+        source=values["source"],
+        sha256=values["sha256"],
+        example=tuple(torch.from_numpy(entry.arrays[f"example{i}"].copy()) for i in range(values["examples"])),
+        notes=tuple(values["notes"]),
+    )
+    return model if model.fingerprint == values["fingerprint"] else None
+
+
+def _program(content: bytes) -> ExportedProgram:
+    """Reads as warily as a user's own file: a cache may be shared."""
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder, quiet():
+        path = Path(folder) / "program.pt2"
+        path.write_bytes(content)
+        return read_export(path, identify(path), trust=False)

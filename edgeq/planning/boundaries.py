@@ -1,0 +1,85 @@
+"""Where a plan changes between float and integers: the tensors that then have to be converted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.planning.assign import FLOAT, writes_integers
+from edgeq.registry.schema import Runtime
+
+Kind = Literal["quantize", "dequantize"]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A float tensor on its way between groups.
+
+    Attributes:
+        tensor: graph node whose value it is.
+        producer: the group that computes it, None for an input of the model.
+        float_anyway: it is float also where its producer runs on integers: as an input of the model, or where the
+            producer's activation has no integer kernel.
+        readers: the groups that read it, in the model's order.
+        elements: numbers in it, for one sample.
+    """
+
+    tensor: str
+    producer: str | None
+    float_anyway: bool
+    readers: tuple[str, ...]
+    elements: int
+
+
+def edges(model: Model, runtime: Runtime) -> tuple[Edge, ...]:
+    """Every tensor that a group reads, in the model's order."""
+    producers = {member: g for g in model.groups for member in g.members}
+    readers: dict[str, list[str]] = {}
+    for group in model.groups:
+        for name in dict.fromkeys(group.inputs):
+            readers.setdefault(name, []).append(group.name)
+    result = []
+    for name, found in readers.items():
+        producer = producers.get(name)
+        floats = producer is None or not writes_integers(model, runtime, producer)
+        result.append(Edge(name, producer.name if producer else None, floats, tuple(found), _elements(model, name)))
+    return tuple(result)
+
+
+def crossings(found: Sequence[Edge], choices: Mapping[str, str]) -> list[tuple[Edge, Kind]]:
+    """The conversions that a plan needs: a float tensor that an integer group reads is quantized, an integer tensor
+    that a float group reads is dequantized. What comes into the model is float."""
+    result: list[tuple[Edge, Kind]] = []
+    for edge in found:
+        integer = not edge.float_anyway and choices[edge.producer or ""] != FLOAT
+        if not integer and any(choices[r] != FLOAT for r in edge.readers):
+            result.append((edge, "quantize"))
+        if integer and any(choices[r] == FLOAT for r in edge.readers):
+            result.append((edge, "dequantize"))
+    return result
+
+
+def alternating(groups: Sequence[Group], found: Sequence[Edge]) -> dict[str, bool]:
+    """Colours groups so that nearly every edge joins two colours: by their distance from the inputs."""
+    depth: dict[str, int] = {}
+    incoming: dict[str, list[str]] = {}
+    for edge in found:
+        for reader in edge.readers:
+            if edge.producer is not None:
+                incoming.setdefault(reader, []).append(edge.producer)
+    for group in groups:
+        depth[group.name] = 1 + max((depth[p] for p in incoming.get(group.name, ())), default=-1)
+    return {name: level % 2 == 0 for name, level in depth.items()}
+
+
+def _elements(model: Model, name: str) -> int:
+    value = model.nodes[name].meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return 0
+    return int(np.prod([int(d) for d in value.shape if isinstance(d, int)], dtype=np.int64))

@@ -1,0 +1,63 @@
+"""How much damage a limit on the metric allows: noise is put on the float model's outputs until the metric falls by it.
+
+It needs no run of any model, only the metric. Real rounding errors are no white noise, so this is where a search
+begins; what the artefact loses is measured on the artefact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Score = Callable[[Sequence[Array]], float]
+
+SMALLEST, LARGEST = 1e-7, 1.0
+DRAWS = 4
+STEPS = 8
+
+
+def allowed_damage(
+    outputs: Sequence[Array], drop: Callable[[Sequence[Array]], float], limit: float, seed: int = 0
+) -> float:
+    """The largest damage (see `edgeq.planning.sensitivity`) whose expected drop is within the limit.
+
+    Args:
+        outputs: the float model's, [N, ...] each.
+        drop: from outputs to the drop of the metric against the float model's, in the limit's unit.
+        limit: the most that may be lost.
+
+    Returns:
+        Squared movement over the outputs' own power, between 1e-7 and 1.
+    """
+    rng = np.random.default_rng(seed)
+    noises = [[rng.standard_normal(o.shape, np.float32) for o in outputs] for _ in range(DRAWS)]
+
+    def expected(damage: float) -> float:
+        return float(np.mean([drop(_noisy(outputs, noise, damage)) for noise in noises]))
+
+    low, high = np.log(SMALLEST), np.log(LARGEST)
+    if expected(LARGEST) <= limit:
+        return LARGEST
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        if expected(float(np.exp(middle))) <= limit:
+            low = middle
+        else:
+            high = middle
+    return float(np.exp(low))
+
+
+def _noisy(outputs: Sequence[Array], noise: Sequence[Array], damage: float) -> list[Array]:
+    found: list[Array] = []
+    for output, white in zip(outputs, noise, strict=True):
+        if not np.issubdtype(output.dtype, np.floating):
+            found.append(output)
+            continue
+        power = np.square(output.reshape(len(output), -1), dtype=np.float64).mean(1)
+        scale = np.sqrt(damage * power).astype(np.float32).reshape(-1, *[1] * (output.ndim - 1))
+        found.append(output + white * scale)
+    return found

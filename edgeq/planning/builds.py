@@ -1,0 +1,156 @@
+"""A few builds of the whole model whose times and sizes tell those of every plan: uniform ones and alternating ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeq.calibration.calibrate import Calibration
+from edgeq.devices import Candidate, Device
+from edgeq.devices.device import Inputs
+from edgeq.export.artifact import Exporter
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.planning.assign import FLOAT
+from edgeq.planning.boundaries import Edge, alternating
+from edgeq.planning.ladder import Ladder, uniform
+from edgeq.planning.timing import Observed, attribute
+from edgeq.progress import Progress
+from edgeq.quantization.quantize import quantize_model
+from edgeq.registry.schema import Runtime
+from edgeq.report.schema import Placement
+
+ROUNDS = 60
+PROFILED = 30
+SLICE_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Built:
+    """One build.
+
+    Attributes:
+        choices: by group name, as the exporter could follow them.
+        candidate: the artefact.
+        size: bytes of its files.
+    """
+
+    choices: dict[str, str]
+    candidate: Candidate
+    size: int
+
+
+def probing_plans(groups: Sequence[Group], choices: Ladder, edges: Sequence[Edge]) -> dict[str, dict[str, str]]:
+    """Plans that between them give every layer every choice among like and among unlike neighbours.
+
+    Returns:
+        By name: `float32`; one uniform plan for each kernel, the preferred one first; two that alternate between
+        float and integers from layer to layer; two that are random, each the other's opposite.
+    """
+    preferred, floats = uniform(choices), dict.fromkeys(choices, FLOAT)
+    others = dict.fromkeys(c for options in choices.values() for c in options[1:] if c != FLOAT)
+    found = {FLOAT: floats, "preferred": preferred} | {name: uniform(choices, name) for name in others}
+    first = alternating(groups, edges)
+    rng = random.Random(0)
+    second = {name: rng.random() < 0.5 for name in choices}
+    for name, coloured in (("alternating", first), ("random", second)):
+        for side in (True, False):
+            plan = {group: preferred[group] if coloured[group] is side else FLOAT for group in choices}
+            found[f"{name} {'a' if side else 'b'}"] = plan
+    return found
+
+
+def build_all(
+    model: Model,
+    runtime: Runtime,
+    calibration: Calibration,
+    plans: Mapping[str, Mapping[str, str]],
+    exporter: Exporter,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Built]:
+    """Writes an artefact for every plan. Ranges are the extremes: what is stored has no influence on time or size."""
+    found: dict[str, Built] = {}
+    for done, (name, plan) in enumerate(plans.items(), start=1):
+        quantized = quantize_model(model, runtime, calibration, choices=plan, estimator="min-max", correct_bias=False)
+        place = folder / f"build{done}"
+        place.mkdir()
+        files = exporter.write(quantized, place)
+        kernels = quantized.assignment.kernels
+        followed = {group: kernels[group].name if group in kernels else FLOAT for group in plan}
+        size = sum(file.stat().st_size for file in files)
+        found[name] = Built(followed, Candidate(files[0], runtime.name), size)
+        progress.step(done, len(plans))
+    return found
+
+
+def observe(
+    model: Model,
+    built: Mapping[str, Built],
+    device: Device,
+    inputs: Inputs,
+    labels: Mapping[str, str],
+    threads: int,
+    progress: Progress,
+) -> list[Observed]:
+    """Times the builds in turns, and finds out how long each layer took in each.
+
+    Args:
+        inputs: one sample.
+        labels: see `attribute`.
+    """
+    runs = device.latency(
+        {name: b.candidate for name, b in built.items()}, inputs, progress, rounds=ROUNDS, threads=threads
+    )
+    totals = {name: float(np.median(seconds)) for name, seconds in runs.items()}
+    if next(iter(built.values())).candidate.runtime == "litert":
+        rows = _sliced(model, built, device, threads, progress)
+    else:
+        rows = {
+            name: device.placement(b.candidate, inputs, threads=threads, runs=PROFILED) for name, b in built.items()
+        }
+    return [attribute(model, rows[name], labels, b.choices, totals[name]) for name, b in built.items()]
+
+
+def _sliced(
+    model: Model, built: Mapping[str, Built], device: Device, threads: int, progress: Progress
+) -> dict[str, list[Placement]]:
+    """Rows as a profiler would give them, of layers that ran alone: for a runtime that profiles no layers."""
+    from edgeq.export.tflite_slices import Slice, slices
+
+    names = {g.name: g.name for g in model.groups}
+    parts = {name: slices(b.candidate.path.read_bytes(), names) for name, b in built.items()}
+    # layers that are the same in several builds are timed once
+    distinct: dict[str, Slice] = {part.digest: part for found in parts.values() for part in found}
+    folder = next(iter(built.values())).candidate.path.parent
+    candidates = {}
+    for digest, part in distinct.items():
+        path = folder / f"{digest}.tflite"
+        path.write_bytes(part.data)
+        candidates[digest] = Candidate(path, "litert")
+    runs = device.latency(
+        candidates,
+        {},
+        progress,
+        own_inputs={digest: part.inputs() for digest, part in distinct.items()},
+        rounds=SLICE_ROUNDS,
+        warmup=2,
+        threads=threads,
+    )
+    return {
+        name: [
+            Placement(
+                name=part.layer,
+                op="",
+                where="alone",
+                integer=None,
+                microseconds=1e6 * float(np.median(runs[part.digest])),
+            )
+            for part in found
+        ]
+        for name, found in parts.items()
+    }

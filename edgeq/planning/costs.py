@@ -1,0 +1,132 @@
+"""Everything that a choice costs in one runtime on one device, measured once and kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from edgeq.cache import Entry
+from edgeq.devices import Device
+from edgeq.export.artifact import Exporter
+from edgeq.numerics import QParams, Scheme
+from edgeq.planning.assign import FLOAT
+from edgeq.planning.boundaries import edges
+from edgeq.planning.builds import build_all, observe, probing_plans
+from edgeq.planning.ladder import Ladder, uniform
+from edgeq.planning.problem import state
+from edgeq.planning.sensitivity import measure_sensitivity
+from edgeq.planning.size import fit_sizes
+from edgeq.planning.solver import Boundary, Need, Problem
+from edgeq.planning.timing import fit
+from edgeq.prepare import Job
+from edgeq.quantization.activations import QuantizedTensor, Ranges
+from edgeq.quantization.quantize import quantize_model
+from edgeq.registry.schema import Runtime
+
+COSTS_VERSION = 1
+"""To be raised whenever what is measured, or how it is kept, changes."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a search needs to know.
+
+    Attributes:
+        problem: every choice of every layer with its loss, size and, where the device has a clock, latency.
+        timed: whether there is a latency.
+        ranges: of the activations, which every plan of this runtime shares.
+    """
+
+    problem: Problem
+    timed: bool
+    ranges: Ranges
+
+
+def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder) -> Costs:
+    """One pass for the losses, a few builds for times and sizes."""
+    clock, model, device = job.clock, job.model, job.device
+    found_edges = edges(model, runtime)
+    ranges: Ranges = {}
+    with clock.stage(f"sensitivity for {runtime.name}") as steps:
+        kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
+        alternatives = {
+            name: quantize_model(
+                model, runtime, job.calibration, job.impact, choices=uniform(options, name), ranges=ranges
+            )
+            for name in kernels
+        }
+        sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps)
+    with clock.stage(f"builds for {runtime.name}") as steps:
+        plans = probing_plans(model.groups, options, found_edges)
+        built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps)
+    timing = None
+    if isinstance(device, Device) and not device.emulated:
+        with clock.stage(f"times in {runtime.name}") as steps:
+            one = {name: array[:1] for name, array in job.calibration_data.inputs.items()}
+            labels = exporter.labels(runtime.format)
+            timing = fit(model, found_edges, observe(model, built, device, one, labels, job.threads, steps))
+    sizes = fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()])
+    problem = state(model, runtime, options, found_edges, sensitivity, timing, sizes)
+    return Costs(problem, timing is not None, ranges)
+
+
+def pack_costs(found: Costs) -> Entry:
+    problem = found.problem
+    return Entry(
+        {
+            "options": {
+                group: {c: dict(costs) for c, costs in offered.items()} for group, offered in problem.options.items()
+            },
+            "boundaries": [
+                [b.producer, sorted(b.leaves), {r: sorted(v) for r, v in b.readers.items()}, dict(b.costs)]
+                for b in problem.boundaries
+            ],
+            "needs": [[n.group, sorted(n.choices), [[o, sorted(v)] for o, v in n.any_of]] for n in problem.needs],
+            "fixed": dict(problem.fixed),
+            "timed": found.timed,
+            "ranges": [
+                [estimator, asdict(scheme), fixed, list(names), _pack_tensor(tensor)]
+                for (estimator, scheme, fixed, names), tensor in found.ranges.items()
+            ],
+        }
+    )
+
+
+def unpack_costs(entry: Entry) -> Costs:
+    values = entry.values
+    problem = Problem(
+        values["options"],
+        [
+            Boundary(producer, frozenset(leaves), {r: frozenset(v) for r, v in readers.items()}, costs)
+            for producer, leaves, readers, costs in values["boundaries"]
+        ],
+        [
+            Need(group, frozenset(choices), tuple((o, frozenset(v)) for o, v in any_of))
+            for group, choices, any_of in values["needs"]
+        ],
+        (),
+        values["fixed"],
+    )
+    ranges = {
+        (estimator, Scheme(**scheme), fixed, tuple(names)): _unpack_tensor(tensor)
+        for estimator, scheme, fixed, names, tensor in values["ranges"]
+    }
+    return Costs(problem, values["timed"], ranges)
+
+
+def _pack_tensor(tensor: QuantizedTensor) -> list[object]:
+    q = tensor.q
+    grid = [asdict(q.scheme), float(q.scale), int(q.zero_point)]
+    return [*grid, tensor.low, tensor.high, tensor.estimator, tensor.share, tensor.reason]
+
+
+def _unpack_tensor(kept: list[object]) -> QuantizedTensor:
+    scheme, scale, zero_point, low, high, estimator, share, reason = kept
+    q = QParams(
+        Scheme(**scheme),  # type: ignore[arg-type]
+        torch.tensor(scale, dtype=torch.float32),
+        torch.tensor(zero_point, dtype=torch.int32),
+    )
+    return QuantizedTensor(q, low, high, estimator, share, reason)  # type: ignore[arg-type]

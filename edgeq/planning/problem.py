@@ -1,0 +1,115 @@
+"""States a model's choices and their costs as the program that the solver takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from edgeq.model.model import Model
+from edgeq.model.ops import WEIGHTED
+from edgeq.planning.assign import FLOAT, writes_integers
+from edgeq.planning.boundaries import Edge
+from edgeq.planning.ladder import Ladder
+from edgeq.planning.plan import Plan
+from edgeq.planning.sensitivity import Sensitivity
+from edgeq.planning.size import Sizes
+from edgeq.planning.solver import Boundary, Need, Problem
+from edgeq.planning.timing import Timing
+from edgeq.registry.schema import Runtime
+
+
+def state(
+    model: Model,
+    runtime: Runtime,
+    choices: Ladder,
+    edges: Sequence[Edge],
+    sensitivity: Sensitivity,
+    timing: Timing | None,
+    sizes: Sizes,
+) -> Problem:
+    """The program for one runtime.
+
+    A layer on integers pays for its rounded weights and for the rounded values that it leaves behind; a float value
+    that an integer layer reads pays for its rounding where it is converted.
+    """
+    costs: dict[str, dict[str, dict[str, float]]] = {}
+    left_behind = {g.output for g in model.groups if writes_integers(model, runtime, g)}
+    for group in model.groups:
+        written = sum(
+            sensitivity.tensors.get(node, 0.0) for node in group.members if node != group.output or node in left_behind
+        )
+        weights = sensitivity.weights.get(group.name, {})
+        costs[group.name] = {
+            choice: {
+                "loss": 0.0 if choice == FLOAT else weights.get(choice, 0.0) + written,
+                "size": sizes.layers[group.name][choice],
+            }
+            | ({} if timing is None else {"latency": timing.layers.get(group.name, {}).get(choice, 0.0)})
+            for choice in choices[group.name]
+        }
+    return Problem(
+        costs,
+        [b for edge in edges for b in _conversions(edge, choices, sensitivity, timing, sizes)],
+        _needs(model, choices, edges),
+        (),
+        {"size": sizes.fixed},
+    )
+
+
+def restate(plan: Plan) -> Problem:
+    """The program that a planned plan was solved from, read back from the plan alone.
+
+    Raises:
+        ValueError: the plan was not made by the planner.
+    """
+    if plan.planned is None:
+        raise ValueError("the plan holds no costs")
+    return Problem(
+        {layer.name: layer.alternatives for layer in plan.layers},
+        [
+            Boundary(c.producer, frozenset(c.leaves), {r: frozenset(v) for r, v in c.readers.items()}, c.costs)
+            for c in plan.planned.conversions
+        ],
+        [
+            Need(c.layer, frozenset(c.choices), tuple((o, frozenset(v)) for o, v in c.any_of.items()))
+            for c in plan.planned.conditions
+        ],
+        (),
+        plan.planned.fixed,
+    )
+
+
+def _integers(options: Collection[str]) -> frozenset[str]:
+    return frozenset(options) - {FLOAT}
+
+
+def _conversions(
+    edge: Edge, choices: Ladder, sensitivity: Sensitivity, timing: Timing | None, sizes: Sizes
+) -> list[Boundary]:
+    seconds = {} if timing is None else {str(k): v for k, v in timing.conversions[edge.tensor].items()}
+    floats, integers = frozenset({FLOAT}), {r: _integers(choices[r]) for r in edge.readers}
+    producer = None if edge.float_anyway else edge.producer
+    own = frozenset() if producer is None else _integers(choices[producer])
+    found = []
+    if any(integers.values()):
+        costs = {"loss": sensitivity.tensors.get(edge.tensor, 0.0), "size": sizes.conversion}
+        found.append(
+            Boundary(producer, floats, integers, costs | ({"latency": seconds["quantize"]} if seconds else {}))
+        )
+    if own:
+        costs = {"size": sizes.conversion} | ({"latency": seconds["dequantize"]} if seconds else {})
+        found.append(Boundary(producer, own, dict.fromkeys(edge.readers, floats), costs))
+    return found
+
+
+def _needs(model: Model, choices: Ladder, edges: Sequence[Edge]) -> list[Need]:
+    """A layer without weights runs on integers only behind one that does (see `assign`)."""
+    sources = {e.tensor: e for e in edges}
+    inputs = set(model.input_nodes)
+    found = []
+    for group in model.groups:
+        integers = _integers(choices[group.name])
+        if not integers or group.op in WEIGHTED or inputs.intersection(group.inputs):
+            continue
+        producers = [e.producer for n in group.inputs if (e := sources.get(n)) and e.producer and not e.float_anyway]
+        found.append(Need(group.name, integers, tuple((p, _integers(choices[p])) for p in producers)))
+    return found

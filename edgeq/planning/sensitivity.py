@@ -1,0 +1,170 @@
+"""The damage that each choice does: how far rounding one layer's weights, or one tensor, moves the model's outputs.
+
+To first order an error e in a layer's weights moves the outputs z by J e. With random signs v, E_v[(v^T J e)^2] =
+|J e|^2, and v^T J e is the inner product of e with the gradient of v^T z: one backward pass a sample prices every
+choice of every layer at once, at the cost of one product of two weights each. No labels are needed. Damages of
+different layers add up as long as they are small and know nothing of one another.
+
+Source: the Gauss-Newton form of the second-order damage in Nagel et al. 2020, "Up or Down? Adaptive Rounding for
+Post-Training Quantization", section 3, and of HAWQ-V2 (Dong et al. 2020, equation 3), on the model's own outputs, with
+Hutchinson's probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from edgeq.calibration.impact import random_direction
+from edgeq.model.batches import batches, side_by_side
+from edgeq.model.execute import constants
+from edgeq.model.model import Model
+from edgeq.model.ops import is_float
+from edgeq.numerics import QParams, fake_quantize
+from edgeq.progress import Progress, Silent
+from edgeq.quantization.quantize import Quantized
+
+SAMPLES = 32
+PROBES = 2
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Damages: squared movement of the outputs over their own power, averaged over samples.
+
+    Attributes:
+        weights: by group name and choice, of its rounded weights with their corrected bias.
+        tensors: by graph node, of its rounded values.
+    """
+
+    weights: dict[str, dict[str, float]]
+    tensors: dict[str, float]
+
+
+def measure_sensitivity(
+    model: Model,
+    inputs: Mapping[str, np.ndarray],
+    alternatives: Mapping[str, Quantized],
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Prices the layers of several quantized models in one pass over a few samples.
+
+    Args:
+        inputs: by input name, [N, ...].
+        alternatives: by the name of a choice, the model with every layer that can have it quantized so. All of them
+            round the same tensors alike.
+    """
+    progress = progress or Silent()
+    errors = _weight_errors(model, alternatives)
+    held = constants(model.program)
+    leaves = {name: held[name].clone().requires_grad_() for name in errors}
+    tensors = {name: t.q for found in alternatives.values() for name, t in found.activations.items()}
+    few = {name: array[:SAMPLES] for name, array in inputs.items()}
+    # one sample at a time: the gradient of a weight sums over the batch, and its square must not
+    given = list(enumerate(batches(model, few, 1)))
+    by_weight: dict[tuple[str, str], list[float]] = {}
+    by_tensor: dict[str, list[float]] = {}
+    work = partial(_one_sample, model, errors, leaves, tensors)
+    for done, (weights, values) in enumerate(side_by_side(work, given), start=1):
+        for key, moved in weights:
+            by_weight.setdefault(key, []).append(moved**2)
+        for name, moved in values:
+            by_tensor.setdefault(name, []).append(moved**2)
+        progress.step(done, len(given))
+    result: dict[str, dict[str, float]] = {}
+    for (group, choice), moves in by_weight.items():
+        result.setdefault(group, {})[choice] = float(np.mean(moves))
+    return Sensitivity(result, {name: float(np.mean(moves)) for name, moves in by_tensor.items()})
+
+
+def damage(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+    """The measured counterpart: how far outputs are from those of the float model, in the same unit.
+
+    Args:
+        outputs, reference: [samples, ...] each.
+    """
+    total = 0.0
+    for found, wanted in zip(outputs, reference, strict=True):
+        if wanted.is_floating_point():
+            power = wanted.double().square().reshape(len(wanted), -1).sum(1).clamp(min=1e-24)
+            moved = (found.double() - wanted.double()).square().reshape(len(wanted), -1).sum(1)
+            total += float((moved / power).mean())
+    return total
+
+
+def _weight_errors(model: Model, alternatives: Mapping[str, Quantized]) -> dict[str, list[_Error]]:
+    """By constant (placeholder of a weight or bias): its errors."""
+    state = model.program.state_dict
+    found: dict[str, list[_Error]] = {}
+    for choice, quantized in alternatives.items():
+        for group in model.groups:
+            weight = quantized.weights.get(group.name)
+            if weight is None or quantized.assignment.kernels[group.name].name != choice:
+                continue
+            _, weight_node, bias_node = model.nodes[group.root].all_input_nodes[:3]
+            key = (group.name, choice)
+            found.setdefault(weight_node.name, []).append(_Error(key, weight.real - state[group.weight or ""].detach()))
+            found.setdefault(bias_node.name, []).append(
+                _Error(key, quantized.biases[group.name] - state[group.bias or ""].detach())
+            )
+    return found
+
+
+class _Error(NamedTuple):
+    """What one choice of one group changes a constant by."""
+
+    key: tuple[str, str]
+    value: torch.Tensor
+
+
+class _Moves(NamedTuple):
+    """v^T J e of one sample and one probe each."""
+
+    weights: list[tuple[tuple[str, str], float]]
+    tensors: list[tuple[str, float]]
+
+
+def _one_sample(
+    model: Model,
+    errors: Mapping[str, Sequence[_Error]],
+    leaves: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, QParams],
+    given: tuple[int, list[torch.Tensor]],
+) -> _Moves:
+    number, batch = given
+    generator = torch.Generator().manual_seed(number)
+    values: dict[str, torch.Tensor] = {}
+
+    def keep(node: Node, found: list[torch.Tensor]) -> list[torch.Tensor]:
+        if node.name not in tensors or not is_float(node):
+            return found
+        found = [v if v.requires_grad else v.clone().requires_grad_() for v in found]
+        values[node.name] = found[0]
+        return found
+
+    outputs = [o for o in model.run([batch], keep, leaves, differentiable=True)[0] if o.requires_grad]
+    result = _Moves([], [])
+    if not outputs:
+        return result
+    rounding = {name: fake_quantize(v.detach(), tensors[name]) - v.detach() for name, v in values.items()}
+    for probe in range(PROBES):
+        with torch.enable_grad():
+            moved = torch.stack([random_direction(o, generator) for o in outputs]).sum()
+        wanted = [*leaves.values(), *values.values()]
+        last = probe == PROBES - 1
+        gradients = torch.autograd.grad(moved, wanted, retain_graph=not last, allow_unused=True)
+        by_key: dict[tuple[str, str], float] = {}
+        for name, gradient in zip(leaves, gradients[: len(leaves)], strict=True):
+            for error in errors[name] if gradient is not None else ():
+                by_key[error.key] = by_key.get(error.key, 0.0) + float(torch.sum(gradient * error.value))
+        result.weights.extend(by_key.items())
+        for name, gradient in zip(values, gradients[len(leaves) :], strict=True):
+            if gradient is not None:
+                result.tensors.append((name, float(torch.sum(gradient * rounding[name]))))
+    return result

@@ -1,0 +1,94 @@
+"""How many bytes each layer takes in the artefact with each choice: counted for what it stores, and fitted to the files
+of a few builds for what a format adds around that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.planning.assign import FLOAT
+from edgeq.planning.boundaries import Edge, crossings
+from edgeq.registry.schema import Kernel, Runtime
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes in the files of an artefact.
+
+    Attributes:
+        layers: by group name and choice.
+        conversion: of a conversion between float and integers.
+        fixed: whatever the plan.
+    """
+
+    layers: dict[str, dict[str, float]]
+    conversion: float
+    fixed: float
+
+    def of(self, edges: Sequence[Edge], choices: Mapping[str, str]) -> float:
+        """Bytes that a plan is expected to take."""
+        return (
+            self.fixed
+            + sum(self.layers[name][choice] for name, choice in choices.items())
+            + self.conversion * len(crossings(edges, choices))
+        )
+
+
+def fit_sizes(
+    model: Model,
+    runtime: Runtime,
+    choices: Mapping[str, Sequence[str]],
+    edges: Sequence[Edge],
+    built: Sequence[tuple[Mapping[str, str], int]],
+) -> Sizes:
+    """The sizes that explain the builds best.
+
+    Args:
+        choices: by group name, what it may choose from.
+        built: for each build its choices and the bytes of its files.
+    """
+    from scipy.optimize import nnls
+
+    groups = {g.name: g for g in model.groups}
+    stored = {
+        name: {
+            choice: _stored(model, groups[name], None if choice == FLOAT else runtime.kernel(groups[name].op, choice))
+            for choice in options
+        }
+        for name, options in choices.items()
+    }
+    channels = {name: _channels(model, group) for name, group in groups.items()}
+    rows, rest = [], []
+    for picked, size in built:
+        integer = [name for name, choice in picked.items() if choice != FLOAT]
+        per_channel = sum(channels[name] for name in integer)
+        rows.append([1.0, len(integer), per_channel, len(crossings(edges, picked))])
+        rest.append(size - sum(stored[name][choice] for name, choice in picked.items()))
+    fixed, integer_layer, integer_channel, conversion = map(float, nnls(np.array(rows), np.array(rest))[0])
+    layers = {
+        name: {
+            choice: size + (integer_layer + integer_channel * channels[name] if choice != FLOAT else 0.0)
+            for choice, size in options.items()
+        }
+        for name, options in stored.items()
+    }
+    return Sizes(layers, conversion, fixed)
+
+
+def _channels(model: Model, group: Group) -> int:
+    """Output channels of a layer with weights, each of which has a scale."""
+    return model.program.state_dict[group.bias].numel() if group.weight and group.bias else 0
+
+
+def _stored(model: Model, group: Group, kernel: Kernel | None) -> float:
+    """Bytes of a layer's weights and bias, without their scales."""
+    scheme = kernel.weight_scheme if kernel is not None else None
+    if scheme is None or group.weight is None:
+        return 4.0 * group.parameters
+    channels = _channels(model, group)
+    bias = channels * (8 if kernel is not None and kernel.bias == "int64" else 4)
+    return (group.parameters - channels) * scheme.stored_bits / 8 + bias

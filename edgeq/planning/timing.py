@@ -1,0 +1,155 @@
+"""How long each layer takes with each choice, and each conversion between float and integers: fitted to what a runtime
+says of a few builds of the whole model.
+
+A layer's time depends on its neighbours: an integer convolution may write float at no cost in one runtime and need an
+operator of its own for it in the next. So the builds are uniform ones, in which no neighbours differ, and alternating
+ones, in which nearly all do; every build gives one equation for each layer,
+
+    seconds(layer, build) = seconds(layer, choice) + sum of conversions of what it reads + of what it writes,
+
+and the non-negative least-squares solution of all of them is the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.export.onnx_names import layer_of
+from edgeq.model.model import Model
+from edgeq.planning.boundaries import Edge, Kind, crossings
+from edgeq.report.schema import Placement
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One build, as its runtime profiled it.
+
+    Attributes:
+        choices: by group name.
+        seconds: by group name, of its own operators and of those that prepare its inputs.
+        total: median seconds of a whole run without the profiler.
+    """
+
+    choices: Mapping[str, str]
+    seconds: Mapping[str, float]
+    total: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds on one device in one runtime.
+
+    Attributes:
+        layers: by group name and choice, where all neighbours are of one kind.
+        conversions: by tensor (graph node) and kind.
+    """
+
+    layers: dict[str, dict[str, float]]
+    conversions: dict[str, dict[Kind, float]]
+
+    def of(self, edges: Sequence[Edge], choices: Mapping[str, str]) -> float:
+        """Seconds that a plan is expected to take."""
+        own = sum(self.layers[name][choice] for name, choice in choices.items() if name in self.layers)
+        return own + sum(self.conversions[edge.tensor][kind] for edge, kind in crossings(edges, choices))
+
+
+def attribute(
+    model: Model, rows: Sequence[Placement], labels: Mapping[str, str], choices: Mapping[str, str], total: float
+) -> Observed:
+    """Sums a profile by layer. An operator without a layer's name counts for the next layer that runs, which it
+    prepares the input of; the last ones count for the last layer.
+
+    Args:
+        rows: in the order in which they ran.
+        labels: by a name that an operator or its output may carry, the layer (see `Exporter.labels`).
+        total: seconds of a run; the rows are scaled to add up to it, because profiling slows them down.
+    """
+    seconds = dict.fromkeys((g.name for g in model.groups), 0.0)
+    waiting, last = 0.0, None
+    for row in rows:
+        waiting += row.microseconds or 0.0
+        layer = layer_of(row.name, labels)
+        if layer is not None:
+            seconds[layer] += waiting
+            waiting, last = 0.0, layer
+    if last is not None:
+        seconds[last] += waiting
+    profiled = sum(seconds.values())
+    scale = total / profiled if profiled else 0.0
+    return Observed(choices, {name: value * scale for name, value in seconds.items()}, total)
+
+
+def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Timing:
+    """The table that explains the builds best.
+
+    Conversions that no build had, or that the equations cannot tell apart, are drawn to a common cost per element.
+    """
+    from scipy.optimize import nnls
+
+    columns: dict[tuple[str, ...], int] = {}
+
+    def column(*key: str) -> int:
+        return columns.setdefault(key, len(columns))
+
+    kinds: tuple[Kind, ...] = ("quantize", "dequantize")
+    for build in observed:
+        for name in build.seconds:
+            column("layer", name, build.choices[name])
+    for edge in edges:
+        for kind in kinds:
+            column("read", edge.tensor, kind)
+            column("write", edge.tensor, kind)
+    for kind in kinds:
+        column("per element", "read", kind)
+        column("per element", "write", kind)
+    elements = {edge.tensor: edge.elements / 1e5 for edge in edges}
+
+    rows: list[dict[int, float]] = []
+    values: list[float] = []
+    scale = float(np.mean([build.total for build in observed])) / max(1, len(model.groups))
+    for build in observed:
+        own = {name: {column("layer", name, build.choices[name]): 1.0} for name in build.seconds}
+        for edge, kind in crossings(edges, build.choices):
+            differing = [r for r in edge.readers if (build.choices[r] == "float32") == (kind == "dequantize")]
+            # the first reader meets the conversion; the others find its result
+            own[differing[0]][column("read", edge.tensor, kind)] = 1.0
+            if edge.producer is not None:
+                own[edge.producer][column("write", edge.tensor, kind)] = 1.0
+        for name, row in own.items():
+            rows.append(row)
+            values.append(build.seconds[name] / scale)
+    for edge in edges:
+        for kind in kinds:
+            for side in ("read", "write"):
+                rows.append(
+                    {
+                        column(side, edge.tensor, kind): PULL,
+                        column("per element", side, kind): -PULL * elements[edge.tensor],
+                    }
+                )
+                values.append(0.0)
+    matrix: NDArray[np.float64] = np.zeros((len(rows), len(columns)))
+    for index, row in enumerate(rows):
+        for position, weight in row.items():
+            matrix[index, position] = weight
+    found = nnls(matrix, np.array(values), maxiter=50 * len(columns))[0] * scale
+    layers: dict[str, dict[str, float]] = {}
+    for key, position in columns.items():
+        if key[0] == "layer":
+            layers.setdefault(key[1], {})[key[2]] = float(found[position])
+    conversions: dict[str, dict[Kind, float]] = {
+        edge.tensor: {
+            kind: float(found[column("read", edge.tensor, kind)] + found[column("write", edge.tensor, kind)])
+            for kind in kinds
+        }
+        for edge in edges
+    }
+    return Timing(layers, conversions)
+
+
+PULL = 0.1
+"""Weight of the common cost per element beside what was observed."""

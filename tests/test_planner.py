@@ -1,0 +1,229 @@
+"""The planner from model to proved plan, and from plan to artefact, in real runtimes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import trained_model
+
+from edgeq.cli.app import run
+from edgeq.deploy import deploy
+from edgeq.errors import GateError, UsageError
+from edgeq.planning.explain import explain, recost
+from edgeq.planning.plan import Plan, read_plan
+from edgeq.planning.planner import plan
+from edgeq.planning.problem import restate
+from edgeq.planning.rules import Rule
+from edgeq.planning.solver import cost_of
+from edgeq.progress import Silent
+from edgeq.validation.gates import Limits
+
+FORMATS = {"onnx": "onnx", "openvino": "openvino", "tflite": "ai_edge_litert"}
+
+
+class Stages(Silent):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def start(self, stage: str) -> None:
+        self.seen.append(stage)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_model.make(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests of this file share."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(autouse=True)
+def _cache(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEQ_CACHE", str(kept))
+
+
+def planned(files: Path, form: str = "onnx", **changes: object) -> Plan:
+    options: dict[str, object] = {
+        "target": "x86-avx512",
+        "calibration": files / "calib.npz",
+        "evaluation": files / "eval.npz",
+        "format": form,
+        "limits": Limits.parse(max_drop="1%"),
+    }
+    options.update(changes)
+    return plan(files / "model.pt2", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_plan_is_proved_in_its_runtime_and_its_costs_add_up(files: Path, form: str) -> None:
+    pytest.importorskip(FORMATS[form])
+    found = planned(files, form)
+    assert found.format == form and found.planned is not None
+    proof = found.planned.proof
+    assert proof is not None and proof.held
+    assert proof.float_score is not None and proof.float_score > 90
+    assert proof.drop is not None and proof.drop <= 1.0
+    assert proof.latency is not None and proof.latency > 0 and "float32" in proof.latency_of
+    choices = {layer.name: layer.choice for layer in found.layers}
+    assert cost_of(restate(found), choices) == pytest.approx(found.planned.predicted)
+    assert found.planned.predicted["size"] == pytest.approx(proof.size, rel=0.05, abs=1500)
+    assert all(layer.choice in layer.alternatives for layer in found.layers)
+
+
+def test_deploy_builds_what_the_plan_says(files: Path, tmp_path: Path) -> None:
+    rules = [Rule(weights="int8"), Rule(op="add", choice="a8"), Rule(match="point", choice="float32")]
+    found = planned(files, rules=rules)
+    by_name = {layer.name: layer for layer in found.layers}
+    assert by_name["point"].choice == "float32" and by_name["depthwise.0"].choice == "w8a8"
+    report = deploy(
+        files / "model.pt2",
+        target="x86-avx512",
+        calibration=files / "calib.npz",
+        evaluation=files / "eval.npz",
+        out=tmp_path / "out",
+        plan=found,
+        limits=Limits(allow_slower=True),
+    )
+    assert [b.format for b in report.builds] == ["onnx"]
+    assert {layer.name: layer.precision for layer in report.builds[0].layers}["point"] == "float32"
+    stored = {i.name: i.data_type for i in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
+    assert stored["point.weight"] == onnx.TensorProto.FLOAT
+    again = read_plan(tmp_path / "out" / "plan.json")
+    assert {layer.name: layer.choice for layer in again.layers} == {layer.name: layer.choice for layer in found.layers}
+    # the runtime kept the layer's own weights: it ran in float
+    ran = {p.name.split("_")[0]: p.integer for p in report.builds[0].placements if "point" in p.name}
+    assert ran and not any(ran.values())
+
+
+def test_a_second_plan_takes_what_the_first_one_measured(files: Path, kept: Path) -> None:
+    planned(files)
+    stages = Stages()
+    other = planned(files, limits=Limits.parse(max_drop="50%"), minimize="size", progress=stages)
+    assert not [s for s in stages.seen if s.startswith(("sensitivity", "builds", "times"))]
+    first = planned(files)
+    assert other.planned is not None and first.planned is not None
+    assert other.planned.predicted["size"] <= first.planned.predicted["size"]
+    for file in kept.rglob("*"):
+        if file.is_file():  # damage is noticed, and everything is computed again
+            file.write_bytes(file.read_bytes()[:-7])
+    stages = Stages()
+    planned(files, progress=stages)
+    assert "sensitivity for onnxruntime" in stages.seen
+
+
+def test_a_size_that_no_plan_reaches_is_refused_with_the_least_there_is(files: Path) -> None:
+    with pytest.raises(GateError) as refused:
+        planned(files, limits=Limits.parse(max_size="100"))
+    assert "size" in str(refused.value)
+
+
+def test_a_limit_that_no_build_holds_gives_the_best_build_and_exit_code_3(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    code = run(
+        ["plan", str(files / "model.pt2"), "--target", "x86-avx512", "--calib", str(files / "calib.npz"),
+         "--eval", str(files / "eval.npz"), "--format", "onnx", "--max-latency", "1us", "-o", str(out), "--json"]
+    )  # fmt: skip
+    told = capsys.readouterr()
+    assert code == 3
+    assert "remedy" in told.err
+    if out.exists():
+        assert json.loads(told.out)["planned"]["proof"]["held"] is False
+
+
+def test_a_plan_for_another_model_is_refused_with_what_differs(files: Path, tmp_path: Path) -> None:
+    found = planned(files)
+    torch.manual_seed(1)
+    other = trained_model.Net().eval()
+    batch = {"image": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.export.export(other, (torch.zeros(2, 1, 16, 16),), dynamic_shapes=batch)
+    torch.export.save(program, tmp_path / "other.pt2")
+    with pytest.raises(UsageError, match="weights are others"):
+        deploy(
+            tmp_path / "other.pt2",
+            target="x86-avx512",
+            calibration=files / "calib.npz",
+            out=tmp_path / "out",
+            plan=found,
+        )
+    with pytest.raises(UsageError, match="made for x86-avx512"):
+        deploy(
+            files / "model.pt2", target="arm-neon", calibration=files / "calib.npz", out=tmp_path / "out", plan=found
+        )
+
+
+def test_an_edited_plan_is_costed_anew_and_explained(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned(files)
+    content = found.model_dump(mode="json")
+    layer = next(one for one in content["layers"] if one["name"] == "head")
+    layer["choice"] = "float32" if layer["choice"] != "float32" else "w8a8"
+    path = tmp_path / "edited.json"
+    path.write_text(json.dumps(content))
+    edited = recost(read_plan(path))
+    assert not edited.faults and found.planned is not None
+    assert edited.costs != pytest.approx(found.planned.predicted)
+    told = explain(found)
+    change = next(
+        c for one in told.layers if one.name == "head" for c in one.alternatives if c.choice == layer["choice"]
+    )
+    assert change.size == pytest.approx(edited.costs["size"] - found.planned.predicted["size"])
+    assert run(["plan", "--check", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["costs"] == pytest.approx(edited.costs)
+    layer["choice"] = "w3a5"
+    path.write_text(json.dumps(content))
+    assert run(["plan", "--check", str(path)]) == 2
+    assert "head does not offer w3a5" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_no_plan_and_no_partial_file(files: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeq.cli", "plan", str(files / "model.pt2"), "--target", "x86-avx512", "--calib",
+         str(files / "calib.npz"), "--eval", str(files / "eval.npz"), "--format", "onnx", "-o",
+         str(tmp_path / "plan.json")],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "EDGEQ_CACHE": str(tmp_path / "own")},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "load" in line:
+            break
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not list(tmp_path.glob("*.json*")) and not list(tmp_path.glob(".*plan*"))
+
+
+def test_a_killed_run_changes_nothing_for_the_next(files: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "edgeq.cli", "plan", str(files / "model.pt2"), "--target", "x86-avx512", "--calib",
+        str(files / "calib.npz"), "--eval", str(files / "eval.npz"), "--format", "onnx", "--minimize", "size", "-o",
+        str(tmp_path / "plan.json"),
+    ]  # fmt: skip
+    environment = {**os.environ, "EDGEQ_CACHE": str(tmp_path / "own")}
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(float(rng.uniform(3.0, 14.0)))
+        process.kill()
+        process.wait()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    interrupted = read_plan(tmp_path / "plan.json")
+    undisturbed = planned(files, minimize="size", limits=Limits())
+    assert [layer.choice for layer in interrupted.layers] == [layer.choice for layer in undisturbed.layers]
+    assert [layer.output for layer in interrupted.layers] == [layer.output for layer in undisturbed.layers]
