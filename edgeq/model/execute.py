@@ -11,6 +11,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+Constant = torch.Tensor | Sequence[torch.Tensor]
+
 Hook = Callable[[Node, list[Any]], list[Any]]
 """Sees a node and its value in each batch, returns the values to go on with. Values may be views of one another:
 a hook replaces them and never writes into them."""
@@ -44,19 +46,21 @@ def execute(
     program: ExportedProgram,
     batches: Sequence[Sequence[torch.Tensor]],
     hook: Hook | None = None,
-    replace: Mapping[str, torch.Tensor] | None = None,
+    replace: Mapping[str, Constant] | None = None,
     batch_factors: Sequence[int] = (),
     differentiable: bool = False,
 ) -> list[list[torch.Tensor]]:
     """Runs the graph on several batches in step: each node for all batches, then the next node.
 
-    A hook therefore sees what a layer gives on all the data before any later layer runs.
+    A hook therefore sees what a layer gives on all the data before any later layer runs. What several batches share
+    is computed once: the same batch may be given several times, to change one layer in each.
 
     Args:
         program: a functional program with its parameters lifted to placeholders.
         batches: the user inputs in order, for each batch.
         hook: called for every user input and every computed node with the values of all batches.
-        replace: values for constants, by placeholder name, in place of the program's own.
+        replace: values for constants, by placeholder name, in place of the program's own; a list holds one for each
+            batch.
         batch_factors: how many times larger each batch is than the one the graph was traced with, where
             that one is fixed.
         differentiable: record what is needed for gradients.
@@ -72,11 +76,16 @@ def _execute(
     program: ExportedProgram,
     batches: Sequence[Sequence[torch.Tensor]],
     hook: Hook | None,
-    replace: Mapping[str, torch.Tensor],
+    replace: Mapping[str, Constant],
     factors: Sequence[int],
 ) -> list[list[torch.Tensor]]:
     env: dict[Node, list[Any]] = {}
-    values = {name: _channels_last(value) for name, value in (constants(program) | dict(replace)).items()}
+    values = {
+        name: [_channels_last(value)] * len(batches)
+        if isinstance(value, torch.Tensor)
+        else _once(value, _channels_last)
+        for name, value in {**constants(program), **replace}.items()
+    }
     dies_at: dict[Node, list[Node]] = {}
     for used, last in {u: node for node in program.graph.nodes for u in node.all_input_nodes}.items():
         dies_at.setdefault(last, []).append(used)
@@ -84,21 +93,40 @@ def _execute(
     position = 0
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in values:
-            env[node] = [values[node.name]] * len(batches)
+            env[node] = list(values[node.name])
         elif node.op == "placeholder":
-            given = [_channels_last(batch[position]) for batch in batches]
+            given = _once([batch[position] for batch in batches], _channels_last)
             position += 1
             env[node] = hook(node, given) if hook else given
         elif node.op == "get_attr":
             env[node] = [getattr(program.graph_module, str(node.target))] * len(batches)
         elif node.op == "call_function":
-            computed = [_call(node, env, i, factors[i]) for i in range(len(batches))]
+            computed = _all_batches(node, env, factors)
             env[node] = hook(node, computed) if hook else computed
         elif node.op == "output":
             return [[env[o][i] for o in node.args[0]] for i in range(len(batches))]
         for dead in dies_at.get(node, ()):
             del env[dead]
     raise AssertionError("a graph without an output node")
+
+
+def _once(given: Sequence[torch.Tensor], work: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
+    """One result for each tensor; those that are one and the same share it."""
+    done = {id(tensor): work(tensor) for tensor in {id(t): t for t in given}.values()}
+    return [done[id(tensor)] for tensor in given]
+
+
+def _all_batches(node: Node, env: Mapping[Node, list[Any]], factors: Sequence[int]) -> list[Any]:
+    if len(factors) == 1:
+        return [_call(node, env, 0, factors[0])]
+    done: dict[tuple[int, ...], Any] = {}
+    result = []
+    for batch, factor in enumerate(factors):
+        key = (factor, *(id(env[source][batch]) for source in node.all_input_nodes))
+        if key not in done:
+            done[key] = _call(node, env, batch, factor)
+        result.append(done[key])
+    return result
 
 
 def _call(node: Node, env: Mapping[Node, list[Any]], batch: int, factor: int) -> Any:

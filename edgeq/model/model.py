@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from edgeq.data.dataset import InputSpec
 from edgeq.errors import UnsupportedError
-from edgeq.model.execute import Hook, execute
+from edgeq.model.execute import Constant, Hook, execute
 from edgeq.model.fold import normalise
 from edgeq.model.groups import Group, find_groups
 from edgeq.model.load import read
@@ -116,7 +116,7 @@ class Model:
         self,
         batches: Sequence[Sequence[torch.Tensor]],
         hook: Hook | None = None,
-        replace: Mapping[str, torch.Tensor] | None = None,
+        replace: Mapping[str, Constant] | None = None,
         *,
         differentiable: bool = False,
     ) -> list[list[torch.Tensor]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from edgeq.cache import Entry
@@ -15,8 +17,8 @@ from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import build_all, observe, probing_plans
 from edgeq.planning.ladder import Ladder, uniform
-from edgeq.planning.problem import state
-from edgeq.planning.sensitivity import measure_sensitivity
+from edgeq.planning.problem import predicted_losses, state
+from edgeq.planning.sensitivity import contenders, measure_alone, measure_sensitivity
 from edgeq.planning.size import fit_sizes
 from edgeq.planning.solver import Boundary, Need, Problem
 from edgeq.planning.timing import fit
@@ -25,7 +27,7 @@ from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 
-COSTS_VERSION = 1
+COSTS_VERSION = 2
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -37,11 +39,15 @@ class Costs:
         problem: every choice of every layer with its loss, size and, where the device has a clock, latency.
         timed: whether there is a latency.
         ranges: of the activations, which every plan of this runtime shares.
+        correlation: of the ranks of predicted and measured losses, over those that were measured.
+        measured: how many losses were measured, by quantizing one layer alone; the others are predicted.
     """
 
     problem: Problem
     timed: bool
     ranges: Ranges
+    correlation: float | None
+    measured: int
 
 
 def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder) -> Costs:
@@ -58,6 +64,14 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
             for name in kernels
         }
         sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps)
+        predicted = predicted_losses(model, runtime, options, sensitivity)
+        # a layer without weights has one and the same rounding whatever the other layers choose
+        able = {
+            (name, choice): value
+            for (name, choice), value in predicted.items()
+            if name in alternatives[choice].assignment.kernels
+        }
+        measured = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able))
     with clock.stage(f"builds for {runtime.name}") as steps:
         plans = probing_plans(model.groups, options, found_edges)
         built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps)
@@ -68,8 +82,17 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
             labels = exporter.labels(runtime.format)
             timing = fit(model, found_edges, observe(model, built, device, one, labels, job.threads, steps))
     sizes = fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()])
-    problem = state(model, runtime, options, found_edges, sensitivity, timing, sizes)
-    return Costs(problem, timing is not None, ranges)
+    problem = state(model, runtime, options, found_edges, sensitivity, timing, sizes, measured)
+    correlation = rank_correlation([predicted[key] for key in measured], list(measured.values()))
+    return Costs(problem, timing is not None, ranges, correlation, len(measured))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's, the correlation of the ranks; None for fewer than three pairs."""
+    if len(first) < 3:
+        return None
+    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
 def pack_costs(found: Costs) -> Entry:
@@ -86,6 +109,8 @@ def pack_costs(found: Costs) -> Entry:
             "needs": [[n.group, sorted(n.choices), [[o, sorted(v)] for o, v in n.any_of]] for n in problem.needs],
             "fixed": dict(problem.fixed),
             "timed": found.timed,
+            "correlation": found.correlation,
+            "measured": found.measured,
             "ranges": [
                 [estimator, asdict(scheme), fixed, list(names), _pack_tensor(tensor)]
                 for (estimator, scheme, fixed, names), tensor in found.ranges.items()
@@ -113,7 +138,7 @@ def unpack_costs(entry: Entry) -> Costs:
         (estimator, Scheme(**scheme), fixed, tuple(names)): _unpack_tensor(tensor)
         for estimator, scheme, fixed, names, tensor in values["ranges"]
     }
-    return Costs(problem, values["timed"], ranges)
+    return Costs(problem, values["timed"], ranges, values["correlation"], values["measured"])
 
 
 def _pack_tensor(tensor: QuantizedTensor) -> list[object]:

@@ -124,6 +124,10 @@ class Planned(_Strict):
     """What the last round was solved under."""
     predicted: dict[str, float]
     latency_from: Literal["measured", "modelled"] | None
+    losses_measured: int
+    """How many losses were measured, by quantizing one layer alone in simulation; the others are predicted."""
+    rank_correlation: float | None
+    """Spearman's, of the predicted and the measured ones."""
     method: Literal["optimal", "time limit", "greedy"]
     gap: float
     fixed: dict[str, float]

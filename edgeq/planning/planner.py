@@ -440,6 +440,8 @@ def _written(
         limits=dict(caps),
         predicted=cost_of(problem, choices),
         latency_from="measured" if search.costs.timed else None,
+        losses_measured=search.costs.measured,
+        rank_correlation=search.costs.correlation,
         method=solution.method,
         gap=solution.gap,
         fixed=dict(problem.fixed),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
@@ -25,24 +25,21 @@ def state(
     sensitivity: Sensitivity,
     timing: Timing | None,
     sizes: Sizes,
+    measured: Mapping[tuple[str, str], float],
 ) -> Problem:
     """The program for one runtime.
 
     A layer on integers pays for its rounded weights and for the rounded values that it leaves behind; a float value
     that an integer layer reads pays for its rounding where it is converted.
+
+    Args:
+        measured: losses that are known better, by group and choice.
     """
     costs: dict[str, dict[str, dict[str, float]]] = {}
-    left_behind = {g.output for g in model.groups if writes_integers(model, runtime, g)}
+    losses = predicted_losses(model, runtime, choices, sensitivity) | dict(measured)
     for group in model.groups:
-        written = sum(
-            sensitivity.tensors.get(node, 0.0) for node in group.members if node != group.output or node in left_behind
-        )
-        weights = sensitivity.weights.get(group.name, {})
         costs[group.name] = {
-            choice: {
-                "loss": 0.0 if choice == FLOAT else weights.get(choice, 0.0) + written,
-                "size": sizes.layers[group.name][choice],
-            }
+            choice: {"loss": losses.get((group.name, choice), 0.0), "size": sizes.layers[group.name][choice]}
             | ({} if timing is None else {"latency": timing.layers.get(group.name, {}).get(choice, 0.0)})
             for choice in choices[group.name]
         }
@@ -53,6 +50,21 @@ def state(
         (),
         {"size": sizes.fixed},
     )
+
+
+def predicted_losses(
+    model: Model, runtime: Runtime, choices: Ladder, sensitivity: Sensitivity
+) -> dict[tuple[str, str], float]:
+    """By group and integer choice: the damage of its weights and of the values that it leaves behind."""
+    left_behind = {g.output for g in model.groups if writes_integers(model, runtime, g)}
+    found: dict[tuple[str, str], float] = {}
+    for group in model.groups:
+        written = sum(
+            sensitivity.tensors.get(node, 0.0) for node in group.members if node != group.output or node in left_behind
+        )
+        weights = sensitivity.weights.get(group.name, {})
+        found |= {(group.name, c): weights.get(c, 0.0) + written for c in choices[group.name] if c != FLOAT}
+    return found
 
 
 def restate(plan: Plan) -> Problem:

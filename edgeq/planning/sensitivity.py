@@ -32,6 +32,12 @@ from edgeq.quantization.quantize import Quantized
 
 SAMPLES = 32
 PROBES = 2
+CONTENDERS = 16
+ALONE_SAMPLES = 16
+ALONE_BATCH = 4
+
+Choice = tuple[str, str]
+"""A group's name and the name of a choice."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,57 @@ def measure_sensitivity(
     for (group, choice), moves in by_weight.items():
         result.setdefault(group, {})[choice] = float(np.mean(moves))
     return Sensitivity(result, {name: float(np.mean(moves)) for name, moves in by_tensor.items()})
+
+
+def contenders(predicted: Mapping[Choice, float], count: int = CONTENDERS) -> list[Choice]:
+    """The choices that are worth measuring: half of them with the most damage, the others spread over the rest."""
+    ranked = sorted((key for key, value in predicted.items() if value > 0), key=lambda key: (-predicted[key], key))
+    first, rest = ranked[: count // 2], ranked[count // 2 :]
+    spread = (
+        sorted({round(i) for i in np.linspace(0, len(rest) - 1, min(len(rest), count - len(first)))}) if rest else []
+    )
+    return first + [rest[i] for i in spread]
+
+
+def measure_alone(
+    model: Model, inputs: Mapping[str, np.ndarray], alternatives: Mapping[str, Quantized], wanted: Sequence[Choice]
+) -> dict[Choice, float]:
+    """What choices really do: each layer is quantized alone, in simulation, and all of them run side by side, so that
+    each computes only what lies behind its layer.
+
+    Args:
+        alternatives: as for `measure_sensitivity`.
+        wanted: pairs of a group's name and a choice.
+
+    Returns:
+        Damages, in the unit of `Sensitivity`.
+    """
+    groups = {group.name: group for group in model.groups}
+    members = [set(groups[name].members) for name, _ in wanted]
+    held = constants(model.program)
+    replaced: dict[str, list[torch.Tensor]] = {}
+    for number, (name, choice) in enumerate(wanted, start=1):
+        quantized = alternatives[choice]
+        if name in quantized.weights:
+            _, weight, bias = model.nodes[groups[name].root].all_input_nodes[:3]
+            for node, value in ((weight, quantized.weights[name].real), (bias, quantized.biases[name])):
+                replaced.setdefault(node.name, [held[node.name]] * (len(wanted) + 1))[number] = value
+
+    def rounded(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
+        result = list(values)
+        for number, (_, choice) in enumerate(wanted, start=1):
+            tensor = alternatives[choice].activations.get(node.name)
+            if tensor is not None and node.name in members[number - 1]:
+                result[number] = fake_quantize(values[number], tensor.q)
+        return result
+
+    few = {name: array[:ALONE_SAMPLES] for name, array in inputs.items()}
+    found = np.zeros(len(wanted))
+    given = list(batches(model, few, ALONE_BATCH))
+    for batch in given:
+        outputs = model.run([batch] * (len(wanted) + 1), rounded, replaced)
+        found += [damage(one, outputs[0]) for one in outputs[1:]]
+    return {key: float(value) for key, value in zip(wanted, found / len(given), strict=True)}
 
 
 def damage(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
