@@ -45,7 +45,7 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
         if group.name in quantized.biases:
             _store_weights(model, group, quantized, graph, values, source)
         elif group.op == "matmul" and group.root in source.values:
-            product = _weighted(values[source.values[group.root]])
+            product = weighted(values[source.values[group.root]])
             if product is not None:
                 product.name = group.name
     outputs = {id(v) for v in graph.outputs}
@@ -72,7 +72,7 @@ def _store_weights(
     source: FloatOnnx,
 ) -> None:
     name = source.values.get(group.root) or source.values.get(group.output)
-    node = _weighted(values[name]) if name else None
+    node = weighted(values[name]) if name else None
     if node is None:
         raise UnsupportedError(
             "its operator is not to be found in the exported ONNX model",
@@ -111,7 +111,7 @@ def _store_weights(
     _replace_input(graph, bias_owner, bias_index, real_bias)
 
 
-def _weighted(value: ir.Value) -> ir.Node | None:
+def weighted(value: ir.Value) -> ir.Node | None:
     """The operator with the weight behind a layer's value: its producer, or what the addition of its bias reads, or
     what its activation reads."""
     node = value.producer()

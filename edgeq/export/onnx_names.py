@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeq.export.onnx import weighted
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.model.model import Model
+from edgeq.model.ops import WEIGHTED
 
 
 def name_operators(model: Model, source: FloatOnnx) -> None:
@@ -16,8 +18,13 @@ def name_operators(model: Model, source: FloatOnnx) -> None:
     for group in model.groups:
         for node, suffix in ((group.root, ""), (group.activation, f"/{group.activation_op}")):
             operator = makers.get(source.values.get(node or "", ""))
-            if operator is not None:
-                operator.name = group.name + suffix
+            if operator is None:
+                continue
+            operator.name = group.name + suffix
+            # a linear layer on three dimensions is a MatMul with its bias added behind it
+            product = weighted(operator.outputs[0]) if group.op in WEIGHTED and node == group.root else None
+            if product is not None and product is not operator:
+                operator.name, product.name = f"{group.name}/bias", group.name
 
 
 def labels(model: Model, source: FloatOnnx) -> dict[str, str]:

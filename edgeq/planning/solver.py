@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import fsum, inf, isfinite
+from math import fsum, inf, isfinite, isnan
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -69,7 +69,7 @@ class Solution:
     Attributes:
         choices: by group.
         costs: by measure, as `cost_of` gives them.
-        bound: no plan within the limits has less of what was minimized (to about 1e-6 of it, HiGHS's tolerance).
+        bound: no plan within the limits has less of what was minimized; HiGHS's tolerances are allowed for.
         gap: how far the plan may be from the best: (its cost - bound) / its cost.
         method: `optimal` if the search ended by itself, `time limit` if HiGHS had a plan when time was up, `greedy`
             if it had none.
@@ -116,20 +116,21 @@ def solve(
     Raises:
         Infeasible: no plan holds the limits; says how far each can be reached and which contradict one another.
         GateError: time ran out before any plan that holds the limits was found.
-        ValueError: a group is unknown or has no choices, a cost is not finite, or a boundary pays.
+        ValueError: a group is unknown or has no choices, a cost is not finite, a limit is not a number, or the cost
+            of a boundary is negative.
     """
     begin = time.perf_counter()
     limits = dict(limits or {})
     _validate(problem)
+    if any(isnan(limit) for limit in limits.values()):
+        raise ValueError("a limit is not a number")
     program = _program(problem)
     found = _search(program, minimize, limits, gap, time_limit)
     if found.state == "infeasible" and found.choices is None:
         raise _explain(program, limits, gap, time_limit)
     start = found.choices or _cheapest(problem, minimize, limits)
-    tried = (_improve(problem, start, minimize, limits), start)
-    choices = next(
-        (plan for plan in tried if not check(problem, plan) and not _over(cost_of(problem, plan), limits)), None
-    )
+    plans = (_improve(problem, start, minimize, limits), start)
+    choices = next((p for p in plans if not check(problem, p) and not _over(cost_of(problem, p), limits)), None)
     if choices is None:
         if found.state == "infeasible":
             raise _explain(program, limits, gap, time_limit)
@@ -187,9 +188,8 @@ def _validate(problem: Problem) -> None:
         raise ValueError(f"no choices for {', '.join(empty)}")
     if not all(isfinite(cost) for costs in _entries(problem) for cost in costs.values()):
         raise ValueError("a cost is not finite")
-    if any(
-        cost < 0 for b in problem.boundaries for cost in b.costs.values()
-    ):  # the program holds its column from below only
+    if any(cost < 0 for b in problem.boundaries for cost in b.costs.values()):
+        # The program holds a boundary's column from below alone.
         raise ValueError("a boundary has a negative cost: count what it saves as a cost of doing without it")
 
 
@@ -337,11 +337,9 @@ def _search(program: _Program, minimize: str, limits: Costs, gap: float, seconds
         if beyond is None and found.state != "infeasible":
             best = best._replace(bound=max(best.bound, found.bound))
         if found.choices is None:
-            return (
-                best
-                if best.choices or found.state == "time limit"
-                else found._replace(choices=beyond, bound=best.bound)
-            )
+            if best.choices or found.state == "time limit":
+                return best
+            return _Found("infeasible", beyond, best.bound)
         costs = cost_of(program.problem, found.choices)
         over = _over(costs, limits)
         if over and beyond is not None:
@@ -353,9 +351,8 @@ def _search(program: _Program, minimize: str, limits: Costs, gap: float, seconds
                 allowed[measure] -= excess + 2 * _TOLERANCE / _ROW * room + _ROUNDING * abs(limits[measure])
             continue
         value, best = costs.get(minimize, 0.0), found._replace(bound=best.bound)
-        if found.state != "optimal" or _gap(value, best.bound) <= gap or found.unseen <= gap * abs(value) / 10:
-            return best
-        if value >= ceiling:
+        near_enough = _gap(value, best.bound) <= gap or found.unseen <= gap * abs(value) / 10
+        if found.state != "optimal" or near_enough or value >= ceiling:
             return best
         ceiling = value  # what is left is too small for HiGHS to see: leave out all that costs more, scale up the rest
 
@@ -512,9 +509,18 @@ def _integers(scaled: _Scaled, gap: float, seconds: float) -> _Answer:
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """Keeps a line away that HiGHS 1.12 (in scipy 1.17) forgot to remove: it writes it past Python to descriptor 1."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    """Keeps a line away that HiGHS 1.12 (in scipy 1.17) still prints for its authors, past Python to descriptor 1.
+
+    What other threads print meanwhile is lost as well.
+    """
+    if sys.stdout:
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 1)
         yield

@@ -1,0 +1,451 @@
+"""Weights of 4 bits: half the file, the same bits out of every runtime, and an audit that sees a single nibble."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import small_models as small
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import TensorProto
+from torch import nn
+from torch.nn import functional as F
+
+from edgeq.calibration.calibrate import calibrate
+from edgeq.devices import Candidate, open_device
+from edgeq.export.artifact import Exporter
+from edgeq.export.audit import AuditError, audit, confirm
+from edgeq.export.nibbles import pack, unpack
+from edgeq.model.model import Model, load
+from edgeq.quantization.quantize import Quantized, quantize_model, simulate
+from edgeq.registry.load import load_target, target_names
+from edgeq.report.schema import Placement
+
+EXTRAS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "litert_torch"}
+"""What a runtime's format needs to be written, by runtime."""
+
+RUNTIMES = list(EXTRAS)
+SHAPE = (3, 9, 9)
+WEIGHTED = {"QLinearConv", "QGemm", "Convolution", "FullyConnected", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
+
+
+class Chain(nn.Module):
+    """Layers of every kind with odd numbers of weights, and one pointwise convolution with an even number of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 17, 3, padding=1)
+        self.depth = nn.Conv2d(17, 17, 3, padding=1, groups=17)
+        self.point = nn.Conv2d(17, 34, 1)
+        self.expand = nn.Conv2d(34, 33, 1)
+        self.wave = nn.Conv1d(33, 35, 3)
+        self.head = nn.Linear(35, 11)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.depth(F.relu(self.stem(x))))
+        x = F.relu(self.expand(F.relu(self.point(x))))
+        return self.head(F.relu(self.wave(x.flatten(2))).mean(2))
+
+
+class Variants(nn.Module):
+    """Strides, dilations, groups and channel multipliers; a linear on three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strided = nn.Conv2d(3, 10, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(10, 6, 3, padding=1, groups=2)
+        self.dilated = nn.Conv2d(6, 5, 3, padding=2, dilation=2)
+        self.multiplied = nn.Conv2d(5, 10, 3, padding=1, groups=5)
+        self.pointwise_strided = nn.Conv2d(10, 6, 1, stride=2)
+        self.depth = nn.Conv1d(6, 6, 3, padding=1, groups=6)
+        self.tokens = nn.Linear(9, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.dilated(F.relu(self.grouped(F.relu(self.strided(x))))))
+        x = F.relu(self.pointwise_strided(F.relu(self.multiplied(x))))
+        return self.tokens(F.relu(self.depth(x.flatten(2))))
+
+
+class Products(nn.Module):
+    """Layers that XNNPACK takes with 4-bit weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 10, 1)
+        self.wave, self.head = nn.Conv1d(10, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.second(F.relu(self.first(x))))
+        return self.head(F.relu(self.wave(x.flatten(2))).mean(2))
+
+
+CHAIN = ("stem", "depth", "point", "expand", "wave", "head")
+PLANS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
+    "chain": (Chain, dict.fromkeys(CHAIN, "w4a8")),
+    "mixed": (Chain, {"stem": "w4a8", "depth": "w8a8", "point": "float32", "expand": "w4a8", "head": "w4a8"}),
+    "variants": (Variants, dict.fromkeys([name for name, _ in Variants().named_children()], "w4a8")),
+    "products": (Products, dict.fromkeys(("second", "wave", "head"), "w4a8")),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One plan written twice: as it is, and with its 4-bit integers stored in 8 bits."""
+
+    model: Model
+    runtime: str
+    exporter: Exporter
+    planned: Quantized
+    widened: Quantized
+    path: Path
+    wide: Path
+
+    def candidate(self, path: Path, kernels: str = "") -> Candidate:
+        return Candidate(path, self.planned.runtime.name, {"kernels": kernels} if kernels else {})
+
+    def outputs(self, path: Path, kernels: str = "") -> np.ndarray:
+        (found,) = open_device("local").outputs(self.candidate(path, kernels), self.inputs(4))
+        return found
+
+    def placement(self, path: Path, kernels: str = "") -> list[Placement]:
+        return open_device("local").placement(self.candidate(path, kernels), self.inputs(1))
+
+    def inputs(self, count: int) -> dict[str, np.ndarray]:
+        return {self.model.inputs[0].name: samples(count, 5).numpy()}
+
+
+def samples(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def in_8_bits(quantized: Quantized) -> Quantized:
+    weights = {
+        name: replace(w, q=replace(w.q, scheme=replace(w.q.scheme, dtype="int8"))) if is_int4(w.q.scheme.dtype) else w
+        for name, w in quantized.weights.items()
+    }
+    return replace(quantized, weights=weights)
+
+
+def is_int4(dtype: str) -> bool:
+    return dtype == "int4"
+
+
+@cache
+def exporter(kind: type[nn.Module]) -> Exporter:
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        net = kind().eval()
+    model = load(torch.export.export(net, (samples(1, 0),)))
+    return Exporter(model, small._scratch() / f"int4-{kind.__name__}")
+
+
+@cache
+def written(plan: str, runtime: str) -> Pair:
+    importlib.import_module(EXTRAS[runtime])
+    kind, choices = PLANS[plan]
+    made = exporter(kind)
+    model = made.model
+    target = "arm-neon" if runtime == "litert" else "x86-avx512"
+    calibration = calibrate(model, {model.inputs[0].name: samples(32, 1).numpy()})
+    planned = quantize_model(model, small.runtime(runtime, target), calibration, choices=choices)
+    paths = []
+    for name, quantized in (("planned", planned), ("widened", in_8_bits(planned))):
+        folder = made.scratch / plan / runtime / name
+        folder.mkdir(parents=True)
+        paths.append(made.write(quantized, folder)[0])
+    return Pair(model, runtime, made, planned, in_8_bits(planned), *paths)
+
+
+def pair(plan: str, runtime: str) -> Pair:
+    pytest.importorskip(EXTRAS[runtime])
+    return written(plan, runtime)
+
+
+def in_4_bits(quantized: Quantized) -> list[str]:
+    return [name for name, w in quantized.weights.items() if is_int4(w.q.scheme.dtype)]
+
+
+# --- half bytes -----------------------------------------------------------------------------------
+
+
+def test_the_first_of_two_integers_is_the_lower_half() -> None:
+    assert pack(np.array([[1, -2], [-7, 7]])).tolist() == [0xE1, 0x79]
+    assert pack(np.array([3, -8, 5])).tolist() == [0x83, 0x05]
+    assert unpack(np.array([0x83, 0x05], np.uint8), 3).tolist() == [3, -8, 5]
+    assert unpack(pack(np.zeros(0, np.int8)), 0).size == 0
+
+
+@given(arrays.arrays(np.int8, st.integers(0, 40), elements=st.integers(-8, 7)))
+def test_half_bytes_come_back(integers: np.ndarray) -> None:
+    data = pack(integers)
+    assert (data.dtype, data.size) == (np.uint8, (integers.size + 1) // 2)
+    np.testing.assert_array_equal(unpack(data, integers.size), integers)
+
+
+def test_what_does_not_fit_half_a_byte_is_refused() -> None:
+    for integers in ([8], [0, -9]):
+        with pytest.raises(ValueError, match="do not fit"):
+            pack(np.array(integers))
+    with pytest.raises(ValueError, match="do not hold"):
+        unpack(np.zeros(2, np.uint8), 5)
+
+
+# --- the targets ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", target_names())
+def test_no_layer_gets_4_bits_by_default(target: str) -> None:
+    for runtime in load_target(target).runtimes:
+        for op in {op for kernel in runtime.kernels for op in kernel.ops}:
+            default = runtime.kernel(op)
+            alone = {k.weights for k in runtime.kernels if op in k.ops} == {"int4"}
+            assert default is not None and (default.weights != "int4" or alone)
+
+
+@pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2", "arm-neon"])
+def test_cpus_list_every_operator_that_is_proven_here_and_no_other(target: str) -> None:
+    for runtime in load_target(target).runtimes:
+        (kernel,) = [k for k in runtime.kernels if k.name == "w4a8"]
+        assert set(kernel.ops) == {"conv1d", "conv2d", "depthwise_conv2d", "linear"}
+        scheme = kernel.weight_scheme
+        assert scheme is not None
+        assert (scheme.quant_min, scheme.quant_max, scheme.granularity) == (-7, 7, "channel")
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_plan_chose_4_bits_where_it_was_told_to(plan: str, runtime: str) -> None:
+    made, choices = pair(plan, runtime), PLANS[plan][1]
+    assert set(in_4_bits(made.planned)) == {name for name, choice in choices.items() if choice == "w4a8"}
+    assert set(made.planned.weights) == {g.name for g in made.model.groups if g.weight} - {
+        name for name, choice in choices.items() if choice == "float32"
+    }
+    for name in in_4_bits(made.planned):
+        integers = made.planned.weights[name].integers
+        assert integers.dtype is torch.int8
+        assert (int(integers.min()), int(integers.max())) in ((-7, 7), (-7, 6), (-6, 7))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("plan", PLANS)
+def test_outputs_are_those_of_the_same_integers_in_8_bits(plan: str, runtime: str) -> None:
+    made = pair(plan, runtime)
+    # XNNPACK rounds other than the builtin kernels, to which it leaves some layers with 4-bit weights
+    kernels = "builtin" if runtime == "litert" else ""
+    found, wanted = made.outputs(made.path, kernels), made.outputs(made.wide, kernels)
+    assert len(np.unique(wanted)) > 10
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("plan", PLANS)
+def test_outputs_are_those_of_the_simulation(plan: str, runtime: str) -> None:
+    made = pair(plan, runtime)
+    found = made.outputs(made.path)
+    (x,) = made.inputs(4).values()
+    near = np.concatenate([simulate(made.model, made.planned, [torch.from_numpy(one[None])])[0] for one in x])
+    assert float(np.abs(found - near).max()) < 4 / 255 * float(np.ptp(near))
+
+
+def expected_saving(made: Pair) -> int:
+    """Bytes of 8-bit weights less those of 4-bit ones."""
+    sizes = [made.planned.weights[name].integers.numel() for name in in_4_bits(made.planned)]
+    return sum(size - (size + 1) // 2 for size in sizes)
+
+
+@pytest.mark.parametrize("plan", ["chain", "mixed"])
+def test_onnx_holds_half_bytes(plan: str) -> None:
+    made = pair(plan, "onnxruntime")
+    proto = onnx.load(made.path)
+    onnx.checker.check_model(proto, full_check=True)
+    half = {i.name: i for i in proto.graph.initializer if i.data_type == TensorProto.INT4}
+    assert set(half) == {f"{name}.weight_quantized_int4" for name in in_4_bits(made.planned)}
+    for name in in_4_bits(made.planned):
+        count = made.planned.weights[name].integers.numel()
+        assert len(half[f"{name}.weight_quantized_int4"].raw_data) == (count + 1) // 2
+    around = 200 * len(half)  # an operator in front of each
+    saved = made.wide.stat().st_size - made.path.stat().st_size
+    assert expected_saving(made) - around < saved < expected_saving(made)
+    assert expected_saving(made) > around
+
+
+@pytest.mark.parametrize("plan", ["chain", "mixed"])
+def test_openvino_holds_half_bytes(plan: str) -> None:
+    made = pair(plan, "openvino")
+    files = [path.with_suffix(".bin").stat().st_size for path in (made.wide, made.path)]
+    assert files[0] - files[1] == expected_saving(made)
+    kinds = [line for line in made.path.read_text().splitlines() if 'element_type="i4"' in line]
+    assert len(kinds) == len(in_4_bits(made.planned))
+
+
+@pytest.mark.parametrize("plan", ["chain", "mixed"])
+def test_tflite_holds_half_bytes(plan: str) -> None:
+    made = pair(plan, "litert")
+    data = made.path.read_bytes()
+    count = len(in_4_bits(made.planned))
+    saved = made.wide.stat().st_size - len(data)
+    assert abs(saved - expected_saving(made)) < 32 * count < expected_saving(made)  # constants are aligned
+    assert data.count(pack(made.planned.weights["head"].integers.numpy()).tobytes()) == 1
+
+
+# --- where they run -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_runtime_says_that_it_runs_integers(plan: str, runtime: str) -> None:
+    made = pair(plan, runtime)
+    rows = made.placement(made.path)
+    integer_rows = [row for row in rows if row.op in WEIGHTED and row.integer]
+    assert len(integer_rows) == len(made.planned.weights)
+    if runtime == "openvino":
+        assert all(row.where.endswith(("_I8", "_i8")) for row in integer_rows)
+    written = audit(made.model, made.planned, made.exporter.read_back(made.planned, made.path))
+    assert confirm(made.model, made.planned, written, rows) == written
+    integer = sum(g.macs for g in made.model.groups if g.name in made.planned.assignment.kernels)
+    assert written.integer_mac_percent == pytest.approx(100 * integer / made.model.macs)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_nothing_of_the_half_bytes_is_left_when_the_model_runs(runtime: str) -> None:
+    made = pair("chain", runtime)
+    found, wanted = ([(row.op, row.where) for row in made.placement(path)] for path in (made.path, made.wide))
+    assert found == wanted
+
+
+def test_xnnpack_runs_products_with_the_bits_of_8_bit_weights() -> None:
+    made = pair("products", "litert")
+    rows = [row for row in made.placement(made.path) if row.op in WEIGHTED]
+    assert [row.op for row in rows] == ["CONV_2D", "FULLY_CONNECTED", "FULLY_CONNECTED", "FULLY_CONNECTED"]
+    assert {row.where for row in rows} == {"XNNPACK delegate"}
+    np.testing.assert_array_equal(made.outputs(made.path), made.outputs(made.wide))
+
+
+def test_pointwise_convolutions_that_are_no_product_stay_convolutions() -> None:
+    variants, chain = pair("variants", "litert"), pair("chain", "litert")
+    assert operators(variants.path)["pointwise_strided"] == "CONV_2D"
+    found = operators(chain.path)
+    assert (found["point"], found["expand"]) == ("CONV_2D", "FULLY_CONNECTED")
+    assert operators(chain.wide)["expand"] == "CONV_2D"
+
+
+def operators(path: Path) -> dict[str, str]:
+    """Of a `.tflite` file, by the name of what each computes."""
+    from edgeq.export.tflite_graph import Graph
+
+    graph = Graph(path.read_bytes())
+    return {graph.name(int(op.outputs[0])): graph.kind(op) for op in graph.operators}
+
+
+# --- the audit ------------------------------------------------------------------------------------
+
+
+def audited(made: Pair, path: Path, quantized: Quantized | None = None) -> None:
+    audit(made.model, quantized or made.planned, made.exporter.read_back(made.planned, path))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("plan", PLANS)
+def test_written_files_pass(plan: str, runtime: str) -> None:
+    made = pair(plan, runtime)
+    found = audit(made.model, made.planned, made.exporter.read_back(made.planned, made.path))
+    wide = audit(made.model, made.widened, made.exporter.read_back(made.widened, made.wide))
+    assert wide.bytes_checked - found.bytes_checked == expected_saving(made)
+    assert wide.tensors_checked == found.tensors_checked
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_small_integers_in_8_bits_are_not_what_was_planned(runtime: str) -> None:
+    made = pair("chain", runtime)
+    with pytest.raises(AuditError, match="other weights \\(int8") as caught:
+        audited(made, made.wide)
+    assert caught.value.where == "layer stem"
+    with pytest.raises(AuditError, match="other weights \\(int4"):
+        audited(made, made.path, made.widened)
+
+
+def rewritten(made: Pair, folder: Path, old: bytes, new: bytes) -> Path:
+    """A copy of the artefact with one stretch of its bytes replaced."""
+    names = [made.path.name] + ([made.path.with_suffix(".bin").name] if made.runtime == "openvino" else [])
+    for name in names:
+        (folder / name).write_bytes((made.path.parent / name).read_bytes())
+    changed = folder / names[-1]
+    assert changed.read_bytes().count(old) == 1
+    changed.write_bytes(changed.read_bytes().replace(old, new))
+    return folder / names[0]
+
+
+def stored_bytes(made: Pair, layer: str) -> bytes:
+    """A layer's packed integers as its format orders them."""
+    integers = made.planned.weights[layer].integers.numpy()
+    if made.runtime == "litert" and integers.ndim == 4:
+        integers = integers.transpose((1, 2, 3, 0) if layer == "depth" else (0, 2, 3, 1))
+    if made.runtime == "litert" and integers.ndim == 3:
+        integers = integers.transpose(0, 2, 1)
+    return pack(integers).tobytes()
+
+
+@pytest.mark.parametrize("half", [0x01, 0x10])
+@pytest.mark.parametrize("layer", CHAIN)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_one_changed_half_byte_is_found_and_named(runtime: str, layer: str, half: int, tmp_path: Path) -> None:
+    made = pair("chain", runtime)
+    old = stored_bytes(made, layer)
+    new = bytes([*old[:6], old[6] ^ half, *old[7:]])
+    with pytest.raises(AuditError, match="other weights \\(int4") as caught:
+        audited(made, rewritten(made, tmp_path, old, new))
+    assert caught.value.where == f"layer {layer}"
+
+
+@pytest.mark.parametrize(
+    ("stretch", "what"),
+    [
+        (lambda made: made.planned.weights["expand"].q.scale.numpy().tobytes(), "weight scales"),
+        (
+            lambda made: np.ascontiguousarray(
+                made.exporter.read_back(made.planned, made.path).weights["expand"].bias
+            ).tobytes(),
+            "another bias",
+        ),
+    ],
+)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_other_constants_of_a_layer_with_4_bits_are_checked_as_ever(
+    runtime: str, stretch: Callable[[Pair], bytes], what: str, tmp_path: Path
+) -> None:
+    made = pair("chain", runtime)
+    old = stretch(made)
+    with pytest.raises(AuditError, match=what) as caught:
+        audited(made, rewritten(made, tmp_path, old, bytes([old[0] ^ 1, *old[1:]])))
+    assert caught.value.where == "layer expand"
+
+
+def test_half_bytes_that_no_integer_kernel_can_read_do_not_count(tmp_path: Path) -> None:
+    """A DequantizeLinear on the int4 itself: the same numbers, in float."""
+    made = pair("chain", "onnxruntime")
+    proto = onnx.load(made.path)
+    (cast,) = [n for n in proto.graph.node if n.op_type == "Cast" and n.output[0] == "expand.weight_quantized"]
+    (reader,) = [n for n in proto.graph.node if cast.output[0] in n.input]
+    reader.input[0] = cast.input[0]
+    (zero,) = [i for i in proto.graph.initializer if i.name == reader.input[2]]
+    count = zero.dims[0]
+    zero.CopyFrom(onnx.helper.make_tensor(zero.name, TensorProto.INT4, [count], [0] * count))
+    proto.graph.node.remove(cast)
+    path = tmp_path / "direct.onnx"
+    onnx.save(proto, path)
+    found = audit(made.model, made.planned, made.exporter.read_back(made.planned, path))
+    assert [f.layer for f in found.float_operators if f.macs] == ["expand"]
+    rows = {row.name: row.integer for row in made.placement(path)}
+    assert rows["expand"] is False
