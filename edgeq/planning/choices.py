@@ -1,0 +1,133 @@
+"""What a planner chooses from, what a plan costs, and whether it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import fsum, isfinite
+from typing import TypeAlias
+
+Costs = Mapping[str, float]
+"""By measure: `latency` in seconds, `size` in bytes, `loss`, `energy`, or any other name. An absent measure costs 0."""
+
+Relation: TypeAlias = "Boundary | Need | frozenset[str]"
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A cost between groups, such as that of dequantizing a tensor: paid once, if the producer's choice is among
+    `leaves` and the choice of any reader is among those that `readers` gives for it. An input of the model has None
+    as its producer and always leaves. No cost may be negative. Choices that a group does not offer are ignored."""
+
+    producer: str | None
+    leaves: frozenset[str]
+    readers: Mapping[str, frozenset[str]]
+    costs: Costs
+
+
+@dataclass(frozen=True)
+class Need:
+    """`group` may take one of `choices` only if at least one of the other groups takes one of the choices beside it."""
+
+    group: str
+    choices: frozenset[str]
+    any_of: tuple[tuple[str, frozenset[str]], ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What there is to choose from.
+
+    Attributes:
+        options: by group in the model's order, what each of its choices costs.
+        ties: groups that take the same choice: one may take a choice only if all others that offer it take it too.
+        fixed: what every plan costs on top.
+    """
+
+    options: Mapping[str, Mapping[str, Costs]]
+    boundaries: Sequence[Boundary] = ()
+    needs: Sequence[Need] = ()
+    ties: Sequence[frozenset[str]] = ()
+    fixed: Costs = field(default_factory=dict)
+
+
+def cost_of(problem: Problem, choices: Mapping[str, str]) -> dict[str, float]:
+    """What a plan costs, by measure. Adds up without the program, so that it also judges that, and edited plans."""
+    paid = [problem.fixed, *(offered[choices[group]] for group, offered in problem.options.items())]
+    paid += [b.costs for b in problem.boundaries if crossed(b, choices)]
+    return {m: fsum(costs.get(m, 0.0) for costs in paid) for m in measures(problem)}
+
+
+def check(problem: Problem, choices: Mapping[str, str]) -> list[str]:
+    """What is wrong with an edited plan, a sentence for each fault; empty if nothing is. Limits are not looked at."""
+    faults = [f"there is no group {group}" for group in choices if group not in problem.options]
+    for group, offered in problem.options.items():
+        if group not in choices:
+            faults.append(f"{group} has no choice")
+        elif choices[group] not in offered:
+            faults.append(f"{group} does not offer {choices[group]}, only {', '.join(offered)}")
+    if faults:  # what follows from choices can be told only of complete ones
+        return faults
+    for need in problem.needs:
+        if not met(need, choices):
+            ways = [f"{other} is {' or '.join(sorted(wanted))}" for other, wanted in need.any_of if wanted]
+            condition = f"only if {' or '.join(ways)}" if ways else "never"
+            faults.append(f"{need.group} can be {choices[need.group]} {condition}")
+    for tie in problem.ties:
+        if not tied(problem, tie, choices):
+            held = ", ".join(f"{group} is {choices[group]}" for group in sorted(tie))
+            faults.append(f"these must take the same choice: {held}")
+    return faults
+
+
+def validate(problem: Problem) -> None:
+    named = {g for item in relations(problem) for g in touched(item)}
+    unknown = sorted(named - problem.options.keys())
+    if unknown:
+        raise ValueError(f"there is no group {', '.join(unknown)}")
+    empty = [group for group, offered in problem.options.items() if not offered]
+    if empty:
+        raise ValueError(f"no choices for {', '.join(empty)}")
+    if not all(isfinite(cost) for costs in _entries(problem) for cost in costs.values()):
+        raise ValueError("a cost is not finite")
+    if any(cost < 0 for b in problem.boundaries for cost in b.costs.values()):
+        # The program holds a boundary's column from below alone.
+        raise ValueError("a boundary has a negative cost: count what it saves as a cost of doing without it")
+
+
+def _entries(problem: Problem) -> list[Costs]:
+    options = (costs for offered in problem.options.values() for costs in offered.values())
+    return [problem.fixed, *options, *(b.costs for b in problem.boundaries)]
+
+
+def measures(problem: Problem) -> list[str]:
+    return list(dict.fromkeys(measure for costs in _entries(problem) for measure in costs))
+
+
+def relations(problem: Problem) -> list[Relation]:
+    return [*problem.boundaries, *problem.needs, *problem.ties]
+
+
+def touched(item: Relation) -> set[str]:
+    if isinstance(item, Boundary):
+        return {*item.readers, *([item.producer] if item.producer is not None else [])}
+    return {item.group, *(group for group, _ in item.any_of)} if isinstance(item, Need) else set(item)
+
+
+def crossed(boundary: Boundary, choices: Mapping[str, str]) -> bool:
+    leaves = boundary.producer is None or choices[boundary.producer] in boundary.leaves
+    return leaves and any(choices[reader] in enters for reader, enters in boundary.readers.items())
+
+
+def met(need: Need, choices: Mapping[str, str]) -> bool:
+    return choices[need.group] not in need.choices or any(choices[g] in wanted for g, wanted in need.any_of)
+
+
+def tied(problem: Problem, tie: frozenset[str], choices: Mapping[str, str]) -> bool:
+    taken = {choices[group] for group in tie}
+    return all(taken.intersection(problem.options[group]) == {choices[group]} for group in tie)
+
+
+def over(costs: Costs, limits: Costs) -> dict[str, float]:
+    """By measure, how far a limit is exceeded."""
+    return {m: costs.get(m, 0.0) - limit for m, limit in limits.items() if costs.get(m, 0.0) > limit}
