@@ -127,7 +127,7 @@ def plan(
                 errors.append(error)
     if not found:
         raise errors[0]
-    best = min(found, key=lambda p: _rank(p, minimize))
+    best = min(found, key=_rank)
     given = Given(
         calibration=str(calibration) if isinstance(calibration, str | Path) else job.calibration_data.source,
         evaluation=str(evaluation) if isinstance(evaluation, str | Path) else None,
@@ -261,7 +261,7 @@ def _search(search: _Search, preferred: Mapping[str, str], notes: list[str]) -> 
     key, proof = min(search.proofs.items(), key=lambda item: _proof_rank(item[1], search.minimize))
     choices = dict(zip(preferred, key, strict=True))
     if choices != solution.choices:
-        notes.append("a plan that was solved for measured worse than this one")
+        notes.append("the plan that was solved for measured worse than this one")
     return _written(search, choices, proof, solution, caps, attempts, notes)
 
 
@@ -291,7 +291,10 @@ def _allowed(job: Job) -> float | None:
     itself = compare(job.reference, job.reference, labels, job.metric, seconds=0.0)
     most = drop_limit(job.limits.max_drop, itself)
     if most is None or quick_drop(job.reference, job.reference, labels, job.metric) is None:
-        return None
+        raise UsageError(
+            f"a drop of at most {job.limits.max_drop} cannot be judged: the outputs hold no answers to compare",
+            remedy="pass labels or --metric package.module:function",
+        )
 
     def drop(outputs: Sequence[np.ndarray]) -> float:
         return quick_drop(job.reference, outputs, labels, job.metric) or 0.0
@@ -409,9 +412,9 @@ def _proof_rank(proof: Proof, minimize: str) -> tuple[bool, float, float]:
     return False, value, drop
 
 
-def _rank(found: Plan, minimize: str) -> tuple[bool, float, float]:
+def _rank(found: Plan) -> tuple[bool, float, float]:
     assert found.planned is not None and found.planned.proof is not None
-    return _proof_rank(found.planned.proof, minimize)
+    return _proof_rank(found.planned.proof, found.planned.minimize)
 
 
 def _written(

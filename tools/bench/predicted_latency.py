@@ -1,0 +1,87 @@
+"""How well the planner's table predicts latency: random mixed plans, built and timed in turns with the uniform ones.
+
+    python tools/bench/predicted_latency.py model.pt2 --calib c.npz --format onnx
+
+The machine's speed drifts, so that the prediction is scaled by the two uniform builds that take turns with the plans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from edgeq.calibration.calibrate import calibrate
+from edgeq.data.load import load_data
+from edgeq.devices import open_device
+from edgeq.export.artifact import Exporter
+from edgeq.model.model import load
+from edgeq.planning.assign import FLOAT
+from edgeq.planning.boundaries import edges
+from edgeq.planning.builds import build_all, observe, probing_plans
+from edgeq.planning.ladder import ladder
+from edgeq.planning.size import fit_sizes
+from edgeq.planning.timing import fit
+from edgeq.prepare import runtimes_for
+from edgeq.progress import Silent
+from edgeq.registry.load import load_target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--calib", required=True)
+    parser.add_argument("--target", default="x86-avx512")
+    parser.add_argument("--format", default="onnx")
+    parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    model = load(given.model)
+    runtime = runtimes_for(load_target(given.target), given.format)[0]
+    data = load_data(given.calib, model.inputs, role="calibration")
+    seen = calibrate(model, {name: array[:16] for name, array in data.inputs.items()})
+    one = {name: array[:1] for name, array in data.inputs.items()}
+    options, found_edges = ladder(model, runtime, seen.histograms), edges(model, runtime)
+    device, rng = open_device("local"), random.Random(given.seed)
+    plans = {}
+    for number in range(given.plans):
+        share = rng.choice((0.1, 0.3, 0.5, 0.7, 0.9))
+        plans[f"random {number}"] = {
+            name: FLOAT if rng.random() < share else rng.choice(offered[:-1] or (FLOAT,))
+            for name, offered in options.items()
+        }
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [Path(scratch) / name for name in ("float", "table", "plans")]
+        for folder in folders:
+            folder.mkdir()
+        exporter = Exporter(model, folders[0])
+        built = build_all(
+            model, runtime, seen, probing_plans(model.groups, options, found_edges), exporter, folders[1], Silent()
+        )
+        tried = build_all(model, runtime, seen, plans, exporter, folders[2], Silent())
+        observed = observe(model, built, device, one, exporter.labels(runtime.format), 1, Silent())
+        timing = fit(model, found_edges, observed)
+        sizes = fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()])
+        uniform = {name: built[name] for name in ("preferred", FLOAT)}
+        runs = device.latency({name: b.candidate for name, b in (tried | uniform).items()}, one, rounds=60)
+    medians = {name: float(np.median(seconds)) for name, seconds in runs.items()}
+    predicted = {name: timing.of(found_edges, b.choices) for name, b in (tried | uniform).items()}
+    drift = sum(medians[name] for name in uniform) / sum(predicted[name] for name in uniform)
+    errors = []
+    for name, build in tried.items():
+        error = predicted[name] * drift / medians[name] - 1
+        errors.append(abs(error))
+        off = sizes.of(found_edges, build.choices) / build.size - 1
+        print(f"{name:<10}  {1e3 * medians[name]:8.3f} ms  {100 * error:+6.1f} %   size {100 * off:+5.2f} %")
+    print(
+        f"{runtime.name}: median absolute error {100 * float(np.median(errors)):.1f} %, "
+        f"largest {100 * max(errors):.1f} %; "
+        f"preferred {1e3 * medians['preferred']:.3f} ms, float {1e3 * medians[FLOAT]:.3f} ms, drift {drift:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
