@@ -18,7 +18,7 @@ from edgeq.files import staged_directory
 from edgeq.model.model import Model
 from edgeq.planning.describe import describe
 from edgeq.planning.ladder import ladder
-from edgeq.planning.plan import Plan, refuse_other
+from edgeq.planning.plan import FloatPrecision, Plan, refuse_other, run_options
 from edgeq.planning.rules import narrowed
 from edgeq.prepare import Job, prepare, runtimes_for
 from edgeq.progress import Clock, Progress, Silent
@@ -115,7 +115,8 @@ def deploy(
         )
         exporter = Exporter(job.model, Path(tmp), job.cache)
         choices = None if plan is None else planned_choices(plan, job, runtimes[0])
-        built = [_build(job, r, exporter, folder, choices) for r in runtimes]
+        precision: FloatPrecision = "float32" if plan is None else plan.float_precision
+        built = [_build(job, r, exporter, folder, choices, precision) for r in runtimes]
         if all(b.error for b in built):
             raise next(b.error for b in built if b.error)
         data = {"calibration": job.calibration_data} | ({"evaluation": job.evaluation} if job.evaluation else {})
@@ -158,7 +159,12 @@ def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:
 
 
 def _build(
-    job: Job, chosen: Runtime, exporter: Exporter, folder: Path, choices: Mapping[str, str] | None = None
+    job: Job,
+    chosen: Runtime,
+    exporter: Exporter,
+    folder: Path,
+    choices: Mapping[str, str] | None,
+    precision: FloatPrecision,
 ) -> Built:
     """Quantizes, writes, audits and measures one format. What fails for this format alone is kept as its error."""
     clock, net = job.clock, job.model
@@ -173,7 +179,7 @@ def _build(
         if isinstance(job.device, Device) and job.evaluation is not None:
             with clock.stage(f"validate in {chosen.name}") as steps:
                 measured = measure(
-                    Candidate(files[0], chosen.name),
+                    Candidate(files[0], chosen.name, run_options(precision)),
                     baseline[0],
                     job.device,
                     job.evaluation,
@@ -203,8 +209,9 @@ def _build(
         float_files=baseline,
         audit=written,
         layers=layers,
+        precision=precision,
     )
-    plan = describe(net, quantized, target=job.target.name, data_hash=job.calibration_data.sha256)
+    plan = describe(net, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=precision)
     outputs = [quantized.activations[n].q if n in quantized.activations else None for n in net.output_nodes]
     return Built(
         build, plan, measured.outputs if measured else [], [None if q is None else float(q.scale) for q in outputs]

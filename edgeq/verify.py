@@ -19,7 +19,7 @@ from edgeq.lock import (
     read_lock,
     versions_now,
 )
-from edgeq.planning.plan import Plan
+from edgeq.planning.plan import Plan, run_options
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.report.conclude import VERSIONED
 
@@ -91,7 +91,7 @@ def verify(build: str | Path, *, device: str | None = None, progress: Progress |
             continue
         with clock.stage(f"verify {form}") as steps:
             where = open_device(device or kept.device)
-            artifact = Candidate(folder / _files(plan)[0], plan.runtime)
+            artifact = Candidate(folder / _files(plan)[0], plan.runtime, run_options(plan.float_precision))
             measured = where.outputs(artifact, golden.inputs, steps)
         drifts[form] = drift(golden.outputs[form], measured, golden.steps[form])
     return Verification(broken, versions, drifts, unchecked)

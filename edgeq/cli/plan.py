@@ -191,6 +191,8 @@ def _show(shell: Shell, found: Plan, out: Path) -> None:
         console.print(Text(f"{what}: {_cost('latency', seconds)}{_times(proof, seconds)}"))
     how = f"{planned.method}, within {100 * planned.gap:.2g} % of the best possible" if planned.gap else planned.method
     console.print(Text(f"{planned.minimize} minimized: {how}; {len(planned.attempts)} built and measured"))
+    if found.float_precision != "float32":
+        console.print(Text(f"what is in float computes in {found.float_precision}: a setting of {found.runtime}"))
     for note in planned.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     console.print(Text(f"{out}  (edgeq explain, edgeq deploy --plan)"), soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import Edge, alternating
 from edgeq.planning.ladder import Ladder, uniform
+from edgeq.planning.plan import FloatPrecision, run_options
 from edgeq.planning.timing import Observed, attribute
 from edgeq.progress import Progress
 from edgeq.quantization.quantize import quantize_model
@@ -96,22 +97,24 @@ def observe(
     labels: Mapping[str, str],
     threads: int,
     progress: Progress,
+    precision: FloatPrecision = "float32",
 ) -> list[Observed]:
     """Times the builds in turns, and finds out how long each layer took in each.
 
     Args:
+        precision: of what stays in float.
         inputs: one sample.
         labels: see `attribute`.
     """
-    runs = device.latency(
-        {name: b.candidate for name, b in built.items()}, inputs, progress, rounds=ROUNDS, threads=threads
-    )
+    candidates = {name: replace(b.candidate, options=run_options(precision)) for name, b in built.items()}
+    runs = device.latency(candidates, inputs, progress, rounds=ROUNDS, threads=threads)
     totals = {name: float(np.median(seconds)) for name, seconds in runs.items()}
     if next(iter(built.values())).candidate.runtime == "litert":
         rows = _sliced(model, built, device, threads, progress)
     else:
         rows = {
-            name: device.placement(b.candidate, inputs, threads=threads, runs=PROFILED) for name, b in built.items()
+            name: device.placement(candidate, inputs, threads=threads, runs=PROFILED)
+            for name, candidate in candidates.items()
         }
     return [attribute(model, rows[name], labels, b.choices, totals[name]) for name, b in built.items()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +18,19 @@ from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import build_all, observe, probing_plans
 from edgeq.planning.ladder import Ladder, uniform
+from edgeq.planning.plan import FloatPrecision
 from edgeq.planning.problem import predicted_losses, state
 from edgeq.planning.sensitivity import contenders, measure_alone, measure_sensitivity
 from edgeq.planning.size import fit_sizes
 from edgeq.planning.solver import Boundary, Need, Problem
-from edgeq.planning.timing import fit
+from edgeq.planning.timing import Timing, fit
 from edgeq.prepare import Job
 from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
+from edgeq.runtimes import runtime as runtime_info
 
-COSTS_VERSION = 2
+COSTS_VERSION = 3
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -36,14 +39,15 @@ class Costs:
     """What a search needs to know.
 
     Attributes:
-        problem: every choice of every layer with its loss, size and, where the device has a clock, latency.
+        problems: by the precision of what stays in float, every choice of every layer with its loss, size and, where
+            the device has a clock, latency.
         timed: whether there is a latency.
         ranges: of the activations, which every plan of this runtime shares.
         correlation: of the ranks of predicted and measured losses, over those that were measured.
         measured: how many losses were measured, by quantizing one layer alone; the others are predicted.
     """
 
-    problem: Problem
+    problems: dict[FloatPrecision, Problem]
     timed: bool
     ranges: Ranges
     correlation: float | None
@@ -75,16 +79,27 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
     with clock.stage(f"builds for {runtime.name}") as steps:
         plans = probing_plans(model.groups, options, found_edges)
         built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps)
-    timing = None
+    timings: dict[FloatPrecision, Timing | None] = {"float32": None}
     if isinstance(device, Device) and not device.emulated:
-        with clock.stage(f"times in {runtime.name}") as steps:
-            one = {name: array[:1] for name, array in job.calibration_data.inputs.items()}
-            labels = exporter.labels(runtime.format)
-            timing = fit(model, found_edges, observe(model, built, device, one, labels, job.threads, steps))
+        one = {name: array[:1] for name, array in job.calibration_data.inputs.items()}
+        labels = exporter.labels(runtime.format)
+        for precision in precisions(runtime, device):
+            with clock.stage(f"times in {runtime.name}, {precision}") as steps:
+                observed = observe(model, built, device, one, labels, job.threads, steps, precision)
+                timings[precision] = fit(model, found_edges, observed)
     sizes = fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()])
-    problem = state(model, runtime, options, found_edges, sensitivity, timing, sizes, measured)
+    problems = {
+        precision: state(model, runtime, options, found_edges, sensitivity, timing, sizes, measured)
+        for precision, timing in timings.items()
+    }
     correlation = rank_correlation([predicted[key] for key in measured], list(measured.values()))
-    return Costs(problem, timing is not None, ranges, correlation, len(measured))
+    return Costs(problems, timings["float32"] is not None, ranges, correlation, len(measured))
+
+
+def precisions(runtime: Runtime, device: Device) -> list[FloatPrecision]:
+    """What a runtime may compute in on this device where layers stay in float."""
+    able = runtime_info(runtime.name).baselines(device.environment(runtime.name))
+    return ["float32", *(p for p in runtime.float_alternatives if p in able)]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -96,18 +111,9 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 
 def pack_costs(found: Costs) -> Entry:
-    problem = found.problem
     return Entry(
         {
-            "options": {
-                group: {c: dict(costs) for c, costs in offered.items()} for group, offered in problem.options.items()
-            },
-            "boundaries": [
-                [b.producer, sorted(b.leaves), {r: sorted(v) for r, v in b.readers.items()}, dict(b.costs)]
-                for b in problem.boundaries
-            ],
-            "needs": [[n.group, sorted(n.choices), [[o, sorted(v)] for o, v in n.any_of]] for n in problem.needs],
-            "fixed": dict(problem.fixed),
+            "problems": {precision: _pack_problem(problem) for precision, problem in found.problems.items()},
             "timed": found.timed,
             "correlation": found.correlation,
             "measured": found.measured,
@@ -121,24 +127,40 @@ def pack_costs(found: Costs) -> Entry:
 
 def unpack_costs(entry: Entry) -> Costs:
     values = entry.values
-    problem = Problem(
-        values["options"],
-        [
-            Boundary(producer, frozenset(leaves), {r: frozenset(v) for r, v in readers.items()}, costs)
-            for producer, leaves, readers, costs in values["boundaries"]
-        ],
-        [
-            Need(group, frozenset(choices), tuple((o, frozenset(v)) for o, v in any_of))
-            for group, choices, any_of in values["needs"]
-        ],
-        (),
-        values["fixed"],
-    )
     ranges = {
         (estimator, Scheme(**scheme), fixed, tuple(names)): _unpack_tensor(tensor)
         for estimator, scheme, fixed, names, tensor in values["ranges"]
     }
-    return Costs(problem, values["timed"], ranges, values["correlation"], values["measured"])
+    problems = {precision: _unpack_problem(kept) for precision, kept in values["problems"].items()}
+    return Costs(problems, values["timed"], ranges, values["correlation"], values["measured"])
+
+
+def _pack_problem(problem: Problem) -> dict[str, Any]:
+    return {
+        "options": {g: {c: dict(costs) for c, costs in offered.items()} for g, offered in problem.options.items()},
+        "boundaries": [
+            [b.producer, sorted(b.leaves), {r: sorted(v) for r, v in b.readers.items()}, dict(b.costs)]
+            for b in problem.boundaries
+        ],
+        "needs": [[n.group, sorted(n.choices), [[o, sorted(v)] for o, v in n.any_of]] for n in problem.needs],
+        "fixed": dict(problem.fixed),
+    }
+
+
+def _unpack_problem(kept: dict[str, Any]) -> Problem:
+    return Problem(
+        kept["options"],
+        [
+            Boundary(producer, frozenset(leaves), {r: frozenset(v) for r, v in readers.items()}, costs)
+            for producer, leaves, readers, costs in kept["boundaries"]
+        ],
+        [
+            Need(group, frozenset(choices), tuple((o, frozenset(v)) for o, v in any_of))
+            for group, choices, any_of in kept["needs"]
+        ],
+        (),
+        kept["fixed"],
+    )
 
 
 def _pack_tensor(tensor: QuantizedTensor) -> list[object]:

@@ -7,12 +7,14 @@ import hashlib
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
-from edgeq.planning.plan import LayerPlan, Plan, TensorPlan, WeightPlan
+from edgeq.planning.plan import FloatPrecision, LayerPlan, Plan, TensorPlan, WeightPlan
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.quantize import Quantized
 
 
-def describe(model: Model, quantized: Quantized, *, target: str, data_hash: str) -> Plan:
+def describe(
+    model: Model, quantized: Quantized, *, target: str, data_hash: str, precision: FloatPrecision = "float32"
+) -> Plan:
     """The plan of a quantized model: schemes, ranges and reasons, layer by layer."""
     runtime = quantized.runtime
     return Plan(
@@ -21,6 +23,7 @@ def describe(model: Model, quantized: Quantized, *, target: str, data_hash: str)
         target=target,
         runtime=runtime.name,
         format=runtime.format,
+        float_precision=precision,
         inputs={
             spec.name: _tensor(node, quantized.activations[node])
             for spec, node in zip(model.inputs, model.input_nodes, strict=True)

@@ -14,6 +14,8 @@ from edgeq.numerics.scheme import DType, Granularity, Symmetry
 from edgeq.planning.rules import Rule
 from edgeq.registry.schema import Format, RuntimeName
 
+FloatPrecision = Literal["float32", "bfloat16", "float16"]
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -158,12 +160,19 @@ class Plan(_Strict):
     runtime: RuntimeName
     format: Format
     inputs: dict[str, TensorPlan]
+    float_precision: FloatPrecision = "float32"
+    """What the runtime is to compute in where layers are left in float: a setting of the runtime, not of the file."""
     layers: list[LayerPlan]
     rules: list[Rule] = []
     """Written by a person: they overrule the choices above."""
     given: Given | None = None
     planned: Planned | None = None
     """None where every layer simply has the runtime's preferred kernel."""
+
+
+def run_options(precision: FloatPrecision) -> dict[str, str]:
+    """How a runtime is told (see `Candidate`)."""
+    return {} if precision == "float32" else {"precision": precision}
 
 
 def read_plan(path: Path) -> Plan:

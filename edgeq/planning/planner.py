@@ -27,7 +27,17 @@ from edgeq.planning.budget import allowed_damage
 from edgeq.planning.costs import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
 from edgeq.planning.describe import describe
 from edgeq.planning.ladder import Ladder, ladder, uniform
-from edgeq.planning.plan import Attempt, Condition, Conversion, Given, Plan, Planned, Proof
+from edgeq.planning.plan import (
+    Attempt,
+    Condition,
+    Conversion,
+    FloatPrecision,
+    Given,
+    Plan,
+    Planned,
+    Proof,
+    run_options,
+)
 from edgeq.planning.rules import Rule, narrowed
 from edgeq.planning.solver import Infeasible, Problem, Solution, check, cost_of, solve
 from edgeq.prepare import Job, prepare, runtimes_for
@@ -52,6 +62,8 @@ SAME = 0.01
 """Relative differences of predicted latency below this are taken for noise."""
 
 PROOF_ROUNDS = 60
+PROOF_VERSION = 2
+"""To be raised whenever what is measured for a proof, or how it is kept, changes."""
 
 
 def plan(
@@ -119,7 +131,8 @@ def plan(
             folder = Path(scratch) / f"runtime{number}"
             folder.mkdir()
             try:
-                found.append(_plan_for(job, runtime, exporter, folder, minimize, rules))
+                of_runtime = _plans_for(job, runtime, exporter, folder, minimize, rules)
+                found.append(min(of_runtime, key=lambda p: _proof_rank(_proof_of(p), _aim_of(p))))
             except EdgeqError as error:
                 if len(job.runtimes) == 1:
                     raise
@@ -127,7 +140,7 @@ def plan(
                 errors.append(error)
     if not found:
         raise errors[0]
-    best = min(found, key=_rank)
+    best = min(found, key=lambda p: _rank(_proof_of(p), _aim_of(p)))
     given = Given(
         calibration=str(calibration) if isinstance(calibration, str | Path) else job.calibration_data.source,
         evaluation=str(evaluation) if isinstance(evaluation, str | Path) else None,
@@ -149,6 +162,8 @@ class _Search:
     folder: Path
     options: Ladder
     costs: Costs
+    problem: Problem
+    precision: FloatPrecision
     key: str
     minimize: str
     builds: int = 0
@@ -158,10 +173,6 @@ class _Search:
     def preferred(self) -> Candidate:
         """The preferred kernels everywhere, to take turns with."""
         return self.build(uniform(self.options))[1]
-
-    @property
-    def problem(self) -> Problem:
-        return self.costs.problem
 
     def quantize(self, choices: Mapping[str, str]) -> Quantized:
         job = self.job
@@ -177,12 +188,17 @@ class _Search:
         folder.mkdir(parents=True)
         files = self.exporter.write(quantized, folder)
         audit(self.job.model, quantized, self.exporter.read_back(quantized, files[0]))
-        return quantized, Candidate(files[0], self.runtime.name), sum(file.stat().st_size for file in files)
+        return (
+            quantized,
+            Candidate(files[0], self.runtime.name, run_options(self.precision)),
+            sum(file.stat().st_size for file in files),
+        )
 
 
-def _plan_for(
+def _plans_for(
     job: Job, runtime: Runtime, exporter: Exporter, folder: Path, minimize: str, rules: Sequence[Rule]
-) -> Plan:
+) -> list[Plan]:
+    """The best plan for each precision that the runtime may compute in where layers stay in float."""
     model, device = job.model, job.device
     assert job.evaluation is not None
     if not isinstance(device, Device):
@@ -214,10 +230,15 @@ def _plan_for(
             notes.append("size was minimized instead of latency")
     ops = {group.name: group.op for group in model.groups}
     allowed = narrowed(options, ops, rules, runtime)
-    left = {n: {c: costs.problem.options[n][c] for c in allowed[n]} for n in allowed}
-    costs = replace(costs, problem=replace(costs.problem, options=left))
-    search = _Search(job, runtime, device, job.evaluation, exporter, folder, options, costs, key, minimize)
-    return _search(search, uniform(allowed), notes)
+    plans = []
+    for precision, whole in costs.problems.items():
+        problem = replace(whole, options={n: {c: whole.options[n][c] for c in allowed[n]} for n in allowed})
+        place = folder / precision
+        search = _Search(
+            job, runtime, device, job.evaluation, exporter, place, options, costs, problem, precision, key, minimize
+        )
+        plans.append(_search(search, uniform(allowed), list(notes)))
+    return plans
 
 
 def _search(search: _Search, preferred: Mapping[str, str], notes: list[str]) -> Plan:
@@ -235,7 +256,7 @@ def _search(search: _Search, preferred: Mapping[str, str], notes: list[str]) -> 
         caps["latency"] = job.limits.max_latency
     attempts: list[Attempt] = []
     solution: Solution | None = None
-    with job.clock.stage(f"search in {search.runtime.name}") as steps:
+    with job.clock.stage(f"search in {search.runtime.name}, {search.precision}") as steps:
         for done in range(1, ATTEMPTS + 1):
             try:
                 found = _solve(problem, search.minimize, caps)
@@ -311,7 +332,13 @@ def _prove(search: _Search, choices: Mapping[str, str]) -> Proof:
             job.cache if (judge := identity(job.metric)) else Cache(None),
             "proof",
             content_key(
-                "proof", 1, costs=search.key, choices=list(key), evaluation=search.evaluation.sha256, metric=judge
+                "proof",
+                PROOF_VERSION,
+                costs=search.key,
+                choices=list(key),
+                precision=search.precision,
+                evaluation=search.evaluation.sha256,
+                metric=judge,
             ),
             lambda: _measure(search, choices),
             lambda proof: Entry(proof.model_dump(mode="json")),
@@ -399,22 +426,37 @@ def _may_be_better(search: _Search, choices: Mapping[str, str], other: Mapping[s
     if search.minimize != "latency" or proof.latency is None:
         return False
     floats = all(c == FLOAT for c in other.values())
-    times = [s for name, s in proof.latency_of.items() if (name != "preferred") == floats]
-    return any(seconds < proof.latency for seconds in times)
+    beside = proof.latency_of.get(search.precision if floats else "preferred")
+    return beside is not None and beside < proof.latency
 
 
 def _proof_rank(proof: Proof, minimize: str) -> tuple[bool, float, float]:
-    """Smaller is better: limits held, then what is minimized, then the drop."""
+    """Smaller is better: limits held, then what is minimized, then the drop.
+
+    Latency counts in units of the float model's in the same turns: the machine's speed moves from one build to the
+    next.
+    """
+    held, value, drop = _rank(proof, minimize)
+    beside = proof.latency_of.get("float32")
+    return (held, value / beside, drop) if minimize == "latency" and beside and not held else (held, value, drop)
+
+
+def _rank(proof: Proof, minimize: str) -> tuple[bool, float, float]:
+    """The same between runtimes, which have no turns in common."""
     drop = proof.drop if proof.drop is not None else 0.0
     if not proof.held:
         return True, drop, 0.0
-    value = {"latency": proof.latency or float("inf"), "size": float(proof.size), "loss": drop}[minimize]
-    return False, value, drop
+    return False, {"latency": proof.latency or float("inf"), "size": float(proof.size), "loss": drop}[minimize], drop
 
 
-def _rank(found: Plan) -> tuple[bool, float, float]:
+def _proof_of(found: Plan) -> Proof:
     assert found.planned is not None and found.planned.proof is not None
-    return _proof_rank(found.planned.proof, found.planned.minimize)
+    return found.planned.proof
+
+
+def _aim_of(found: Plan) -> str:
+    assert found.planned is not None
+    return found.planned.minimize
 
 
 def _written(
@@ -428,7 +470,9 @@ def _written(
 ) -> Plan:
     job, problem = search.job, search.problem
     quantized = search.quantize(choices)
-    basis = describe(job.model, quantized, target=job.target.name, data_hash=job.calibration_data.sha256)
+    basis = describe(
+        job.model, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=search.precision
+    )
     layers = [
         layer.model_copy(
             update={

@@ -24,6 +24,7 @@ def describe_build(
     float_files: Sequence[Path] = (),
     audit: Audit | None = None,
     layers: Sequence[Layer] = (),
+    precision: str = "float32",
 ) -> Build:
     """Judges the artefact and says what is known of it.
 
@@ -32,6 +33,7 @@ def describe_build(
         files: of the artefact.
         measured: None where it was not run.
         limits: what it must hold.
+        precision: what the runtime was told to compute in where layers are in float.
         float_files: of the float model in the same format.
     """
     there = device if isinstance(device, Device) else None
@@ -45,6 +47,7 @@ def describe_build(
         format=runtime.format,
         runtime=runtime.name,
         runtime_version=(info.version() or "not installed") if info else "not run here",
+        precision=precision,
         device=there.name if there else "none",
         emulated=emulated,
         files={file.name: file.stat().st_size for file in files},

@@ -145,6 +145,8 @@ class Build(_Strict):
     format: str
     runtime: str
     runtime_version: str
+    precision: str = "float32"
+    """What the runtime was told to compute in where layers are in float; it has to be told so on the device as well."""
     device: str
     emulated: bool
     files: dict[str, int]
