@@ -191,6 +191,31 @@ def test_an_edited_plan_is_costed_anew_and_explained(
     assert "head does not offer w3a5" in capsys.readouterr().out
 
 
+def test_a_front_is_measured_and_every_point_is_a_plan(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "front.json"
+    given = ["plan", str(files / "model.pt2"), "--target", "x86-avx512", "--calib", str(files / "calib.npz"), "--eval",
+             str(files / "eval.npz"), "--format", "onnx", "--minimize", "size", "-o", str(out), "--json"]  # fmt: skip
+    assert run([*given, "--pareto", "3"]) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert {"preferred", "float32"} <= {p["name"] for p in points} and any(p["on_front"] for p in points)
+    for one in points:
+        dominated = any(
+            (o["drop"], o["value"]) != (one["drop"], one["value"])
+            and o["drop"] <= one["drop"]
+            and o["value"] <= one["value"]
+            for o in points
+        )
+        assert one["on_front"] is not dominated
+        assert one["value"] == one["plan"]["planned"]["proof"]["size"]
+    assert read_plan(tmp_path / "front.1.json").planned is not None
+    page = (tmp_path / "front.html").read_text()
+    assert page.count("<circle") == len(points) and "http" not in page
+    assert run([*given, "--pareto", "3", "--max-drop", "1%"]) == 2
+    assert run([*given[:-1], "--pareto", "3", "--format", "auto"]) == 2
+
+
 def test_ctrl_c_leaves_no_plan_and_no_partial_file(files: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "edgeq.cli", "plan", str(files / "model.pt2"), "--target", "x86-avx512", "--calib",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -64,6 +64,14 @@ def plan(
     inputs: o.Inputs = [],  # noqa: B006
     arch: o.Arch = None,
     trust_pickle: o.TrustPickle = False,
+    pareto: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Measure N plans along the trade of accuracy for latency or size.",
+        ),
+    ] = None,
     max_drop: o.MaxDrop = None,
     max_latency: o.MaxLatency = None,
     max_size: o.MaxSize = None,
@@ -80,6 +88,8 @@ def plan(
         if value is None:
             raise UsageError(f"{option} is missing", remedy="see edgeq plan --help")
     assert model is not None and target is not None and calib is not None and evaluation is not None
+    if pareto is not None and (max_drop or max_latency or max_size):
+        raise UsageError("a front has no limits", remedy="leave --pareto or the limits away")
     limits = limits_from(max_drop, max_latency, max_size, None, True)
     with shell.stages() as stages:
         import json
@@ -93,24 +103,24 @@ def plan(
             raise UsageError(
                 "there is no such folder", where=str(out.parent), remedy="make it, or choose another --out"
             )
-        found = find(
-            model,
-            target=target,
-            calibration=calib,
-            evaluation=evaluation,
-            minimize=minimize.value,
-            limits=limits,
-            format=format.value,
-            preprocess=preprocess,
-            metric=metric,
-            device=device,
-            threads=threads,
-            inputs=inputs,
-            arch=arch,
-            trust_pickle=trust_pickle,
-            rules=ruled,
-            progress=stages,
-        )
+        how: dict[str, Any] = {
+            "target": target,
+            "calibration": calib,
+            "evaluation": evaluation,
+            "format": format.value,
+            "preprocess": preprocess,
+            "metric": metric,
+            "device": device,
+            "threads": threads,
+            "inputs": inputs,
+            "arch": arch,
+            "trust_pickle": trust_pickle,
+            "rules": ruled,
+            "progress": stages,
+        }
+        if pareto is not None:
+            return _front(shell, out, model, pareto, minimize, how)
+        found = find(model, minimize=minimize.value, limits=limits, **how)
         atomic_write(out, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
     if not shell.quiet:
         _show(shell, found, out)
@@ -128,6 +138,36 @@ def plan(
             remedy=f"loosen a limit; most of what is lost comes from {', '.join(guiltiest(found)) or 'no layer'}",
         )
     )
+
+
+def _front(shell: Shell, out: Path, model: str, points: int, minimize: Minimize, how: dict[str, Any]) -> int:
+    import json
+
+    from edgeq.files import atomic_write
+    from edgeq.planning.front import front
+    from edgeq.report.html import render_front
+
+    if minimize is Minimize.loss:
+        raise UsageError("a front is over latency or size", remedy="choose --minimize latency or size")
+    found = front(model, points=points, over="size" if minimize is Minimize.size else "latency", **how)
+    atomic_write(out, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
+    for number, point in enumerate(found.points, start=1):
+        plan_file = out.with_name(f"{out.stem}.{number}.json")
+        atomic_write(plan_file, json.dumps(point.plan.model_dump(mode="json"), indent=2) + "\n")
+    page = out.with_suffix(".html")
+    atomic_write(page, render_front(found))
+    if not shell.quiet:
+        table = _table("plan", found.over, f"drop of {found.metric}", "interval", "file")
+        for number, point in enumerate(found.points, start=1):
+            interval = "" if point.drop_low is None else f"{point.drop_low:.2f} to {point.drop_high:.2f}"
+            name = Text(point.name, "bold" if point.on_front else "dim")
+            cost = _cost(found.over, point.value)
+            table.add_row(name, cost, f"{point.drop:.2f}", interval, f"{out.stem}.{number}.json")
+        shell.console.print(table)
+        shell.console.print(Text(f"{out}  {page}"), soft_wrap=True)
+    if shell.json:
+        shell.document(found)
+    return 0
 
 
 def explain(
@@ -189,7 +229,7 @@ def _show(shell: Shell, found: Plan, out: Path) -> None:
     for name, seconds in proof.latency_of.items():
         what = "the preferred kernels everywhere" if name == "preferred" else f"{name}, in turns"
         console.print(Text(f"{what}: {_cost('latency', seconds)}{_times(proof, seconds)}"))
-    how = f"{planned.method}, within {100 * planned.gap:.2g} % of the best possible" if planned.gap else planned.method
+    how = f"{planned.method}, within {100 * planned.gap:.2g} % of the best predicted" if planned.gap else planned.method
     console.print(Text(f"{planned.minimize} minimized: {how}; {len(planned.attempts)} built and measured"))
     if found.float_precision != "float32":
         console.print(Text(f"what is in float computes in {found.float_precision}: a setting of {found.runtime}"))

@@ -130,8 +130,10 @@ class Planned(_Strict):
     """How many losses were measured, by quantizing one layer alone in simulation; the others are predicted."""
     rank_correlation: float | None
     """Spearman's, of the predicted and the measured ones."""
-    method: Literal["optimal", "time limit", "greedy"]
-    gap: float
+    method: Literal["optimal", "time limit", "greedy", "given"]
+    """How the choices were found; `given` if they were not solved for, such as the preferred kernels everywhere."""
+    gap: float | None
+    """How far what was minimized may be from the best possible by prediction, relative to it."""
     fixed: dict[str, float]
     """Costs of every plan."""
     attempts: list[Attempt]

@@ -7,13 +7,19 @@ Names pass through `Markup.format`, which escapes them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from edgeq.report.schema import Accuracy, Interval, Latency, Layer, Speed
 from edgeq.report.summary import interval_text, noisiest
-from edgeq.report.wording import drop_text, seconds_text
+from edgeq.report.wording import bytes_text, drop_text, seconds_text
+
+if TYPE_CHECKING:
+    from edgeq.planning.front import Front
+    from edgeq.planning.plan import Plan
 
 _OPEN = Markup('<svg class="chart" width="100%" height="{}" role="img" aria-label="{}">')
 _CLOSE = Markup("</svg>")
@@ -155,3 +161,45 @@ def _percent(share: float) -> str:
 
 def _join(parts: Sequence[Markup]) -> Markup:
     return Markup("").join(parts)
+
+
+def front_chart(front: Front) -> Markup:
+    """Measured plans: what they cost from left to right, what they lose from bottom to top, with its interval."""
+    height, left, bottom = 320, 9.0, 44
+    drops = [e for p in front.points for e in (p.drop, p.drop_low, p.drop_high) if e is not None] + [0.0]
+    values = [p.value for p in front.points]
+    low, high = min(drops), max(drops)
+    margin = 0.08 * (high - low or 1.0)
+    low, high = low - margin, high + margin
+    first, last = 0.95 * min(values), 1.05 * max(values)
+
+    def x(value: float) -> str:
+        return f"{left + (97 - left) * (value - first) / (last - first or 1.0):.2f}%"
+
+    def y(drop: float) -> str:
+        return f"{12 + (height - bottom - 12) * (high - drop) / (high - low):.1f}"
+
+    show = seconds_text if front.over == "latency" else lambda size: bytes_text(round(size))
+    says = "; ".join(f"{p.name}: {show(p.value)}, drop {p.drop:.2f}" for p in front.points)
+    parts = [_OPEN.format(height, says)]
+    parts.append(Markup('<line class="axis" x1="{}%" x2="97%" y1="{}" y2="{}"/>').format(left, y(0.0), y(0.0)))
+    parts.append(Markup('<text x="0" y="{}" class="label">0</text>').format(y(0.0)))
+    for drop in (low + margin, high - margin):
+        parts.append(Markup('<text x="0" y="{}" class="label">{:.2f}</text>').format(y(drop), drop))
+    for value, anchor in ((first, "start"), (last, "end")):
+        text = Markup('<text x="{}" y="{}" class="label" text-anchor="{}">{}</text>')
+        parts.append(text.format(x(value), height - 12, anchor, show(value)))
+    for point in front.points:
+        if point.drop_low is not None and point.drop_high is not None:
+            line = Markup('<line class="interval" x1="{0}" x2="{0}" y1="{1}" y2="{2}"><title>{3}</title></line>')
+            parts.append(line.format(x(point.value), y(point.drop_low), y(point.drop_high), point.name))
+        circle = Markup('<circle class="point{}" cx="{}" cy="{}" r="6"><title>{}</title></circle>')
+        kind = "" if point.on_front else " other"
+        parts.append(circle.format(kind, x(point.value), y(point.drop), f"{point.name}: {show(point.value)}"))
+    return _join([*parts, _CLOSE])
+
+
+def choices_text(plan: Plan) -> str:
+    """How many layers have each choice."""
+    count = Counter(layer.choice for layer in plan.layers)
+    return ", ".join(f"{number} {choice}" for choice, number in sorted(count.items()))

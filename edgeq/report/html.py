@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from edgeq.files import atomic_write
 from edgeq.report import charts, summary, wording
 from edgeq.report.schema import Report
+
+if TYPE_CHECKING:
+    from edgeq.planning.front import Front
 
 _PALETTE = 8
 """Colours of the style sheet for the stages of a run."""
@@ -27,6 +31,11 @@ def render_html(report: Report) -> str:
     )
 
 
+def render_front(front: Front) -> str:
+    """The page of a front."""
+    return _template("front.html.j2").render(front=front)
+
+
 def write_html(report: Report, path: Path) -> None:
     """Write the page.
 
@@ -37,7 +46,7 @@ def write_html(report: Report, path: Path) -> None:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str = "report.html.j2") -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -52,4 +61,4 @@ def _template() -> Template:
         times=wording.times_text,
     )
     environment.globals.update(charts=charts, summary=summary, wording=wording)
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)

@@ -1,0 +1,198 @@
+"""The front: what accuracy costs in latency or size, each point a plan that was built and measured."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from edgeq.data.dataset import Dataset
+from edgeq.errors import UsageError
+from edgeq.export.artifact import Exporter
+from edgeq.model.model import Model
+from edgeq.planning.assign import FLOAT
+from edgeq.planning.ladder import uniform
+from edgeq.planning.plan import Plan
+from edgeq.planning.rules import Rule
+from edgeq.planning.search import Search, prove, searches, solve_within, written
+from edgeq.planning.solver import Infeasible, Solution, check, cost_of
+from edgeq.prepare import Job, prepare, runtimes_for
+from edgeq.progress import Clock, Progress, Silent
+from edgeq.registry.load import load_target
+from edgeq.registry.schema import Format, RuntimeName
+from edgeq.validation.gates import Limits
+from edgeq.validation.metric import Metric
+
+WORST = 0.5
+"""Largest expected loss of a point: the outputs moved by half of their own power answer little."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Point(_Strict):
+    """One measured plan.
+
+    `value` is what the front is over: seconds, in units of the float model's in the same turns times the median of
+    those over all points, because the machine's speed moves; or bytes.
+    """
+
+    name: str
+    value: float
+    drop: float
+    drop_low: float | None
+    drop_high: float | None
+    on_front: bool
+    """No other point is as good in both."""
+    plan: Plan
+
+
+class Front(_Strict):
+    """Plans of one runtime from the most accurate to the cheapest."""
+
+    schema_version: Literal[1] = 1
+    model_hash: str
+    target: str
+    runtime: RuntimeName
+    format: Format
+    over: Literal["latency", "size"]
+    metric: str
+    points: list[Point]
+
+
+def front(
+    model: str | Path | torch.nn.Module | Model,
+    *,
+    target: str,
+    calibration: str | Path | Dataset,
+    evaluation: str | Path | Dataset,
+    format: str,
+    points: int = 6,
+    over: Literal["latency", "size"] = "latency",
+    preprocess: str | None = None,
+    metric: str | Metric | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    inputs: Sequence[str] = (),
+    arch: str | None = None,
+    trust_pickle: bool = False,
+    rules: Sequence[Rule] = (),
+    progress: Progress | None = None,
+) -> Front:
+    """Plans along the trade of accuracy for latency or size, each one proved, beside the preferred kernels everywhere
+    and float everywhere.
+
+    Args:
+        format: one format; a front compares what one runtime can do.
+        points: plans to solve for.
+        over: what accuracy is traded for.
+
+    The other arguments and the errors are those of `edgeq.planning.planner.plan`.
+    """
+    aim = load_target(target)
+    runtimes = runtimes_for(aim, format)
+    if len(runtimes) != 1 or points < 1:
+        raise UsageError("a front is of one format, and has points", remedy="choose --format onnx, openvino or tflite")
+    job = prepare(
+        model,
+        aim,
+        runtimes,
+        Clock(progress or Silent()),
+        calibration=calibration,
+        evaluation=evaluation,
+        preprocess=preprocess,
+        metric=metric,
+        limits=Limits(),
+        device=device,
+        threads=threads,
+        inputs=inputs,
+        arch=arch,
+        trust_pickle=trust_pickle,
+    )
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+        exporter = Exporter(job.model, Path(scratch), job.cache)
+        folder = Path(scratch) / "front"
+        folder.mkdir()
+        plans: dict[str, Plan] = {}
+        for search in searches(job, runtimes[0], exporter, folder, over, rules):
+            if search.minimize != over:
+                raise UsageError(f"there is no latency on {search.device.name}", remedy="choose --minimize size")
+            with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
+                plans |= _along(search, points, steps)
+    return _front(job, plans, over)
+
+
+def _along(search: Search, points: int, steps: Progress) -> dict[str, Plan]:
+    problem, preferred = search.problem, uniform(search.allowed)
+    everywhere = max(cost_of(problem, preferred)["loss"], 1e-9)
+    most = sum(max(c.get("loss", 0.0) for c in offered.values()) for offered in problem.options.values())
+    suffix = "" if search.precision == "float32" else f", {search.precision}"
+    wanted: dict[str, tuple[dict[str, str], Solution | None]] = {}
+    for name, other in (("preferred", dict(preferred)), (FLOAT, dict.fromkeys(preferred, FLOAT))):
+        if not check(problem, other):
+            wanted[f"{name}{suffix}"] = other, None
+    for number, cap in enumerate(np.geomspace(everywhere / 8, max(min(most, WORST), everywhere), points), start=1):
+        try:
+            solution = solve_within(problem, search.minimize, {"loss": float(cap)})
+        except Infeasible:
+            continue
+        wanted[f"planned {number}{suffix}"] = solution.choices, solution
+    found: dict[str, Plan] = {}
+    seen: set[tuple[str, ...]] = set()
+    for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
+        key = tuple(choices[group] for group in problem.options)
+        if key not in seen:
+            seen.add(key)
+            found[name] = written(search, choices, prove(search, choices), solved, {}, [], list(search.notes))
+        steps.step(done, len(wanted))
+    return found
+
+
+def _front(job: Job, plans: dict[str, Plan], over: Literal["latency", "size"]) -> Front:
+    proofs = {name: p.planned.proof for name, p in plans.items() if p.planned is not None and p.planned.proof}
+    usual = float(np.median([p.latency_of["float32"] for p in proofs.values()])) if over == "latency" else 0.0
+    values, drops = {}, {}
+    for name, proof in proofs.items():
+        if proof.drop is None:
+            raise UsageError("the outputs hold no answers to compare", remedy="pass labels or --metric")
+        values[name] = (
+            (proof.latency or 0.0) / proof.latency_of["float32"] * usual if over == "latency" else float(proof.size)
+        )
+        drops[name] = proof.drop
+    first = next(iter(plans.values()))
+    points = [
+        Point(
+            name=name,
+            value=values[name],
+            drop=drops[name],
+            drop_low=proofs[name].drop_low,
+            drop_high=proofs[name].drop_high,
+            on_front=not any(
+                values[o] <= values[name]
+                and drops[o] <= drops[name]
+                and (values[o], drops[o]) != (values[name], drops[name])
+                for o in plans
+            ),
+            plan=plans[name],
+        )
+        for name in sorted(plans, key=lambda n: (drops[n], values[n]))
+    ]
+    return Front(
+        model_hash=job.model.sha256,
+        target=job.target.name,
+        runtime=first.runtime,
+        format=first.format,
+        over=over,
+        metric=next(iter(proofs.values())).metric,
+        points=points,
+    )
+
+
+def _better(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] <= other[0] and one[1] <= other[1]
