@@ -18,10 +18,18 @@ Score = Callable[[Sequence[Array]], float]
 SMALLEST, LARGEST = 1e-7, 1.0
 DRAWS = 4
 STEPS = 8
+SLOW_DRAWS = 1
+SLOW_STEPS = 6
+"""For a metric of the user's, which may take seconds: seven calls."""
 
 
 def allowed_damage(
-    outputs: Sequence[Array], drop: Callable[[Sequence[Array]], float], limit: float, seed: int = 0
+    outputs: Sequence[Array],
+    drop: Callable[[Sequence[Array]], float],
+    limit: float,
+    *,
+    slow: bool = False,
+    seed: int = 0,
 ) -> float:
     """The largest damage (see `edgeq.planning.sensitivity`) whose expected drop is within the limit.
 
@@ -29,12 +37,13 @@ def allowed_damage(
         outputs: the float model's, [N, ...] each.
         drop: from outputs to the drop of the metric against the float model's, in the limit's unit.
         limit: the most that may be lost.
+        slow: ask for the drop as rarely as will do.
 
     Returns:
         Squared movement over the outputs' own power, between 1e-7 and 1.
     """
     rng = np.random.default_rng(seed)
-    noises = [[rng.standard_normal(o.shape, np.float32) for o in outputs] for _ in range(DRAWS)]
+    noises = [[rng.standard_normal(o.shape, np.float32) for o in outputs] for _ in range(SLOW_DRAWS if slow else DRAWS)]
 
     def expected(damage: float) -> float:
         return float(np.mean([drop(_noisy(outputs, noise, damage)) for noise in noises]))
@@ -42,7 +51,7 @@ def allowed_damage(
     low, high = np.log(SMALLEST), np.log(LARGEST)
     if expected(LARGEST) <= limit:
         return LARGEST
-    for _ in range(STEPS):
+    for _ in range(SLOW_STEPS if slow else STEPS):
         middle = (low + high) / 2
         if expected(float(np.exp(middle))) <= limit:
             low = middle

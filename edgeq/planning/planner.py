@@ -190,7 +190,7 @@ def _allowed(job: Job) -> float | None:
     def drop(outputs: Sequence[np.ndarray]) -> float:
         return quick_drop(job.reference, outputs, labels, job.metric) or 0.0
 
-    return allowed_damage(job.reference, drop, most)
+    return allowed_damage(job.reference, drop, most, slow=job.metric is not None)
 
 
 def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits: Limits) -> dict[str, float]:
