@@ -37,7 +37,7 @@ from edgeq.report.schema import Audit, Build, Gate, Report
 PROGRAM = (sys.executable, "-m", "edgeq.cli")
 COMMANDS = [
     ["deploy"], ["inspect"], ["targets"], ["targets", "show"], ["device"], ["device", "list"], ["device", "setup"],
-    ["validate"], ["verify"], ["report"],
+    ["validate"], ["verify"], ["report"], ["plan"], ["explain"], ["cache"], ["cache", "clear"],
 ]  # fmt: skip
 LEAVES = [command for command in COMMANDS if command != ["device"]]
 DEPLOY = ["deploy", "m.pt2", "--target", "x86-avx512", "--calib", "c.npz", "--out", "out"]
@@ -357,6 +357,7 @@ def test_deploy_hands_on_every_option(fake: FakeDeploy, capsys: pytest.CaptureFi
         "target": "x86-avx512", "calibration": "c.npz", "evaluation": "e.npz", "out": Path("out"), "format": "tflite",
         "preprocess": "imagenet", "metric": "pkg.mod:fn", "device": "arm64", "profile": "p.toml", "threads": 2,
         "io": "integer", "inputs": ["1x3x8x8", "ids:1x4:int64"], "arch": "a:b", "trust_pickle": True, "overwrite": True,
+        "plan": None,
     }  # fmt: skip
     assert (str(limits.max_drop), limits.max_latency, limits.max_size) == ("1%", 2e-3, 4_000_000)
     assert (limits.min_speedup, limits.allow_slower) == (1.5, True)

@@ -1,4 +1,4 @@
-"""The command line: `edgeq deploy`, `inspect`, `targets`, `device`, `validate`, `verify`, `report`."""
+"""The command line: `edgeq deploy`, `plan`, `explain`, `inspect`, `targets`, `device`, `validate`, `verify`, ..."""
 
 from __future__ import annotations
 
