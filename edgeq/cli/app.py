@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeq import __version__
-from edgeq.cli import cache, deploy, device, inspect, plan, report, targets, validate, verify
+from edgeq.cli import cache, deploy, device, inspect, plan, probe, report, targets, validate, verify
 from edgeq.cli.command import command
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -52,6 +52,7 @@ app.command()(command(deploy.deploy))
 app.command()(command(plan.plan))
 app.command()(command(plan.explain))
 app.command()(command(inspect.inspect))
+app.command()(command(probe.probe))
 
 _targets = _group("What can be built for.")
 _targets.callback(invoke_without_command=True)(command(targets.targets))

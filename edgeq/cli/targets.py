@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,6 +64,8 @@ def show(
         console.print()
         console.print(Text.assemble((runtime.name, "bold"), f", {runtime.format} files"))
         console.print(_kernels(target, runtime))
+        for line in _doubts(target, runtime):
+            console.print(Text(line), soft_wrap=True)
     for note in target.notes:
         console.print(Text(f"- {note}"))
     return 0
@@ -81,11 +84,41 @@ def _check(shell: Shell, problems: list[str]) -> int:
 def _kernels(target: Target, runtime: Runtime) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("operators, the default kernel first", ratio=1)
-    for heading in ("activations", "weights", "bias"):
+    for heading in ("activations", "weights", "bias", "evidence"):
         table.add_column(heading)
     for kernel in runtime.kernels:
-        table.add_row(", ".join(kernel.ops), kernel.activations, _weights(kernel), kernel.bias or "-")
+        evidence = _evidence(target, runtime, kernel)
+        table.add_row(", ".join(kernel.ops), kernel.activations, _weights(kernel), kernel.bias or "-", evidence)
     return table
+
+
+def _evidence(target: Target, runtime: Runtime, kernel: Kernel) -> str:
+    """How many of a kernel's cells the shipped evidence proves."""
+    from edgeq.probing.evidence import shipped, standing
+
+    found = shipped(target, runtime)
+    cells = [standing(found, runtime, op, kernel) for op in kernel.ops]
+    proven = sum(cell is not None and cell.proven for cell in cells)
+    if proven == len(cells):
+        return "proven"
+    if proven:
+        return f"{proven} of {len(cells)} proven"
+    return "not proven" if any(cells) else "no evidence"
+
+
+def _doubts(target: Target, runtime: Runtime) -> Iterator[str]:
+    """Where evidence comes from, and the cells that it does not prove, with why. Nothing for runtimes without any."""
+    from edgeq.probing.evidence import cells_of, shipped, standing
+
+    found = shipped(target, runtime)
+    if found is None:
+        return
+    emulated = " (emulated)" if found.emulated else ""
+    yield f"evidence: edgeq probe, {found.runtime} {found.version} on {found.device}{emulated}"
+    for op, kernel in cells_of(runtime):
+        cell = standing(found, runtime, op, kernel)
+        if cell is None or not cell.proven:
+            yield f"- {op} {kernel.name}: " + ("no evidence" if cell is None else f"not proven: {cell.doubt}")
 
 
 def _weights(kernel: Kernel) -> str:
