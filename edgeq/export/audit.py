@@ -51,9 +51,10 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
             raise AuditError(where, "other weight zero points")
         bias = quantized.biases[group.name]
         expected = bias.numpy()
-        if quantized.assignment.kernels[group.name].bias == "int32":
+        kind = quantized.assignment.kernels[group.name].bias
+        if kind in ("int32", "int64"):
             input_scale = quantized.activations[group.inputs[0]].q.scale
-            expected = quantize_bias(bias, input_scale, weight.q).numpy()
+            expected = quantize_bias(bias, input_scale, weight.q).numpy().astype(kind)
             wanted_scales = bias_scale(input_scale, weight.q, len(bias)).numpy()
             if found.bias_scale is not None and not np.array_equal(found.bias_scale.reshape(-1), wanted_scales):
                 raise AuditError(where, "other bias scales")

@@ -67,7 +67,7 @@ def quantize_activations(
     result: dict[str, QuantizedTensor] = {}
     for share, names in shares.items():
         scheme = assignment.schemes[share].activation_scheme
-        fixed = next((f for n in names if (f := _fixed(model, n, runtime)) is not None), None)
+        fixed = next((f for n in names if (f := _fixed(model, n, runtime, scheme)) is not None), None)
         key = (estimator, scheme, fixed is not None, tuple(sorted(names)))
         if key not in known:
             known[key] = (
@@ -81,10 +81,10 @@ def quantize_activations(
     return {name: result[name] for name in sorted(result)}
 
 
-def _fixed(model: Model, name: str, runtime: Runtime) -> FixedOutput | None:
+def _fixed(model: Model, name: str, runtime: Runtime, scheme: Scheme) -> FixedOutput | None:
     node = model.nodes[name]
     op = op_class(node) if node.op == "call_function" else None
-    return next((f for f in runtime.fixed_outputs if f.op == op), None)
+    return next((f for f in runtime.fixed_outputs if f.op == op and f.dtype == scheme.dtype), None)
 
 
 def _prescribed(fixed: FixedOutput, share: str, runtime: str) -> QuantizedTensor:
