@@ -7,6 +7,7 @@ import onnx_ir as ir
 import torch
 
 from edgeq.errors import UnsupportedError
+from edgeq.export.onnx_constant import constant
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_float_layers import keep_float_layers
 from edgeq.model.groups import Group
@@ -84,7 +85,7 @@ def _store_weights(
     bias = quantized.biases[group.name]
     weight = quantized.weights.get(group.name)
     if weight is None:
-        _replace_input(graph, bias_owner, bias_index, _constant(graph, f"{group.bias}", bias.numpy()))
+        _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}", bias.numpy()))
         return
     axis = output_channels_axis(group.op)
     integers = weight.integers.numpy()
@@ -95,7 +96,7 @@ def _store_weights(
     if dtype == "int4":
         stored, dtype = _widened(graph, node, name, integers), "int8"
     else:
-        stored = _constant(graph, name, integers)
+        stored = constant(graph, name, integers)
     per_channel = axis if weight.q.axis is not None else None
     real = _dequantize(graph, node, stored, weight.q.scale, weight.q.zero_point, dtype, per_channel)
     _replace_input(graph, node, 1, real)
@@ -103,11 +104,11 @@ def _store_weights(
     if kernel.bias == "int32":
         input_scale = quantized.activations[group.inputs[0]].q.scale
         scale = bias_scale(input_scale, weight.q, len(bias))
-        small = _constant(graph, f"{group.bias}_quantized", quantize_bias(bias, input_scale, weight.q).numpy())
+        small = constant(graph, f"{group.bias}_quantized", quantize_bias(bias, input_scale, weight.q).numpy())
         zero = torch.zeros(len(bias), dtype=torch.int32)
         real_bias = _dequantize(graph, bias_owner, small, scale, zero, "int32", 0)
     else:
-        real_bias = _constant(graph, f"{group.bias}_corrected", bias.numpy())
+        real_bias = constant(graph, f"{group.bias}_corrected", bias.numpy())
     _replace_input(graph, bias_owner, bias_index, real_bias)
 
 
@@ -130,22 +131,13 @@ def _bias_slot(node: ir.Node) -> tuple[ir.Node, int]:
     return user, index
 
 
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    if name in graph.initializers:
-        return graph.initializers[name]
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-    graph.register_initializer(value)
-    return value
-
-
 def _widened(graph: ir.Graph, before: ir.Node, name: str, integers: np.ndarray) -> ir.Value:
     """A constant of 4-bit integers that its readers see as int8.
 
     Integer kernels read int8 alone. ONNX Runtime and OpenVINO compute the Cast once, when they load the file; under a
     DequantizeLinear that reads int4 itself, both run the layer in float.
     """
-    stored = _constant(graph, f"{name}_int4", integers.astype(_TYPES["int4"].numpy()))
+    stored = constant(graph, f"{name}_int4", integers.astype(_TYPES["int4"].numpy()))
     attributes = [ir.AttrInt64("to", int(ir.DataType.INT8))]
     node = ir.Node("", "Cast", [stored], attributes=attributes, name=name)
     node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, ir.DataType.INT8, stored.shape
@@ -173,7 +165,7 @@ def _dequantize(
 ) -> ir.Value:
     stem = str(integers.name)
     zero = zero_point.numpy().astype(_TYPES[dtype].numpy())
-    inputs = [integers, _constant(graph, f"{stem}_scale", scale.numpy()), _constant(graph, f"{stem}_zero_point", zero)]
+    inputs = [integers, constant(graph, f"{stem}_scale", scale.numpy()), constant(graph, f"{stem}_zero_point", zero)]
     attributes = [ir.AttrInt64("axis", axis)] if axis is not None else []
     node = ir.Node("", "DequantizeLinear", inputs, attributes=attributes, name=f"{stem}_dequantize")
     node.outputs[0].name = f"{stem}_real"
@@ -187,8 +179,8 @@ def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool
     name = str(value.name)
     producer = value.producer()
     is_input = producer is None
-    scale = _constant(graph, f"{name}_scale", q.scale.numpy())
-    zero = _constant(graph, f"{name}_zero_point", q.zero_point.numpy().astype(_TYPES[q.scheme.dtype].numpy()))
+    scale = constant(graph, f"{name}_scale", q.scale.numpy())
+    zero = constant(graph, f"{name}_zero_point", q.zero_point.numpy().astype(_TYPES[q.scheme.dtype].numpy()))
     readers = list(value.uses())
     if is_input and integer_io:
         value.dtype = _TYPES[q.scheme.dtype]

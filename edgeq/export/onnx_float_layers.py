@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgeq.export.onnx_constant import constant
+
 _LAYERS = {"Conv", "ConvTranspose", "Gemm"}
 _PASSED = {"Relu", "Clip"}
 
@@ -35,7 +37,7 @@ def keep_float_layers(graph: ir.Graph) -> None:
         if not isinstance(channels, int) or scale.const_value is None or zero_point.const_value is None:
             raise AssertionError("a quantized tensor without its channels")
         by_channel = [
-            _constant(graph, f"{value.name}_by_channel", np.repeat(value.const_value.numpy().reshape(-1), channels))
+            constant(graph, f"{value.name}_by_channel", np.repeat(value.const_value.numpy().reshape(-1), channels))
             for value in (scale, zero_point)
             if value.const_value is not None
         ]
@@ -65,12 +67,3 @@ def _is_quantized_behind(node: ir.Node) -> bool:
             return True
         if node.op_type not in _PASSED:
             return False
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    if name in graph.initializers:
-        return graph.initializers[name]
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-    graph.register_initializer(value)
-    return value
