@@ -105,7 +105,7 @@ def test_openvino_runs_in_float32_unless_asked(tmp_path: Path, onnx_model: Path)
     told = run_job(tmp_path, "environment", "openvino")["environment"]["capabilities"].split()
     for precision, flag in (("float32", "FP32"), ("bfloat16", "BF16")):
         job = {"m": artifact(onnx_model, files, precision=precision)}
-        result = run_job(tmp_path, "placement", "openvino", artifacts=job)
+        result = run_job(tmp_path, "placement", "openvino", artifacts=job, runs=2)
         if flag in told:
             assert ("bf16" in {r["precision"] for r in result["rows"]}) == (precision == "bfloat16")
         else:
