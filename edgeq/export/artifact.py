@@ -104,7 +104,10 @@ class Exporter:
     def labels(self, form: str) -> dict[str, str]:
         """By each name that a runtime may give an operator of a file, its layer."""
         if form == "tflite":
-            return {group.name: group.name for group in self.model.groups}
+            outputs = {g.output: g.name for g in self.model.groups}
+            named = zip(self.model.output_nodes, self.model.output_names, strict=True)
+            ends = {name: outputs[node] for node, name in named if node in outputs}
+            return ends | {group.name: group.name for group in self.model.groups}
         return labels(self.model, self._onnx)
 
     def read_back(self, quantized: Quantized, path: Path) -> Stored:

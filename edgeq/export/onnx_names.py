@@ -30,12 +30,14 @@ def name_operators(model: Model, source: FloatOnnx) -> None:
 def labels(model: Model, source: FloatOnnx) -> dict[str, str]:
     """By each name that a runtime may give an operator, its own or that of the value it computes, its layer."""
     own = {group.name: group.name for group in model.groups}
-    return {
+    values = {
         source.values[member]: group.name
         for group in model.groups
         for member in group.members
         if member in source.values
-    } | own
+    }
+    # ONNX Runtime names what it lays out anew after the value, and a layer may be called like another one's value
+    return values | own | {f"{value}_nchwc": layer for value, layer in values.items()}
 
 
 def layer_of(name: str, labels: Mapping[str, str]) -> str | None:

@@ -40,7 +40,8 @@ class Slice:
         rng = np.random.default_rng(0)
         found: dict[str, np.ndarray] = {}
         for number, (shape, dtype) in enumerate(self.shapes):
-            values = rng.standard_normal(shape) if dtype.startswith("float") else rng.integers(0, 100, shape)
+            # integers may be rows of a table, of which the first is always there
+            values = rng.standard_normal(shape) if dtype.startswith("float") else np.zeros(shape)
             found[f"in{number}"] = values.astype(dtype)
         return found
 

@@ -110,7 +110,7 @@ def observe(
     runs = device.latency(candidates, inputs, progress, rounds=ROUNDS, threads=threads)
     totals = {name: float(np.median(seconds)) for name, seconds in runs.items()}
     if next(iter(built.values())).candidate.runtime == "litert":
-        rows = _sliced(model, built, device, threads, progress)
+        rows = _sliced(built, device, labels, threads, progress)
     else:
         rows = {
             name: device.placement(candidate, inputs, threads=threads, runs=PROFILED)
@@ -120,13 +120,12 @@ def observe(
 
 
 def _sliced(
-    model: Model, built: Mapping[str, Built], device: Device, threads: int, progress: Progress
+    built: Mapping[str, Built], device: Device, labels: Mapping[str, str], threads: int, progress: Progress
 ) -> dict[str, list[Placement]]:
     """Rows as a profiler would give them, of layers that ran alone: for a runtime that profiles no layers."""
     from edgeq.export.tflite_slices import Slice, slices
 
-    names = {g.name: g.name for g in model.groups}
-    parts = {name: slices(b.candidate.path.read_bytes(), names) for name, b in built.items()}
+    parts = {name: slices(b.candidate.path.read_bytes(), labels) for name, b in built.items()}
     # layers that are the same in several builds are timed once
     distinct: dict[str, Slice] = {part.digest: part for found in parts.values() for part in found}
     folder = next(iter(built.values())).candidate.path.parent

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from edgeq.errors import UsageError
 from edgeq.planning.assign import FLOAT
+from edgeq.planning.choices import validate
 from edgeq.planning.plan import Plan
 from edgeq.planning.problem import restate
 from edgeq.planning.solver import Problem, check, cost_of
@@ -69,6 +70,8 @@ def explain(plan: Plan, pattern: str | None = None) -> Explanation:
         UsageError: the plan carries no costs, or no layer matches.
     """
     problem, choices = _problem(plan), {layer.name: layer.choice for layer in plan.layers}
+    if faults := check(problem, choices):
+        raise UsageError("; ".join(faults), remedy="edgeq plan --check lists what an edited plan breaks")
     own = cost_of(problem, choices)
     changes: dict[str, list[Change]] = {}
     for layer, offered in problem.options.items():
@@ -106,7 +109,7 @@ def explain(plan: Plan, pattern: str | None = None) -> Explanation:
     return Explanation(
         layers=layers,
         gain_accuracy=sorted(wins, key=lambda c: _price(c) / -c.loss)[:STEPS],
-        gain_speed=sorted(saves, key=lambda c: max(c.loss, 0.0) / -(c.latency or -1.0))[:STEPS],
+        gain_speed=sorted(saves, key=lambda c: (max(c.loss, 0.0) / -(c.latency or -1.0), c.latency))[:STEPS],
     )
 
 
@@ -137,9 +140,14 @@ def recost(plan: Plan) -> Recosted:
 
 def _problem(plan: Plan) -> Problem:
     try:
-        return restate(plan)
+        problem = restate(plan)
     except ValueError as error:
         raise UsageError("the plan carries no costs", remedy="make it with edgeq plan") from error
+    try:
+        validate(problem)
+    except ValueError as error:
+        raise UsageError(f"the plan's costs do not fit its layers: {error}", remedy="make it anew") from error
+    return problem
 
 
 def _price(change: Change) -> float:

@@ -68,13 +68,10 @@ def narrowed(
         # a rule about weights means the layers that have some
         weightless = rule.weights is not None and rule.op is None
         for name in covered:
-            left = tuple(c for c in options[name] if rule.allows(c, ops[name], runtime))
-            if (
-                not left
-                and weightless
-                and all((k := runtime.kernel(ops[name], c)) is None or k.weights is None for c in options[name])
-            ):
+            kernels = (runtime.kernel(ops[name], c) for c in options[name])
+            if weightless and all(k is None or k.weights is None for k in kernels):
                 continue
+            left = tuple(c for c in options[name] if rule.allows(c, ops[name], runtime))
             if not left:
                 raise UsageError(
                     f"layer {name} ({ops[name]}) has no such choice in {runtime.name}",
@@ -94,7 +91,9 @@ def read_rules(path: Path) -> list[Rule]:
     content = read_toml(path)
     given = content.get("rules")
     if not isinstance(given, list) or set(content) != {"rules"}:
-        raise UsageError("a file of rules holds [[rules]] and nothing else", where=str(path))
+        raise UsageError(
+            "a file of rules holds [[rules]] and nothing else", where=str(path), remedy="begin each rule with [[rules]]"
+        )
     found = []
     for number, one in enumerate(given, start=1):
         try:

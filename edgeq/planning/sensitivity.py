@@ -27,6 +27,7 @@ from edgeq.model.execute import constants
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.numerics import QParams, fake_quantize
+from edgeq.planning.assign import writes_integers
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.quantize import Quantized
 
@@ -113,7 +114,12 @@ def measure_alone(
         Damages, in the unit of `Sensitivity`.
     """
     groups = {group.name: group for group in model.groups}
-    members = [set(groups[name].members) for name, _ in wanted]
+    # what a layer does not leave behind as integers is rounded where it is converted, and paid for there
+    members = [
+        set(groups[name].members)
+        - (set() if writes_integers(model, alternatives[choice].runtime, groups[name]) else {groups[name].output})
+        for name, choice in wanted
+    ]
     held = constants(model.program)
     replaced: dict[str, list[torch.Tensor]] = {}
     for number, (name, choice) in enumerate(wanted, start=1):
@@ -133,11 +139,13 @@ def measure_alone(
 
     few = {name: array[:ALONE_SAMPLES] for name, array in inputs.items()}
     found = np.zeros(len(wanted))
-    given = list(batches(model, few, ALONE_BATCH))
-    for batch in given:
+    total = 0
+    for batch in batches(model, few, ALONE_BATCH):
         outputs = model.run([batch] * (len(wanted) + 1), rounded, replaced)
-        found += [damage(one, outputs[0]) for one in outputs[1:]]
-    return {key: float(value) for key, value in zip(wanted, found / len(given), strict=True)}
+        samples = len(batch[0]) if model.inputs[0].batched else 1
+        found += [samples * damage(one, outputs[0]) for one in outputs[1:]]
+        total += samples
+    return {key: float(value) for key, value in zip(wanted, found / max(1, total), strict=True)}
 
 
 def damage(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:

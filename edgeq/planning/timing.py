@@ -101,8 +101,8 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
             column("layer", name, build.choices[name])
     for edge in edges:
         for kind in kinds:
-            column("read", edge.tensor, kind)
-            column("write", edge.tensor, kind)
+            for side in _sides(edge):
+                column(side, edge.tensor, kind)
     for kind in kinds:
         column("per element", "read", kind)
         column("per element", "write", kind)
@@ -124,7 +124,7 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
             values.append(build.seconds[name] / scale)
     for edge in edges:
         for kind in kinds:
-            for side in ("read", "write"):
+            for side in _sides(edge):
                 rows.append(
                     {
                         column(side, edge.tensor, kind): PULL,
@@ -143,8 +143,7 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
             layers.setdefault(key[1], {})[key[2]] = float(found[position])
     conversions: dict[str, dict[Kind, float]] = {
         edge.tensor: {
-            kind: float(found[column("read", edge.tensor, kind)] + found[column("write", edge.tensor, kind)])
-            for kind in kinds
+            kind: float(sum(found[column(side, edge.tensor, kind)] for side in _sides(edge))) for kind in kinds
         }
         for edge in edges
     }
@@ -153,3 +152,8 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
 
 PULL = 0.1
 """Weight of the common cost per element beside what was observed."""
+
+
+def _sides(edge: Edge) -> tuple[str, ...]:
+    """Whose time a conversion may show up in; no layer writes an input of the model."""
+    return ("read", "write") if edge.producer is not None else ("read",)

@@ -1,0 +1,220 @@
+"""Where a plan changes between float and integers, and what each layer may choose from."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import small_models as small
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.fx import Node
+
+from edgeq.model.groups import Group
+from edgeq.model.ops import is_float
+from edgeq.planning.assign import FLOAT, assign
+from edgeq.planning.boundaries import Edge, alternating, crossings, edges
+from edgeq.planning.ladder import ladder, uniform
+from edgeq.registry.schema import Kernel, Runtime
+
+RUNTIMES = ["onnxruntime", "openvino", "litert"]
+NETS = ["residual", "split-shuffle", "activations", "gate", "two-inputs", "two-outputs"]
+
+
+def group(name: str, of: str) -> Group:
+    return next(g for g in small.model(of).groups if g.name == name)
+
+
+def by_op(op: str, of: str) -> Group:
+    (found,) = [g for g in small.model(of).groups if g.op == op]
+    return found
+
+
+def test_a_residual_network_has_an_edge_for_each_tensor_between_groups() -> None:
+    found = edges(small.model("residual"), small.runtime("onnxruntime"))
+    add, mean = by_op("add", "residual"), by_op("mean", "residual")
+    stem, inner = group("stem", "residual"), group("inner", "residual")
+    assert found == (
+        Edge("image", None, True, ("stem",), 3 * 8 * 8),
+        Edge(stem.output, "stem", False, ("inner", add.name), 8 * 8 * 8),
+        Edge(inner.output, "inner", False, (add.name,), 8 * 8 * 8),
+        Edge(add.output, add.name, False, (mean.name,), 8 * 8 * 8),
+        Edge(mean.output, mean.name, False, ("head",), 8),
+    )
+
+
+def test_inputs_are_float_whatever_reads_them() -> None:
+    for name in NETS:
+        model = small.model(name)
+        for edge in edges(model, small.runtime("litert")):
+            assert (edge.producer is None) == (edge.tensor in model.input_nodes)
+            assert edge.float_anyway or edge.producer is not None
+
+
+def test_an_activation_without_an_integer_kernel_leaves_a_float_tensor() -> None:
+    a, leaky = group("a", "activations"), by_op("leaky_relu", "activations")
+    tensors = {runtime: _edges_by_tensor("activations", runtime) for runtime in RUNTIMES}
+    assert a.activation_op == "hardswish"
+    assert tensors["onnxruntime"][a.output].float_anyway
+    assert not tensors["openvino"][a.output].float_anyway  # inside the convolution's kernel
+    assert not tensors["litert"][a.output].float_anyway  # a kernel of its own
+    b = group("b", "activations")
+    assert b.activation_op == "silu" and tensors["litert"][b.output].float_anyway
+    assert not tensors["onnxruntime"][leaky.output].float_anyway
+
+
+def test_a_layer_that_writes_the_models_float_output_leaves_no_integers() -> None:
+    head = group("head", "gate")
+    assert _edges_by_tensor("gate", "onnxruntime")[head.output].float_anyway
+    assert not _edges_by_tensor("gate", "litert")[head.output].float_anyway  # its kernel writes integers alone
+
+
+def test_a_tensor_that_is_an_output_and_is_read_inside_can_be_integers() -> None:
+    boxes = group("boxes", "two-outputs")
+    for runtime in RUNTIMES:
+        edge = _edges_by_tensor("two-outputs", runtime)[boxes.output]
+        assert edge.producer == "boxes" and not edge.float_anyway
+        assert edge.readers == (by_op("relu", "two-outputs").name,)
+
+
+def test_like_neighbours_need_no_conversion_and_unlike_ones_need_one() -> None:
+    edge = Edge("x", "a", False, ("b",), 1)
+    assert crossings([edge], {"a": "w8a8", "b": "w8a8"}) == []
+    assert crossings([edge], {"a": "w8a8", "b": FLOAT}) == [(edge, "dequantize")]
+    assert crossings([edge], {"a": FLOAT, "b": "w8a8"}) == [(edge, "quantize")]
+
+
+def test_readers_of_both_kinds_need_one_conversion() -> None:
+    edge = Edge("x", "a", False, ("b", "c", "d"), 1)
+    assert crossings([edge], {"a": FLOAT, "b": "w8a8", "c": "w4a8", "d": FLOAT}) == [(edge, "quantize")]
+    assert crossings([edge], {"a": "w8a8", "b": FLOAT, "c": "w4a8", "d": FLOAT}) == [(edge, "dequantize")]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", NETS)
+def test_crossings_are_those_that_the_graph_itself_shows(name: str, runtime: str) -> None:
+    """Read off the operators and their users, without the groups' own lists of inputs."""
+    model, by = small.model(name), small.runtime(runtime)
+    found_edges = edges(model, by)
+    owner = {model.nodes[m]: g for g in model.groups for m in g.members}
+    final = {n for n in owner if owner[n].output == n.name}
+    rng = random.Random(name)
+    offered = ladder(model, by, small.calibration(name).histograms)
+    seen = 0
+    for _ in range(30):
+        choices = {g: rng.choice(options) for g, options in offered.items()}
+        expected = set()
+        for node in [*final, *(model.nodes[n] for n in model.input_nodes)]:
+            if not is_float(node):
+                continue
+            readers = [owner[u] for u in node.users if u in owner and owner[u] is not owner.get(node)]
+            integer = node in owner and choices[owner[node].name] != FLOAT and _leaves_integers(node, owner, by)
+            kinds = {choices[r.name] != FLOAT for r in readers}
+            if (not integer) in kinds:
+                expected.add((node.name, "dequantize" if integer else "quantize"))
+        got = [(edge.tensor, kind) for edge, kind in crossings(found_edges, choices)]
+        assert len(got) == len(set(got))
+        assert set(got) == expected
+        seen += len(got)
+    assert seen > 30
+
+
+def _leaves_integers(node: Node, owner: dict[Node, Group], by: Runtime) -> bool:
+    """Whether an integer kernel of the node's group ends in integers."""
+    made_by = owner[node]
+    fused = made_by.activation_op in (None, *by.fused_activations)
+    only_shapes_outputs = _only_shapes_outputs(node)
+    if made_by.op in by.float_outputs and only_shapes_outputs:
+        return False
+    return fused or (any(made_by.activation_op in k.ops for k in by.kernels) and not only_shapes_outputs)
+
+
+def _only_shapes_outputs(node: Node) -> bool:
+    """Whether all that follows, up to the outputs, is without multiply-accumulates."""
+    weighty = ("conv", "linear", "matmul", "mm")
+    heavy = any(word in str(u.target) for u in node.users for word in weighty)
+    return not heavy and all(u.op == "output" or _only_shapes_outputs(u) for u in node.users)
+
+
+def _edges_by_tensor(name: str, runtime: str) -> dict[str, Edge]:
+    return {e.tensor: e for e in edges(small.model(name), small.runtime(runtime))}
+
+
+def layers(count: int) -> list[Group]:
+    return [Group(f"g{i}", "conv2d", f"g{i}", None, None, (), None, None, 0, 0) for i in range(count)]
+
+
+@given(st.integers(2, 40))
+def test_neighbours_in_a_chain_have_two_colours(length: int) -> None:
+    chain = [Edge(f"t{i}", f"g{i}", False, (f"g{i + 1}",), 1) for i in range(length - 1)]
+    colours = alternating(layers(length), [Edge("x", None, True, ("g0",), 1), *chain])
+    assert list(colours) == [f"g{i}" for i in range(length)]
+    assert all(colours[f"g{i}"] != colours[f"g{i + 1}"] for i in range(length - 1))
+
+
+@given(st.integers(3, 20), st.data())
+def test_in_any_graph_each_layer_differs_from_one_that_it_reads(count: int, data: st.DataObject) -> None:
+    sources = [data.draw(st.sets(st.integers(0, i - 1), min_size=1, max_size=3)) for i in range(1, count)]
+    found = [
+        Edge(f"t{p}", f"g{p}", False, tuple(f"g{i + 1}" for i, s in enumerate(sources) if p in s), 1)
+        for p in range(count)
+        if any(p in s for s in sources)
+    ]
+    colours = alternating(layers(count), found)
+    for reader, read in enumerate(sources, start=1):
+        assert any(colours[f"g{reader}"] != colours[f"g{p}"] for p in read)
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "depthwise"])
+def test_alternating_plans_convert_on_nearly_every_edge(name: str) -> None:
+    model, by = small.model(name), small.runtime("onnxruntime")
+    colours = alternating(model.groups, edges(model, by))
+    joined = [(e.producer, r) for e in edges(model, by) if e.producer for r in e.readers]
+    differ = sum(colours[p] != colours[r] for p, r in joined)
+    assert differ >= 0.75 * len(joined)
+    assert {colours[r] for _, r in joined} == {True, False}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", NETS)
+def test_the_first_choice_is_what_every_layer_gets_without_a_plan(name: str, runtime: str) -> None:
+    model, by, histograms = small.model(name), small.runtime(runtime), small.calibration(name).histograms
+    preferred = assign(model, by, histograms).kernels
+    found = ladder(model, by, histograms)
+    assert list(found) == [g.name for g in model.groups]
+    for layer, options in found.items():
+        assert options[0] == (preferred[layer].name if layer in preferred else FLOAT)
+        assert options[-1] == FLOAT and options.count(FLOAT) == 1
+        assert len(set(options)) == len(options)
+    assert uniform(found) == {layer: options[0] for layer, options in found.items()}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_choice_that_is_offered_is_one_that_is_followed(runtime: str) -> None:
+    model, by, histograms = small.model("residual"), small.runtime(runtime), small.calibration("residual").histograms
+    found = ladder(model, by, histograms)
+    assert found["stem"] == ("w8a8", "w4a8", FLOAT)
+    for choice in ("w8a8", "w4a8", FLOAT):
+        kernels = assign(model, by, histograms, uniform(found, choice)).kernels
+        for name in ("stem", "inner", "head"):
+            assert (kernels[name].name if name in kernels else FLOAT) == choice
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_kernels_of_another_activation_type_are_not_offered(runtime: str) -> None:
+    model, by, histograms = small.model("residual"), small.runtime(runtime), small.calibration("residual").histograms
+    others = {k.name for k in by.kernels if k.activations not in ("int8", "uint8")}
+    assert others  # 16-bit activations in LiteRT, 4-bit weights with float activations elsewhere
+    assert not others.intersection(c for options in ladder(model, by, histograms).values() for c in options)
+    wide = Kernel(ops=["conv2d"], activations="int16", weights="int8", bias="int64", source="invented")
+    first = by.model_copy(update={"kernels": [wide, *by.kernels]})
+    found = ladder(model, first, histograms)
+    assert found["stem"] == ("w8a16", FLOAT)
+    assert found["head"] == ("w8a8", "w4a8", FLOAT)
+
+
+def test_uniform_takes_the_wanted_choice_where_there_is_one() -> None:
+    offered = {"a": ("w8a8", "w4a8", FLOAT), "b": ("a8", FLOAT), "c": (FLOAT,)}
+    assert uniform(offered, "w4a8") == {"a": "w4a8", "b": "a8", "c": FLOAT}
+    assert uniform(offered, FLOAT) == dict.fromkeys("abc", FLOAT)
+    assert uniform(offered, "w2a8") == uniform(offered)
