@@ -30,7 +30,7 @@ from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
 
-COSTS_VERSION = 4
+COSTS_VERSION = 5
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 

@@ -108,7 +108,7 @@ def _conversions(
             Boundary(producer, floats, integers, costs | ({"latency": seconds["quantize"]} if seconds else {}))
         )
     if own:
-        costs = {"size": sizes.conversion} | ({"latency": seconds["dequantize"]} if seconds else {})
+        costs = {"latency": seconds["dequantize"]} if seconds else {}
         found.append(Boundary(producer, own, dict.fromkeys(edge.readers, floats), costs))
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
-from edgeq.planning.assign import FLOAT
+from edgeq.planning.assign import FLOAT, writes_integers
 from edgeq.planning.boundaries import Edge, crossings
 from edgeq.registry.schema import Kernel, Runtime
 
@@ -21,7 +21,7 @@ class Sizes:
 
     Attributes:
         layers: by group name and choice.
-        conversion: of a conversion between float and integers.
+        conversion: of a float tensor that is quantized; what is dequantized was an integer tensor anyway.
         fixed: whatever the plan.
     """
 
@@ -34,7 +34,7 @@ class Sizes:
         return (
             self.fixed
             + sum(self.layers[name][choice] for name, choice in choices.items())
-            + self.conversion * len(crossings(edges, choices))
+            + self.conversion * len(_quantized(edges, choices))
         )
 
 
@@ -62,21 +62,33 @@ def fit_sizes(
         for name, options in choices.items()
     }
     channels = {name: _channels(model, group) for name, group in groups.items()}
+    left_behind = {g.name for g in model.groups if writes_integers(model, runtime, g)}
+
+    def added(name: str, choice: str) -> list[float]:
+        """How many scales, integer tensors, integer weights and widenings of 4 bits a layer adds."""
+        if choice == FLOAT:
+            return [0.0] * 4
+        kernel = runtime.kernel(groups[name].op, choice)
+        narrow = kernel is not None and kernel.weight_scheme is not None and kernel.weight_scheme.stored_bits == 4
+        return [float(channels[name]), float(name in left_behind), float(channels[name] > 0), float(narrow)]
+
     rows, rest = [], []
     for picked, size in built:
-        integer = [name for name, choice in picked.items() if choice != FLOAT]
-        per_channel = sum(channels[name] for name in integer)
-        rows.append([1.0, len(integer), per_channel, len(crossings(edges, picked))])
+        layers = np.sum([added(name, choice) for name, choice in picked.items()], axis=0)
+        # a float tensor that is quantized is one more integer tensor
+        layers[1] += len(_quantized(edges, picked))
+        rows.append([1.0, *layers])
         rest.append(size - sum(stored[name][choice] for name, choice in picked.items()))
-    fixed, integer_layer, integer_channel, conversion = map(float, nnls(np.array(rows), np.array(rest))[0])
-    layers = {
-        name: {
-            choice: size + (integer_layer + integer_channel * channels[name] if choice != FLOAT else 0.0)
-            for choice, size in options.items()
-        }
+    fixed, *prices = map(float, nnls(np.array(rows), np.array(rest))[0])
+    costs = {
+        name: {choice: size + float(np.dot(prices, added(name, choice))) for choice, size in options.items()}
         for name, options in stored.items()
     }
-    return Sizes(layers, conversion, fixed)
+    return Sizes(costs, prices[1], fixed)
+
+
+def _quantized(edges: Sequence[Edge], choices: Mapping[str, str]) -> list[Edge]:
+    return [edge for edge, kind in crossings(edges, choices) if kind == "quantize"]
 
 
 def _channels(model: Model, group: Group) -> int:
