@@ -188,7 +188,10 @@ def test_an_edited_choice_is_costed_anew(rng: random.Random) -> None:
 
 
 def test_one_edit_costs_its_own_layer_and_the_conversions_around_it(tmp_path: Path) -> None:
-    """Added up by hand: the convolution in the residual block goes to float, its two neighbours stay on integers."""
+    """Added up by hand: the convolution in the residual block goes to float, its two neighbours stay on integers.
+
+    Its output is then a float tensor that is quantized; its input was an integer tensor all along.
+    """
     _, sensitivity, timing, sizes = stated("residual", "onnxruntime")
     found = content()
     layer = next(one for one in found["layers"] if one["name"] == "inner")
@@ -201,7 +204,7 @@ def test_one_edit_costs_its_own_layer_and_the_conversions_around_it(tmp_path: Pa
     assert more["latency"] == pytest.approx(
         own[FLOAT] - own["w8a8"] + timing.conversions[stem]["dequantize"] + timing.conversions[inner]["quantize"]
     )
-    assert more["size"] == pytest.approx(sizes.layers["inner"][FLOAT] - sizes.layers["inner"]["w8a8"] + 2 * 131)
+    assert more["size"] == pytest.approx(sizes.layers["inner"][FLOAT] - sizes.layers["inner"]["w8a8"] + 131)
     # its output is rounded all the same, in front of the addition
     assert more["loss"] == pytest.approx(-sensitivity.weights["inner"]["w8a8"])
 
@@ -438,4 +441,5 @@ def test_the_program_has_a_conversion_where_the_graph_has_a_crossing() -> None:
         choices = random_choices(problem, rng)
         layers = sum(problem.options[g][c]["size"] for g, c in choices.items())
         paid = cost_of(problem, choices)["size"] - layers - problem.fixed["size"]
-        assert paid == pytest.approx(131.0 * len(crossings(found, choices)))
+        quantized = [kind for _, kind in crossings(found, choices) if kind == "quantize"]
+        assert paid == pytest.approx(131.0 * len(quantized))
