@@ -360,7 +360,8 @@ def test_a_layer_that_looks_numbers_up_can_be_timed_alone(tmp_path: Path) -> Non
     for part in slices(found.candidate.path.read_bytes(), subject.labels(by)):
         graph = Graph(part.data)
         given = {graph.name(i): a for i, a in zip(graph.inputs, part.inputs().values(), strict=True)}
-        interpret(part.data, given, OpResolverType.AUTO)
+        answers = interpret(part.data, given, OpResolverType.AUTO)  # raises where an index is out of bounds
+        assert answers and all(np.isfinite(a).all() for a in answers.values()), part.layer
 
 
 # --- sizes ----------------------------------------------------------------------------------------
