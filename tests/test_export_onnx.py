@@ -145,6 +145,8 @@ def test_integer_ends(name: str) -> None:
     ends = [*proto.graph.input, *proto.graph.output]
     assert {end.type.tensor_type.elem_type for end in ends} == {TensorProto.UINT8}
     assert [o.name for o in proto.graph.output] == list(made.model.output_names)
+    leaving = {o.name for o in proto.graph.output} | {i for node in proto.graph.node for i in node.input}
+    assert leaving.issuperset(o for node in proto.graph.node for o in node.output)  # nothing is computed for nobody
     ranges = made.quantized.activations
     inputs = small.SMALL[name].example(1, 50)
     integers = [quantize(x, ranges[node].q) for node, x in zip(made.model.input_nodes, inputs, strict=True)]

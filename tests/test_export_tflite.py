@@ -462,3 +462,43 @@ def test_conversion_is_silent(mixed: Built, tmp_path: Path, capfd: pytest.Captur
     out, err = capfd.readouterr()
     assert out == ""
     assert [line for line in err.splitlines() if "XNNPACK" not in line] == []
+
+
+class Tokens(nn.Module):
+    """64-bit integers at both ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 12), nn.Linear(12, 5)
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.head(F.relu(self.embed(tokens)).mean(1))
+        return scores, scores.argmax(1)
+
+
+def test_integers_at_the_ends_keep_their_64_bits(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    module = Tokens().eval()
+    tokens = torch.randint(0, 20, (1, 7))
+    tflite.export_float(load(torch.export.export(module, (tokens,))), tmp_path / "m.tflite")
+    interpreter = Interpreter(str(tmp_path / "m.tflite"))
+    interpreter.allocate_tensors()
+    (given,), (scores, best) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (given["dtype"], best["dtype"]) == (np.int64, np.int64)
+    interpreter.set_tensor(given["index"], tokens.numpy())
+    interpreter.invoke()
+    wanted = module(tokens)
+    np.testing.assert_allclose(interpreter.get_tensor(scores["index"]), wanted[0].detach(), atol=1e-5)
+    np.testing.assert_array_equal(interpreter.get_tensor(best["index"]), wanted[1])
+
+
+def test_a_layer_at_the_root_is_not_mistaken_for_its_weight(runtime: Runtime, tmp_path: Path) -> None:
+    """A module without a path names its layer after its weight, which is a tensor of the file as well."""
+    torch.manual_seed(4)
+    model = load(nn.Linear(16, 4).eval(), inputs=["1x16"])
+    by = runtime.model_copy(update={"io": "integer"})
+    quantized = quantize_model(model, by, calibrate(model, {model.inputs[0].name: np.eye(16, dtype=np.float32)}))
+    float_file = tflite.export_float(model, tmp_path / "float.tflite")
+    tflite.export_quantized(model, quantized, float_file, tmp_path / "m.tflite")
+    checked = audit(model, quantized, tflite.stored(model, quantized, float_file, tmp_path / "m.tflite"))
+    assert checked.integer_mac_percent == 100

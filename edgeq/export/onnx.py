@@ -189,9 +189,14 @@ def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool
         quantize = ir.Node("", "QuantizeLinear", [value, scale, zero], name=f"{name}_quantize")
         integers = quantize.outputs[0]
         integers.name, integers.dtype, integers.shape = f"{name}_integers", _TYPES[q.scheme.dtype], value.shape
-    dequantize = ir.Node("", "DequantizeLinear", [integers, scale, zero], name=f"{name}_dequantize")
-    real = dequantize.outputs[0]
-    real.name, real.dtype, real.shape = f"{name}_real", ir.DataType.FLOAT, value.shape
+    leaves_integers = is_output and integer_io
+    if readers or not leaves_integers:
+        dequantize = ir.Node("", "DequantizeLinear", [integers, scale, zero], name=f"{name}_dequantize")
+        real = dequantize.outputs[0]
+        real.name, real.dtype, real.shape = f"{name}_real", ir.DataType.FLOAT, value.shape
+    else:
+        # nobody would read it, and ONNX Runtime runs what nobody reads
+        dequantize, real = None, integers
     new = [n for n in (quantize, dequantize) if n is not None]
     if producer is not None:
         graph.insert_after(producer, new)
@@ -201,7 +206,7 @@ def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool
         reader.replace_input_with(index, real)
     if is_output:
         # the name that the user knows goes to what leaves the graph
-        leaving = integers if integer_io else real
+        leaving = integers if leaves_integers else real
         position = next(i for i, v in enumerate(graph.outputs) if v is value)
         value.name = f"{name}_before"
         leaving.name = name

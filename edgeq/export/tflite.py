@@ -13,7 +13,13 @@ from edgeq.export.tflite_match import match
 from edgeq.export.tflite_merged import merged_values
 from edgeq.export.tflite_quantize import quantize
 from edgeq.export.tflite_stored import read_tflite
-from edgeq.export.tflite_tidy import average_without_transpose, drop_outputs, product_of_values, separate_activations
+from edgeq.export.tflite_tidy import (
+    average_without_transpose,
+    drop_outputs,
+    keep_int64_ends,
+    product_of_values,
+    separate_activations,
+)
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
 
@@ -76,6 +82,8 @@ def _float_file(model: Model, keep: Sequence[str] = ()) -> bytes:
     drop_outputs(graph, len(keep))
     average_without_transpose(graph)
     product_of_values(graph)
+    outputs = [str(model.nodes[name].meta["val"].dtype).removeprefix("torch.") for name in model.output_nodes]
+    keep_int64_ends(graph, [spec.dtype for spec in model.inputs], outputs)
     _name_ends(model, graph)
     return graph.bytes()
 

@@ -76,6 +76,8 @@ def twins(model: Model, a: Group, b: Group) -> bool:
 def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor | StoredRange]]:
     forms: dict[str, set[StoredTensor]] = {}
     for index in range(len(graph.tensors)):
+        if graph.constant(index) is not None:
+            continue  # a weight may carry the name of its layer
         quantization = _quantization(graph, index)
         forms.setdefault(_base(graph.name(index)), set()).update([quantization] if quantization else ())
     wanted = dict(zip(model.input_nodes, (spec.name for spec in model.inputs), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,39 @@ def _drop_dead(graph: Graph) -> None:
             kept.append(operator)
             needed.update(int(i) for i in operator.inputs)
     graph.set_operators(kept[::-1])
+
+
+def keep_int64_ends(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Gives the file's ends the 64-bit integers that the model has, where the converter took 32 bits for them.
+
+    Args:
+        inputs, outputs: the element types of the model's, such as `int64`.
+    """
+    new_inputs, new_outputs = graph.inputs, graph.outputs
+    first: list[Any] = []
+    last: list[Any] = []
+    for position, (index, wanted) in enumerate(zip(graph.inputs, inputs, strict=True)):
+        if (graph.dtype(index), wanted) == ("int32", "int64"):
+            new_inputs[position] = _wider(graph, index)
+            first.append(_cast(graph, new_inputs[position], index))
+    for position, (index, wanted) in enumerate(zip(graph.outputs, outputs, strict=True)):
+        if (graph.dtype(index), wanted) == ("int32", "int64"):
+            new_outputs[position] = _wider(graph, index)
+            last.append(_cast(graph, index, new_outputs[position]))
+    if first or last:
+        graph.set_operators([*first, *graph.operators, *last])
+        names = ([graph.name(i) for i in new_inputs], [graph.name(i) for i in new_outputs])
+        graph.set_ends(new_inputs, new_outputs, names)
+
+
+def _wider(graph: Graph, index: int) -> int:
+    return graph.tensor(f"{graph.name(index)}/int64", "int64", graph.shape(index))
+
+
+def _cast(graph: Graph, source: int, result: int) -> Any:
+    options = schema.CastOptionsT()
+    options.inDataType, options.outDataType = (graph.tensors[i].type for i in (source, result))
+    return graph.operator("CAST", [source], [result], options)
 
 
 def product_of_values(graph: Graph) -> None:
