@@ -12,7 +12,10 @@ from typing import Any
 import device_models as models
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from edgeq.devices import worker
 from edgeq.devices.device import WORKER
 
 pytest.importorskip("openvino")
@@ -88,8 +91,8 @@ def test_litert_takes_strange_names_in_order(tmp_path: Path) -> None:
         path = models.write_tflite(tmp_path / "m.tflite", signature=signature)
         files = stage(tmp_path, first=want[0], second=want[1])
         result = run_job(tmp_path, "outputs", "litert", artifacts={"m": artifact(path, files)})
-        for name, given in zip(result["files"], want, strict=True):
-            np.testing.assert_array_equal(np.load(tmp_path / name), models.tflite_answer(given))
+        for name, array in zip(result["files"], want, strict=True):
+            np.testing.assert_array_equal(np.load(tmp_path / name), models.tflite_answer(array))
 
 
 def test_latency_times_every_artifact_in_every_round(tmp_path: Path, onnx_model: Path) -> None:
@@ -110,6 +113,23 @@ def test_openvino_runs_in_float32_unless_asked(tmp_path: Path, onnx_model: Path)
             assert ("bf16" in {r["precision"] for r in result["rows"]}) == (precision == "bfloat16")
         else:
             assert "no bfloat16" in result["error"]["message"]
+
+
+@given(st.lists(st.floats(1, 50), min_size=20, max_size=40), st.floats(1, 4))
+def test_means_of_openvino_without_its_first_calls(later: list[float], slower: float) -> None:
+    """Whole microseconds are all that OpenVINO gives; what is left of the first, slower calls is the cut's error."""
+    first = [slower * later[0]] * 5
+    told = [float(int(np.mean(times))) for times in (first, [*first, *later])]
+    found = worker.mean_of_later(told[1], 5 + len(later), told[0], 5)
+    assert found == pytest.approx(np.mean(later), abs=0.5 * (10 + len(later)) / len(later) + 1e-6)
+
+
+def test_openvino_profiles_the_calls_that_were_asked_for(tmp_path: Path, onnx_model: Path) -> None:
+    files = stage(tmp_path, a=models.samples(1), b=models.samples(1))
+    job = {"m": artifact(onnx_model, files)}
+    few, many = (run_job(tmp_path, "placement", "openvino", artifacts=job, runs=n)["rows"] for n in (2, 40))
+    assert [r["name"] for r in few] == [r["name"] for r in many]
+    assert any(r["microseconds"] is not None for r in many)
 
 
 @pytest.mark.parametrize(
