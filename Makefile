@@ -16,7 +16,7 @@ demo: $(READY)
 	EDGEQ=$(BIN)/edgeq PYTHON=$(BIN)/python examples/demo.sh build/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
