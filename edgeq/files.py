@@ -24,6 +24,8 @@ _NOTHING_LEFT = 16 * 1024
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
+    What killed processes left beside it is removed.
+
     Args:
         path: the file; its folder must exist.
         data: text is written as UTF-8.
@@ -33,6 +35,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
+        _clean(path)
         with open(partial, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
@@ -171,8 +174,10 @@ def _clean(final: Path) -> None:
             continue
         if match[1] == "replaced" and not final.exists():
             os.rename(entry, final)
-        else:
+        elif entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
