@@ -1,4 +1,4 @@
-"""Kills `edgeq plan` and `edgeq deploy` at random moments, and checks that the next run ends as if nothing had happened.
+"""Kills `edgeq plan` and `edgeq deploy` at random moments; the next run has to end as if nothing had happened.
 
     python examples/digits.py DIGITS
     python tools/kills.py DIGITS --kills 200
