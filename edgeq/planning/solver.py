@@ -15,6 +15,9 @@ from edgeq.planning.swaps import cheapest, improve
 
 __all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "check", "cost_of", "solve"]
 
+SECONDS = 2.0
+"""For the search of a thousand groups or fewer."""
+
 _UNITS = {"latency": " s", "size": " bytes"}
 
 
@@ -55,7 +58,7 @@ class Infeasible(GateError):
 
 
 def solve(
-    problem: Problem, *, minimize: str, limits: Costs | None = None, time_limit: float = 10.0, gap: float = 1e-4
+    problem: Problem, *, minimize: str, limits: Costs | None = None, time_limit: float | None = None, gap: float = 1e-4
 ) -> Solution:
     """The plan with the least of one measure that keeps others within limits, as `cost_of` judges it.
 
@@ -66,7 +69,9 @@ def solve(
 
     Args:
         limits: by measure, the most that a plan may cost.
-        time_limit: seconds for the search. Explaining why there is no plan takes up to as long for each step.
+        time_limit: seconds for the search; by default two, or two for every thousand groups. What is left after
+            that is a matter of parts in a thousand, and the gap says so. Explaining why there is no plan takes up to as
+            long for each step.
         gap: how far from the best the plan may be, relative to its cost.
 
     Raises:
@@ -77,6 +82,8 @@ def solve(
     """
     begin = time.perf_counter()
     limits = dict(limits or {})
+    if time_limit is None:
+        time_limit = SECONDS * max(1.0, len(problem.options) / 1000)
     validate(problem)
     if any(isnan(limit) for limit in limits.values()):
         raise ValueError("a limit is not a number")
