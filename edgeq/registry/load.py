@@ -40,6 +40,25 @@ def load_profile(name_or_path: str) -> Profile:
     return _load(_locate("profiles", name_or_path), "profiles", Profile)
 
 
+def profile_of(target: Target, name_or_path: str | None) -> Profile | None:
+    """The device of a target that is asked for, or else the target's own; None if it has none.
+
+    Raises:
+        UsageError: there is no such profile, or it is a device of another target.
+    """
+    wanted = name_or_path or target.default_profile
+    if wanted is None:
+        return None
+    profile = load_profile(wanted)
+    if profile.target != target.name and wanted != target.default_profile:
+        raise UsageError(
+            f"{profile.name} is a device of {profile.target}, not of {target.name}",
+            where="--profile",
+            remedy=f'choose another, or write a file with extends = "{profile.name}" and target = "{target.name}"',
+        )
+    return profile
+
+
 def target_names() -> list[str]:
     """Names of the shipped targets, sorted."""
     return _names("targets")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgeq.numerics.scheme import DType, Granularity, Scheme, Symmetry
+from edgeq.registry import figures as known
 
 OpClass = Literal[
     "conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "matmul",
@@ -134,6 +135,16 @@ class Figure(_Strict):
     source: str
 
 
+class VelaSystem(_Strict):
+    """How Vela, the compiler for Arm's Ethos-U, calls the device: `--accelerator-config` and so on."""
+
+    accelerator: str
+    system: str
+    memory: str
+    config: str = "Arm/vela.ini"
+    """The file that defines the last two: one that Vela ships, or a path."""
+
+
 class Profile(_Strict):
     """One concrete device of a target."""
 
@@ -147,4 +158,14 @@ class Profile(_Strict):
     memory: Figure | None = None
     bandwidth: Figure | None = None
     figures: dict[str, Figure] = {}
+    """Any; those that time and energy are modelled from have names of their own (`edgeq.registry.figures`)."""
+    vela: VelaSystem | None = None
     notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _units(self) -> Profile:
+        given = {"clock": self.clock, "bandwidth": self.bandwidth} | self.figures
+        for name, figure in given.items():
+            if figure is not None and (wrong := known.problem(name, figure.value, figure.unit)):
+                raise ValueError(wrong)
+        return self
