@@ -28,7 +28,7 @@ from edgeq.errors import DeviceError, UsageError
 from edgeq.model.kept import load_kept
 from edgeq.model.model import Model, load
 from edgeq.planning.assign import assign
-from edgeq.progress import Clock
+from edgeq.progress import Clock, Progress
 from edgeq.registry.schema import Runtime, Target
 from edgeq.runtimes import RUNTIMES
 from edgeq.validation.accuracy import check_labels
@@ -147,16 +147,7 @@ def prepare(
             evals = _thinned(evals)
             clock.progress.note(warnings[-1])
         with clock.stage("float model") as steps:
-            reference = cached(
-                cache,
-                "reference",
-                content_key(
-                    "reference", 1, model=net.fingerprint, data=evals.sha256, source=net.sha256, torch=torch.__version__
-                ),
-                lambda: reference_outputs(net, evals, steps),
-                lambda outputs: Entry(len(outputs), {str(i): o for i, o in enumerate(outputs)}),
-                lambda entry: [entry.arrays[str(i)] for i in range(entry.values)],
-            )
+            reference = float_answers(net, evals, cache, steps)
     return Job(
         net,
         target,
@@ -173,6 +164,21 @@ def prepare(
         clock,
         cache,
         warnings,
+    )
+
+
+def float_answers(model: Model, data: Dataset, cache: Cache, progress: Progress) -> list[Array]:
+    """The float model's outputs on evaluation data, [N, ...] each."""
+    key = content_key(
+        "reference", 1, model=model.fingerprint, data=data.sha256, source=model.sha256, torch=torch.__version__
+    )
+    return cached(
+        cache,
+        "reference",
+        key,
+        lambda: reference_outputs(model, data, progress),
+        lambda outputs: Entry(len(outputs), {str(i): o for i, o in enumerate(outputs)}),
+        lambda entry: [entry.arrays[str(i)] for i in range(entry.values)],
     )
 
 

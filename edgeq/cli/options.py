@@ -85,6 +85,10 @@ DeviceName = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+ProfileName = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="P", help="A device of the target, by name or .toml file.", rich_help_panel=_RUN),
+]
 Threads = Annotated[
     int, typer.Option("--threads", min=1, metavar="N", help="Threads of the runtime.", rich_help_panel=_RUN)
 ]

@@ -18,7 +18,7 @@ from edgeq.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from edgeq.planning.explain import Change, Explanation
-    from edgeq.planning.plan import Plan, Proof
+    from edgeq.planning.plan import Compiled, ModelledBy, Plan, Planned, Proof
 
 
 class Minimize(str, Enum):
@@ -27,6 +27,7 @@ class Minimize(str, Enum):
     latency = "latency"
     size = "size"
     loss = "loss"
+    energy = "energy"
 
 
 def plan(
@@ -60,6 +61,7 @@ def plan(
     metric: o.MetricName = None,
     format: Annotated[o.FormatChoice, typer.Option(help="Plan for the best format, or for one.")] = o.FormatChoice.auto,
     device: o.DeviceName = None,
+    profile: o.ProfileName = None,
     threads: o.Threads = 1,
     inputs: o.Inputs = [],  # noqa: B006
     arch: o.Arch = None,
@@ -78,7 +80,9 @@ def plan(
 ) -> int:
     """Find the best plan that the device allows: measured costs, measured sensitivity, solved, built and proved.
 
-    Exit codes: 0 done and all limits held; 2 wrong use;
+    A device that cannot be timed here is modelled from its profile, and what is modelled is never called held.
+
+    Exit codes: 0 done and all limits held that can be judged here; 2 wrong use;
     3 a limit cannot be held (the best plan is written);
     4 not supported; 5 device or runtime failed.
     """
@@ -111,6 +115,7 @@ def plan(
             "preprocess": preprocess,
             "metric": metric,
             "device": device,
+            "profile": profile,
             "threads": threads,
             "inputs": inputs,
             "arch": arch,
@@ -126,9 +131,20 @@ def plan(
         _show(shell, found, out)
     if shell.json:
         shell.document(found)
-    assert found.planned is not None and found.planned.proof is not None
-    if found.planned.proof.held:
+    planned = found.planned
+    assert planned is not None
+    for text in planned.unvalidated:
+        shell.warn(f"not validated: {text}")
+    if planned.held:
         return 0
+    if planned.proof is None:
+        return shell.tell(
+            GateError(
+                "no file that was built is within --max-size; the smallest plan is written",
+                where=str(out),
+                remedy=f"allow {planned.size} bytes, or a larger drop",
+            )
+        )
     from edgeq.planning.explain import guiltiest
 
     return shell.tell(
@@ -147,7 +163,7 @@ def _front(shell: Shell, out: Path, model: str, points: int, minimize: Minimize,
     from edgeq.planning.front import front
     from edgeq.report.html import render_front
 
-    if minimize is Minimize.loss:
+    if minimize in (Minimize.loss, Minimize.energy):
         raise UsageError("a front is over latency or size", remedy="choose --minimize latency or size")
     found = front(model, points=points, over="size" if minimize is Minimize.size else "latency", **how)
     atomic_write(out, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
@@ -202,40 +218,77 @@ def _check(shell: Shell, path: Path) -> int:
         if not found.faults:
             table = _table("", "this plan", "as it was planned")
             for measure, value in found.costs.items():
-                table.add_row(measure, _cost(measure, value), _cost(measure, found.before.get(measure, 0.0)))
+                before = _cost(measure, found.before.get(measure, 0.0))
+                table.add_row(_label(measure, found.latency_from), _cost(measure, value), before)
             shell.console.print(table)
             shell.console.print("predicted from the plan's own costs; edgeq deploy --plan measures it")
     return UsageError.exit_code if found.faults else 0
 
 
 def _show(shell: Shell, found: Plan, out: Path) -> None:
-    planned = found.planned
-    assert planned is not None and planned.proof is not None
-    proof, console = planned.proof, shell.console
+    planned, console = found.planned, shell.console
+    assert planned is not None
     kinds: dict[str, int] = {}
     for layer in found.layers:
         kinds[layer.choice] = kinds.get(layer.choice, 0) + 1
-    verdict = "every limit held" if proof.held else "a limit was missed"
-    console.print(Text.assemble((f"{found.format} in {found.runtime}", "bold"), f": {verdict}"))
+    console.print(Text.assemble((f"{found.format} in {found.runtime}", "bold"), f": {_verdict(planned)}"))
     console.print(Text(", ".join(f"{count} layers {choice}" for choice, count in sorted(kinds.items()))))
-    table = _table("", "predicted", "measured")
-    for measure, value in planned.predicted.items():
-        measured = {"latency": proof.latency, "size": proof.size, "loss": None}.get(measure)
-        table.add_row(measure, _cost(measure, value), "" if measured is None else _cost(measure, measured))
-    if proof.drop is not None:
-        interval = f" ({proof.drop_low:.2f} to {proof.drop_high:.2f})" if proof.drop_low is not None else ""
-        table.add_row(f"drop of {proof.metric}", "", f"{proof.drop:.2f}{interval}")
-    console.print(table)
-    for name, seconds in proof.latency_of.items():
-        what = "the preferred kernels everywhere" if name == "preferred" else f"{name}, in turns"
-        console.print(Text(f"{what}: {_cost('latency', seconds)}{_times(proof, seconds)}"))
+    console.print(_costs(planned))
+    if planned.proof is not None:
+        for name, seconds in planned.proof.latency_of.items():
+            what = "the preferred kernels everywhere" if name == "preferred" else f"{name}, in turns"
+            console.print(Text(f"{what}: {_cost('latency', seconds)}{_times(planned.proof, seconds)}"))
+    if planned.compiled is not None:
+        console.print(Text(_compiler(planned.compiled)), soft_wrap=True)
     how = f"{planned.method}, within {100 * planned.gap:.2g} % of the best predicted" if planned.gap else planned.method
-    console.print(Text(f"{planned.minimize} minimized: {how}; {len(planned.attempts)} built and measured"))
+    done = "built and measured" if planned.proof is not None else "built, none of them run"
+    console.print(Text(f"{planned.minimize} minimized: {how}; {len(planned.attempts)} {done}"))
     if found.float_precision != "float32":
         console.print(Text(f"what is in float computes in {found.float_precision}: a setting of {found.runtime}"))
     for note in planned.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     console.print(Text(f"{out}  (edgeq explain, edgeq deploy --plan)"), soft_wrap=True)
+
+
+def _verdict(planned: Planned) -> str:
+    if not planned.held:
+        return "a limit was missed"
+    if planned.proof is None:
+        return "not validated"
+    return "every limit held" + (" that can be judged here" if planned.unvalidated else "")
+
+
+def _costs(planned: Planned) -> Table:
+    """What was predicted beside what was measured; what is modelled says so in its own row."""
+    proof = planned.proof
+    table = _table("", "predicted", "built" if proof is None else "measured")
+    measured = {"latency": proof.latency if proof is not None else None, "size": planned.size}
+    for measure, value in planned.predicted.items():
+        known = measured.get(measure)
+        row = _label(measure, planned.latency_from, planned.latency_by)
+        table.add_row(row, _cost(measure, value), "" if known is None else _cost(measure, known))
+    if planned.peak_memory is not None:
+        table.add_row("activations, peak (from the schedule)", _cost("size", planned.peak_memory), "")
+    if proof is not None and proof.drop is not None:
+        interval = f" ({proof.drop_low:.2f} to {proof.drop_high:.2f})" if proof.drop_low is not None else ""
+        table.add_row(f"drop of {proof.metric}", "", f"{proof.drop:.2f}{interval}")
+    return table
+
+
+def _label(measure: str, latency_from: str | None, by: ModelledBy | None = None) -> str:
+    if measure == "energy":
+        return "energy (modelled)"
+    if measure == "latency" and latency_from == "modelled":
+        return f"latency (modelled by {by.by})" if by is not None else "latency (modelled)"
+    return measure
+
+
+def _compiler(compiled: Compiled) -> str:
+    left = f"; left to the CPU: {', '.join(compiled.left_to_cpu)}" if compiled.left_to_cpu else "; nothing on the CPU"
+    return (
+        f"the plan's file as {compiled.by} compiles it (modelled): {_cost('latency', compiled.seconds)}, "
+        f"SRAM {_cost('size', compiled.sram)}, other memory {_cost('size', compiled.flash)}{left}"
+    )
 
 
 def _times(proof: Proof, seconds: float) -> str:
@@ -244,7 +297,7 @@ def _times(proof: Proof, seconds: float) -> str:
 
 def _show_explanation(shell: Shell, found: Explanation) -> None:
     console = shell.console
-    table = _table("layer", "choice", "instead", "latency", "size", "loss")
+    table = _table("layer", "choice", "instead", _label("latency", found.latency_from), "size", "loss")
     for layer in found.layers:
         rows = [[change.choice, *_delta(change)] for change in layer.alternatives] or [[""] * 4]
         for number, cells in enumerate(rows):
@@ -256,8 +309,12 @@ def _show_explanation(shell: Shell, found: Explanation) -> None:
             console.print(Text(title, "bold"))
         for change in steps:
             latency, size, loss = _delta(change)
+            latency += " (modelled)" if latency and found.latency_from == "modelled" else ""
             console.print(Text(f"  {change.layer}: {change.choice}  {latency} {size}  loss {loss}"), soft_wrap=True)
-    console.print("predicted: latency and size from measured builds, loss from one Gauss-Newton pass")
+    if found.latency_from == "modelled":
+        console.print("latency: modelled, not measured; size from builds, loss from one Gauss-Newton pass")
+    else:
+        console.print("predicted: latency and size from measured builds, loss from one Gauss-Newton pass")
 
 
 def _delta(change: Change) -> list[str]:
@@ -266,10 +323,12 @@ def _delta(change: Change) -> list[str]:
 
 
 def _cost(measure: str, value: float) -> str:
-    from edgeq.report.wording import bytes_text, seconds_text
+    from edgeq.report.wording import bytes_text, joules_text, seconds_text
 
     if measure == "latency":
         return seconds_text(value)
+    if measure == "energy":
+        return joules_text(value)
     return bytes_text(round(value)) if measure == "size" else f"{value:.3g}"
 
 

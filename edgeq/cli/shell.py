@@ -92,6 +92,11 @@ class Shell:
             self.document({"error": told})
         return error.exit_code
 
+    def warn(self, text: str) -> None:
+        """Write what must not be overlooked, also where nothing failed."""
+        line = Text.assemble(("warning: ", "bold yellow"), _one_line(text))
+        _console(self._err).print(line, soft_wrap=True)
+
     def guard(self, work: Callable[[], int]) -> int:
         """Run something that may fail in any way; returns the exit code."""
         try:

@@ -48,7 +48,7 @@ def edges(model: Model, runtime: Runtime) -> tuple[Edge, ...]:
     for name, found in readers.items():
         producer = producers.get(name)
         floats = producer is None or not writes_integers(model, runtime, producer)
-        result.append(Edge(name, producer.name if producer else None, floats, tuple(found), _elements(model, name)))
+        result.append(Edge(name, producer.name if producer else None, floats, tuple(found), elements(model, name)))
     return tuple(result)
 
 
@@ -78,7 +78,8 @@ def alternating(groups: Sequence[Group], found: Sequence[Edge]) -> dict[str, boo
     return {name: level % 2 == 0 for name, level in depth.items()}
 
 
-def _elements(model: Model, name: str) -> int:
+def elements(model: Model, name: str) -> int:
+    """Numbers in the value of a graph node, for one sample; 0 if it is no single tensor."""
     value = model.nodes[name].meta.get("val")
     if not isinstance(value, torch.Tensor):
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from edgeq.numerics import QParams, Scheme
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import build_all, observe, probing_plans
+from edgeq.planning.estimates import modelled, modelled_energy
 from edgeq.planning.ladder import Ladder, uniform
-from edgeq.planning.plan import FloatPrecision
+from edgeq.planning.plan import FloatPrecision, ModelledBy
 from edgeq.planning.problem import predicted_losses, state
 from edgeq.planning.sensitivity import contenders, measure_alone, measure_sensitivity
 from edgeq.planning.size import fit_sizes
@@ -27,11 +28,14 @@ from edgeq.planning.timing import Timing, fit
 from edgeq.prepare import Job
 from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
-from edgeq.registry.schema import Runtime
+from edgeq.registry.schema import Profile, Runtime
 from edgeq.runtimes import runtime as runtime_info
 
-COSTS_VERSION = 5
+COSTS_VERSION = 6
 """To be raised whenever what is measured, or how it is kept, changes."""
+
+
+FLOATS: list[FloatPrecision] = ["float32"]
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,33 @@ class Costs:
 
     Attributes:
         problems: by the precision of what stays in float, every choice of every layer with its loss, size and, where
-            the device has a clock, latency.
-        timed: whether there is a latency.
+            they are known, latency and energy.
+        latency_from: `measured` on the device's own clock, `modelled` where it has none, None where neither can be.
+        latency_by, energy_by: what modelled them.
+        notes: what a reader of the numbers has to know.
         ranges: of the activations, which every plan of this runtime shares.
         correlation: of the ranks of predicted and measured losses, over those that were measured.
         measured: how many losses were measured, by quantizing one layer alone; the others are predicted.
     """
 
     problems: dict[FloatPrecision, Problem]
-    timed: bool
+    latency_from: Literal["measured", "modelled"] | None
+    latency_by: ModelledBy | None
+    energy_by: ModelledBy | None
+    notes: tuple[str, ...]
     ranges: Ranges
     correlation: float | None
     measured: int
 
 
-def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder) -> Costs:
-    """One pass for the losses, a few builds for times and sizes."""
+def measure_costs(
+    job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder, profile: Profile | None = None
+) -> Costs:
+    """One pass for the losses, a few builds for times and sizes; what cannot be timed is modelled.
+
+    Args:
+        profile: the device to model, where there is one.
+    """
     clock, model, device = job.clock, job.model, job.device
     found_edges = edges(model, runtime)
     ranges: Ranges = {}
@@ -79,21 +94,51 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
     with clock.stage(f"builds for {runtime.name}") as steps:
         plans = probing_plans(model.groups, options, found_edges)
         built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps)
-    timings: dict[FloatPrecision, Timing | None] = {"float32": None}
+    labels = exporter.labels(runtime.format)
+    timings: dict[FloatPrecision, Timing] = {}
     if isinstance(device, Device) and not device.emulated:
         one = {name: array[:1] for name, array in job.calibration_data.inputs.items()}
-        labels = exporter.labels(runtime.format)
         for precision in precisions(runtime, device):
             with clock.stage(f"times in {runtime.name}, {precision}") as steps:
                 observed = observe(model, built, device, one, labels, job.threads, steps, precision)
                 timings[precision] = fit(model, found_edges, observed)
+        estimates = modelled_energy(model, runtime, options, found_edges, profile, list(timings))
+    else:
+        reduced = not isinstance(device, Device)  # an emulated device computes in float32
+        with clock.stage(f"model of {profile.name}" if profile else "model of the device"):
+            estimates = modelled(
+                model, runtime, options, found_edges, built, labels, profile, job.threads, reduced=reduced
+            )
     sizes = fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()])
+    latencies = timings or estimates.latency
     problems = {
-        precision: state(model, runtime, options, found_edges, sensitivity, timing, sizes, measured)
-        for precision, timing in timings.items()
+        precision: state(
+            model,
+            runtime,
+            options,
+            found_edges,
+            sensitivity,
+            {
+                measure: tables[precision]
+                for measure, tables in (("latency", latencies), ("energy", estimates.energy))
+                if precision in tables
+            },
+            sizes,
+            measured,
+        )
+        for precision in (list(latencies or estimates.energy) or FLOATS)
     }
     correlation = rank_correlation([predicted[key] for key in measured], list(measured.values()))
-    return Costs(problems, timings["float32"] is not None, ranges, correlation, len(measured))
+    return Costs(
+        problems,
+        "measured" if timings else "modelled" if estimates.latency else None,
+        estimates.latency_by,
+        estimates.energy_by,
+        estimates.notes,
+        ranges,
+        correlation,
+        len(measured),
+    )
 
 
 def precisions(runtime: Runtime, device: Device) -> list[FloatPrecision]:
@@ -114,7 +159,10 @@ def pack_costs(found: Costs) -> Entry:
     return Entry(
         {
             "problems": {precision: _pack_problem(problem) for precision, problem in found.problems.items()},
-            "timed": found.timed,
+            "latency_from": found.latency_from,
+            "latency_by": None if found.latency_by is None else found.latency_by.model_dump(),
+            "energy_by": None if found.energy_by is None else found.energy_by.model_dump(),
+            "notes": list(found.notes),
             "correlation": found.correlation,
             "measured": found.measured,
             "ranges": [
@@ -132,7 +180,20 @@ def unpack_costs(entry: Entry) -> Costs:
         for estimator, scheme, fixed, names, tensor in values["ranges"]
     }
     problems = {precision: _unpack_problem(kept) for precision, kept in values["problems"].items()}
-    return Costs(problems, values["timed"], ranges, values["correlation"], values["measured"])
+    latency_by, energy_by = (
+        None if (kept := values[name]) is None else ModelledBy.model_validate(kept)
+        for name in ("latency_by", "energy_by")
+    )
+    return Costs(
+        problems,
+        values["latency_from"],
+        latency_by,
+        energy_by,
+        tuple(values["notes"]),
+        ranges,
+        values["correlation"],
+        values["measured"],
+    )
 
 
 def _pack_problem(problem: Problem) -> dict[str, Any]:

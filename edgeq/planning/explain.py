@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -53,6 +54,8 @@ class Explanation(_Strict):
     """The changes that win back the most for the least time; or size, where there is no time."""
     gain_speed: list[Change]
     """The changes that save the most time for the least loss; empty where there is no time."""
+    latency_from: Literal["measured", "modelled"] | None = None
+    """Whether the latencies are those of a device, or modelled."""
 
 
 class Recosted(_Strict):
@@ -61,6 +64,7 @@ class Recosted(_Strict):
     faults: list[str]
     costs: dict[str, float]
     before: dict[str, float]
+    latency_from: Literal["measured", "modelled"] | None = None
 
 
 def explain(plan: Plan, pattern: str | None = None) -> Explanation:
@@ -109,6 +113,7 @@ def explain(plan: Plan, pattern: str | None = None) -> Explanation:
     return Explanation(
         layers=layers,
         gain_accuracy=sorted(wins, key=lambda c: _price(c) / -c.loss)[:STEPS],
+        latency_from=None if plan.planned is None else plan.planned.latency_from,
         gain_speed=sorted(saves, key=lambda c: (max(c.loss, 0.0) / -(c.latency or -1.0), c.latency))[:STEPS],
     )
 
@@ -135,7 +140,8 @@ def recost(plan: Plan) -> Recosted:
     faults = check(problem, choices)
     assert plan.planned is not None
     costs = {} if faults else cost_of(problem, choices)
-    return Recosted(faults=faults, costs=costs, before=plan.planned.predicted)
+    before, latency_from = plan.planned.predicted, plan.planned.latency_from
+    return Recosted(faults=faults, costs=costs, before=before, latency_from=latency_from)
 
 
 def _problem(plan: Plan) -> Problem:

@@ -23,7 +23,7 @@ from edgeq.planning.search import Search, prove, searches, solve_within, written
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
 from edgeq.prepare import Job, prepare, runtimes_for
 from edgeq.progress import Clock, Progress, Silent
-from edgeq.registry.load import load_target
+from edgeq.registry.load import load_target, profile_of
 from edgeq.registry.schema import Format, RuntimeName
 from edgeq.validation.gates import Limits
 from edgeq.validation.metric import Metric
@@ -78,6 +78,7 @@ def front(
     preprocess: str | None = None,
     metric: str | Metric | None = None,
     device: str | None = None,
+    profile: str | None = None,
     threads: int = 1,
     inputs: Sequence[str] = (),
     arch: str | None = None,
@@ -96,6 +97,7 @@ def front(
     The other arguments and the errors are those of `edgeq.planning.planner.plan`.
     """
     aim = load_target(target)
+    modelled = profile_of(aim, profile)
     runtimes = runtimes_for(aim, format)
     if len(runtimes) != 1 or points < 1:
         raise UsageError("a front is of one format, and has points", remedy="choose --format onnx, openvino or tflite")
@@ -120,9 +122,11 @@ def front(
         folder = Path(scratch) / "front"
         folder.mkdir()
         plans: dict[str, Plan] = {}
-        for search in searches(job, runtimes[0], exporter, folder, over, rules):
-            if search.minimize != over:
-                raise UsageError(f"there is no latency on {search.device.name}", remedy="choose --minimize size")
+        for search in searches(job, runtimes[0], exporter, folder, over, rules, modelled):
+            if search.where is None:
+                raise UsageError(f"a front is measured, and {job.device}", remedy="plan without --pareto")
+            if over == "latency" and search.costs.latency_from != "measured":
+                raise UsageError(f"no latency is measured on {search.where.name}", remedy="choose --minimize size")
             with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
                 plans |= _along(search, points, steps)
     return _front(job, plans, over)

@@ -111,14 +111,40 @@ class Attempt(_Strict):
     predicted: dict[str, float]
     changed: int
     """Layers that another choice than the preferred kernel was taken for."""
-    proof: Proof
+    proof: Proof | None
+    """None where nothing can be run: what was built was only counted."""
+
+
+class ModelledBy(_Strict):
+    """What computed the latencies or energies that nothing here measured."""
+
+    by: str
+    """Such as `a roofline` or `Vela 5.2.0`."""
+    profile: str
+    figures: list[str]
+    """What went into it, each with where it comes from."""
+
+
+class Compiled(_Strict):
+    """What the compiler of a device says of the plan's own file: its estimate, never a measurement."""
+
+    by: str
+    seconds: float
+    """Of one inference, without what is left to the CPU."""
+    sram: int
+    """Bytes."""
+    flash: int
+    """Bytes outside of the SRAM."""
+    left_to_cpu: list[str]
+    """Operators, by their name in the file."""
 
 
 class Planned(_Strict):
     """How a plan was found. Costs are sums over its layers and conversions.
 
     `loss` is the expected squared movement of the outputs over their own power, by one Gauss-Newton pass. `latency` is
-    fitted to the runtime's profile of a few builds (`latency_from` says so, or says that it is modelled).
+    fitted to the runtime's profile of a few builds (`latency_from` says so, or says that it is modelled). `energy`, in
+    joules, is always modelled.
     """
 
     minimize: str
@@ -126,6 +152,10 @@ class Planned(_Strict):
     """What the last round was solved under."""
     predicted: dict[str, float]
     latency_from: Literal["measured", "modelled"] | None
+    latency_by: ModelledBy | None = None
+    """What modelled the latencies; None where they are measured, or where there are none."""
+    energy_by: ModelledBy | None = None
+    """What modelled the energies; None where there are none."""
     losses_measured: int
     """How many losses were measured, by quantizing one layer alone in simulation; the others are predicted."""
     rank_correlation: float | None
@@ -138,6 +168,17 @@ class Planned(_Strict):
     """Costs of every plan."""
     attempts: list[Attempt]
     proof: Proof | None
+    """None where nothing could be run; then `size` alone is known, and no limit but that on it was proved."""
+    size: int | None = None
+    """Bytes of all files of the plan's build, counted."""
+    held: bool | None = None
+    """Whether every limit held that could be judged here; `unvalidated` has the others."""
+    peak_memory: int | None = None
+    """Most bytes of activations that are alive at once for one sample: computed from the order of execution and the
+    plan's types, not measured."""
+    compiled: Compiled | None = None
+    unvalidated: list[str] = []
+    """Limits that were solved for and that no device judged, and why."""
     notes: list[str] = []
     conditions: list[Condition]
     conversions: list[Conversion]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +29,12 @@ from edgeq.planning.plan import (
     Proof,
 )
 from edgeq.planning.rules import Rule
-from edgeq.planning.search import Search, held, proof_rank, prove, rank, searches, solve_within, written
+from edgeq.planning.search import Search, best_of, best_proof, held, prove, rank, searches, written
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
-from edgeq.prepare import Job, prepare, runtimes_for
+from edgeq.planning.unproved import without_proof
+from edgeq.prepare import Job, float_answers, prepare, runtimes_for
 from edgeq.progress import Clock, Progress, Silent
-from edgeq.registry.load import load_target
+from edgeq.registry.load import load_target, profile_of
 from edgeq.validation.accuracy import compare, quick_drop
 from edgeq.validation.gates import Limits, drop_limit
 from edgeq.validation.metric import Metric
@@ -55,6 +58,7 @@ def plan(
     preprocess: str | None = None,
     metric: str | Metric | None = None,
     device: str | None = None,
+    profile: str | None = None,
     threads: int = 1,
     inputs: Sequence[str] = (),
     arch: str | None = None,
@@ -62,18 +66,21 @@ def plan(
     rules: Sequence[Rule] = (),
     progress: Progress | None = None,
 ) -> Plan:
-    """The best plan for a target, with the proof of it.
+    """The best plan for a target, with the proof of it; without one where the target cannot be executed from here.
 
     Args:
-        minimize: `latency`, `size` or `loss`, within the limits on the others.
+        minimize: `latency`, `size`, `loss` or `energy`, within the limits on the others.
         limits: without a largest drop, a plan may lose what uniform INT8 is expected to lose.
         format: of several formats (`auto`) the plan that measured best is kept.
+        profile: the device of the target whose time and energy are modelled where they cannot be measured; the target's
+            own if not given.
         rules: what some layers have to be, whatever it costs.
 
     The other arguments are those of `edgeq.deploy`.
 
     Returns:
-        A plan whose `planned.proof.held` says whether every limit held.
+        A plan whose `planned.held` says whether every limit held that could be judged; `planned.unvalidated` has the
+        others, and `planned.proof` what was measured, if anything could be run.
 
     Raises:
         UsageError: wrong arguments or data.
@@ -81,9 +88,10 @@ def plan(
         DeviceError: a device or runtime failed.
         GateError: no plan can hold the limits; it says which.
     """
-    if minimize not in ("latency", "size", "loss"):
-        raise UsageError(f"cannot minimize {minimize!r}", remedy="choose latency, size or loss")
+    if minimize not in ("latency", "size", "loss", "energy"):
+        raise UsageError(f"cannot minimize {minimize!r}", remedy="choose latency, size, loss or energy")
     aim = load_target(target)
+    modelled = profile_of(aim, profile)
     job = prepare(
         model,
         aim,
@@ -100,6 +108,10 @@ def plan(
         arch=arch,
         trust_pickle=trust_pickle,
     )
+    if not job.reference and job.evaluation is not None and job.limits.max_drop is not None:
+        # nothing can be run, but a drop still has to be put into the loss that it allows
+        with job.clock.stage("float model") as steps:
+            job = replace(job, reference=float_answers(job.model, job.evaluation, job.cache, steps))
     found: list[Plan] = []
     errors: list[EdgeqError] = []
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
@@ -108,8 +120,8 @@ def plan(
             folder = Path(scratch) / f"runtime{number}"
             folder.mkdir()
             try:
-                of_runtime = [_search(one) for one in searches(job, runtime, exporter, folder, minimize, rules)]
-                found.append(min(of_runtime, key=lambda p: proof_rank(_proof_of(p), _aim_of(p))))
+                every = searches(job, runtime, exporter, folder, minimize, rules, modelled)
+                found.append(min(map(_search, every), key=partial(rank, in_turns=True)))
             except EdgeqError as error:
                 if len(job.runtimes) == 1:
                     raise
@@ -117,7 +129,7 @@ def plan(
                 errors.append(error)
     if not found:
         raise errors[0]
-    best = min(found, key=lambda p: rank(_proof_of(p), _aim_of(p)))
+    best = min(found, key=rank)
     given = Given(
         calibration=str(calibration) if isinstance(calibration, str | Path) else job.calibration_data.source,
         evaluation=str(evaluation) if isinstance(evaluation, str | Path) else None,
@@ -139,14 +151,16 @@ def _search(search: Search) -> Plan:
     caps = {"loss": allowed}
     if job.limits.max_size is not None:
         caps["size"] = float(job.limits.max_size)
-    if job.limits.max_latency is not None and search.costs.timed:
+    if job.limits.max_latency is not None and search.costs.latency_from is not None:
         caps["latency"] = job.limits.max_latency
+    if search.where is None:
+        return without_proof(search, caps, notes, ATTEMPTS)
     attempts: list[Attempt] = []
     solution: Solution | None = None
     with job.clock.stage(f"search in {search.runtime.name}, {search.precision}") as steps:
         for done in range(1, ATTEMPTS + 1):
             try:
-                found = solve_within(problem, search.minimize, caps)
+                found = best_of(search, caps)
             except Infeasible:
                 if solution is None:
                     raise
@@ -160,14 +174,13 @@ def _search(search: Search) -> Plan:
             steps.step(done, ATTEMPTS)
             if proof.held:
                 break
-            caps = _tightened(caps, found, proof, job.limits)
+            caps = _tightened(caps, found, proof, search.provable)
         assert solution is not None
         # what is measured decides: the two plans that anyone would try first must not be better
         for other in (dict(preferred), dict.fromkeys(preferred, FLOAT)):
             if _may_be_better(search, solution.choices, other):
                 prove(search, other)
-    key, proof = min(search.proofs.items(), key=lambda item: proof_rank(item[1], search.minimize))
-    choices = dict(zip(preferred, key, strict=True))
+    choices, proof = best_proof(search)
     if choices != solution.choices:
         notes.append("the plan that was solved for measured worse than this one")
     solved = solution if choices == solution.choices else None
@@ -212,7 +225,7 @@ def _may_be_better(search: Search, choices: Mapping[str, str], other: Mapping[st
     """Whether a plan has to be proved as well: it took less time beside the best plan so far, or nothing held yet."""
     if dict(choices) == dict(other) or check(search.problem, other):
         return False
-    proof = min(search.proofs.values(), key=lambda p: proof_rank(p, search.minimize))
+    _, proof = best_proof(search)
     if not proof.held:
         return True
     if search.minimize != "latency" or proof.latency is None:
@@ -220,13 +233,3 @@ def _may_be_better(search: Search, choices: Mapping[str, str], other: Mapping[st
     floats = all(c == FLOAT for c in other.values())
     beside = proof.latency_of.get(search.precision if floats else "preferred")
     return beside is not None and beside < proof.latency
-
-
-def _proof_of(found: Plan) -> Proof:
-    assert found.planned is not None and found.planned.proof is not None
-    return found.planned.proof
-
-
-def _aim_of(found: Plan) -> str:
-    assert found.planned is not None
-    return found.planned.minimize

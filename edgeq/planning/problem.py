@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.assign import FLOAT, writes_integers
-from edgeq.planning.boundaries import Edge
+from edgeq.planning.boundaries import Edge, Kind
 from edgeq.planning.ladder import Ladder
 from edgeq.planning.plan import Plan
 from edgeq.planning.sensitivity import Sensitivity
@@ -23,7 +23,7 @@ def state(
     choices: Ladder,
     edges: Sequence[Edge],
     sensitivity: Sensitivity,
-    timing: Timing | None,
+    tables: Mapping[str, Timing],
     sizes: Sizes,
     measured: Mapping[tuple[str, str], float],
 ) -> Problem:
@@ -33,6 +33,8 @@ def state(
     that an integer layer reads pays for its rounding where it is converted.
 
     Args:
+        tables: by measure, such as `latency`, what layers and conversions cost of it. A choice that a table does not
+            have goes without that measure, and so costs nothing of it: see `known`.
         measured: losses that are known better, by group and choice.
     """
     costs: dict[str, dict[str, dict[str, float]]] = {}
@@ -40,16 +42,29 @@ def state(
     for group in model.groups:
         costs[group.name] = {
             choice: {"loss": losses.get((group.name, choice), 0.0), "size": sizes.layers[group.name][choice]}
-            | ({} if timing is None else {"latency": timing.layers.get(group.name, {}).get(choice, 0.0)})
+            | {m: t.layers[group.name][choice] for m, t in tables.items() if choice in t.layers.get(group.name, {})}
             for choice in choices[group.name]
         }
     return Problem(
         costs,
-        [b for edge in edges for b in _conversions(edge, choices, sensitivity, timing, sizes)],
+        [b for edge in edges for b in _conversions(edge, choices, sensitivity, tables, sizes)],
         _needs(model, choices, edges),
         (),
         {"size": sizes.fixed},
     )
+
+
+def known(problem: Problem, offered: Ladder, measure: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """What is left to choose from where a measure counts: a choice that nothing is known of would seem to be free.
+
+    Args:
+        offered: by layer, its choices.
+
+    Returns:
+        The choices, and the layers of whose choices none is known: they keep them all, and no number has them in it.
+    """
+    left = {name: tuple(c for c in given if measure in problem.options[name][c]) for name, given in offered.items()}
+    return {name: left[name] or given for name, given in offered.items()}, [n for n in offered if not left[n]]
 
 
 def predicted_losses(
@@ -95,21 +110,20 @@ def _integers(options: Collection[str]) -> frozenset[str]:
 
 
 def _conversions(
-    edge: Edge, choices: Ladder, sensitivity: Sensitivity, timing: Timing | None, sizes: Sizes
+    edge: Edge, choices: Ladder, sensitivity: Sensitivity, tables: Mapping[str, Timing], sizes: Sizes
 ) -> list[Boundary]:
-    seconds = {} if timing is None else {str(k): v for k, v in timing.conversions[edge.tensor].items()}
+    def priced(kind: Kind) -> dict[str, float]:
+        return {measure: table.conversions[edge.tensor][kind] for measure, table in tables.items()}
+
     floats, integers = frozenset({FLOAT}), {r: _integers(choices[r]) for r in edge.readers}
     producer = None if edge.float_anyway else edge.producer
     own = frozenset() if producer is None else _integers(choices[producer])
     found = []
     if any(integers.values()):
         costs = {"loss": sensitivity.tensors.get(edge.tensor, 0.0), "size": sizes.conversion}
-        found.append(
-            Boundary(producer, floats, integers, costs | ({"latency": seconds["quantize"]} if seconds else {}))
-        )
+        found.append(Boundary(producer, floats, integers, costs | priced("quantize")))
     if own:
-        costs = {"latency": seconds["dequantize"]} if seconds else {}
-        found.append(Boundary(producer, own, dict.fromkeys(edge.readers, floats), costs))
+        found.append(Boundary(producer, own, dict.fromkeys(edge.readers, floats), priced("dequantize")))
     return found
 
 

@@ -17,9 +17,12 @@ from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
 from edgeq.planning.costs import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
 from edgeq.planning.describe import describe
+from edgeq.planning.estimates import asked_of_vela
 from edgeq.planning.ladder import Ladder, ladder, uniform
+from edgeq.planning.memory import peak_memory
 from edgeq.planning.plan import (
     Attempt,
+    Compiled,
     Condition,
     Conversion,
     FloatPrecision,
@@ -28,13 +31,16 @@ from edgeq.planning.plan import (
     Proof,
     run_options,
 )
+from edgeq.planning.problem import known
 from edgeq.planning.rules import Rule, narrowed
 from edgeq.planning.solver import Infeasible, Problem, Solution, cost_of, solve
 from edgeq.prepare import Job
 from edgeq.progress import Silent
 from edgeq.quantization.quantize import Quantized, quantize_model
-from edgeq.registry.schema import Runtime
+from edgeq.registry.schema import Profile, Runtime
 from edgeq.report.summary import shown_drop
+from edgeq.report.wording import seconds_text
+from edgeq.runtimes import RUNTIMES
 from edgeq.runtimes import runtime as runtime_info
 from edgeq.validation.accuracy import compare
 from edgeq.validation.gates import Limits
@@ -51,11 +57,17 @@ PROOF_VERSION = 2
 
 @dataclass
 class Search:
-    """What the rounds of one search share."""
+    """What the rounds of one search share.
+
+    Attributes:
+        where: the device that plans are proved on; None where nothing can be run.
+        profile: the device that is modelled.
+    """
 
     job: Job
     runtime: Runtime
-    device: Device
+    where: Device | None
+    profile: Profile | None
     evaluation: Dataset
     exporter: Exporter
     folder: Path
@@ -69,6 +81,37 @@ class Search:
     notes: tuple[str, ...] = ()
     builds: int = 0
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
+
+    @property
+    def device(self) -> Device:
+        assert self.where is not None
+        return self.where
+
+    @property
+    def provable(self) -> Limits:
+        """The user's limits that a build can be held against here; the others are only solved for."""
+        limits, where = self.job.limits, self.where
+        modelled = self.costs.latency_from == "modelled"
+        return replace(
+            limits,
+            max_drop=None if where is None else limits.max_drop,
+            max_latency=None if modelled else limits.max_latency,
+        )
+
+    @property
+    def unvalidated(self) -> list[str]:
+        """The limits that no device judges, and why."""
+        limits, found = self.job.limits, []
+        if limits.max_drop != self.provable.max_drop:
+            found.append(f"a drop of at most {limits.max_drop}: {self.job.target.name} cannot be executed here")
+        if limits.max_latency != self.provable.max_latency:
+            by = self.costs.latency_by
+            assert by is not None and limits.max_latency is not None
+            found.append(
+                f"a latency of at most {seconds_text(limits.max_latency)}: "
+                f"modelled by {by.by} for {by.profile}, not measured on a device"
+            )
+        return found
 
     @cached_property
     def preferred(self) -> Candidate:
@@ -97,13 +140,28 @@ class Search:
 
 
 def searches(
-    job: Job, runtime: Runtime, exporter: Exporter, folder: Path, minimize: str, rules: Sequence[Rule]
+    job: Job,
+    runtime: Runtime,
+    exporter: Exporter,
+    folder: Path,
+    minimize: str,
+    rules: Sequence[Rule],
+    profile: Profile | None = None,
 ) -> list[Search]:
-    """One search for each precision that the runtime may compute in where layers stay in float, with measured costs."""
+    """One search for each precision that the runtime may compute in where layers stay in float, with costs that are
+    measured, or modelled where there is no clock.
+
+    Args:
+        profile: the device to model where it cannot be timed.
+
+    Raises:
+        UsageError: the device is not set up, or what is to be minimized or limited is not known of it.
+    """
     model, device = job.model, job.device
     assert job.evaluation is not None
-    if not isinstance(device, Device):
+    if not isinstance(device, Device) and job.target.execution != "none" and runtime.name in RUNTIMES:
         raise UsageError(f"a plan for {runtime.name} cannot be proved here: {device}", remedy="choose another target")
+    where = device if isinstance(device, Device) else None
     options = ladder(model, runtime, job.calibration.histograms)
     key = content_key(
         "costs",
@@ -111,48 +169,88 @@ def searches(
         model=model.fingerprint,
         calibration=job.calibration_data.sha256,
         runtime=runtime.model_dump(mode="json"),
-        device=device.name,
-        environment=device.environment(runtime.name),
+        device=None if where is None else where.name,
+        environment=None if where is None else where.environment(runtime.name),
         threads=job.threads,
+        profile=None if profile is None else profile.model_dump(mode="json", exclude={"summary", "notes"}),
+        vela=asked_of_vela(runtime, profile),
     )
     costs = cached(
         job.cache,
         "costs",
         key,
-        lambda: measure_costs(job, runtime, exporter, folder, options),
+        lambda: measure_costs(job, runtime, exporter, folder, options, profile),
         pack_costs,
         unpack_costs,
     )
-    notes = []
-    if not costs.timed:
-        notes.append(f"{device.name} cannot be timed: the plan knows sizes and losses, and no latency")
+    notes = list(costs.notes)
+    name = job.target.name if where is None else where.name
+    if costs.latency_by is not None:
+        notes.append(
+            f"latency is modelled, not measured: by {costs.latency_by.by} for {costs.latency_by.profile}; "
+            f"{name} has no clock here"
+        )
+    elif costs.latency_from is None:
+        notes.append(f"{name} cannot be timed: the plan knows sizes and losses, and no latency")
+        if job.limits.max_latency is not None:
+            raise UsageError(
+                f"a latency on {name} can neither be measured nor modelled here: {'; '.join(costs.notes)}",
+                remedy="drop --max-latency, or give a --profile with the figures",
+            )
         if minimize == "latency":
             minimize = "size"
             notes.append("size was minimized instead of latency")
+    if costs.energy_by is not None:
+        notes.append(f"energy is modelled, not measured: from {costs.energy_by.by}, for {costs.energy_by.profile}")
+    elif minimize == "energy":
+        raise UsageError(
+            f"energy cannot be modelled for {'a target without a profile' if profile is None else profile.name}: "
+            "its figures are not known",
+            remedy="give a --profile with energy_per_byte, energy_per_mac_int8 and so on, or minimize something else",
+        )
     ops = {group.name: group.op for group in model.groups}
     allowed = narrowed(options, ops, rules, runtime)
+    counted = [m for m in ("latency", "energy") if m == minimize or (m == "latency" and job.limits.max_latency)]
     found = []
     for precision, whole in costs.problems.items():
-        problem = replace(whole, options={n: {c: whole.options[n][c] for c in allowed[n]} for n in allowed})
+        of_precision, told = allowed, list(notes)
+        for measure in counted:
+            if measure == "energy" or costs.latency_from == "modelled":
+                of_precision, nothing = known(whole, of_precision, measure)
+                told += _unknown(measure, allowed, of_precision, nothing)
         found.append(
             Search(
                 job,
                 runtime,
-                device,
+                where,
+                profile,
                 job.evaluation,
                 exporter,
                 folder / precision,
                 options,
-                allowed,
+                of_precision,
                 costs,
-                problem,
+                replace(whole, options={n: {c: whole.options[n][c] for c in of_precision[n]} for n in allowed}),
                 precision,
                 key,
                 minimize,
-                tuple(notes),
+                tuple(told),
             )
         )
     return found
+
+
+def _unknown(measure: str, before: Ladder, after: Ladder, nothing: Sequence[str]) -> list[str]:
+    """Says what a model does not know: choices that were left out, and layers that it has no number for at all."""
+    left_out = dict.fromkeys(c for name, offered in before.items() for c in offered if c not in after[name])
+    found = [f"{', '.join(left_out)} was left out: its {measure} cannot be modelled"] if left_out else []
+    return found + ([f"the modelled {measure} is without that of {listed(nothing)}"] if nothing else [])
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """A few names, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def solve_within(problem: Problem, minimize: str, caps: Mapping[str, float]) -> Solution:
@@ -170,7 +268,23 @@ def solve_within(problem: Problem, minimize: str, caps: Mapping[str, float]) -> 
     within = min(best.costs["latency"] * (1 + SAME), caps.get("latency", float("inf")))
     careful = solve(problem, minimize="loss", limits={**caps, "latency": within})
     value = careful.costs["latency"]
-    return replace(careful, bound=best.bound, gap=max(0.0, (value - best.bound) / value), method=best.method)
+    gap = max(0.0, (value - best.bound) / value) if value else 0.0
+    return replace(careful, bound=best.bound, gap=gap, method=best.method)
+
+
+def best_of(search: Search, caps: Mapping[str, float]) -> Solution:
+    """The best plan of a search within limits.
+
+    Raises:
+        Infeasible: there is none; says if that is by a modelled latency.
+    """
+    try:
+        return solve_within(search.problem, search.minimize, caps)
+    except Infeasible as error:
+        if "latency" not in error.conflict or search.costs.latency_from != "modelled":
+            raise
+        cause = f"{error.cause} (the latency is modelled, not measured)"
+        raise Infeasible(cause, error.remedy, error.least, error.conflict) from error
 
 
 def prove(search: Search, choices: Mapping[str, str]) -> Proof:
@@ -194,7 +308,7 @@ def prove(search: Search, choices: Mapping[str, str]) -> Proof:
             lambda proof: Entry(proof.model_dump(mode="json")),
             lambda entry: Proof.model_validate(entry.values),
         )
-        search.proofs[key] = measured.model_copy(update={"held": held(job.limits, measured)})
+        search.proofs[key] = measured.model_copy(update={"held": held(search.provable, measured)})
     return search.proofs[key]
 
 
@@ -251,36 +365,70 @@ def held(limits: Limits, proof: Proof) -> bool:
     return limits.max_size is None or proof.size <= limits.max_size
 
 
-def proof_rank(proof: Proof, minimize: str) -> tuple[bool, float, float]:
+def proof_rank(proof: Proof, minimize: str, predicted: Mapping[str, float]) -> tuple[bool, float, float]:
     """Smaller is better: limits held, then what is minimized, then the drop.
 
     Latency counts in units of the float model's in the same turns: the machine's speed moves from one build to the
-    next.
+    next. Where it has no clock, and for energy, what was predicted counts.
     """
-    held, value, drop = rank(proof, minimize)
-    beside = proof.latency_of.get("float32")
-    return (held, value / beside, drop) if minimize == "latency" and beside and not held else (held, value, drop)
-
-
-def rank(proof: Proof, minimize: str) -> tuple[bool, float, float]:
-    """The same between runtimes, which have no turns in common."""
     drop = proof.drop if proof.drop is not None else 0.0
     if not proof.held:
         return True, drop, 0.0
-    return False, {"latency": proof.latency or float("inf"), "size": float(proof.size), "loss": drop}[minimize], drop
+    measured = {"latency": proof.latency, "size": float(proof.size), "loss": drop}.get(minimize)
+    value = predicted.get(minimize, float("inf")) if measured is None else measured
+    beside = proof.latency_of.get("float32") if minimize == "latency" else None
+    return False, value / beside if beside else value, drop
+
+
+def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
+    """Of all that was measured in a search, the plan that ranks first."""
+
+    def choices(key: tuple[str, ...]) -> dict[str, str]:
+        return dict(zip(search.problem.options, key, strict=True))
+
+    key, proof = min(
+        search.proofs.items(),
+        key=lambda item: proof_rank(item[1], search.minimize, cost_of(search.problem, choices(item[0]))),
+    )
+    return choices(key), proof
+
+
+def rank(found: Plan, *, in_turns: bool = False) -> tuple[bool, float, float]:
+    """The same of plans, also of those that nothing could be run of.
+
+    Args:
+        in_turns: they are of one runtime, so that units of the float model's time mean the same.
+    """
+    planned = found.planned
+    assert planned is not None
+    if planned.proof is not None:
+        alone = planned.proof.model_copy(update={"latency_of": {}})
+        return proof_rank(planned.proof if in_turns else alone, planned.minimize, planned.predicted)
+    value = float(planned.size or 0) if planned.minimize == "size" else planned.predicted[planned.minimize]
+    return planned.held is False, value, planned.predicted["loss"]
 
 
 def written(
     search: Search,
     choices: Mapping[str, str],
-    proof: Proof,
+    proof: Proof | None,
     solution: Solution | None,
     caps: Mapping[str, float],
     attempts: list[Attempt],
     notes: list[str],
+    size: int | None = None,
+    compiled: Compiled | None = None,
 ) -> Plan:
-    job, problem = search.job, search.problem
+    """The plan with everything that is known of it.
+
+    Args:
+        proof: None where nothing can be run; then `size` is that of the build.
+    """
+    job, problem, costs = search.job, search.problem, search.costs
     quantized = search.quantize(choices)
+    size = proof.size if proof is not None else size
+    limit = job.limits.max_size
+    predicted = cost_of(problem, choices)
     basis = describe(
         job.model, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=search.precision
     )
@@ -288,7 +436,7 @@ def written(
         layer.model_copy(
             update={
                 "alternatives": {c: dict(costs) for c, costs in problem.options[layer.name].items()},
-                "reason": _reason(problem, choices, layer.name, layer.reason, search.minimize),
+                "reason": _reason(search, choices, layer.name, layer.reason),
             }
         )
         for layer in basis.layers
@@ -296,8 +444,10 @@ def written(
     planned = Planned(
         minimize=search.minimize,
         limits=dict(caps),
-        predicted=cost_of(problem, choices),
-        latency_from="measured" if search.costs.timed else None,
+        predicted=predicted,
+        latency_from=costs.latency_from,
+        latency_by=costs.latency_by,
+        energy_by=costs.energy_by,
         losses_measured=search.costs.measured,
         rank_correlation=search.costs.correlation,
         method=solution.method if solution is not None else "given",
@@ -305,7 +455,12 @@ def written(
         fixed=dict(problem.fixed),
         attempts=attempts,
         proof=proof,
-        notes=notes,
+        size=size,
+        held=proof.held if proof is not None else limit is None or size is None or size <= limit,
+        peak_memory=peak_memory(job.model, quantized, search.precision),
+        compiled=compiled,
+        unvalidated=search.unvalidated,
+        notes=[*notes, *_over(search, predicted)],
         conditions=[
             Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
             for n in problem.needs
@@ -323,11 +478,23 @@ def written(
     return basis.model_copy(update={"layers": layers, "planned": planned})
 
 
-def _reason(problem: Problem, choices: Mapping[str, str], layer: str, given: str, minimize: str) -> str:
+def _over(search: Search, predicted: Mapping[str, float]) -> list[str]:
+    """Says if a modelled latency is above the limit."""
+    if search.costs.latency_from != "modelled":
+        return []
+    limit, latency = search.job.limits.max_latency, predicted["latency"]
+    if limit is None or latency <= limit:
+        return []
+    return [f"the modelled latency {seconds_text(latency)} is above the limit {seconds_text(limit)}"]
+
+
+def _reason(search: Search, choices: Mapping[str, str], layer: str, given: str) -> str:
     """Why a layer got its choice: what the next best one would cost."""
+    problem = search.problem
     options = problem.options[layer]
     if len(options) == 1:
         return given
+    label = " (modelled)" if search.costs.latency_from == "modelled" else ""
     own = cost_of(problem, choices)
     texts = []
     for other in options:
@@ -335,9 +502,11 @@ def _reason(problem: Problem, choices: Mapping[str, str], layer: str, given: str
             continue
         there = cost_of(problem, {**choices, layer: other})
         parts = []
-        if "latency" in there:
-            parts.append(f"{(there['latency'] - own['latency']) * 1e6:+.0f} us")
+        if "latency" in options[other] and "latency" in options[choices[layer]]:
+            parts.append(f"{(there['latency'] - own['latency']) * 1e6:+.0f} us{label}")
+        if "energy" in options[other] and "energy" in options[choices[layer]]:
+            parts.append(f"{(there['energy'] - own['energy']) * 1e6:+.2g} uJ (modelled)")
         parts.append(f"{there['size'] - own['size']:+.0f} bytes")
         parts.append(f"{(there['loss'] - own['loss']) / max(own['loss'], 1e-12) * 100:+.1f} % loss")
         texts.append(f"{other} instead: {', '.join(parts)}")
-    return f"least {minimize} within the limits; " + "; ".join(texts)
+    return f"least {search.minimize} within the limits; " + "; ".join(texts)

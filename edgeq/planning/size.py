@@ -56,7 +56,9 @@ def fit_sizes(
     groups = {g.name: g for g in model.groups}
     stored = {
         name: {
-            choice: _stored(model, groups[name], None if choice == FLOAT else runtime.kernel(groups[name].op, choice))
+            choice: stored_bytes(
+                model, groups[name], None if choice == FLOAT else runtime.kernel(groups[name].op, choice)
+            )
             for choice in options
         }
         for name, options in choices.items()
@@ -96,7 +98,7 @@ def _channels(model: Model, group: Group) -> int:
     return model.program.state_dict[group.bias].numel() if group.weight and group.bias else 0
 
 
-def _stored(model: Model, group: Group, kernel: Kernel | None) -> float:
+def stored_bytes(model: Model, group: Group, kernel: Kernel | None) -> float:
     """Bytes of a layer's weights and bias, without their scales."""
     scheme = kernel.weight_scheme if kernel is not None else None
     if scheme is None or group.weight is None:

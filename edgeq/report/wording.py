@@ -29,6 +29,14 @@ def seconds_text(seconds: float) -> str:
     return f"{number(seconds / 1e-9)} ns"
 
 
+def joules_text(joules: float) -> str:
+    """1.5 J, 820 uJ, 12 nJ."""
+    for unit, size in (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6), ("nJ", 1e-9)):
+        if joules >= size * 0.9995:
+            return f"{number(joules / size)} {unit}"
+    return f"{number(joules / 1e-12)} pJ"
+
+
 def bytes_text(count: float) -> str:
     """999 B, 3.51 MB: decimal units, as disks and flash parts are sold."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

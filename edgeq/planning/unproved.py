@@ -1,0 +1,66 @@
+"""A plan for what cannot be executed from here: solved for, built, counted and, where there is a compiler for the
+device, compiled; run nowhere. Simulated losses steered it, and no number of it is a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgeq.errors import UnsupportedError
+from edgeq.planning.estimates import asked_of_vela
+from edgeq.planning.ladder import uniform
+from edgeq.planning.plan import Attempt, Compiled, Plan
+from edgeq.planning.search import Search, best_of, written
+from edgeq.planning.solver import Infeasible, Solution
+from edgeq.planning.vela import estimate
+
+
+def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], attempts: int) -> Plan:
+    """The best plan by prediction whose files are as small as they have to be.
+
+    Args:
+        caps: by measure, what the plan is solved under.
+        attempts: builds that may be made until the size holds.
+
+    Raises:
+        Infeasible: no plan is expected to keep within the limits.
+    """
+    most = search.job.limits.max_size
+    preferred, held = uniform(search.allowed), dict(caps)
+    made: list[Attempt] = []
+    solution: Solution | None = None
+    with search.job.clock.stage(f"search in {search.runtime.name}, {search.precision}") as steps:
+        for done in range(1, attempts + 1):
+            try:
+                found = best_of(search, held)
+            except Infeasible:
+                if solution is None:
+                    raise
+                break
+            solution = found
+            _, artifact, size = search.build(found.choices)
+            changed = sum(found.choices[name] != choice for name, choice in preferred.items())
+            made.append(Attempt(loss_limit=held["loss"], predicted=found.costs, changed=changed, proof=None))
+            steps.step(done, attempts)
+            if most is None or size <= most:
+                break
+            held["size"] = min(held["size"], most * found.costs["size"] / size) * 0.999
+        assert solution is not None
+    compiled, told = _compiled(search, artifact.path)
+    notes = [*notes, *told, "not validated: no accuracy, latency or energy of this plan was measured"]
+    return written(search, solution.choices, None, solution, held, made, notes, size, compiled)
+
+
+def _compiled(search: Search, path: Path) -> tuple[Compiled | None, list[str]]:
+    """What Vela says of the plan's own file, or why it does not."""
+    version, profile = asked_of_vela(search.runtime, search.profile), search.profile
+    if version is None or profile is None or profile.vela is None:
+        return None, []
+    with search.job.clock.stage(f"compile for {profile.name}"):
+        try:
+            said = estimate(path, profile.vela)
+        except UnsupportedError as error:
+            return None, [f"{error.cause}; {error.remedy}"]
+    left = [row.name for row in said.rows if row.where == "CPU"]
+    found = Compiled(by=f"Vela {version}", seconds=said.seconds, sram=said.sram, flash=said.flash, left_to_cpu=left)
+    return found, []
