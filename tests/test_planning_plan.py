@@ -51,7 +51,7 @@ def stated(name: str, runtime: str, timed: bool = True) -> tuple[Problem, Sensit
     )
     sizes = Sizes({g: {c: float(rng.integers(50, 5000)) for c in o} for g, o in options.items()}, 131.0, 4000.0)
     sensitivity = Sensitivity(weights, tensors)
-    problem = state(model, by, options, found, sensitivity, timing if timed else None, sizes, {})
+    problem = state(model, by, options, found, sensitivity, {"latency": timing} if timed else {}, sizes, {})
     return problem, sensitivity, timing, sizes
 
 
@@ -100,7 +100,8 @@ def test_measured_losses_take_the_place_of_predicted_ones() -> None:
     model, by, histograms = small.model("residual"), small.runtime("litert"), small.calibration("residual").histograms
     problem, sensitivity, timing, sizes = stated("residual", "litert")
     measured = {("stem", "w4a8"): 0.125, ("head", "w8a8"): 0.25}
-    other = state(model, by, ladder(model, by, histograms), edges(model, by), sensitivity, timing, sizes, measured)
+    options, tables = ladder(model, by, histograms), {"latency": timing}
+    other = state(model, by, options, edges(model, by), sensitivity, tables, sizes, measured)
     differ = {
         (g, c): other.options[g][c]["loss"]
         for g, offered in problem.options.items()
