@@ -17,9 +17,8 @@ from edgeq.export.audit import AuditError, audit, confirm
 from edgeq.files import staged_directory
 from edgeq.model.model import Model
 from edgeq.planning.describe import describe
-from edgeq.planning.ladder import ladder
-from edgeq.planning.plan import FloatPrecision, Plan, refuse_other, run_options
-from edgeq.planning.rules import narrowed
+from edgeq.planning.follow import planned_choices
+from edgeq.planning.plan import FloatPrecision, Plan, run_options
 from edgeq.prepare import Job, prepare, runtimes_for
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.quantization.quantize import quantize_model
@@ -132,30 +131,6 @@ def deploy(
         )
         write_build(folder, report, built, job.evaluation, keep_all=format == "all")
         return report
-
-
-def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:
-    """The choice of every layer, under the plan's rules.
-
-    Raises:
-        UsageError: the plan is for another model, target or runtime, or asks for what the runtime does not have.
-    """
-    model = job.model
-    refuse_other(plan, model_hash=model.sha256, layers=[group.name for group in model.groups])
-    if plan.data_hash != job.calibration_data.sha256:
-        job.warnings.append("the plan was made with other calibration data: scales differ from those in it")
-    offered = ladder(model, runtime, job.calibration.histograms)
-    ops = {group.name: group.op for group in model.groups}
-    picked = {layer.name: layer.choice for layer in plan.layers}
-    for name, choice in picked.items():
-        if choice not in offered[name]:
-            raise UsageError(
-                f"layer {name} has no choice {choice} in {runtime.name}",
-                where="plan",
-                remedy=f"it can be: {', '.join(offered[name])}",
-            )
-    ruled = narrowed(offered, ops, plan.rules, runtime)
-    return {name: choice if choice in ruled[name] else ruled[name][0] for name, choice in picked.items()}
 
 
 def _build(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgeq.errors import UsageError
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.ladder import ladder
-from edgeq.planning.rules import Rule, narrowed, read_rules
+from edgeq.planning.rules import Rule, apply_rules, idle, narrowed, read_rules
 
 BY = small.runtime("onnxruntime")
 OPTIONS = {
@@ -126,6 +126,64 @@ def test_what_is_left_is_what_each_layers_last_rule_allows(rules: list[Rule]) ->
     for rule in rules:
         expected |= {n: wanted(rule, n) for n in OPTIONS if covers(rule, n) and not skips(rule, n)}
     assert left(*rules) == expected
+
+
+@given(st.lists(RULES, max_size=4))
+def test_a_rule_that_is_said_to_change_nothing_can_be_left_out(rules: list[Rule]) -> None:
+    try:
+        expected, told = left(*rules), idle(OPTIONS, OPS, rules, BY)
+    except UsageError:
+        return
+    for number, rule in enumerate(rules):
+        others = [*rules[:number], *rules[number + 1 :]]
+        if any(text.startswith(f"rule {rule} changes nothing") for text in told) and rules.count(rule) == 1:
+            assert left(*others) == expected
+        elif not others:
+            assert expected != OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ([Rule(match="norm", choice=FLOAT)], "norm (layer_norm) can be nothing but float32"),
+        (
+            [Rule(match="n*", weights="int8")],
+            "no layer that it covers has weights to choose, such as norm (layer_norm)",
+        ),
+        ([Rule(match="*.add", weights="int4")], "no layer that it covers has weights to choose, such as block.0.add"),
+        (
+            [Rule(match="head", choice="w4a8"), Rule(match="h*", choice="w8a8")],
+            "later rules cover the same layers, such as head",
+        ),
+    ],
+)
+def test_a_rule_that_changes_nothing_says_why(rules: list[Rule], why: str) -> None:
+    (told,) = idle(OPTIONS, OPS, rules, BY)
+    assert told.startswith(f"rule {rules[0]} changes nothing: {why}")
+
+
+def test_rules_overrule_what_was_picked_and_say_so_once_for_each_rule() -> None:
+    picked = {name: options[0] for name, options in OPTIONS.items()}
+    every = Rule(match="block.*", weights="int4")
+    found, notes = apply_rules(picked, OPTIONS, OPS, [every, Rule(match="head", choice="w8a8")], BY)
+    changed = {"block.0.conv", "block.0.depth", "block.1.conv"}
+    assert found == {name: "w4a8" if name in changed else choice for name, choice in picked.items()}
+    assert notes == [f"rule {every} makes block.0.conv w4a8, where the plan says w8a8, and 2 more of its layers"]
+
+
+@given(st.lists(RULES, max_size=4), st.data())
+def test_what_rules_allow_stays_as_it_was_picked(rules: list[Rule], data: st.DataObject) -> None:
+    picked = {name: data.draw(st.sampled_from(options)) for name, options in OPTIONS.items()}
+    try:
+        allowed = left(*rules)
+    except UsageError:
+        with pytest.raises(UsageError):
+            apply_rules(picked, OPTIONS, OPS, rules, BY)
+        return
+    found, notes = apply_rules(picked, OPTIONS, OPS, rules, BY)
+    for name, choice in found.items():
+        assert choice == (picked[name] if picked[name] in allowed[name] else allowed[name][0])
+    assert bool([n for n in notes if " makes " in n]) == (found != picked)
 
 
 def test_an_impossible_choice_names_the_rule_the_layer_and_what_it_can_be() -> None:

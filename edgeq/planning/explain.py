@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,7 +14,10 @@ from edgeq.planning.assign import FLOAT
 from edgeq.planning.choices import validate
 from edgeq.planning.plan import Plan
 from edgeq.planning.problem import restate
+from edgeq.planning.rules import apply_rules, narrowed
 from edgeq.planning.solver import Problem, check, cost_of
+from edgeq.registry.load import load_target
+from edgeq.registry.schema import Runtime, Target
 
 STEPS = 3
 
@@ -32,6 +37,8 @@ class Change(_Strict):
     """Bytes more."""
     loss: float
     """How much more is lost, as a share of what the whole plan loses."""
+    loss_from: Literal["predicted", "simulated"] = "predicted"
+    """`simulated` if the whole plan was run with this change (see `edgeq.planning.attribution`)."""
 
 
 class ExplainedLayer(_Strict):
@@ -56,25 +63,49 @@ class Explanation(_Strict):
     """The changes that save the most time for the least loss; empty where there is no time."""
     latency_from: Literal["measured", "modelled"] | None = None
     """Whether the latencies are those of a device, or modelled."""
+    notes: list[str] = []
+    """What the plan's rules overrule, and which of them change nothing."""
+
+
+class Simulated(NamedTuple):
+    """What a change does to the loss, in the unit of `Change.loss`, and how much of that may be chance."""
+
+    loss: float
+    chance: float
 
 
 class Recosted(_Strict):
-    """An edited plan under the costs that it carries."""
+    """An edited plan under its rules and the costs that it carries."""
 
     faults: list[str]
     costs: dict[str, float]
     before: dict[str, float]
     latency_from: Literal["measured", "modelled"] | None = None
+    notes: list[str] = []
+    """What the plan's rules overrule, and which of them change nothing."""
 
 
-def explain(plan: Plan, pattern: str | None = None) -> Explanation:
-    """What each layer's alternatives would change.
+def explain(
+    plan: Plan,
+    pattern: str | None = None,
+    *,
+    target: Target | None = None,
+    simulated: Mapping[tuple[str, str], Simulated] | None = None,
+) -> Explanation:
+    """What each layer's alternatives would change. A plan's rules hold here as they do in `edgeq deploy`.
+
+    Args:
+        pattern: only layers whose name matches.
+        target: the plan's, where the registry does not know it; only the rules need it.
+        simulated: by layer and choice, what was simulated; it takes the place of the prediction unless it may be chance
+            and the prediction is as likely.
 
     Raises:
-        UsageError: the plan carries no costs, or no layer matches.
+        UsageError: the plan carries no costs, its rules cannot be held, or no layer matches.
     """
-    problem, choices = _problem(plan), {layer.name: layer.choice for layer in plan.layers}
-    if faults := check(problem, choices):
+    known = simulated or {}
+    problem, choices, faults, notes = _read(plan, target)
+    if faults:
         raise UsageError("; ".join(faults), remedy="edgeq plan --check lists what an edited plan breaks")
     own = cost_of(problem, choices)
     changes: dict[str, list[Change]] = {}
@@ -84,13 +115,17 @@ def explain(plan: Plan, pattern: str | None = None) -> Explanation:
             if other == choices[layer] or check(problem, edited):
                 continue
             there = cost_of(problem, edited)
+            loss = (there["loss"] - own["loss"]) / own["loss"] if own["loss"] else there["loss"]
+            seen = known.get((layer, other))
+            told = seen is not None and max(abs(seen.loss), abs(seen.loss - loss)) > seen.chance
             changes.setdefault(layer, []).append(
                 Change(
                     layer=layer,
                     choice=other,
                     latency=there["latency"] - own["latency"] if "latency" in there else None,
                     size=there["size"] - own["size"],
-                    loss=(there["loss"] - own["loss"]) / own["loss"] if own["loss"] else there["loss"],
+                    loss=seen.loss if seen is not None and told else loss,
+                    loss_from="simulated" if told else "predicted",
                 )
             )
     every = [change for found in changes.values() for change in found]
@@ -100,9 +135,9 @@ def explain(plan: Plan, pattern: str | None = None) -> Explanation:
         ExplainedLayer(
             name=layer.name,
             op=layer.op,
-            choice=layer.choice,
-            reason=layer.reason,
-            loss_share=problem.options[layer.name][layer.choice].get("loss", 0.0) / own["loss"] if own["loss"] else 0.0,
+            choice=choices[layer.name],
+            reason=layer.reason if choices[layer.name] == layer.choice else "a rule of the plan",
+            loss_share=_share(problem.options[layer.name][choices[layer.name]].get("loss", 0.0), own["loss"]),
             alternatives=changes.get(layer.name, []),
         )
         for layer in plan.layers
@@ -115,6 +150,7 @@ def explain(plan: Plan, pattern: str | None = None) -> Explanation:
         gain_accuracy=sorted(wins, key=lambda c: _price(c) / -c.loss)[:STEPS],
         latency_from=None if plan.planned is None else plan.planned.latency_from,
         gain_speed=sorted(saves, key=lambda c: (max(c.loss, 0.0) / -(c.latency or -1.0), c.latency))[:STEPS],
+        notes=notes,
     )
 
 
@@ -130,18 +166,61 @@ def guiltiest(plan: Plan, count: int = 3) -> list[str]:
     return sorted((name for name in lost if lost[name] > 0), key=lambda name: -lost[name])[:count]
 
 
-def recost(plan: Plan) -> Recosted:
-    """What an edited plan is expected to cost, or what is wrong with it.
+def recost(plan: Plan, target: Target | None = None) -> Recosted:
+    """What an edited plan is expected to cost under its rules, or what is wrong with it.
+
+    Args:
+        target: see `explain`.
 
     Raises:
-        UsageError: the plan carries no costs.
+        UsageError: the plan carries no costs, or its rules cannot be held.
     """
-    problem, choices = _problem(plan), {layer.name: layer.choice for layer in plan.layers}
-    faults = check(problem, choices)
+    problem, choices, faults, notes = _read(plan, target)
     assert plan.planned is not None
     costs = {} if faults else cost_of(problem, choices)
     before, latency_from = plan.planned.predicted, plan.planned.latency_from
-    return Recosted(faults=faults, costs=costs, before=before, latency_from=latency_from)
+    return Recosted(faults=faults, costs=costs, before=before, latency_from=latency_from, notes=notes)
+
+
+class _Read(NamedTuple):
+    """A plan under its rules: what its layers may still be, what they are, what is wrong, what is to be told."""
+
+    problem: Problem
+    choices: dict[str, str]
+    faults: list[str]
+    notes: list[str]
+
+
+def _read(plan: Plan, target: Target | None) -> _Read:
+    problem, picked = _problem(plan), {layer.name: layer.choice for layer in plan.layers}
+    notes: list[str] = []
+    unknown = [name for name, choice in picked.items() if choice not in problem.options[name]]
+    if plan.rules and not unknown:
+        runtime = runtime_of(plan, target)
+        offered = {name: tuple(options) for name, options in problem.options.items()}
+        ops = {layer.name: layer.op.split(" + ")[0] for layer in plan.layers}
+        picked, notes = apply_rules(picked, offered, ops, plan.rules, runtime)
+        left = narrowed(offered, ops, plan.rules, runtime)
+        problem = replace(problem, options={n: {c: problem.options[n][c] for c in left[n]} for n in left})
+    return _Read(problem, picked, check(problem, picked), notes)
+
+
+def runtime_of(plan: Plan, target: Target | None = None) -> Runtime:
+    """The runtime that a plan was made for.
+
+    Args:
+        target: looked up by the plan's name for it if not given.
+
+    Raises:
+        UsageError: there is no such target, it is another than the plan's, or it has no such runtime.
+    """
+    aim = target or load_target(plan.target)
+    if aim.name != plan.target:
+        raise UsageError(f"the plan was made for {plan.target}, not for {aim.name}", remedy=f"--target {plan.target}")
+    found = next((r for r in aim.runtimes if r.name == plan.runtime), None)
+    if found is None:
+        raise UsageError(f"{aim.name} has no runtime {plan.runtime}", where="plan", remedy="plan anew with edgeq plan")
+    return found
 
 
 def _problem(plan: Plan) -> Problem:
@@ -154,6 +233,10 @@ def _problem(plan: Plan) -> Problem:
     except ValueError as error:
         raise UsageError(f"the plan's costs do not fit its layers: {error}", remedy="make it anew") from error
     return problem
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def _price(change: Change) -> float:

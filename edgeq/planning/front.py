@@ -128,7 +128,8 @@ def front(
             if over == "latency" and search.costs.latency_from != "measured":
                 raise UsageError(f"no latency is measured on {search.where.name}", remedy="choose --minimize size")
             with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
-                plans |= _along(search, points, steps)
+                along = _along(search, points, steps)
+                plans |= {name: found.model_copy(update={"rules": list(rules)}) for name, found in along.items()}
     return _front(job, plans, over)
 
 

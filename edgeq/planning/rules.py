@@ -60,13 +60,81 @@ def narrowed(
     Raises:
         UsageError: a rule covers no layer, or leaves one without a choice; it names the rule and the layer.
     """
-    result = {name: tuple(offered) for name, offered in options.items()}
+    left = {name: what for by_rule in _left(options, ops, rules, runtime) for name, what in by_rule.items()}
+    return {name: left.get(name, tuple(offered)) for name, offered in options.items()}
+
+
+def idle(
+    options: Mapping[str, Sequence[str]], ops: Mapping[str, str], rules: Sequence[Rule], runtime: Runtime
+) -> list[str]:
+    """A sentence for each rule that takes no choice from any layer; arguments and errors are those of `narrowed`."""
+    by_rule = _left(options, ops, rules, runtime)
+    last = {name: number for number, left in enumerate(by_rule) for name in left}
+    found = []
+    for number, (rule, left) in enumerate(zip(rules, by_rule, strict=True)):
+        held = [name for name in left if last[name] == number]
+        if any(left[name] != tuple(options[name]) for name in held):
+            continue
+        first = next(name for name in options if rule.covers(name, ops[name]))
+        if not left:
+            why = f"no layer that it covers has weights to choose, such as {first} ({ops[first]})"
+        elif not held:
+            why = f"later rules cover the same layers, such as {next(iter(left))}"
+        else:
+            why = f"{held[0]} ({ops[held[0]]}) can be nothing but {left[held[0]][0]}"
+            why += f", nor can {len(held) - 1} others be anything else" if len(held) > 1 else ""
+        found.append(f"rule {rule} changes nothing: {why}")
+    return found
+
+
+def apply_rules(
+    picked: Mapping[str, str],
+    options: Mapping[str, Sequence[str]],
+    ops: Mapping[str, str],
+    rules: Sequence[Rule],
+    runtime: Runtime,
+) -> tuple[dict[str, str], list[str]]:
+    """What a plan's choices become under its rules: a choice that is not allowed gives way to the first that is.
+
+    Args:
+        picked: by layer, the choice in the plan, one of its `options`.
+
+    Returns:
+        The choices, and what the user should know: which rules overrule the plan, and which change nothing.
+
+    Raises:
+        UsageError: see `narrowed`.
+    """
+    result, notes = dict(picked), []
+    left = {
+        name: (rule, what)
+        for rule, by_rule in zip(rules, _left(options, ops, rules, runtime), strict=True)
+        for name, what in by_rule.items()
+    }
+    overruled: dict[Rule, list[str]] = {}
+    for name, (rule, what) in left.items():
+        if picked[name] not in what:
+            result[name] = what[0]
+            overruled.setdefault(rule, []).append(name)
+    for rule, names in overruled.items():
+        first = names[0]
+        more = f", and {len(names) - 1} more of its layers" if len(names) > 1 else ""
+        notes.append(f"rule {rule} makes {first} {result[first]}, where the plan says {picked[first]}{more}")
+    return result, notes + idle(options, ops, rules, runtime)
+
+
+def _left(
+    options: Mapping[str, Sequence[str]], ops: Mapping[str, str], rules: Sequence[Rule], runtime: Runtime
+) -> list[dict[str, tuple[str, ...]]]:
+    """For each rule, what it leaves of the choices of the layers that it means."""
+    result: list[dict[str, tuple[str, ...]]] = []
     for rule in rules:
         covered = [name for name in options if rule.covers(name, ops[name])]
         if not covered:
             raise UsageError("no layer is covered by it", where=f"rule {rule}", remedy="see the names in edgeq inspect")
         # a rule about weights means the layers that have some
         weightless = rule.weights is not None and rule.op is None
+        result.append({})
         for name in covered:
             kernels = (runtime.kernel(ops[name], c) for c in options[name])
             if weightless and all(k is None or k.weights is None for k in kernels):
@@ -78,7 +146,7 @@ def narrowed(
                     where=f"rule {rule}",
                     remedy=f"it can be: {', '.join(options[name])}",
                 )
-            result[name] = left
+            result[-1][name] = left
     return result
 
 

@@ -32,7 +32,7 @@ from edgeq.planning.plan import (
     run_options,
 )
 from edgeq.planning.problem import known
-from edgeq.planning.rules import Rule, narrowed
+from edgeq.planning.rules import Rule, idle, narrowed
 from edgeq.planning.solver import Infeasible, Problem, Solution, cost_of, solve
 from edgeq.prepare import Job
 from edgeq.progress import Silent
@@ -210,6 +210,9 @@ def searches(
         )
     ops = {group.name: group.op for group in model.groups}
     allowed = narrowed(options, ops, rules, runtime)
+    for text in idle(options, ops, rules, runtime):
+        notes.append(text)
+        job.clock.progress.note(text)
     counted = [m for m in ("latency", "energy") if m == minimize or (m == "latency" and job.limits.max_latency)]
     found = []
     for precision, whole in costs.problems.items():
@@ -432,10 +435,11 @@ def written(
     basis = describe(
         job.model, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=search.precision
     )
+    every = search.costs.problems[search.precision].options
     layers = [
         layer.model_copy(
             update={
-                "alternatives": {c: dict(costs) for c, costs in problem.options[layer.name].items()},
+                "alternatives": _priced(every[layer.name], problem.options[layer.name]),
                 "reason": _reason(search, choices, layer.name, layer.reason),
             }
         )
@@ -486,6 +490,15 @@ def _over(search: Search, predicted: Mapping[str, float]) -> list[str]:
     if limit is None or latency <= limit:
         return []
     return [f"the modelled latency {seconds_text(latency)} is above the limit {seconds_text(limit)}"]
+
+
+def _priced(
+    every: Mapping[str, Mapping[str, float]], left: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """What a layer's choices cost, with those that rules forbid: rules may be edited in the plan. What is not known by
+    the measures of the others is left out."""
+    measures = {measure for costs in left.values() for measure in costs}
+    return {choice: dict(costs) for choice, costs in every.items() if choice in left or measures <= costs.keys()}
 
 
 def _reason(search: Search, choices: Mapping[str, str], layer: str, given: str) -> str:
