@@ -85,7 +85,12 @@ def test_a_plan_is_proved_in_its_runtime_and_its_costs_add_up(files: Path, form:
 
 def test_deploy_builds_what_the_plan_says(files: Path, tmp_path: Path) -> None:
     rules = [Rule(weights="int8"), Rule(op="add", choice="a8"), Rule(match="point", choice="float32")]
-    found = planned(files, rules=rules)
+    idle = Rule(op="mean", choice="float32")
+    found = planned(files, rules=[*rules, idle])
+    assert found.planned is not None
+    assert [note for note in found.planned.notes if note.startswith(f"rule {idle} changes nothing")]
+    # a rule may be taken out of the plan again: what it forbids has its costs there
+    assert {"w8a8", "w4a8", "float32"} <= set(next(x for x in found.layers if x.name == "point").alternatives)
     by_name = {layer.name: layer for layer in found.layers}
     assert by_name["point"].choice == "float32" and by_name["depthwise.0"].choice == "w8a8"
     report = deploy(

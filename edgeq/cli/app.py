@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeq import __version__
-from edgeq.cli import cache, deploy, device, inspect, plan, probe, report, targets, validate, verify
+from edgeq.cli import cache, deploy, device, explain, inspect, plan, probe, report, targets, validate, verify
 from edgeq.cli.command import command
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -50,7 +50,7 @@ app = _group("From a trained PyTorch model to an artefact proven on the device i
 app.callback(invoke_without_command=True)(command(_root))
 app.command()(command(deploy.deploy))
 app.command()(command(plan.plan))
-app.command()(command(plan.explain))
+app.command()(command(explain.explain))
 app.command()(command(inspect.inspect))
 app.command()(command(probe.probe))
 

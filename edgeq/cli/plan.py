@@ -1,4 +1,4 @@
-"""`edgeq plan` and `edgeq explain`: the best plan within limits, and why each layer got what it got."""
+"""`edgeq plan`: the best plan within limits."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from edgeq.cli import options as o
 from edgeq.cli.outcome import limits_from
 from edgeq.cli.shell import Shell
+from edgeq.cli.tables import table as _table
 from edgeq.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from edgeq.planning.explain import Change, Explanation
     from edgeq.planning.plan import Compiled, ModelledBy, Plan, Planned, Proof
 
 
@@ -87,7 +86,7 @@ def plan(
     4 not supported; 5 device or runtime failed.
     """
     if check is not None:
-        return _check(shell, check)
+        return _check(shell, check, target)
     for value, option in ((model, "MODEL"), (target, "--target"), (calib, "--calib"), (evaluation, "--eval")):
         if value is None:
             raise UsageError(f"{option} is missing", remedy="see edgeq plan --help")
@@ -186,33 +185,17 @@ def _front(shell: Shell, out: Path, model: str, points: int, minimize: Minimize,
     return 0
 
 
-def explain(
-    shell: Shell,
-    file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of `edgeq plan`.")],
-    layer: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only layers whose name matches, such as features.1*.")
-    ] = None,
-) -> int:
-    """Say why each layer got its choice, what each alternative would cost, and what to change next."""
-    from edgeq.planning.explain import explain as work_out
-    from edgeq.planning.plan import read_plan
-
-    found = work_out(read_plan(file), layer)
-    if shell.json:
-        shell.document(found)
-        return 0
-    _show_explanation(shell, found)
-    return 0
-
-
-def _check(shell: Shell, path: Path) -> int:
+def _check(shell: Shell, path: Path, target: str | None) -> int:
     from edgeq.planning.explain import recost
     from edgeq.planning.plan import read_plan
+    from edgeq.registry.load import load_target
 
-    found = recost(read_plan(path))
+    found = recost(read_plan(path), load_target(target) if target else None)
     if shell.json:
         shell.document(found)
     else:
+        for note in found.notes:
+            shell.console.print(Text(f"note: {note}"), soft_wrap=True)
         for fault in found.faults:
             shell.console.print(Text(fault), soft_wrap=True)
         if not found.faults:
@@ -295,33 +278,6 @@ def _times(proof: Proof, seconds: float) -> str:
     return f", {seconds / proof.latency:.2f}x the plan's" if proof.latency else ""
 
 
-def _show_explanation(shell: Shell, found: Explanation) -> None:
-    console = shell.console
-    table = _table("layer", "choice", "instead", _label("latency", found.latency_from), "size", "loss")
-    for layer in found.layers:
-        rows = [[change.choice, *_delta(change)] for change in layer.alternatives] or [[""] * 4]
-        for number, cells in enumerate(rows):
-            head = (Text(layer.name), layer.choice) if number == 0 else ("", "")
-            table.add_row(*head, *cells)
-    console.print(table)
-    for title, steps in (("to gain accuracy", found.gain_accuracy), ("to gain speed", found.gain_speed)):
-        if steps:
-            console.print(Text(title, "bold"))
-        for change in steps:
-            latency, size, loss = _delta(change)
-            latency += " (modelled)" if latency and found.latency_from == "modelled" else ""
-            console.print(Text(f"  {change.layer}: {change.choice}  {latency} {size}  loss {loss}"), soft_wrap=True)
-    if found.latency_from == "modelled":
-        console.print("latency: modelled, not measured; size from builds, loss from one Gauss-Newton pass")
-    else:
-        console.print("predicted: latency and size from measured builds, loss from one Gauss-Newton pass")
-
-
-def _delta(change: Change) -> list[str]:
-    latency = "" if change.latency is None else f"{1e6 * change.latency:+.0f} us"
-    return [latency, f"{change.size / 1000:+.1f} kB", f"{100 * change.loss:+.1f} %"]
-
-
 def _cost(measure: str, value: float) -> str:
     from edgeq.report.wording import bytes_text, joules_text, seconds_text
 
@@ -330,10 +286,3 @@ def _cost(measure: str, value: float) -> str:
     if measure == "energy":
         return joules_text(value)
     return bytes_text(round(value)) if measure == "size" else f"{value:.3g}"
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right")
-    return table

@@ -97,10 +97,15 @@ def simulate(
         rounded = values if tensor is None else [fake_quantize(v, tensor.q) for v in values]
         return see(node, rounded) if see else rounded
 
+    return model.run([batch], hook, rounded_constants(model, quantized))[0]
+
+
+def rounded_constants(model: Model, quantized: Quantized) -> dict[str, torch.Tensor]:
+    """What takes the place of the model's weights and biases, by graph node: real numbers, float32."""
     constants: dict[str, torch.Tensor] = {}
     for group in model.groups:
         if group.name in quantized.weights:
             _, weight, bias = model.nodes[group.root].all_input_nodes[:3]
             constants[weight.name] = quantized.weights[group.name].real
             constants[bias.name] = quantized.biases[group.name]
-    return model.run([batch], hook, constants)[0]
+    return constants

@@ -90,7 +90,7 @@ def compare(
         drop=drop,
         agreement=_agreement(reference[0], measured[0]) if has_answers else None,
         sqnr_db=min(sqnr_db(r, m) for r, m in zip(reference, measured, strict=True)),
-        tied_percent=_tied(measured[0]) if has_answers else None,
+        tied_percent=tied_percent(measured[0]),
         saturated_percent=_saturated(reference, measured, limits),
     )
 
@@ -263,9 +263,13 @@ def _agreement(reference: Array, measured: Array) -> Interval:
     return share(same, n, method)
 
 
-def _tied(measured: Array) -> float | None:
-    """Percent of samples whose maximum is shared; for dense outputs, of positions."""
-    if np.issubdtype(measured.dtype, np.integer) and measured[0].size == 1:
+def tied_percent(measured: Array) -> float | None:
+    """Percent of samples whose maximum is shared, for dense outputs, of positions; None where there are no answers.
+
+    Args:
+        measured: [N, ...].
+    """
+    if not _has_answers(measured) or (np.issubdtype(measured.dtype, np.integer) and measured[0].size == 1):
         return None
     axis = _axis(measured)
     tied = 0.0
