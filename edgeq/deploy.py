@@ -9,27 +9,24 @@ from typing import Literal
 
 import torch
 
+from edgeq.build import judge, write
+from edgeq.case import Case
 from edgeq.data.dataset import Dataset
-from edgeq.devices import Candidate, Device
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.export.artifact import Exporter
-from edgeq.export.audit import AuditError, audit, confirm
+from edgeq.export.audit import AuditError
 from edgeq.files import staged_directory
 from edgeq.model.model import Model
-from edgeq.planning.describe import describe
 from edgeq.planning.follow import planned_choices
-from edgeq.planning.plan import FloatPrecision, Plan, run_options
-from edgeq.prepare import Job, prepare, runtimes_for
+from edgeq.planning.plan import FloatPrecision, Plan
+from edgeq.prepare import Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
-from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_profile, load_target
 from edgeq.registry.schema import Runtime
-from edgeq.report.build import describe_build, failed_build
+from edgeq.report.build import failed_build
 from edgeq.report.conclude import Built, conclude, write_build
-from edgeq.report.layers import layer_table
 from edgeq.report.schema import Report
 from edgeq.validation.gates import Limits
-from edgeq.validation.measure import ends_of, measure
 from edgeq.validation.metric import Metric
 
 
@@ -90,32 +87,18 @@ def deploy(
         raise UsageError(f"the plan was made for {plan.target}, not for {aim.name}", remedy=f"--target {plan.target}")
     if plan is not None and format not in ("auto", plan.format):
         raise UsageError(f"the plan is for {plan.format}, not for {format}", remedy="leave --format away")
-    runtimes = runtimes_for(aim, plan.format if plan else format, io)
+    where = take_aim(aim, plan.format if plan else format, io=io, device=device, threads=threads, limits=limits)
     device_profile = load_profile(profile) if profile else None
+    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
     with (
         staged_directory(Path(out), overwrite=overwrite) as folder,
         tempfile.TemporaryDirectory(prefix="edgeq-") as tmp,
     ):
-        job = prepare(
-            model,
-            aim,
-            runtimes,
-            Clock(progress or Silent()),
-            calibration=calibration,
-            evaluation=evaluation,
-            preprocess=preprocess,
-            metric=metric,
-            limits=limits or Limits(),
-            device=device,
-            threads=threads,
-            inputs=inputs,
-            arch=arch,
-            trust_pickle=trust_pickle,
-        )
+        (job,) = prepare(case, [where], Clock(progress or Silent()))
         exporter = Exporter(job.model, Path(tmp), job.cache)
-        choices = None if plan is None else planned_choices(plan, job, runtimes[0])
+        choices = None if plan is None else planned_choices(plan, job, job.runtimes[0])
         precision: FloatPrecision = "float32" if plan is None else plan.float_precision
-        built = [_build(job, r, exporter, folder, choices, precision) for r in runtimes]
+        built = [_build(job, r, exporter, folder, choices, precision) for r in job.runtimes]
         if all(b.error for b in built):
             raise next(b.error for b in built if b.error)
         data = {"calibration": job.calibration_data} | ({"evaluation": job.evaluation} if job.evaluation else {})
@@ -135,59 +118,20 @@ def deploy(
 
 def _build(
     job: Job,
-    chosen: Runtime,
+    runtime: Runtime,
     exporter: Exporter,
     folder: Path,
     choices: Mapping[str, str] | None,
     precision: FloatPrecision,
 ) -> Built:
-    """Quantizes, writes, audits and measures one format. What fails for this format alone is kept as its error."""
-    clock, net = job.clock, job.model
+    """One format. What fails for this format alone is kept as its error."""
     try:
-        with clock.stage(f"quantize for {chosen.name}"):
-            quantized = quantize_model(net, chosen, job.calibration, job.impact, choices=choices)
-        with clock.stage(f"export {chosen.format}"):
-            files = exporter.write(quantized, folder)
-            written = audit(net, quantized, exporter.read_back(quantized, files[0]))
-            baseline = exporter.float_model(chosen.format)
-        measured = None
-        if isinstance(job.device, Device) and job.evaluation is not None:
-            with clock.stage(f"validate in {chosen.name}") as steps:
-                measured = measure(
-                    Candidate(files[0], chosen.name, run_options(precision)),
-                    baseline[0],
-                    job.device,
-                    job.evaluation,
-                    job.reference,
-                    ends_of(net, quantized),
-                    metric=job.metric,
-                    threads=job.threads,
-                    progress=steps,
-                )
-            written = confirm(net, quantized, written, measured.placements)
-        with clock.stage("layer errors (simulated)"):
-            layers = layer_table(net, quantized, job.calibration_data)
+        return judge(job, runtime, write(job, runtime, exporter, folder, choices, precision))
     except AuditError:
         raise
     except EdgeqError as error:
         # one format of several may fail: the report says why, and the others go on
         if len(job.runtimes) == 1:
             raise
-        clock.progress.note(f"{chosen.format}: {error.cause}")
-        return Built(failed_build(chosen, job.device, error), None, [], [], error)
-    build = describe_build(
-        chosen,
-        job.device,
-        files,
-        measured,
-        job.limits,
-        float_files=baseline,
-        audit=written,
-        layers=layers,
-        precision=precision,
-    )
-    plan = describe(net, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=precision)
-    outputs = [quantized.activations[n].q if n in quantized.activations else None for n in net.output_nodes]
-    return Built(
-        build, plan, measured.outputs if measured else [], [None if q is None else float(q.scale) for q in outputs]
-    )
+        job.clock.progress.note(f"{runtime.format}: {error.cause}")
+        return Built(failed_build(runtime, job.device, error), None, [], [], error)

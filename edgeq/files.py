@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeq.errors import EdgeqError, UsageError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 LOCK_NAME = "edgeq.lock"
 """The file that makes a folder a build."""
@@ -46,6 +51,15 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         if isinstance(error, OSError):
             raise explained(error, path) from error
         raise
+
+
+def write_json(path: Path, content: BaseModel) -> None:
+    """Write a document, indented for people, as `atomic_write` does.
+
+    Raises:
+        UsageError: the folder is missing or not writable, or the disk is full.
+    """
+    atomic_write(path, json.dumps(content.model_dump(mode="json"), indent=2) + "\n")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeq.errors import UsageError
-from edgeq.files import LOCK_NAME, atomic_write, explained, sha256_file
+from edgeq.files import LOCK_NAME, atomic_write, explained, sha256_file, write_json
 
 GOLDEN_NAME = "golden.npz"
 Array = NDArray[Any]
@@ -142,7 +142,7 @@ def write_lock(
             for name, outputs in sorted(golden.outputs.items())
         },
     )
-    atomic_write(build / LOCK_NAME, json.dumps(lock.model_dump(mode="json"), indent=2) + "\n")
+    write_json(build / LOCK_NAME, lock)
     return lock
 
 

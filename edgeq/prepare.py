@@ -1,10 +1,9 @@
-"""What comes before any plan or build: the model, its data, what calibration sees, the device, the float answers."""
+"""What comes before any plan or build: a case is loaded and calibrated once, and made a job at each of its aims."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,38 +20,56 @@ from edgeq.calibration.kept import (
     unpack_calibration,
     unpack_impact,
 )
-from edgeq.data.dataset import Dataset, make_dataset, overlap
-from edgeq.data.load import load_data
+from edgeq.case import Case, Loaded, load_case
+from edgeq.data.dataset import Dataset, make_dataset
 from edgeq.devices import Device, open_device
 from edgeq.errors import DeviceError, UsageError
-from edgeq.model.kept import load_kept
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.planning.assign import assign
-from edgeq.progress import Clock, Progress
-from edgeq.registry.schema import Runtime, Target
+from edgeq.progress import Clock
+from edgeq.registry.load import profile_of
+from edgeq.registry.schema import Profile, Runtime, Target
 from edgeq.runtimes import RUNTIMES
-from edgeq.validation.accuracy import check_labels
 from edgeq.validation.gates import Limits
 from edgeq.validation.measure import DEVICES, Array, reference_outputs
-from edgeq.validation.metric import Metric, load_metric
+from edgeq.validation.metric import Metric
 
 EMULATED_SAMPLES = 100
 """Evaluation samples on an emulated device, which runs a hundred times slower than a real one."""
 
-FEW_SAMPLES = 32
+
+@dataclass(frozen=True)
+class Aim:
+    """Where a case is to be built for and measured.
+
+    Attributes:
+        runtimes: of the target, those to build for, the best first.
+        device: where to measure, or why there is no such place.
+        profile: the device of the target that is modelled where it cannot be timed; None if it has none.
+        threads: of the latency runs.
+        limits: what an artefact has to hold there.
+    """
+
+    target: Target
+    runtimes: list[Runtime]
+    device: Device | str
+    profile: Profile | None
+    threads: int
+    limits: Limits
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every build of a model is made from and judged by.
+    """One case at one of its aims: what every build of the model is made from and judged by.
 
     Attributes:
-        runtimes: of the target, those to build for, the best first.
-        cache: of results of earlier runs.
         calibration, impact: what the calibration data showed.
-        reference: the float model's outputs on the evaluation data.
-        device: where to measure, or why there is no such place.
+        evaluation: the samples to judge by there: fewer on an emulated device.
+        reference: the float model's outputs on them.
+        cache: of results of earlier runs.
         warnings: what the user should know.
+
+    The other attributes are those of `Aim` and `edgeq.case.Loaded`.
     """
 
     model: Model
@@ -66,50 +83,115 @@ class Job:
     metric: Metric | None
     limits: Limits
     device: Device | str
+    profile: Profile | None
     threads: int
     clock: Clock
     cache: Cache
     warnings: list[str]
 
 
-def prepare(
-    model: str | Path | torch.nn.Module | Model,
+def take_aim(
     target: Target,
-    runtimes: list[Runtime],
-    clock: Clock,
+    form: str = "auto",
     *,
-    calibration: str | Path | Dataset,
-    evaluation: str | Path | Dataset | None,
-    preprocess: str | None,
-    metric: str | Metric | None,
-    limits: Limits,
-    device: str | None,
-    threads: int,
-    inputs: Sequence[str],
-    arch: str | None,
-    trust_pickle: bool,
-) -> Job:
-    """Loads, calibrates, finds the device and runs the float model; the arguments are those of `edgeq.deploy`.
+    io: Literal["float", "integer"] | None = None,
+    device: str | None = None,
+    profile: str | None = None,
+    threads: int = 1,
+    limits: Limits | None = None,
+) -> Aim:
+    """A target with those of its runtimes that write a format (see `runtimes_for`), and its device.
+
+    Args:
+        device: where to measure, if not where the target says.
+        profile: the device to model, if not the target's own.
+
+    Raises:
+        UsageError: the target has no such format, or there is no such device or profile.
+        DeviceError: the device that was asked for is not set up.
+    """
+    if threads < 1:
+        raise UsageError(f"--threads {threads}", remedy="give 1 or more")
+    runtimes, modelled = runtimes_for(target, form, io), profile_of(target, profile)
+    return Aim(target, runtimes, _device(target, runtimes, device), modelled, threads, limits or Limits())
+
+
+def prepare(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None = None) -> list[Job]:
+    """Loads and calibrates a case once, and runs the float model where an aim has a device.
+
+    Args:
+        cache: where to keep results, if not where the user says.
+
+    Returns:
+        A job for each aim.
 
     Raises:
         UsageError: wrong arguments or data.
         UnsupportedError: the model cannot be handled.
-        DeviceError: the device that was asked for is not there.
     """
-    if threads < 1:
-        raise UsageError(f"--threads {threads}", remedy="give 1 or more")
-    cache = open_cache(clock.progress.note)
-    judge_by = load_metric(metric) if isinstance(metric, str) else metric
-    with clock.stage("load"):
-        net = _model(model, inputs, arch, trust_pickle, cache)
-        calib = _data(calibration, net, preprocess, "calibration")
-        evals = None if evaluation is None else _data(evaluation, net, preprocess, "evaluation")
-        warnings = _warnings(net, calib, evals)
-        if evals is not None and evals.labels is not None and judge_by is None:
-            first = net.nodes[net.output_nodes[0]].meta["val"]
-            check_labels(evals.labels, (len(evals), *first.shape[1:]))
-        for text in warnings:
-            clock.progress.note(text)
+    cache = cache or open_cache(clock.progress.note)
+    loaded = load_case(case, clock, cache)
+    calibration, impact = _calibrated(loaded, [r for aim in aims for r in aim.runtimes], clock, cache)
+    references: dict[str, list[Array]] = {}
+    jobs = []
+    for aim in aims:
+        evals, warnings = loaded.evaluation, list(loaded.warnings)
+        reference: list[Array] = []
+        if evals is not None and isinstance(aim.device, Device):
+            if aim.device.emulated and len(evals) > EMULATED_SAMPLES:
+                warnings.append(
+                    f"{aim.device.name} is emulated: judged on {EMULATED_SAMPLES} of {len(evals)} evaluation samples"
+                )
+                evals = _thinned(evals)
+                clock.progress.note(warnings[-1])
+            if evals.sha256 not in references:
+                references[evals.sha256] = _answers(loaded.model, evals, clock, cache)
+            reference = references[evals.sha256]
+        jobs.append(
+            Job(
+                loaded.model,
+                aim.target,
+                aim.runtimes,
+                calibration,
+                impact,
+                loaded.calibration,
+                evals,
+                reference,
+                loaded.metric,
+                aim.limits,
+                aim.device,
+                aim.profile,
+                aim.threads,
+                clock,
+                cache,
+                warnings,
+            )
+        )
+    return jobs
+
+
+def answered(job: Job) -> Job:
+    """The job with the float model's answers, also where nothing can be run to be compared with them."""
+    if job.reference or job.evaluation is None:
+        return job
+    return replace(job, reference=_answers(job.model, job.evaluation, job.clock, job.cache))
+
+
+def runtimes_for(target: Target, form: str, io: Literal["float", "integer"] | None = None) -> list[Runtime]:
+    """The runtimes of the target to build for; those whose format is asked for, or all, the best first."""
+    found = [r for r in target.runtimes if form in ("auto", "all", r.format)]
+    if not found:
+        there = ", ".join(dict.fromkeys(r.format for r in target.runtimes))
+        raise UsageError(f"{target.name} has no format {form!r}", remedy=f"choose auto, all or one of: {there}")
+    # two runtimes of one format would write the same file: the better one speaks for it
+    first = {r.format: r for r in reversed(found)}
+    return [r if io is None else r.model_copy(update={"io": io}) for r in found if first[r.format] is r]
+
+
+def _calibrated(loaded: Loaded, runtimes: Sequence[Runtime], clock: Clock, cache: Cache) -> tuple[Calibration, Impact]:
+    """What the calibration data shows of every tensor that one of the runtimes stores. No tensor's share of it depends
+    on which others are looked at."""
+    net, calib = loaded.model, loaded.calibration
     with clock.stage("calibrate") as steps:
         skip = sorted(_never_stored(net, runtimes))
         key = content_key(
@@ -137,60 +219,27 @@ def prepare(
             pack_impact,
             unpack_impact,
         )
-    where = _device(target, runtimes, device)
-    reference: list[Array] = []
-    if evals is not None and isinstance(where, Device):
-        if where.emulated and len(evals) > EMULATED_SAMPLES:
-            warnings.append(
-                f"{where.name} is emulated: judged on {EMULATED_SAMPLES} of {len(evals)} evaluation samples"
-            )
-            evals = _thinned(evals)
-            clock.progress.note(warnings[-1])
-        with clock.stage("float model") as steps:
-            reference = float_answers(net, evals, cache, steps)
-    return Job(
-        net,
-        target,
-        runtimes,
-        seen,
-        impact,
-        calib,
-        evals,
-        reference,
-        judge_by,
-        limits,
-        where,
-        threads,
-        clock,
-        cache,
-        warnings,
-    )
+    return seen, impact
 
 
-def float_answers(model: Model, data: Dataset, cache: Cache, progress: Progress) -> list[Array]:
-    """The float model's outputs on evaluation data, [N, ...] each."""
-    key = content_key(
-        "reference", 1, model=model.fingerprint, data=data.sha256, source=model.sha256, torch=torch.__version__
-    )
-    return cached(
-        cache,
-        "reference",
-        key,
-        lambda: reference_outputs(model, data, progress),
-        lambda outputs: Entry(len(outputs), {str(i): o for i, o in enumerate(outputs)}),
-        lambda entry: [entry.arrays[str(i)] for i in range(entry.values)],
-    )
-
-
-def runtimes_for(target: Target, form: str, io: Literal["float", "integer"] | None = None) -> list[Runtime]:
-    """The runtimes of the target to build for; those whose format is asked for, or all, the best first."""
-    found = [r for r in target.runtimes if form in ("auto", "all", r.format)]
-    if not found:
-        there = ", ".join(dict.fromkeys(r.format for r in target.runtimes))
-        raise UsageError(f"{target.name} has no format {form!r}", remedy=f"choose auto, all or one of: {there}")
-    # two runtimes of one format would write the same file: the better one speaks for it
-    first = {r.format: r for r in reversed(found)}
-    return [r if io is None else r.model_copy(update={"io": io}) for r in found if first[r.format] is r]
+def _answers(model: Model, evals: Dataset, clock: Clock, cache: Cache) -> list[Array]:
+    """The float model's outputs."""
+    with clock.stage("float model") as steps:
+        return cached(
+            cache,
+            "reference",
+            content_key(
+                "reference",
+                1,
+                model=model.fingerprint,
+                data=evals.sha256,
+                source=model.sha256,
+                torch=torch.__version__,
+            ),
+            lambda: reference_outputs(model, evals, steps),
+            lambda outputs: Entry(len(outputs), {str(i): o for i, o in enumerate(outputs)}),
+            lambda entry: [entry.arrays[str(i)] for i in range(entry.values)],
+        )
 
 
 def _device(target: Target, runtimes: Sequence[Runtime], asked: str | None) -> Device | str:
@@ -206,43 +255,11 @@ def _device(target: Target, runtimes: Sequence[Runtime], asked: str | None) -> D
         return f"{error.cause}; {error.remedy}"
 
 
-def _model(
-    model: str | Path | torch.nn.Module | Model,
-    inputs: Sequence[str],
-    arch: str | None,
-    trust_pickle: bool,
-    cache: Cache,
-) -> Model:
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, str | Path) and arch is None and not trust_pickle:
-        return load_kept(Path(model), inputs, cache)
-    return load(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
-
-
 def _never_stored(model: Model, runtimes: Sequence[Runtime]) -> set[str]:
     """Values between an operator and the activation that every runtime computes in the same kernel."""
     return {
         g.root for g in model.groups if g.activation and all(g.activation_op in r.fused_activations for r in runtimes)
     }
-
-
-def _data(
-    given: str | Path | Dataset, model: Model, preprocess: str | None, role: Literal["calibration", "evaluation"]
-) -> Dataset:
-    return given if isinstance(given, Dataset) else load_data(given, model.inputs, preprocess=preprocess, role=role)
-
-
-def _warnings(model: Model, calib: Dataset, evals: Dataset | None) -> list[str]:
-    found = [*model.notes, *calib.notes, *(evals.notes if evals else ())]
-    if evals is not None and (shared := overlap(calib, evals)):
-        found.append(
-            f"{shared} of {len(evals)} evaluation samples are also calibration samples: "
-            "the accuracy is not that of unseen data"
-        )
-    if len(calib) < FEW_SAMPLES:
-        found.append(f"only {len(calib)} calibration samples: ranges may miss what other inputs reach")
-    return found
 
 
 def _thinned(data: Dataset) -> Dataset:

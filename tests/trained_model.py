@@ -12,12 +12,12 @@ from torch import nn
 class Net(nn.Module):
     """Convolution, depthwise, residual, pooling, linear: small, but every kind of kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
-        self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU())
-        self.point = nn.Conv2d(8, 8, 1)
-        self.head = nn.Linear(8, 4)
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU6())
+        self.depthwise = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, groups=width), nn.ReLU())
+        self.point = nn.Conv2d(width, width, 1)
+        self.head = nn.Linear(width, 4)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.stem(image)
@@ -25,7 +25,7 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, width: int = 8) -> Path:
     """Writes `model.pt2`, `weights.pt`, `pickled.pt`, `calib.npz` and `eval.npz`."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def make(folder: Path) -> Path:
         return images[:, None].astype(np.float32), labels
 
     x, y = samples(512)
-    net = Net()
+    net = Net(width)
     optimizer = torch.optim.Adam(net.parameters(), 0.02)
     for _ in range(40):
         optimizer.zero_grad()

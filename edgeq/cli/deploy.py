@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgeq.cli import options as o
+from edgeq.cli.deploy_fleet import deploy_fleet
 from edgeq.cli.outcome import conclude, limits_from
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -26,7 +27,7 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A plan of `edgeq plan`; target and data are those that it was made with, if not given.",
+            help="A plan or a fleet of `edgeq plan`; target and data are those that it was made with, if not given.",
         ),
     ] = None,
     evaluation: o.Evaluation = None,
@@ -67,7 +68,24 @@ def deploy(
     """
     made = None
     if plan is not None:
+        from edgeq.planning.fleet_file import is_fleet
         from edgeq.planning.plan import read_plan
+
+        if is_fleet(plan):
+            single = {"--target": target, "--device": device, "--profile": profile, "--io": io}
+            if format is not o.FormatChoice.auto:
+                single["--format"] = format
+            how: dict[str, Any] = {
+                "out": out,
+                "threads": threads,
+                "inputs": inputs,
+                "arch": arch,
+                "trust_pickle": trust_pickle,
+                "overwrite": overwrite,
+            }
+            data = {"calibration": calib, "evaluation": evaluation, "preprocess": preprocess, "metric": metric}
+            limits_told = (max_drop, max_latency, max_size, min_speedup, allow_slower)
+            return deploy_fleet(shell, model, plan, single, data, limits_told, how)
 
         made = read_plan(plan)
         target = target or made.target

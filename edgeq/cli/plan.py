@@ -1,23 +1,21 @@
-"""`edgeq plan`: the best plan within limits."""
+"""`edgeq plan`: the best plan within limits for one target, or with several the fewest artefacts for all of them."""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from edgeq.cli import options as o
 from edgeq.cli.outcome import limits_from
+from edgeq.cli.plan_check import plan_check
+from edgeq.cli.plan_fleet import limits_by_target, plan_fleet
+from edgeq.cli.plan_front import plan_front
+from edgeq.cli.plan_show import show_plan
 from edgeq.cli.shell import Shell
-from edgeq.cli.tables import table as _table
 from edgeq.errors import GateError, UsageError
-
-if TYPE_CHECKING:
-    from edgeq.planning.plan import Compiled, ModelledBy, Plan, Planned, Proof
 
 
 class Minimize(str, Enum):
@@ -38,9 +36,15 @@ def plan(
         ),
     ] = None,
     target: Annotated[
-        str | None,
-        typer.Option("--target", metavar="T", help="What to plan for: a name from `edgeq targets`, or a .toml file."),
-    ] = None,
+        list[str],
+        typer.Option(
+            "--target",
+            metavar="T",
+            help="What to plan for: a name from `edgeq targets`, or a .toml file. "
+            "Given several times: the fewest artefacts that serve all of them.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
     calib: o.Calibration = None,
     evaluation: o.Evaluation = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the plan is written.")] = Path(
@@ -80,25 +84,29 @@ def plan(
     """Find the best plan that the device allows: measured costs, measured sensitivity, solved, built and proved.
 
     A device that cannot be timed here is modelled from its profile, and what is modelled is never called held.
+    With several targets: a plan for each, and of all of them the fewest artefacts that serve every target.
 
     Exit codes: 0 done and all limits held that can be judged here; 2 wrong use;
     3 a limit cannot be held (the best plan is written);
     4 not supported; 5 device or runtime failed.
     """
+    several = len(target) > 1
+    single = {"--check": check, "--pareto": pareto, "--device": device, "--profile": profile}
+    if several and (told := [option for option, value in single.items() if value is not None]):
+        raise UsageError(f"{told[0]} goes with one target, not with {len(target)}", remedy="give --target once")
     if check is not None:
-        return _check(shell, check, target)
+        return plan_check(shell, check, target[0] if target else None)
     for value, option in ((model, "MODEL"), (target, "--target"), (calib, "--calib"), (evaluation, "--eval")):
-        if value is None:
+        if not value:
             raise UsageError(f"{option} is missing", remedy="see edgeq plan --help")
-    assert model is not None and target is not None and calib is not None and evaluation is not None
+    assert model is not None and calib is not None and evaluation is not None
     if pareto is not None and (max_drop or max_latency or max_size):
         raise UsageError("a front has no limits", remedy="leave --pareto or the limits away")
-    limits = limits_from(max_drop, max_latency, max_size, None, True)
+    if several:
+        limits: Any = limits_by_target(target, max_drop, max_latency, max_size)
+    else:
+        limits = limits_from(max_drop, max_latency, max_size, None, True)
     with shell.stages() as stages:
-        import json
-
-        from edgeq.files import atomic_write
-        from edgeq.planning.planner import plan as find
         from edgeq.planning.rules import read_rules
 
         ruled = read_rules(rules) if rules else []
@@ -107,14 +115,11 @@ def plan(
                 "there is no such folder", where=str(out.parent), remedy="make it, or choose another --out"
             )
         how: dict[str, Any] = {
-            "target": target,
             "calibration": calib,
             "evaluation": evaluation,
             "format": format.value,
             "preprocess": preprocess,
             "metric": metric,
-            "device": device,
-            "profile": profile,
             "threads": threads,
             "inputs": inputs,
             "arch": arch,
@@ -122,12 +127,24 @@ def plan(
             "rules": ruled,
             "progress": stages,
         }
+        if several:
+            how |= {"targets": target, "minimize": minimize.value, "limits": limits}
+            return plan_fleet(shell, out, model, how)
+        how |= {"target": target[0], "device": device, "profile": profile}
         if pareto is not None:
-            return _front(shell, out, model, pareto, minimize, how)
-        found = find(model, minimize=minimize.value, limits=limits, **how)
-        atomic_write(out, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
+            return plan_front(shell, out, model, pareto, minimize.value, how)
+        return _plan_one(shell, out, model, how | {"minimize": minimize.value, "limits": limits})
+
+
+def _plan_one(shell: Shell, out: Path, model: str, how: dict[str, Any]) -> int:
+    from edgeq.files import write_json
+    from edgeq.planning.explain import guiltiest
+    from edgeq.planning.planner import plan as find
+
+    found = find(model, **how)
+    write_json(out, found)
     if not shell.quiet:
-        _show(shell, found, out)
+        show_plan(shell, found, out)
     if shell.json:
         shell.document(found)
     planned = found.planned
@@ -144,8 +161,6 @@ def plan(
                 remedy=f"allow {planned.size} bytes, or a larger drop",
             )
         )
-    from edgeq.planning.explain import guiltiest
-
     return shell.tell(
         GateError(
             "no plan that was built holds every limit; the best one is written",
@@ -153,136 +168,3 @@ def plan(
             remedy=f"loosen a limit; most of what is lost comes from {', '.join(guiltiest(found)) or 'no layer'}",
         )
     )
-
-
-def _front(shell: Shell, out: Path, model: str, points: int, minimize: Minimize, how: dict[str, Any]) -> int:
-    import json
-
-    from edgeq.files import atomic_write
-    from edgeq.planning.front import front
-    from edgeq.report.html import render_front
-
-    if minimize in (Minimize.loss, Minimize.energy):
-        raise UsageError("a front is over latency or size", remedy="choose --minimize latency or size")
-    found = front(model, points=points, over="size" if minimize is Minimize.size else "latency", **how)
-    atomic_write(out, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
-    for number, point in enumerate(found.points, start=1):
-        plan_file = out.with_name(f"{out.stem}.{number}.json")
-        atomic_write(plan_file, json.dumps(point.plan.model_dump(mode="json"), indent=2) + "\n")
-    page = out.with_suffix(".html")
-    atomic_write(page, render_front(found))
-    if not shell.quiet:
-        table = _table("plan", found.over, f"drop of {found.metric}", "interval", "file")
-        for number, point in enumerate(found.points, start=1):
-            interval = "" if point.drop_low is None else f"{point.drop_low:.2f} to {point.drop_high:.2f}"
-            name = Text(point.name, "bold" if point.on_front else "dim")
-            cost = _cost(found.over, point.value)
-            table.add_row(name, cost, f"{point.drop:.2f}", interval, f"{out.stem}.{number}.json")
-        shell.console.print(table)
-        shell.console.print(Text(f"{out}  {page}"), soft_wrap=True)
-    if shell.json:
-        shell.document(found)
-    return 0
-
-
-def _check(shell: Shell, path: Path, target: str | None) -> int:
-    from edgeq.planning.explain import recost
-    from edgeq.planning.plan import read_plan
-    from edgeq.registry.load import load_target
-
-    found = recost(read_plan(path), load_target(target) if target else None)
-    if shell.json:
-        shell.document(found)
-    else:
-        for note in found.notes:
-            shell.console.print(Text(f"note: {note}"), soft_wrap=True)
-        for fault in found.faults:
-            shell.console.print(Text(fault), soft_wrap=True)
-        if not found.faults:
-            table = _table("", "this plan", "as it was planned")
-            for measure, value in found.costs.items():
-                before = _cost(measure, found.before.get(measure, 0.0))
-                table.add_row(_label(measure, found.latency_from), _cost(measure, value), before)
-            shell.console.print(table)
-            shell.console.print("predicted from the plan's own costs; edgeq deploy --plan measures it")
-    return UsageError.exit_code if found.faults else 0
-
-
-def _show(shell: Shell, found: Plan, out: Path) -> None:
-    planned, console = found.planned, shell.console
-    assert planned is not None
-    kinds: dict[str, int] = {}
-    for layer in found.layers:
-        kinds[layer.choice] = kinds.get(layer.choice, 0) + 1
-    console.print(Text.assemble((f"{found.format} in {found.runtime}", "bold"), f": {_verdict(planned)}"))
-    console.print(Text(", ".join(f"{count} layers {choice}" for choice, count in sorted(kinds.items()))))
-    console.print(_costs(planned))
-    if planned.proof is not None:
-        for name, seconds in planned.proof.latency_of.items():
-            what = "the preferred kernels everywhere" if name == "preferred" else f"{name}, in turns"
-            console.print(Text(f"{what}: {_cost('latency', seconds)}{_times(planned.proof, seconds)}"))
-    if planned.compiled is not None:
-        console.print(Text(_compiler(planned.compiled)), soft_wrap=True)
-    how = f"{planned.method}, within {100 * planned.gap:.2g} % of the best predicted" if planned.gap else planned.method
-    done = "built and measured" if planned.proof is not None else "built, none of them run"
-    console.print(Text(f"{planned.minimize} minimized: {how}; {len(planned.attempts)} {done}"))
-    if found.float_precision != "float32":
-        console.print(Text(f"what is in float computes in {found.float_precision}: a setting of {found.runtime}"))
-    for note in planned.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
-    console.print(Text(f"{out}  (edgeq explain, edgeq deploy --plan)"), soft_wrap=True)
-
-
-def _verdict(planned: Planned) -> str:
-    if not planned.held:
-        return "a limit was missed"
-    if planned.proof is None:
-        return "not validated"
-    return "every limit held" + (" that can be judged here" if planned.unvalidated else "")
-
-
-def _costs(planned: Planned) -> Table:
-    """What was predicted beside what was measured; what is modelled says so in its own row."""
-    proof = planned.proof
-    table = _table("", "predicted", "built" if proof is None else "measured")
-    measured = {"latency": proof.latency if proof is not None else None, "size": planned.size}
-    for measure, value in planned.predicted.items():
-        known = measured.get(measure)
-        row = _label(measure, planned.latency_from, planned.latency_by)
-        table.add_row(row, _cost(measure, value), "" if known is None else _cost(measure, known))
-    if planned.peak_memory is not None:
-        table.add_row("activations, peak (from the schedule)", _cost("size", planned.peak_memory), "")
-    if proof is not None and proof.drop is not None:
-        interval = f" ({proof.drop_low:.2f} to {proof.drop_high:.2f})" if proof.drop_low is not None else ""
-        table.add_row(f"drop of {proof.metric}", "", f"{proof.drop:.2f}{interval}")
-    return table
-
-
-def _label(measure: str, latency_from: str | None, by: ModelledBy | None = None) -> str:
-    if measure == "energy":
-        return "energy (modelled)"
-    if measure == "latency" and latency_from == "modelled":
-        return f"latency (modelled by {by.by})" if by is not None else "latency (modelled)"
-    return measure
-
-
-def _compiler(compiled: Compiled) -> str:
-    left = f"; left to the CPU: {', '.join(compiled.left_to_cpu)}" if compiled.left_to_cpu else "; nothing on the CPU"
-    return (
-        f"the plan's file as {compiled.by} compiles it (modelled): {_cost('latency', compiled.seconds)}, "
-        f"SRAM {_cost('size', compiled.sram)}, other memory {_cost('size', compiled.flash)}{left}"
-    )
-
-
-def _times(proof: Proof, seconds: float) -> str:
-    return f", {seconds / proof.latency:.2f}x the plan's" if proof.latency else ""
-
-
-def _cost(measure: str, value: float) -> str:
-    from edgeq.report.wording import bytes_text, joules_text, seconds_text
-
-    if measure == "latency":
-        return seconds_text(value)
-    if measure == "energy":
-        return joules_text(value)
-    return bytes_text(round(value)) if measure == "size" else f"{value:.3g}"

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-import torch
 
 from edgeq.cache import Entry
 from edgeq.devices import Device
 from edgeq.export.artifact import Exporter
-from edgeq.numerics import QParams, Scheme
-from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import build_all, observe, probing_plans
 from edgeq.planning.estimates import modelled, modelled_energy
-from edgeq.planning.ladder import Ladder, uniform
+from edgeq.planning.ladder import Ladder
+from edgeq.planning.losses import measure_losses, pack_ranges, unpack_ranges
 from edgeq.planning.plan import FloatPrecision, ModelledBy
-from edgeq.planning.problem import predicted_losses, state
-from edgeq.planning.sensitivity import contenders, measure_alone, measure_sensitivity
+from edgeq.planning.problem import state
 from edgeq.planning.size import fit_sizes
 from edgeq.planning.solver import Boundary, Need, Problem
 from edgeq.planning.timing import Timing, fit
 from edgeq.prepare import Job
-from edgeq.quantization.activations import QuantizedTensor, Ranges
-from edgeq.quantization.quantize import quantize_model
-from edgeq.registry.schema import Profile, Runtime
+from edgeq.quantization.activations import Ranges
+from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
 
 COSTS_VERSION = 6
@@ -63,34 +56,11 @@ class Costs:
     measured: int
 
 
-def measure_costs(
-    job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder, profile: Profile | None = None
-) -> Costs:
-    """One pass for the losses, a few builds for times and sizes; what cannot be timed is modelled.
-
-    Args:
-        profile: the device to model, where there is one.
-    """
-    clock, model, device = job.clock, job.model, job.device
+def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder) -> Costs:
+    """One pass for the losses, a few builds for times and sizes; what cannot be timed is modelled."""
+    clock, model, device, profile = job.clock, job.model, job.device, job.profile
     found_edges = edges(model, runtime)
-    ranges: Ranges = {}
-    with clock.stage(f"sensitivity for {runtime.name}") as steps:
-        kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
-        alternatives = {
-            name: quantize_model(
-                model, runtime, job.calibration, job.impact, choices=uniform(options, name), ranges=ranges
-            )
-            for name in kernels
-        }
-        sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps)
-        predicted = predicted_losses(model, runtime, options, sensitivity)
-        # a layer without weights has one and the same rounding whatever the other layers choose
-        able = {
-            (name, choice): value
-            for (name, choice), value in predicted.items()
-            if name in alternatives[choice].assignment.kernels
-        }
-        measured = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able))
+    losses = measure_losses(job, runtime, options)
     with clock.stage(f"builds for {runtime.name}") as steps:
         plans = probing_plans(model.groups, options, found_edges)
         built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps)
@@ -117,27 +87,26 @@ def measure_costs(
             runtime,
             options,
             found_edges,
-            sensitivity,
+            losses.sensitivity,
             {
                 measure: tables[precision]
                 for measure, tables in (("latency", latencies), ("energy", estimates.energy))
                 if precision in tables
             },
             sizes,
-            measured,
+            losses.measured,
         )
         for precision in (list(latencies or estimates.energy) or FLOATS)
     }
-    correlation = rank_correlation([predicted[key] for key in measured], list(measured.values()))
     return Costs(
         problems,
         "measured" if timings else "modelled" if estimates.latency else None,
         estimates.latency_by,
         estimates.energy_by,
         estimates.notes,
-        ranges,
-        correlation,
-        len(measured),
+        losses.ranges,
+        losses.correlation,
+        len(losses.measured),
     )
 
 
@@ -145,14 +114,6 @@ def precisions(runtime: Runtime, device: Device) -> list[FloatPrecision]:
     """What a runtime may compute in on this device where layers stay in float."""
     able = runtime_info(runtime.name).baselines(device.environment(runtime.name))
     return ["float32", *(p for p in runtime.float_alternatives if p in able)]
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's, the correlation of the ranks; None for fewer than three pairs."""
-    if len(first) < 3:
-        return None
-    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
-    return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
 def pack_costs(found: Costs) -> Entry:
@@ -165,20 +126,13 @@ def pack_costs(found: Costs) -> Entry:
             "notes": list(found.notes),
             "correlation": found.correlation,
             "measured": found.measured,
-            "ranges": [
-                [estimator, asdict(scheme), fixed, list(names), _pack_tensor(tensor)]
-                for (estimator, scheme, fixed, names), tensor in found.ranges.items()
-            ],
+            "ranges": pack_ranges(found.ranges),
         }
     )
 
 
 def unpack_costs(entry: Entry) -> Costs:
     values = entry.values
-    ranges = {
-        (estimator, Scheme(**scheme), fixed, tuple(names)): _unpack_tensor(tensor)
-        for estimator, scheme, fixed, names, tensor in values["ranges"]
-    }
     problems = {precision: _unpack_problem(kept) for precision, kept in values["problems"].items()}
     latency_by, energy_by = (
         None if (kept := values[name]) is None else ModelledBy.model_validate(kept)
@@ -190,7 +144,7 @@ def unpack_costs(entry: Entry) -> Costs:
         latency_by,
         energy_by,
         tuple(values["notes"]),
-        ranges,
+        unpack_ranges(values["ranges"]),
         values["correlation"],
         values["measured"],
     )
@@ -222,19 +176,3 @@ def _unpack_problem(kept: dict[str, Any]) -> Problem:
         (),
         kept["fixed"],
     )
-
-
-def _pack_tensor(tensor: QuantizedTensor) -> list[object]:
-    q = tensor.q
-    grid = [asdict(q.scheme), float(q.scale), int(q.zero_point)]
-    return [*grid, tensor.low, tensor.high, tensor.estimator, tensor.share, tensor.reason]
-
-
-def _unpack_tensor(kept: list[object]) -> QuantizedTensor:
-    scheme, scale, zero_point, low, high, estimator, share, reason = kept
-    q = QParams(
-        Scheme(**scheme),  # type: ignore[arg-type]
-        torch.tensor(scale, dtype=torch.float32),
-        torch.tensor(zero_point, dtype=torch.int32),
-    )
-    return QuantizedTensor(q, low, high, estimator, share, reason)  # type: ignore[arg-type]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgeq.cache import open_cache
+from edgeq.case import Case, load_model
 from edgeq.data.dataset import Dataset
 from edgeq.errors import UsageError
-from edgeq.model.kept import load_kept
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT, assign
 from edgeq.planning.explain import runtime_of
 from edgeq.planning.ladder import ladder
 from edgeq.planning.plan import Plan, refuse_other
 from edgeq.planning.rules import apply_rules
-from edgeq.prepare import Job, prepare
+from edgeq.prepare import Aim, Job, prepare
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime, Target
@@ -51,33 +52,18 @@ def job_of(
     data = calibration if calibration is not None else given.calibration if given else None
     if data is None:
         raise UsageError("--calib is missing", remedy="the plan does not say what it was made from: give --calib")
+    how = preprocess if preprocess is not None else given.preprocess if given else None
     aim = target or load_target(plan.target)
     runtime = runtime_of(plan, aim)
+    case = Case(model, data, preprocess=how, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
     clock = Clock(progress or Silent())
+    cache = open_cache(clock.progress.note)
     with clock.stage("model"):  # first of all: data of another model would be blamed for not fitting this one
-        if isinstance(model, Model):
-            net = model
-        elif arch is None and not trust_pickle:
-            net = load_kept(Path(model), inputs, open_cache(clock.progress.note))
-        else:
-            net = load(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
+        net = load_model(case, cache)
         refuse_other(plan, model_hash=net.sha256, layers=[group.name for group in net.groups])
-    return prepare(
-        net,
-        aim,
-        [runtime],
-        clock,
-        calibration=data,
-        evaluation=None,
-        preprocess=preprocess if preprocess is not None else given.preprocess if given else None,
-        metric=None,
-        limits=Limits(),
-        device=None,
-        threads=1,
-        inputs=inputs,
-        arch=arch,
-        trust_pickle=trust_pickle,
-    )
+    nowhere = Aim(aim, [runtime], "nothing is run", None, 1, Limits())
+    (job,) = prepare(replace(case, model=net), [nowhere], clock, cache)
+    return job
 
 
 def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from edgeq.case import Case
 from edgeq.data.dataset import Dataset
 from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
@@ -21,11 +22,10 @@ from edgeq.planning.plan import Plan
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, prove, searches, solve_within, written
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
-from edgeq.prepare import Job, prepare, runtimes_for
+from edgeq.prepare import Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
-from edgeq.registry.load import load_target, profile_of
+from edgeq.registry.load import load_target
 from edgeq.registry.schema import Format, RuntimeName
-from edgeq.validation.gates import Limits
 from edgeq.validation.metric import Metric
 
 WORST = 0.5
@@ -96,33 +96,17 @@ def front(
 
     The other arguments and the errors are those of `edgeq.planning.planner.plan`.
     """
-    aim = load_target(target)
-    modelled = profile_of(aim, profile)
-    runtimes = runtimes_for(aim, format)
-    if len(runtimes) != 1 or points < 1:
+    aim = take_aim(load_target(target), format, device=device, profile=profile, threads=threads)
+    if len(aim.runtimes) != 1 or points < 1:
         raise UsageError("a front is of one format, and has points", remedy="choose --format onnx, openvino or tflite")
-    job = prepare(
-        model,
-        aim,
-        runtimes,
-        Clock(progress or Silent()),
-        calibration=calibration,
-        evaluation=evaluation,
-        preprocess=preprocess,
-        metric=metric,
-        limits=Limits(),
-        device=device,
-        threads=threads,
-        inputs=inputs,
-        arch=arch,
-        trust_pickle=trust_pickle,
-    )
+    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
+    (job,) = prepare(case, [aim], Clock(progress or Silent()))
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
         exporter = Exporter(job.model, Path(scratch), job.cache)
         folder = Path(scratch) / "front"
         folder.mkdir()
         plans: dict[str, Plan] = {}
-        for search in searches(job, runtimes[0], exporter, folder, over, rules, modelled):
+        for search in searches(job, aim.runtimes[0], exporter, folder, over, rules):
             if search.where is None:
                 raise UsageError(f"a front is measured, and {job.device}", remedy="plan without --pareto")
             if over == "latency" and search.costs.latency_from != "measured":
@@ -197,7 +181,3 @@ def _front(job: Job, plans: dict[str, Plan], over: Literal["latency", "size"]) -
         metric=next(iter(proofs.values())).metric,
         points=points,
     )
-
-
-def _better(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one != other and one[0] <= other[0] and one[1] <= other[1]

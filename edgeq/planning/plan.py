@@ -231,6 +231,8 @@ def read_plan(path: Path) -> Plan:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         line = getattr(error, "lineno", 1)
         raise UsageError("is not a plan: no valid JSON", where=f"{path}:{line}", remedy="see edgeq plan") from error
+    if isinstance(content, dict) and content.get("kind") == "edgeq.fleet":
+        raise UsageError("is a fleet, not a plan", where=str(path), remedy="give one of the plans that stand beside it")
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != 2:
         raise UsageError(

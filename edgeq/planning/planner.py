@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from edgeq.case import Case, given
 from edgeq.data.dataset import Dataset
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.export.artifact import Exporter
@@ -24,7 +24,6 @@ from edgeq.planning.budget import allowed_damage
 from edgeq.planning.ladder import uniform
 from edgeq.planning.plan import (
     Attempt,
-    Given,
     Plan,
     Proof,
 )
@@ -32,9 +31,9 @@ from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, best_of, best_proof, held, prove, rank, searches, written
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
 from edgeq.planning.unproved import without_proof
-from edgeq.prepare import Job, float_answers, prepare, runtimes_for
+from edgeq.prepare import Job, answered, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
-from edgeq.registry.load import load_target, profile_of
+from edgeq.registry.load import load_target
 from edgeq.validation.accuracy import compare, quick_drop
 from edgeq.validation.gates import Limits, drop_limit
 from edgeq.validation.metric import Metric
@@ -90,28 +89,11 @@ def plan(
     """
     if minimize not in ("latency", "size", "loss", "energy"):
         raise UsageError(f"cannot minimize {minimize!r}", remedy="choose latency, size, loss or energy")
-    aim = load_target(target)
-    modelled = profile_of(aim, profile)
-    job = prepare(
-        model,
-        aim,
-        runtimes_for(aim, format),
-        Clock(progress or Silent()),
-        calibration=calibration,
-        evaluation=evaluation,
-        preprocess=preprocess,
-        metric=metric,
-        limits=limits or Limits(),
-        device=device,
-        threads=threads,
-        inputs=inputs,
-        arch=arch,
-        trust_pickle=trust_pickle,
-    )
-    if not job.reference and job.evaluation is not None and job.limits.max_drop is not None:
-        # nothing can be run, but a drop still has to be put into the loss that it allows
-        with job.clock.stage("float model") as steps:
-            job = replace(job, reference=float_answers(job.model, job.evaluation, job.cache, steps))
+    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
+    aim = take_aim(load_target(target), format, device=device, profile=profile, threads=threads, limits=limits)
+    (job,) = prepare(case, [aim], Clock(progress or Silent()))
+    if job.limits.max_drop is not None:
+        job = answered(job)  # a drop has to be put into the loss that it allows, also where nothing can be run
     found: list[Plan] = []
     errors: list[EdgeqError] = []
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
@@ -120,8 +102,8 @@ def plan(
             folder = Path(scratch) / f"runtime{number}"
             folder.mkdir()
             try:
-                every = searches(job, runtime, exporter, folder, minimize, rules, modelled)
-                found.append(min(map(_search, every), key=partial(rank, in_turns=True)))
+                every = searches(job, runtime, exporter, folder, minimize, rules)
+                found.append(min(map(find, every), key=partial(rank, in_turns=True)))
             except EdgeqError as error:
                 if len(job.runtimes) == 1:
                     raise
@@ -130,16 +112,16 @@ def plan(
     if not found:
         raise errors[0]
     best = min(found, key=rank)
-    given = Given(
-        calibration=str(calibration) if isinstance(calibration, str | Path) else job.calibration_data.source,
-        evaluation=str(evaluation) if isinstance(evaluation, str | Path) else None,
-        preprocess=preprocess,
-        metric=metric if isinstance(metric, str) else None,
-    )
-    return best.model_copy(update={"given": given, "rules": list(rules)})
+    return best.model_copy(update={"given": given(case, job.calibration_data), "rules": list(rules)})
 
 
-def _search(search: Search) -> Plan:
+def find(search: Search) -> Plan:
+    """The best plan of one search, proved where that can be done; where a limit cannot be held, the best of those that
+    were built.
+
+    Raises:
+        GateError: no plan can hold the limits by prediction; nothing was built.
+    """
     job, problem, notes = search.job, search.problem, list(search.notes)
     preferred = uniform(search.allowed)
     everywhere = cost_of(problem, preferred)

@@ -271,7 +271,7 @@ def _integers(scaled: _Scaled, gap: float, seconds: float) -> _Answer:
         return _Answer("time limit", None, -inf)
     lower = np.zeros(len(scaled.upper))
     lower[-1] = 1.0
-    with _muted():
+    with muted():
         result = milp(
             scaled.objective,
             integrality=np.arange(len(lower)) < scaled.whole,
@@ -289,7 +289,7 @@ def _integers(scaled: _Scaled, gap: float, seconds: float) -> _Answer:
 
 
 @contextmanager
-def _muted() -> Iterator[None]:
+def muted() -> Iterator[None]:
     """Keeps a line away that HiGHS 1.12 (in scipy 1.17) still prints for its authors, past Python to descriptor 1.
 
     What other threads print meanwhile is lost as well.

@@ -146,18 +146,14 @@ def searches(
     folder: Path,
     minimize: str,
     rules: Sequence[Rule],
-    profile: Profile | None = None,
 ) -> list[Search]:
     """One search for each precision that the runtime may compute in where layers stay in float, with costs that are
     measured, or modelled where there is no clock.
 
-    Args:
-        profile: the device to model where it cannot be timed.
-
     Raises:
         UsageError: the device is not set up, or what is to be minimized or limited is not known of it.
     """
-    model, device = job.model, job.device
+    model, device, profile = job.model, job.device, job.profile
     assert job.evaluation is not None
     if not isinstance(device, Device) and job.target.execution != "none" and runtime.name in RUNTIMES:
         raise UsageError(f"a plan for {runtime.name} cannot be proved here: {device}", remedy="choose another target")
@@ -179,7 +175,7 @@ def searches(
         job.cache,
         "costs",
         key,
-        lambda: measure_costs(job, runtime, exporter, folder, options, profile),
+        lambda: measure_costs(job, runtime, exporter, folder, options),
         pack_costs,
         unpack_costs,
     )

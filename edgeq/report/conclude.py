@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import edgeq
 from edgeq.data.dataset import Dataset
 from edgeq.errors import EdgeqError
-from edgeq.files import atomic_write, sha256_file
+from edgeq.files import atomic_write, sha256_file, write_json
 from edgeq.lock import Golden, versions_now, write_lock
 from edgeq.model.model import Model
 from edgeq.planning.plan import Plan
@@ -137,12 +136,10 @@ def write_build(
     for one in kept:
         assert one.plan is not None
         name = "plan.json" if one.build.format == report.chosen else f"plan.{one.build.format}.json"
-        atomic_write(folder / name, json.dumps(one.plan.model_dump(mode="json"), indent=2) + "\n")
+        write_json(folder / name, one.plan)
         plans[one.build.format] = sha256_file(folder / name)
         files += [name, *one.build.files]
-    atomic_write(folder / "report.json", report.model_dump_json(indent=2) + "\n")
-    write_html(report, folder / "report.html")
-    write_junit(report, folder / "report.junit.xml")
+    write_reports(folder, report)
     run = [b for b in kept if b.outputs]
     golden = None
     if run and evaluation is not None:
@@ -155,6 +152,13 @@ def write_build(
     data = {k.removesuffix("_sha256"): str(v) for k, v in report.data.items() if k.endswith("_sha256")}
     versions = versions_now(VERSIONED)
     write_lock(folder, model=report.model_hash, data=data, plans=plans, files=files, versions=versions, golden=golden)
+
+
+def write_reports(folder: Path, report: Report) -> None:
+    """The report for programs, for people and for continuous integration."""
+    atomic_write(folder / "report.json", report.model_dump_json(indent=2) + "\n")
+    write_html(report, folder / "report.html")
+    write_junit(report, folder / "report.junit.xml")
 
 
 def _verdict_text(best: Build, failed: Sequence[str]) -> str:

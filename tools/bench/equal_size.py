@@ -10,18 +10,18 @@ import random
 import tempfile
 from pathlib import Path
 
+from edgeq.case import Case
 from edgeq.devices import Candidate, Device
 from edgeq.export.artifact import Exporter
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.costs import measure_costs
 from edgeq.planning.ladder import ladder, uniform
 from edgeq.planning.solver import Problem, cost_of, solve
-from edgeq.prepare import prepare, runtimes_for
+from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
 from edgeq.validation.accuracy import compare
-from edgeq.validation.gates import Limits
 from edgeq.validation.measure import answers, ends_of
 
 
@@ -35,13 +35,9 @@ def main() -> None:
     parser.add_argument("--share", type=float, action="append", help="of the size of INT8 everywhere")
     parser.add_argument("--random", type=int, default=5)
     given = parser.parse_args()
-    target = load_target(given.target)
-    runtimes = runtimes_for(target, given.format)
-    job = prepare(
-        given.model, target, runtimes, Clock(Silent()), calibration=given.calib, evaluation=given.eval, preprocess=None,
-        metric=None, limits=Limits(), device=None, threads=1, inputs=(), arch=None, trust_pickle=False,
-    )  # fmt: skip
-    runtime, model, device = runtimes[0], job.model, job.device
+    aim = take_aim(load_target(given.target), given.format)
+    (job,) = prepare(Case(given.model, given.calib, given.eval), [aim], Clock(Silent()))
+    runtime, model, device = job.runtimes[0], job.model, job.device
     assert isinstance(device, Device) and job.evaluation is not None
     offered = ladder(model, runtime, job.calibration.histograms)
     options = {name: tuple(c for c in found if c != FLOAT) or found for name, found in offered.items()}
@@ -49,7 +45,7 @@ def main() -> None:
         exporter = Exporter(model, Path(scratch), job.cache)
         (Path(scratch) / "table").mkdir()
         costs = measure_costs(job, runtime, exporter, Path(scratch) / "table", offered)
-        whole = costs.problem
+        whole = costs.problems["float32"]
         left = {n: {c: whole.options[n][c] for c in found} for n, found in options.items()}
         problem = Problem(left, whole.boundaries, whole.needs, (), whole.fixed)
 

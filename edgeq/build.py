@@ -1,0 +1,111 @@
+"""One artefact: written and audited for one runtime, then judged on a device. What `deploy` does for each format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.devices import Candidate, Device
+from edgeq.export.artifact import Exporter
+from edgeq.export.audit import audit, confirm
+from edgeq.planning.describe import describe
+from edgeq.planning.plan import FloatPrecision, Plan, run_options
+from edgeq.prepare import Job
+from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.registry.schema import Runtime
+from edgeq.report.build import describe_build
+from edgeq.report.conclude import Built
+from edgeq.report.layers import layer_table
+from edgeq.report.schema import Audit, Layer
+from edgeq.validation.measure import ends_of, measure
+
+
+@dataclass(frozen=True)
+class Written:
+    """An artefact that nobody has run yet.
+
+    Attributes:
+        files: the one that a runtime opens first, then its companions.
+        baseline: the files of the float model in the same format.
+        audit: the files against what was to be written.
+    """
+
+    quantized: Quantized
+    files: list[Path]
+    baseline: list[Path]
+    audit: Audit
+    layers: list[Layer]
+    plan: Plan
+
+
+def write(
+    job: Job,
+    runtime: Runtime,
+    exporter: Exporter,
+    folder: Path,
+    choices: Mapping[str, str] | None,
+    precision: FloatPrecision,
+) -> Written:
+    """Quantizes, writes and audits one format.
+
+    Args:
+        choices: by layer; the runtime's preferred kernels if None.
+        precision: what the runtime is to compute in where layers are in float.
+
+    Raises:
+        UnsupportedError: the format cannot hold the model.
+        AuditError: the file is not what was planned.
+    """
+    net = job.model
+    with job.clock.stage(f"quantize for {runtime.name}"):
+        quantized = quantize_model(net, runtime, job.calibration, job.impact, choices=choices)
+    with job.clock.stage(f"export {runtime.format}"):
+        files = exporter.write(quantized, folder)
+        audited = audit(net, quantized, exporter.read_back(quantized, files[0]))
+        baseline = exporter.float_model(runtime.format)
+    with job.clock.stage("layer errors (simulated)"):
+        layers = layer_table(net, quantized, job.calibration_data)
+    plan = describe(net, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=precision)
+    return Written(quantized, files, baseline, audited, layers, plan)
+
+
+def judge(job: Job, runtime: Runtime, written: Written) -> Built:
+    """Measures an artefact where the job's device is, if there is one, and holds it against the job's limits.
+
+    Args:
+        runtime: what runs it there.
+
+    Raises:
+        DeviceError: the device or the runtime failed.
+        AuditError: the runtime did not run on integers what the file holds as integers.
+    """
+    net, quantized, audited, measured = job.model, written.quantized, written.audit, None
+    if isinstance(job.device, Device) and job.evaluation is not None:
+        with job.clock.stage(f"validate in {runtime.name}") as steps:
+            measured = measure(
+                Candidate(written.files[0], runtime.name, run_options(written.plan.float_precision)),
+                written.baseline[0],
+                job.device,
+                job.evaluation,
+                job.reference,
+                ends_of(net, quantized),
+                metric=job.metric,
+                threads=job.threads,
+                progress=steps,
+            )
+        audited = confirm(net, quantized, audited, measured.placements)
+    build = describe_build(
+        runtime,
+        job.device,
+        written.files,
+        measured,
+        job.limits,
+        float_files=written.baseline,
+        audit=audited,
+        layers=written.layers,
+        precision=written.plan.float_precision,
+    )
+    outputs = [quantized.activations[n].q if n in quantized.activations else None for n in net.output_nodes]
+    steps_of = [None if q is None else float(q.scale) for q in outputs]
+    return Built(build, written.plan, measured.outputs if measured else [], steps_of)

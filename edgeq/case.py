@@ -1,0 +1,113 @@
+"""A case: a model, the data that it is calibrated and judged by, and how to read them. What a user gives, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from edgeq.cache import Cache
+from edgeq.data.dataset import Dataset, overlap
+from edgeq.data.load import load_data
+from edgeq.model.kept import load_kept
+from edgeq.model.model import Model, load
+from edgeq.planning.plan import Given
+from edgeq.progress import Clock
+from edgeq.validation.accuracy import check_labels
+from edgeq.validation.metric import Metric, load_metric
+
+FEW_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """As the user gives it; the same arguments as those of `edgeq.deploy`."""
+
+    model: str | Path | torch.nn.Module | Model
+    calibration: str | Path | Dataset
+    evaluation: str | Path | Dataset | None = None
+    preprocess: str | None = None
+    metric: str | Metric | None = None
+    inputs: Sequence[str] = ()
+    arch: str | None = None
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The same, read and checked.
+
+    Attributes:
+        warnings: what the user should know.
+    """
+
+    model: Model
+    calibration: Dataset
+    evaluation: Dataset | None
+    metric: Metric | None
+    warnings: list[str]
+
+
+def load_case(case: Case, clock: Clock, cache: Cache) -> Loaded:
+    """Reads model, data and metric.
+
+    Raises:
+        UsageError: wrong arguments or data.
+        UnsupportedError: the model cannot be handled.
+    """
+    metric = load_metric(case.metric) if isinstance(case.metric, str) else case.metric
+    with clock.stage("load"):
+        net = load_model(case, cache)
+        calib = _data(case.calibration, net, case.preprocess, "calibration")
+        evals = None if case.evaluation is None else _data(case.evaluation, net, case.preprocess, "evaluation")
+        warnings = _warnings(net, calib, evals)
+        if evals is not None and evals.labels is not None and metric is None:
+            first = net.nodes[net.output_nodes[0]].meta["val"]
+            check_labels(evals.labels, (len(evals), *first.shape[1:]))
+        for text in warnings:
+            clock.progress.note(text)
+    return Loaded(net, calib, evals, metric, warnings)
+
+
+def given(case: Case, calibration: Dataset) -> Given:
+    """What a plan remembers of a case: names of files, but no values."""
+
+    def named(data: str | Path | Dataset | None) -> str | None:
+        return str(data) if isinstance(data, str | Path) else None
+
+    return Given(
+        calibration=named(case.calibration) or calibration.source,
+        evaluation=named(case.evaluation),
+        preprocess=case.preprocess,
+        metric=case.metric if isinstance(case.metric, str) else None,
+    )
+
+
+def load_model(case: Case, cache: Cache) -> Model:
+    """The model of a case, from the cache if an earlier run read the same file."""
+    if isinstance(case.model, Model):
+        return case.model
+    if isinstance(case.model, str | Path) and case.arch is None and not case.trust_pickle:
+        return load_kept(Path(case.model), case.inputs, cache)
+    return load(case.model, inputs=case.inputs, arch=case.arch, trust_pickle=case.trust_pickle)
+
+
+def _data(
+    data: str | Path | Dataset, model: Model, preprocess: str | None, role: Literal["calibration", "evaluation"]
+) -> Dataset:
+    return data if isinstance(data, Dataset) else load_data(data, model.inputs, preprocess=preprocess, role=role)
+
+
+def _warnings(model: Model, calib: Dataset, evals: Dataset | None) -> list[str]:
+    found = [*model.notes, *calib.notes, *(evals.notes if evals else ())]
+    if evals is not None and (shared := overlap(calib, evals)):
+        found.append(
+            f"{shared} of {len(evals)} evaluation samples are also calibration samples: "
+            "the accuracy is not that of unseen data"
+        )
+    if len(calib) < FEW_SAMPLES:
+        found.append(f"only {len(calib)} calibration samples: ranges may miss what other inputs reach")
+    return found

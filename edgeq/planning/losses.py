@@ -1,0 +1,157 @@
+"""What each choice of a runtime loses, on the calibration data: it depends on the runtime's arithmetic alone, so that
+targets and devices that share it share this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeq.cache import Entry, cached, content_key
+from edgeq.numerics import QParams, Scheme
+from edgeq.planning.assign import FLOAT
+from edgeq.planning.ladder import Ladder, uniform
+from edgeq.planning.problem import predicted_losses
+from edgeq.planning.sensitivity import Choice, Sensitivity, contenders, measure_alone, measure_sensitivity
+from edgeq.prepare import Job
+from edgeq.quantization.activations import QuantizedTensor, Ranges
+from edgeq.quantization.quantize import quantize_model
+from edgeq.registry.schema import Runtime
+
+LOSSES_VERSION = 1
+"""To be raised whenever what is measured, or how it is kept, changes."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one runtime's choices.
+
+    Attributes:
+        sensitivity: of all choices, predicted.
+        measured: of some, by quantizing one layer alone in simulation.
+        ranges: of the activations, which every plan of this runtime shares.
+        correlation: of the ranks of predicted and measured losses, over those that were measured.
+    """
+
+    sensitivity: Sensitivity
+    measured: dict[Choice, float]
+    ranges: Ranges
+    correlation: float | None
+
+
+def measure_losses(job: Job, runtime: Runtime, options: Ladder) -> Losses:
+    """One pass for all choices, then some of them one by one; or what an earlier run kept of it."""
+    return cached(
+        job.cache,
+        "losses",
+        content_key(
+            "losses",
+            LOSSES_VERSION,
+            model=job.model.fingerprint,
+            calibration=job.calibration_data.sha256,
+            runtime=arithmetic(runtime),
+            torch=torch.__version__,
+        ),
+        lambda: _measure(job, runtime, options),
+        _pack,
+        _unpack,
+    )
+
+
+def arithmetic(runtime: Runtime) -> dict[str, Any]:
+    """Of a runtime, what decides which values an artefact stores: not how a target file knows it, nor what runs it."""
+    return runtime.model_dump(
+        mode="json",
+        exclude={
+            "extra": True,
+            "float_alternatives": True,
+            "rounds_float_layers": True,
+            "kernels": {"__all__": {"source", "accumulator"}},
+        },
+    )
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's, the correlation of the ranks; None for fewer than three pairs."""
+    if len(first) < 3:
+        return None
+    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
+
+
+def pack_ranges(ranges: Ranges) -> list[object]:
+    return [
+        [estimator, asdict(scheme), fixed, list(names), _pack_tensor(tensor)]
+        for (estimator, scheme, fixed, names), tensor in ranges.items()
+    ]
+
+
+def unpack_ranges(kept: Any) -> Ranges:
+    return {
+        (estimator, Scheme(**scheme), fixed, tuple(names)): _unpack_tensor(tensor)
+        for estimator, scheme, fixed, names, tensor in kept
+    }
+
+
+def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
+    model, ranges = job.model, Ranges()
+    with job.clock.stage(f"sensitivity for {runtime.name}") as steps:
+        kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
+        alternatives = {
+            name: quantize_model(
+                model, runtime, job.calibration, job.impact, choices=uniform(options, name), ranges=ranges
+            )
+            for name in kernels
+        }
+        sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps)
+        predicted = predicted_losses(model, runtime, options, sensitivity)
+        # a layer without weights has one and the same rounding whatever the other layers choose
+        able = {
+            (name, choice): value
+            for (name, choice), value in predicted.items()
+            if name in alternatives[choice].assignment.kernels
+        }
+        measured = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able))
+    correlation = rank_correlation([predicted[key] for key in measured], list(measured.values()))
+    return Losses(sensitivity, measured, ranges, correlation)
+
+
+def _pack(found: Losses) -> Entry:
+    return Entry(
+        {
+            "weights": found.sensitivity.weights,
+            "tensors": found.sensitivity.tensors,
+            "measured": [[name, choice, value] for (name, choice), value in found.measured.items()],
+            "ranges": pack_ranges(found.ranges),
+            "correlation": found.correlation,
+        }
+    )
+
+
+def _unpack(entry: Entry) -> Losses:
+    kept = entry.values
+    return Losses(
+        Sensitivity(kept["weights"], kept["tensors"]),
+        {(name, choice): value for name, choice, value in kept["measured"]},
+        unpack_ranges(kept["ranges"]),
+        kept["correlation"],
+    )
+
+
+def _pack_tensor(tensor: QuantizedTensor) -> list[object]:
+    q = tensor.q
+    grid = [asdict(q.scheme), float(q.scale), int(q.zero_point)]
+    return [*grid, tensor.low, tensor.high, tensor.estimator, tensor.share, tensor.reason]
+
+
+def _unpack_tensor(kept: list[object]) -> QuantizedTensor:
+    scheme, scale, zero_point, low, high, estimator, share, reason = kept
+    q = QParams(
+        Scheme(**scheme),  # type: ignore[arg-type]
+        torch.tensor(scale, dtype=torch.float32),
+        torch.tensor(zero_point, dtype=torch.int32),
+    )
+    return QuantizedTensor(q, low, high, estimator, share, reason)  # type: ignore[arg-type]
