@@ -65,7 +65,7 @@ class Job:
     Attributes:
         calibration, impact: what the calibration data showed.
         evaluation: the samples to judge by there: fewer on an emulated device.
-        reference: the float model's outputs on them.
+        reference: the float model's outputs on them; empty where no aim has a device to compare them with.
         cache: of results of earlier runs.
         warnings: what the user should know.
 
@@ -167,7 +167,11 @@ def prepare(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None =
                 warnings,
             )
         )
-    return jobs
+    # answers that are there anyway serve also those jobs that nothing can be run for
+    return [
+        replace(job, reference=references.get(job.evaluation.sha256, [])) if job.evaluation is not None else job
+        for job in jobs
+    ]
 
 
 def answered(job: Job) -> Job:

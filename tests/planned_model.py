@@ -54,7 +54,7 @@ def plan_of(**changed: str) -> Plan:
         {e.tensor: {"quantize": 2e-6, "dequantize": 3e-6} for e in found},
     )
     sizes = Sizes({g: {c: 100.0 * (1 + len(c)) for c in o} for g, o in offered.items()}, 131.0, 4000.0)
-    problem = state(model, BY, offered, found, sensitivity, timing, sizes, {})
+    problem = state(model, BY, offered, found, sensitivity, {"latency": timing}, sizes, {})
     assert not check(problem, choices)
     basis = describe(
         model,
