@@ -565,7 +565,10 @@ def test_what_was_simulated_takes_the_place_of_what_was_predicted_unless_it_may_
     assert all(c.loss_from == "predicted" for key, c in after.items() if key not in simulated)
 
 
-def test_the_command_line_explains_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_explains_with_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     path = written(plan_of(point="w4a8"), tmp_path / "plan.json")
     assert run(["explain", str(path), "--model", str(folder() / "model.pt2"), "--samples", "20"]) == 0
     told = capsys.readouterr()
