@@ -14,11 +14,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 import trained_model
+from torch import nn
 
 from edgeq.cli.app import run
 from edgeq.deploy import deploy
 from edgeq.errors import GateError, UsageError
+from edgeq.model.model import load
 from edgeq.planning.explain import explain, recost
 from edgeq.planning.plan import Plan, read_plan
 from edgeq.planning.planner import plan
@@ -84,7 +87,8 @@ def test_a_plan_is_proved_in_its_runtime_and_its_costs_add_up(files: Path, form:
 
 
 def test_deploy_builds_what_the_plan_says(files: Path, tmp_path: Path) -> None:
-    rules = [Rule(weights="int8"), Rule(op="add", choice="a8"), Rule(match="point", choice="float32")]
+    rules = [Rule(match=match, choice="w8a8") for match in ("stem.*", "depthwise.*")]
+    rules += [Rule(op="add", choice="a8"), Rule(match="point", choice="float32")]
     idle = Rule(op="mean", choice="float32")
     found = planned(files, rules=[*rules, idle])
     assert found.planned is not None
@@ -111,6 +115,54 @@ def test_deploy_builds_what_the_plan_says(files: Path, tmp_path: Path) -> None:
     # the runtime kept the layer's own weights: it ran in float
     ran = {p.name.split("_")[0]: p.integer for p in report.builds[0].placements if "point" in p.name}
     assert ran and not any(ran.values())
+
+
+class Offset(nn.Module):
+    """Values far from zero that differ little: 8 bits from zero on tell few apart, and 8-bit weights lose little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.far, self.back = nn.Conv2d(1, 16, 3, 2), nn.Conv2d(16, 32, 1)
+        self.wide, self.head = nn.Conv2d(32, 64, 3), nn.Linear(64, 4)
+        with torch.no_grad():
+            self.far.bias += 100
+            self.back.bias -= 100 * self.back.weight.sum((1, 2, 3))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.back(F.relu(self.far(image))))
+        found: torch.Tensor = self.head(F.relu(self.wide(x)).mean((2, 3)))
+        return found
+
+
+def test_where_activations_hurt_weights_alone_become_small(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Offset().eval()
+        images = torch.randn(256, 1, 16, 16) * torch.linspace(0.2, 2, 256)[:, None, None, None]
+        images = images[torch.randperm(256)]
+        with torch.no_grad():
+            logits = net(images)
+            net.head.bias -= logits.mean(0)  # no answer is the rule
+            answers = net(images).argmax(1)
+    np.savez(tmp_path / "calib.npz", image=images[:64].numpy())
+    np.savez(tmp_path / "eval.npz", image=images[64:].numpy(), labels=answers[64:].numpy())
+    found = plan(
+        load(net, example=(images[:2],)),
+        target="x86-avx512",
+        calibration=tmp_path / "calib.npz",
+        evaluation=tmp_path / "eval.npz",
+        format="onnx",
+        minimize="size",
+        limits=Limits.parse(max_drop="3%"),
+    )
+    assert found.planned is not None and found.planned.proof is not None
+    choices = {layer.name: layer.choice for layer in found.layers}
+    assert found.planned.proof.held, (choices, found.planned.attempts)
+    assert {choices["far"], choices["back"]} <= {"w8", "w4", "w4g32", "float32"}
+    assert choices["back"] != "float32" and choices["wide"] != "float32"
+    assert found.planned.predicted["size"] == pytest.approx(found.planned.proof.size, rel=0.02)
+    alternatives = {layer.name: layer.alternatives for layer in found.layers}
+    assert alternatives["far"]["w8a8"]["loss"] > 20 * alternatives["far"]["w8"]["loss"]
 
 
 def test_a_second_plan_takes_what_the_first_one_measured(files: Path, kept: Path) -> None:

@@ -6,11 +6,15 @@ import random
 
 import pytest
 import small_models as small
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.fx import Node
 
+from edgeq.calibration.calibrate import calibrate
 from edgeq.model.groups import Group
+from edgeq.model.model import load
 from edgeq.model.ops import is_float
 from edgeq.planning.assign import FLOAT, assign
 from edgeq.planning.boundaries import Edge, alternating, crossings, edges
@@ -108,8 +112,8 @@ def test_crossings_are_those_that_the_graph_itself_shows(name: str, runtime: str
             if not is_float(node):
                 continue
             readers = [owner[u] for u in node.users if u in owner and owner[u] is not owner.get(node)]
-            integer = node in owner and choices[owner[node].name] != FLOAT and _leaves_integers(node, owner, by)
-            kinds = {choices[r.name] != FLOAT for r in readers}
+            integer = node in owner and _integers(choices[owner[node].name]) and _leaves_integers(node, owner, by)
+            kinds = {_integers(choices[r.name]) for r in readers}
             if (not integer) in kinds:
                 expected.add((node.name, "dequantize" if integer else "quantize"))
         got = [(edge.tensor, kind) for edge, kind in crossings(found_edges, choices)]
@@ -117,6 +121,10 @@ def test_crossings_are_those_that_the_graph_itself_shows(name: str, runtime: str
         assert set(got) == expected
         seen += len(got)
     assert seen > 30
+
+
+def _integers(choice: str) -> bool:
+    return choice in ("w8a8", "w4a8", "a8")
 
 
 def _leaves_integers(node: Node, owner: dict[Node, Group], by: Runtime) -> bool:
@@ -184,7 +192,7 @@ def test_the_first_choice_is_what_every_layer_gets_without_a_plan(name: str, run
     assert list(found) == [g.name for g in model.groups]
     for layer, options in found.items():
         assert options[0] == (preferred[layer].name if layer in preferred else FLOAT)
-        assert options[-1] == FLOAT and options.count(FLOAT) == 1
+        assert FLOAT in (options[0], options[-1]) and options.count(FLOAT) == 1
         assert len(set(options)) == len(options)
     assert uniform(found) == {layer: options[0] for layer, options in found.items()}
 
@@ -193,24 +201,44 @@ def test_the_first_choice_is_what_every_layer_gets_without_a_plan(name: str, run
 def test_every_choice_that_is_offered_is_one_that_is_followed(runtime: str) -> None:
     model, by, histograms = small.model("residual"), small.runtime(runtime), small.calibration("residual").histograms
     found = ladder(model, by, histograms)
-    assert found["stem"] == ("w8a8", "w4a8", FLOAT)
-    for choice in ("w8a8", "w4a8", FLOAT):
-        kernels = assign(model, by, histograms, uniform(found, choice)).kernels
-        for name in ("stem", "inner", "head"):
-            assert (kernels[name].name if name in kernels else FLOAT) == choice
+    assert found["stem"] == ("w8a8", "w4a8", "w8", "w4", FLOAT)
+    for choice in found["stem"]:
+        given = assign(model, by, histograms, uniform(found, choice))
+        assert [given.choice(name) for name in ("stem", "inner", "head")] == [choice] * 3
+        assert (set(given.kernels) == set()) == (choice in ("w8", "w4", FLOAT)), "an addition is float among floats"
+
+
+def test_groups_of_weights_are_offered_where_they_fit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 1), nn.Flatten(), nn.Linear(288, 4))
+    model = load(net.eval(), example=(torch.randn(2, 3, 8, 8, generator=generator),))
+    x = torch.randn(8, 3, 8, 8, generator=generator).numpy()
+    histograms = calibrate(model, {model.inputs[0].name: x}).histograms
+    found = ladder(model, small.runtime("onnxruntime"), histograms)
+    assert [layer for layer, options in found.items() if "w4g32" in options] == ["2", "4"]  # 27 weights are no group
+    refused = assign(model, small.runtime("onnxruntime"), histograms, dict.fromkeys(found, "w4g32"))
+    assert refused.choice("0") == FLOAT and "27 weights" in refused.reasons["0"]
+
+
+def test_what_is_not_to_be_offered_is_not() -> None:
+    model, by, histograms = small.model("residual"), small.runtime("litert"), small.calibration("residual").histograms
+    op = {g.name: g.op for g in model.groups}["stem"]
+    found = ladder(model, by, histograms, {(op, "w8a8"), (op, "w4")})
+    assert found["stem"] == ("w4a8", "w8", FLOAT)
+    assert uniform(found)["stem"] == "w4a8"
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_kernels_of_another_activation_type_are_not_offered(runtime: str) -> None:
     model, by, histograms = small.model("residual"), small.runtime(runtime), small.calibration("residual").histograms
-    others = {k.name for k in by.kernels if k.activations not in ("int8", "uint8")}
-    assert others  # 16-bit activations in LiteRT, 4-bit weights with float activations elsewhere
+    others = {k.name for k in by.kernels if k.activations == "int16"}
+    assert bool(others) == (runtime == "litert")
     assert not others.intersection(c for options in ladder(model, by, histograms).values() for c in options)
     wide = Kernel(ops=["conv2d"], activations="int16", weights="int8", bias="int64", source="invented")
     first = by.model_copy(update={"kernels": [wide, *by.kernels]})
     found = ladder(model, first, histograms)
-    assert found["stem"] == ("w8a16", FLOAT)
-    assert found["head"] == ("w8a8", "w4a8", FLOAT)
+    assert found["stem"] == ("w8a16", "w8", "w4", FLOAT)
+    assert found["head"] == ("w8a8", "w4a8", "w8", "w4", FLOAT)
 
 
 def test_uniform_takes_the_wanted_choice_where_there_is_one() -> None:
@@ -218,3 +246,4 @@ def test_uniform_takes_the_wanted_choice_where_there_is_one() -> None:
     assert uniform(offered, "w4a8") == {"a": "w4a8", "b": "a8", "c": FLOAT}
     assert uniform(offered, FLOAT) == dict.fromkeys("abc", FLOAT)
     assert uniform(offered, "w2a8") == uniform(offered)
+    assert uniform(offered | {"a": ("w8a8", "w8", FLOAT)}, "w8") == {"a": "w8", "b": FLOAT, "c": FLOAT}

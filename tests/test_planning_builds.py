@@ -155,8 +155,8 @@ def test_every_build_is_the_plan_that_it_was_made_from(net: str, name: str, tmp_
     built = subject.build(by, plans, tmp_path)
     assert list(built) == list(plans)
     for plan, found in built.items():
-        kernels = assign(subject.model, by, subject.calibration.histograms, plans[plan]).kernels
-        assert found.choices == {g: kernels[g].name if g in kernels else FLOAT for g in plans[plan]}
+        given = assign(subject.model, by, subject.calibration.histograms, plans[plan])
+        assert found.choices == {g: given.choice(g) for g in plans[plan]}
         unlike = {g for g in found.choices if found.choices[g] != plans[plan][g]}
         assert not unlike & set(subject.weighted)
         assert all(found.choices[g] == FLOAT for g in unlike)  # nothing in front of it runs on integers
@@ -164,7 +164,7 @@ def test_every_build_is_the_plan_that_it_was_made_from(net: str, name: str, tmp_
         assert found.size == sum(f.stat().st_size for f in files)
         bits = _weight_bits(subject, found)
         for layer in subject.weighted:
-            assert bits[layer] == {"w8a8": 8, "w4a8": 4, FLOAT: 32}[found.choices[layer]]
+            assert bits[layer] == {"w8a8": 8, "w4a8": 4, "w8": 8, "w4": 4, "w4g32": 4, FLOAT: 32}[found.choices[layer]]
     assert built["preferred"].choices == plans["preferred"]
 
 
@@ -174,7 +174,9 @@ def _weight_bits(subject: Subject, built: Built) -> dict[str, int]:
     if path.suffix == ".tflite":
         graph = Graph(path.read_bytes())
         readers = [op for op in graph.operators if graph.kind(op) in WEIGHTED_OPERATORS]
-        found = [(graph.shape(int(op.inputs[1])), graph.dtype(int(op.inputs[1]))) for op in readers]
+        expanded = {int(op.outputs[0]): int(op.inputs[0]) for op in graph.operators if graph.kind(op) == "DEQUANTIZE"}
+        read = [expanded.get(int(op.inputs[1]), int(op.inputs[1])) for op in readers]
+        found = [(graph.shape(index), graph.dtype(index)) for index in read]
     elif path.suffix == ".onnx":
         names = {onnx.TensorProto.INT8: "int8", onnx.TensorProto.INT4: "int4", onnx.TensorProto.FLOAT: "float32"}
         found = [(tuple(i.dims), names.get(i.data_type, "")) for i in onnx.load(path).graph.initializer]
@@ -188,8 +190,10 @@ def _weight_bits(subject: Subject, built: Built) -> dict[str, int]:
     bits = {"int8": 8, "i8": 8, "int4": 4, "i4": 4, "float32": 32, "f32": 32}
     result = {}
     for group in (g for g in subject.model.groups if g.op in WEIGHTED):
-        wanted = _dims(subject.model.program.state_dict[group.weight or ""].shape)
-        (result[group.name],) = {bits[dtype] for shape, dtype in found if _dims(shape) == wanted and dtype in bits}
+        weight = subject.model.program.state_dict[group.weight or ""]
+        own = {bits[dtype] for shape, dtype in found if _dims(shape) == _dims(weight.shape) and dtype in bits}
+        in_a_row = {bits[dtype] for shape, dtype in found if shape == (weight.numel(),) and bits.get(dtype, 32) < 32}
+        (result[group.name],) = own or in_a_row
     return result
 
 
@@ -331,9 +335,12 @@ def test_the_slice_of_a_layer_is_the_one_with_its_weights(name: str) -> None:
         found = {}
         for part in parts(name, plan)[1]:
             graph = Graph(part.data)
+            expanded = {
+                int(op.outputs[0]): int(op.inputs[0]) for op in graph.operators if graph.kind(op) == "DEQUANTIZE"
+            }
             for op in graph.operators:
                 if graph.kind(op) in WEIGHTED_OPERATORS:
-                    constant = graph.constant(int(op.inputs[1]))
+                    constant = graph.constant(expanded.get(int(op.inputs[1]), int(op.inputs[1])))
                     assert constant is not None
                     found[constant.size] = part.layer
         assert found == {size: layer for layer, size in sizes.items()}, plan

@@ -65,7 +65,7 @@ def test_the_program_costs_a_plan_what_its_parts_were_measured_to_cost(name: str
     model, by, histograms = small.model(name), small.runtime(runtime), small.calibration(name).histograms
     problem, sensitivity, timing, sizes = stated(name, runtime)
     found, rng, seen = edges(model, by), random.Random(name), 0
-    for _ in range(60):
+    for _ in range(200):
         choices = random_choices(problem, rng)
         if check(problem, choices):
             continue
@@ -87,8 +87,8 @@ def test_a_plan_without_faults_is_followed_layer_by_layer(name: str, runtime: st
     problem, rng, verdicts = stated(name, runtime)[0], random.Random(name), []
     for _ in range(60):
         choices = random_choices(problem, rng)
-        kernels = assign(model, by, histograms, choices).kernels
-        followed = {g: kernels[g].name if g in kernels else FLOAT for g in choices}
+        given = assign(model, by, histograms, choices)
+        followed = {g: given.choice(g) for g in choices}
         verdicts.append(not check(problem, choices))
         assert verdicts[-1] == (followed == choices)
     assert any(verdicts)
@@ -297,7 +297,7 @@ def edited(edit: Edit) -> Plan:
 def test_a_choice_that_does_not_exist_is_named_with_its_layer() -> None:
     plan = edited(lambda f: f["layers"][0].update(choice="w2a8"))
     assert plan.layers[0].name == "stem"
-    assert recost(plan).faults == ["stem does not offer w2a8, only w8a8, w4a8, float32"]
+    assert recost(plan).faults == ["stem does not offer w2a8, only w8a8, w4a8, w8, w4, float32"]
     assert recost(plan).costs == {}
     with pytest.raises(UsageError, match="stem"):
         explain(plan)

@@ -206,7 +206,7 @@ def test_rules_act_on_the_ladder_of_a_real_model() -> None:
     ops = {g.name: g.op for g in model.groups}
     found = narrowed(offered, ops, [Rule(weights="int4"), Rule(op="linear", choice=FLOAT)], BY)
     add = next(g.name for g in model.groups if g.op == "add")
-    assert (found["stem"], found["inner"], found["head"]) == (("w4a8",), ("w4a8",), (FLOAT,))
+    assert (found["stem"], found["inner"], found["head"]) == (("w4a8", "w4"), ("w4a8", "w4"), (FLOAT,))
     assert found[add] == offered[add]
 
 

@@ -26,6 +26,9 @@ from edgeq.report.schema import Placement
 Choices = Mapping[str, str]
 
 
+INTEGERS = ("w8a8", "w4a8", "a8")
+
+
 @dataclass(frozen=True)
 class Truth:
     """An invented device: seconds of each layer, and of each conversion at the reader's and at the writer's side.
@@ -56,8 +59,8 @@ class Truth:
     def seconds(self, choices: Choices) -> dict[str, float]:
         result = {g: self.layers[g][choice] for g, choice in choices.items()}
         for edge in self.edges:
-            integer = not edge.float_anyway and choices[edge.producer or ""] != FLOAT
-            unlike = [r for r in edge.readers if (choices[r] != FLOAT) is not integer]
+            integer = not edge.float_anyway and choices[edge.producer or ""] in INTEGERS
+            unlike = [r for r in edge.readers if (choices[r] in INTEGERS) is not integer]
             if unlike:
                 result[unlike[0]] += self.read[edge.tensor, integer]
                 if edge.producer is not None:
@@ -74,8 +77,8 @@ class Truth:
 
 def followed(name: str, runtime: str, plan: Choices) -> dict[str, str]:
     """What becomes of a plan: a layer without weights runs on integers only behind one that does."""
-    kernels = assign(small.model(name), small.runtime(runtime), small.calibration(name).histograms, plan).kernels
-    return {g: kernels[g].name if g in kernels else FLOAT for g in plan}
+    given = assign(small.model(name), small.runtime(runtime), small.calibration(name).histograms, plan)
+    return {g: given.choice(g) for g in plan}
 
 
 def probes(name: str, runtime: str) -> list[dict[str, str]]:
@@ -265,10 +268,10 @@ def test_probing_plans_give_each_layer_each_choice_among_like_and_unlike_neighbo
     model = small.model(name)
     options, found = ladder(model, by, small.calibration(name).histograms), edges(model, by)
     plans = probing_plans(model.groups, options, found)
-    assert list(plans)[:3] == [FLOAT, "preferred", "w4a8"]
+    assert list(plans)[:5] == [FLOAT, "preferred", "w4a8", "w8", "w4"]
     for layer, offered in options.items():
         assert {plan[layer] for plan in plans.values()} == set(offered)
-    for one, other in pairwise(list(plans)[3:]):
+    for one, other in pairwise(list(plans)[5:]):
         if one[:-1] == other[:-1]:  # two sides of one colouring are each other's opposites
             assert all(
                 (plans[one][g] == FLOAT) != (plans[other][g] == FLOAT) or len(o) == 1 for g, o in options.items()

@@ -112,9 +112,8 @@ def test_cells_are_proven_in_the_real_runtime(name: str, ops: list[OpClass]) -> 
     tried = [(op, kernel.name) for op, kernel in cells_of(of(name)) if op in ops]
     assert [(c.op, c.kernel) for c in found.cells] == tried
     for one in found.cells:
-        if one.kernel not in ("w8a16", "a16"):
-            assert one.proven and one.steps is not None and one.steps <= 1 and one.ran_as, one
-            assert one.speed is not None and one.speed.integer_us > 0
+        assert one.proven and one.steps is not None and one.steps <= 1 and one.ran_as, one
+        assert one.speed is not None and one.speed.integer_us > 0
 
 
 def test_false_claims_are_refuted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,10 +147,28 @@ def test_a_type_that_the_runtime_does_not_have_is_refuted(tmp_path: Path) -> Non
     assert one.kernel == "a16" and not one.proven and one.doubt
 
 
-def test_weights_alone_have_no_exporter() -> None:
-    (found,) = probe(target(), open_device("local"), [_narrowed("onnxruntime", "linear", "w4")], ["linear"])
+@pytest.mark.parametrize(("name", "kernel"), [("onnxruntime", "w4g32"), ("openvino", "w4"), ("litert", "w8")])
+def test_weights_alone_are_proven_by_answers_as_of_floats(name: str, kernel: str) -> None:
+    (found,) = probe(target(), open_device("local"), [_narrowed(name, "linear", kernel)], ["linear"])
     (one,) = found.cells
-    assert not one.converts and not one.proven and "no exporter" in one.doubt
+    assert one.proven and one.integer is False and one.steps == 0  # of 65535
+
+
+def test_weights_alone_beside_inputs_that_the_runtime_rounds_are_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LiteRT rounds the input of a float layer that reads integer weights itself."""
+    from edgeq.export import tflite_quantize
+
+    def straight(model: Any, quantized: Any, group: Any, graph: Any, operator: Any, name: str) -> Any:
+        step = store_weights_alone(model, quantized, group, graph, operator, name)
+        operator.inputs[1] = step.inputs[0]
+        return step
+
+    store_weights_alone = tflite_quantize.store_weights_alone
+    monkeypatch.setattr(tflite_quantize, "store_weights_alone", straight)
+    (found,) = probe(target(), open_device("local"), [_narrowed("litert", "linear", "w8")], ["linear"])
+    (one,) = found.cells
+    assert one.steps is not None and one.steps > 100
+    assert not one.proven and "does not say" in one.doubt
 
 
 def _narrowed(name: str, op: OpClass, kernel: str) -> Runtime:
@@ -357,7 +374,7 @@ def test_what_carries_every_model_is_proven_on_this_machine() -> None:
     for runtime in target().runtimes:
         left = unproven(target(), runtime)
         assert not {(op, "w8a8") for op in ("conv1d", "conv2d", "depthwise_conv2d", "linear")} & left, runtime.name
-        assert not {(op, kernel.name) for op, kernel in cells_of(runtime) if kernel.name == "w4"} - left
+        assert not {cell for cell in left if cell[1] in ("w8", "w4", "w4g32")}, runtime.name
 
 
 def test_a_target_without_evidence_has_nothing_proven() -> None:
@@ -373,7 +390,9 @@ def test_show_prints_the_evidence(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["targets", "show", "x86-avx512"]) == 0
     out = capsys.readouterr().out
     assert "evidence: edgeq probe, openvino" in out
-    assert "- linear w4: not proven: no exporter" in out
+    assert "not proven" not in out
+    assert run(["targets", "show", "arm-neon"]) == 0
+    assert "- linear w8a16: not proven" in capsys.readouterr().out
     assert run(["targets", "show", "npu-intel"]) == 0
     assert "no evidence" in capsys.readouterr().out
 

@@ -65,7 +65,7 @@ def probe(
         where = open_device(device or DEVICES[aim.execution])
         there = runtimes_on(aim, where, runtime, stages)
         if op:
-            there = [r for r in there if any(r.kernel(name) for name in op)]
+            there = [r for r in there if r.ops.intersection(op)]
         files = [] if out is None else _places(out, aim, [r.name for r in there])
         found = try_all(aim, where, there, op, stages)
         _write(found, files)
@@ -89,7 +89,7 @@ def probe(
 
 def _check_ops(target: Target, runtime: str | None, ops: list[str]) -> None:
     for op in ops:
-        if not any(r.kernel(op) for r in target.runtimes if runtime in (None, r.name)):
+        if not any(op in r.ops for r in target.runtimes if runtime in (None, r.name)):
             raise UsageError(
                 f"no kernel of {target.name} lists {op!r}", where="--op", remedy=f"see edgeq targets show {target.name}"
             )

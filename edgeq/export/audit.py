@@ -51,7 +51,8 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
             raise AuditError(where, "other weight zero points")
         bias = quantized.biases[group.name]
         expected = bias.numpy()
-        kind = quantized.assignment.kernels[group.name].bias
+        kernel = quantized.assignment.kernel(group.name)
+        kind = None if kernel is None else kernel.bias
         if kind in ("int32", "int64"):
             input_scale = quantized.activations[group.inputs[0]].q.scale
             expected = quantize_bias(bias, input_scale, weight.q).numpy().astype(kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -15,7 +17,7 @@ from edgeq.model.model import Model
 from edgeq.model.ops import output_channels_axis
 from edgeq.numerics import QParams
 from edgeq.quantization.quantize import Quantized
-from edgeq.quantization.weights import bias_scale, quantize_bias
+from edgeq.quantization.weights import QuantizedWeight, bias_scale, quantize_bias
 
 _TYPES = {
     "int4": ir.DataType.INT4,
@@ -33,7 +35,8 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
     """Inserts the quantized weights, biases and Q/DQ pairs into a copy of the float model.
 
     Weights are stored as integers under one DequantizeLinear, those of 4 bits with a Cast to int8 in between; biases
-    as int32 where the kernel wants them.
+    as int32 where the kernel wants them. Weights of layers that compute in float are integers under a Cast to float and
+    a product with their scales.
 
     Raises:
         UnsupportedError: the exporter moved a weight or tensor to where it cannot be found; names the layer.
@@ -90,7 +93,14 @@ def _store_weights(
     axis = output_channels_axis(group.op)
     integers = weight.integers.numpy()
     # a linear layer on three dimensions becomes a MatMul, which wants its weight the other way round
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
+    turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
+    if group.name in quantized.assignment.weight_only:
+        fusible = node.op_type in ("MatMul", "Gemm") and quantized.activations.keys().isdisjoint(group.inputs)
+        real = _expanded(graph, node, f"{group.weight}_quantized", weight, axis, turned=turned, fusible=fusible)
+        _replace_input(graph, node, 1, real)
+        _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}_corrected", bias.numpy()))
+        return
+    if turned:
         integers, axis = np.ascontiguousarray(integers.T), 1 - axis
     name, dtype = f"{group.weight}_quantized", weight.q.scheme.dtype
     if dtype == "int4":
@@ -143,6 +153,55 @@ def _widened(graph: ir.Graph, before: ir.Node, name: str, integers: np.ndarray) 
     node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, ir.DataType.INT8, stored.shape
     graph.insert_before(before, node)
     return node.outputs[0]
+
+
+def _expanded(
+    graph: ir.Graph, before: ir.Node, name: str, weight: QuantizedWeight, axis: int, *, turned: bool, fusible: bool
+) -> ir.Value:
+    """A constant of integers that its reader sees as float: multiplied by one scale a channel, or a group of a channel.
+
+    ONNX Runtime computes Cast, Reshape and Mul once, when it loads the file; a DequantizeLinear in every run. OpenVINO
+    fuses a Mul right behind the Cast into a product with compressed weights, which is to be had for float inputs alone:
+    behind a rounded one it would run the layer on integers. A Reshape in between keeps it in float.
+
+    Args:
+        axis: of the output channels.
+        turned: the reader wants [inputs, outputs].
+        fusible: the reader is a product, and its input is not rounded.
+    """
+    integers, scale, scheme = weight.integers.numpy(), weight.q.scale.numpy(), weight.q.scheme
+    wanted = integers.T.shape if turned else integers.shape
+    channels = integers.shape[axis]
+    if scheme.group is not None:
+        integers, scale = integers.reshape(channels, -1, scheme.group), scale.reshape(channels, -1, 1)
+        order: tuple[int, ...] = (1, 2, 0)
+    else:
+        scale = scale.reshape([-1 if d == axis else 1 for d in range(integers.ndim)])
+        order = (1, 0)
+    if turned:
+        integers, scale = integers.transpose(order), scale.transpose(order)
+    held = np.ascontiguousarray(integers if fusible else integers.reshape(-1))
+    value = constant(graph, name, held.astype(_TYPES[scheme.dtype].numpy()))
+    factor = constant(graph, f"{name}_scale", np.ascontiguousarray(scale))
+
+    def step(op: str, inputs: list[ir.Value], end: str, shape: Sequence[int], **to: int) -> ir.Value:
+        attributes = [ir.AttrInt64(key, number) for key, number in to.items()]
+        node = ir.Node("", op, inputs, attributes=attributes, name=f"{name}_{end}")
+        node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = (
+            node.name,
+            ir.DataType.FLOAT,
+            ir.Shape(shape),
+        )
+        graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def shaped(value: ir.Value, end: str, shape: Sequence[int]) -> ir.Value:
+        return step("Reshape", [value, constant(graph, f"{name}_{end}_shape", np.array(shape, np.int64))], end, shape)
+
+    value = step("Cast", [value], "float", held.shape, to=int(ir.DataType.FLOAT))
+    value = value if fusible else shaped(value, "shaped", integers.shape)
+    value = step("Mul", [value, factor], "real", integers.shape)
+    return value if integers.shape == wanted else shaped(value, "ungrouped", wanted)
 
 
 def _replace_input(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value) -> None:

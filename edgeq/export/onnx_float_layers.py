@@ -15,6 +15,7 @@ from edgeq.export.onnx_constant import constant
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm"}
 _PASSED = {"Relu", "Clip"}
+_COMPUTED_ONCE = {"Cast", "Mul", "Reshape"}
 
 
 def keep_float_layers(graph: ir.Graph) -> None:
@@ -24,7 +25,7 @@ def keep_float_layers(graph: ir.Graph) -> None:
         source = node.inputs[0].producer() if weight is not None and node.inputs[0] is not None else None
         if (
             weight is None
-            or not weight.is_initializer()
+            or not _is_float_constant(weight)
             or source is None
             or source.op_type != "DequantizeLinear"
             or not _is_quantized_behind(node)
@@ -54,6 +55,14 @@ def keep_float_layers(graph: ir.Graph) -> None:
         node.replace_input_with(0, real)
         if not source.outputs[0].uses():
             graph.remove(source, safe=True)
+
+
+def _is_float_constant(weight: ir.Value) -> bool:
+    """Whether a runtime sees a float constant: one in the file, or one computed from integers when it loads that."""
+    made_by = weight.producer()
+    if made_by is None:
+        return weight.is_initializer()
+    return made_by.op_type in _COMPUTED_ONCE and all(v is not None and _is_float_constant(v) for v in made_by.inputs)
 
 
 def _is_quantized_behind(node: ir.Node) -> bool:

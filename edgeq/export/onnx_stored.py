@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 
+_COMPUTED_ONCE = {"Cast", "Mul", "Reshape"}
 _INVISIBLE = {"QuantizeLinear", "DequantizeLinear", "Identity"}
 
 
@@ -50,14 +52,24 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
             if all(_dequantized(name, producer) for name in node.input):
                 integer.add(group.name)
             continue
+        turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
         dequantize = producer.get(node.input[1])
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
-            floats.append((node.op_type, group.name, ""))
+            expanded = _expanded(node.input[1], constants, types, producer, turned)
+            if expanded is not None:
+                bias, _ = _bias(node, constants, producer, readers)
+                weights[group.name] = replace(
+                    expanded,
+                    integers=expanded.integers.reshape(tuple(model.program.state_dict[group.weight or ""].shape)),
+                    bias=bias,
+                    bias_dtype="" if bias is None else str(bias.dtype),
+                )
+            floats.append((node.op_type, group.name, "" if expanded is None else "its weights alone are integers"))
             continue
         stored = _stored(dequantize.input[0], constants, producer)
         integers, dtype = constants[stored], types[stored]
         scale, zero = (constants[name] for name in dequantize.input[1:])
-        if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB")):
+        if turned:
             integers = integers.T
         bias, bias_scale = _bias(node, constants, producer, readers)
         weights[group.name] = StoredWeight(
@@ -72,7 +84,9 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
     floats += [
         (n.op_type, n.name, "")
         for n in graph.node
-        if n.op_type not in _INVISIBLE and not _on_integers(n, producer, readers) and not _widens(n, constants)
+        if n.op_type not in _INVISIBLE
+        and not _on_integers(n, producer, readers)
+        and not _constant(n.output[0], constants, producer)
     ]
     return Stored(weights, tensors, frozenset(values), integer, [f for f in floats if f[1] not in integer])
 
@@ -92,6 +106,40 @@ def _stored(value: str, constants: Mapping[str, np.ndarray], producer: Mapping[s
 def _widens(node: onnx.NodeProto, constants: Mapping[str, np.ndarray]) -> bool:
     """Whether an operator only makes a constant int8, which runtimes do once, when they load the file."""
     return node.op_type == "Cast" and node.input[0] in constants and _attribute(node, "to") == onnx.TensorProto.INT8
+
+
+def _constant(value: str, constants: Mapping[str, np.ndarray], producer: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a value is computed once: from constants that are made float or int8, scaled and shaped."""
+    made_by = producer.get(value)
+    return (
+        made_by is not None
+        and made_by.op_type in _COMPUTED_ONCE
+        and all(name in constants or _constant(name, constants, producer) for name in made_by.input)
+    )
+
+
+def _expanded(
+    value: str,
+    constants: Mapping[str, np.ndarray],
+    types: Mapping[str, str],
+    producer: Mapping[str, onnx.NodeProto],
+    turned: bool,
+) -> StoredWeight | None:
+    """Integers that are made float and multiplied by their scales, as [outputs, ...]; None where a weight is none."""
+    product = producer.get(value)
+    if product is not None and product.op_type == "Reshape":
+        product = producer.get(product.input[0])
+    if product is None or product.op_type != "Mul":
+        return None
+    made_float, scale = producer[product.input[0]], constants[product.input[1]]
+    shape = None
+    if made_float.op_type == "Reshape":
+        shape, made_float = constants[made_float.input[1]], producer[made_float.input[0]]
+    integers = constants[made_float.input[0]]
+    integers = integers if shape is None else integers.reshape(shape)
+    if turned:  # the outputs are the last axis
+        integers, scale = np.moveaxis(integers, -1, 0), np.moveaxis(scale, -1, 0)
+    return StoredWeight(integers, types[made_float.input[0]], scale, np.zeros((), np.int32), None, "")
 
 
 def _quantization(

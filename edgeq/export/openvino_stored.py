@@ -36,30 +36,35 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         if form is not None:
             tensors[node] = frozenset([form])
     weights: dict[str, StoredWeight] = {}
+    integer: set[str] = set()
     for group in model.groups:
         stored = named.get(f"{group.weight}_quantized") if group.op in WEIGHTED else None
         if stored is None:
             continue
         integers, dtype = _integers(stored)
-        if _transposed(stored):
-            integers = integers.T
         weight = model.program.state_dict[group.weight or ""]
+        computing = _computing(stored)
+        if computing is None:
+            continue
         scale = _constant(named, f"{group.weight}_quantized_scale")
+        assert scale is not None
+        if computing.get_type_name() == "MatMul" and not computing.get_attributes()["transpose_b"]:
+            # the outputs are the last axis, also of groups, the other way round than PyTorch
+            integers, scale = (values.reshape(-1, len(weight)).T for values in (integers, scale))
         zero = _constant(named, f"{group.weight}_quantized_zero_point")
         bias = _constant(named, f"{group.bias}_corrected")
         if zero is None:
-            zero = np.zeros_like(integers, shape=scale.shape if scale is not None else ())
-        assert scale is not None
+            zero = np.zeros_like(integers, shape=scale.shape)
         weights[group.name] = StoredWeight(
             integers.reshape(tuple(weight.shape)), dtype, scale, zero, bias, "" if bias is None else str(bias.dtype)
         )
+        if _reads_integers(computing):
+            integer.add(group.name)
     floats = [
         (op.get_type_name(), op.get_friendly_name(), "")
         for op in read.get_ops()
         if op.get_type_name() in _COMPUTES and not _reads_integers(op)
     ]
-    in_float = {name for _, name, _ in floats}
-    integer = {name for name in weights if not _mentioned(name, in_float)}
     return Stored(weights, tensors, frozenset(values), integer, floats)
 
 
@@ -99,26 +104,20 @@ def _pair(named: Mapping[str, Any], value: str) -> StoredTensor | None:
     return StoredTensor(str(point.dtype), float(np.asarray(scale.data).item()), int(point.item()))
 
 
-def _transposed(weight: Any) -> bool:
-    """Whether a MatMul reads the constant as [inputs, outputs], the other way round than PyTorch."""
-    op = weight
-    for _ in range(6):
-        readers = list(op.output(0).get_target_inputs())
-        if not readers:
-            return False
-        op = readers[0].get_node()
-        if op.get_type_name() == "MatMul":
-            return not op.get_attributes()["transpose_b"]
-    return False
+def _computing(weight: Any) -> Any:
+    """The operator that computes with a constant; None if none does."""
+    level = [weight]
+    for _ in range(8):
+        level = [port.get_node() for op in level for port in op.output(0).get_target_inputs()]
+        for op in level:
+            if op.get_type_name() in _COMPUTES:
+                return op
+    return None
 
 
 def _constant(named: Mapping[str, Any], name: str) -> np.ndarray | None:
     op = named.get(name)
     return None if op is None else np.asarray(op.data).reshape(-1)
-
-
-def _mentioned(group: str, names: set[str]) -> bool:
-    return any(name == group or name.startswith(f"{group}/") for name in names)
 
 
 def _reads_integers(op: Any) -> bool:
@@ -140,4 +139,6 @@ def _integer_source(op: Any, depth: int) -> bool:
         return False
     if op.get_type_name() == "FakeQuantize":
         return bool(op.get_attributes()["levels"] <= 256)
+    if op.get_type_name() == "Reshape" and op.input(0).get_source_output().get_node().get_type_name() == "Convert":
+        return False  # of a constant that is made float when the file is compiled: its integers are only stored
     return _integer_source(op.input(0).get_source_output().get_node(), depth - 1)

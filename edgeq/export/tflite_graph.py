@@ -206,8 +206,16 @@ class Graph:
             code = self.model.operatorCodes[operator.opcodeIndex]
             if kind in _INT8_VERSIONS and (kind == "DEQUANTIZE" or self.dtype(first) == "int8"):
                 code.version = max(int(code.version), _INT8_VERSIONS[kind])
+            if kind == "DEQUANTIZE":
+                code.version = max(int(code.version), self._dequantize_version(int(operator.inputs[0])))
             if kind in _INT4_VERSIONS and any(self.dtype(int(i)) == "int4" for i in operator.inputs if i >= 0):
                 code.version = max(int(code.version), _INT4_VERSIONS[kind])
+
+    def _dequantize_version(self, source: int) -> int:
+        """The first that reads this tensor: one with a scale for each channel, or with 4 bits."""
+        q, kind = self.quantization(source), self.dtype(source)
+        by_channel = kind == "int8" and q is not None and len(q[0]) > 1
+        return 5 if by_channel else {"int4": 6, "int16": 3}.get(kind, 2)
 
     def _prune_tensors(self) -> None:
         used = {*self.inputs, *self.outputs}

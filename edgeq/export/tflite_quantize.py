@@ -12,7 +12,7 @@ from edgeq.errors import UnsupportedError
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import MOVERS, makers, origins, owners, source
 from edgeq.export.tflite_pointwise import pointwise_as_product
-from edgeq.export.tflite_weights import store_float_bias, store_weights
+from edgeq.export.tflite_weights import store_float_bias, store_weights, store_weights_alone
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
@@ -150,6 +150,11 @@ class _Rewriter:
             if plan is not None:
                 store_weights(self.model, self.quantized, group, self.graph, operator, plan.writes.dtype)
                 pointwise_as_product(self.graph, operator)
+            elif group.name in self.quantized.assignment.weight_only:
+                name = self._free(f"{group.name}/weight")
+                self.operators.append(
+                    store_weights_alone(self.model, self.quantized, group, self.graph, operator, name)
+                )
             else:
                 store_float_bias(self.model, self.quantized, group, self.graph, operator)
         if plan is not None and self.graph.kind(operator) == "PADV2":

@@ -30,6 +30,7 @@ def read_tflite(model: Model, path: Path, held: frozenset[str], reasons: Mapping
         reasons: by group name, why it was to run as it does: said beside what runs in float.
     """
     graph = Graph(path.read_bytes())
+    made_by = {int(i): op for op in graph.operators for i in op.outputs}
     made = {graph.name(int(i)): (op, int(i)) for op in graph.operators for i in op.outputs}
     outputs = dict(zip(model.output_nodes, model.output_names, strict=True))
     weights: dict[str, StoredWeight] = {}
@@ -44,7 +45,7 @@ def read_tflite(model: Model, path: Path, held: frozenset[str], reasons: Mapping
         if _integer(graph, data) and _integer(graph, output):
             integer.add(group.name)
         if kind in _WEIGHTED and group.weight is not None:
-            found = _weight(model, group, graph, operator, kind)
+            found = _weight(model, group, graph, operator, kind, made_by)
             if found is not None:
                 weights[group.name] = found
     for group in model.groups:
@@ -114,8 +115,12 @@ def _quantization(graph: Graph, index: int) -> StoredTensor | None:
     return StoredTensor(graph.dtype(index), float(q[0][0]), int(q[1][0]))
 
 
-def _weight(model: Model, group: Group, graph: Graph, operator: Any, kind: str) -> StoredWeight | None:
+def _weight(
+    model: Model, group: Group, graph: Graph, operator: Any, kind: str, made_by: Mapping[int, Any]
+) -> StoredWeight | None:
     index = int(operator.inputs[1])
+    if index in made_by and graph.kind(made_by[index]) == "DEQUANTIZE":  # its weights alone are integers
+        index = int(made_by[index].inputs[0])
     q, integers = graph.quantization(index), graph.constant(index)
     if q is None or integers is None:
         return None

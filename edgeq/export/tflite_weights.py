@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ai_edge_litert import schema_py_generated as schema
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.tflite_graph import Graph
@@ -58,26 +59,57 @@ def store_weights(
     Raises:
         UnsupportedError: the file's constants are not the model's, or the weight's type has no place here.
     """
-    kind = graph.kind(operator)
-    weight = quantized.weights[group.name]
-    dtype = weight.q.scheme.dtype
-    if dtype not in _WEIGHT_TYPES:
-        raise UnsupportedError(f"no {dtype} weights in TFLite", where=f"layer {group.name}")
     _check(model, group, graph, operator)
-    integers = arrange(kind, weight.integers.numpy())
-    channels = len(quantized.biases[group.name])
-    scale = weight.q.scale.reshape(-1).numpy()
-    index = graph.tensor(group.weight or "", dtype, integers.shape, integers)
-    graph.quantize(index, dtype, scale, weight.q.zero_point.reshape(-1).numpy(), CHANNEL_AXIS[kind])
-    operator.inputs[WEIGHT_SLOT] = index
-
+    _put_integers(quantized, group, graph, operator)
+    weight, channels = quantized.weights[group.name], len(quantized.biases[group.name])
     input_scale = quantized.activations[group.inputs[0]].q.scale
     bias_type = _BIAS_TYPES[activations]
     bias = quantize_bias(quantized.biases[group.name], input_scale, weight.q).numpy().astype(bias_type)
-    scales = bias_scale(input_scale, weight.q, channels).numpy()[: len(scale)]
+    scales = bias_scale(input_scale, weight.q, channels).numpy()[: weight.q.scale.numel()]
     index = graph.tensor(group.bias or "", bias_type, bias.shape, bias)
     graph.quantize(index, bias_type, scales, np.zeros(len(scales), dtype=np.int64))
     _put_bias(graph, operator, index)
+
+
+def store_weights_alone(
+    model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any, name: str
+) -> Any:
+    """Replaces the float constants of a layer that computes in float by the planned integers and the corrected bias.
+
+    The DEQUANTIZE in between keeps the activations in float: kernels that read integer weights beside a float input
+    round that to 8 bits.
+
+    Args:
+        name: of the weight as float.
+
+    Returns:
+        The DEQUANTIZE that has to run before the layer.
+
+    Raises:
+        UnsupportedError: the file's constants are not the model's, or the weight's type has no place here.
+    """
+    _check(model, group, graph, operator)
+    bias = quantized.biases[group.name]
+    integers = _put_integers(quantized, group, graph, operator)
+    real = graph.tensor(name, "float32", graph.shape(integers))
+    operator.inputs[WEIGHT_SLOT] = real
+    _put_bias(graph, operator, graph.tensor(group.bias or "", "float32", bias.shape, bias.numpy()))
+    return graph.operator("DEQUANTIZE", [integers], [real], schema.DequantizeOptionsT())
+
+
+def _put_integers(quantized: Quantized, group: Group, graph: Graph, operator: Any) -> int:
+    """Gives an operator the planned integers as its weight; returns their tensor."""
+    kind, weight = graph.kind(operator), quantized.weights[group.name]
+    scheme = weight.q.scheme
+    if scheme.dtype not in _WEIGHT_TYPES or scheme.group is not None:
+        grouped = "" if scheme.group is None else f" in groups of {scheme.group}"
+        raise UnsupportedError(f"no {scheme.dtype} weights{grouped} in TFLite", where=f"layer {group.name}")
+    integers = arrange(kind, weight.integers.numpy())
+    index = graph.tensor(group.weight or "", scheme.dtype, integers.shape, integers)
+    scale, zero_point = (values.reshape(-1).numpy() for values in (weight.q.scale, weight.q.zero_point))
+    graph.quantize(index, scheme.dtype, scale, zero_point, CHANNEL_AXIS[kind])
+    operator.inputs[WEIGHT_SLOT] = index
+    return index
 
 
 def store_float_bias(model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any) -> None:

@@ -26,6 +26,7 @@ class Scheme:
         narrow: leave out the lowest integer, so that a symmetric range is symmetric in integers too.
         power_of_two: scales are powers of two, where the device multiplies by shifting.
         bits: significant bits when fewer than the type holds (7-bit weights where `u8 x s8` saturates).
+        group: how many numbers in a row share a scale, where the granularity is `group`.
     """
 
     dtype: DType
@@ -34,6 +35,7 @@ class Scheme:
     narrow: bool = False
     power_of_two: bool = False
     bits: int | None = None
+    group: int | None = None
 
     @property
     def integer(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgeq.calibration.histogram import Histogram
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
-from edgeq.model.ops import WEIGHTED, conv_groups, is_float, op_class
+from edgeq.model.ops import WEIGHTED, conv_groups, is_float, op_class, output_channels_axis
 from edgeq.registry.schema import Kernel, Runtime
 
 FLOAT = "float32"
@@ -26,6 +26,7 @@ class Assignment:
 
     Attributes:
         kernels: by group name, the integer kernel; groups that stay in float are absent.
+        weight_only: by group name, what stores integer weights of a group that stays in float.
         reasons: by group name, why it got what it got.
         tensors: graph nodes whose values are quantized, each with the name of its share: nodes of one share
             carry one scale and zero point.
@@ -36,6 +37,16 @@ class Assignment:
     reasons: dict[str, str]
     tensors: dict[str, str]
     schemes: dict[str, Kernel]
+    weight_only: dict[str, Kernel]
+
+    def kernel(self, group: str) -> Kernel | None:
+        """What a group was given, of either kind; None where it stays in float with its weights."""
+        return self.kernels.get(group) or self.weight_only.get(group)
+
+    def choice(self, group: str) -> str:
+        """The name of that."""
+        kernel = self.kernel(group)
+        return FLOAT if kernel is None else kernel.name
 
 
 def assign(
@@ -50,15 +61,24 @@ def assign(
 
     Args:
         choices: by group name, the name of a kernel of the runtime, or `float32`.
+
+    A kernel that is only for weights leaves its group in float.
     """
     choices = choices or {}
     kernels: dict[str, Kernel] = {}
+    weight_only: dict[str, Kernel] = {}
     reasons: dict[str, str] = {}
     integer_nodes: set[str] = set(model.input_nodes)
     trailing = _trailing(model) if runtime.io == "float" else set()
     for group in model.groups:
         chosen = choices.get(group.name)
         kernel = runtime.kernel(group.op, chosen)
+        if kernel is not None and kernel.weight_only:
+            reasons[group.name] = weight_only_refusal(model, group, kernel)
+            if not reasons[group.name]:
+                reasons[group.name] = f"the plan chose {kernel.name}: {kernel.weights} weights, computed in float"
+                weight_only[group.name] = kernel
+            continue
         refusal = _refusal(model, group, runtime, kernel, integer_nodes, trailing, histograms)
         if chosen == FLOAT:
             refusal = "the plan leaves it in float"
@@ -71,7 +91,24 @@ def assign(
         reasons[group.name] = why + ("" if whole else f"; its {group.activation_op} stays in float")
         integer_nodes.add(group.output if whole else group.root)
     tensors, schemes = _tensors(model, runtime, kernels, trailing)
-    return Assignment(kernels, reasons, _shares(model, runtime, kernels, tensors), schemes)
+    return Assignment(kernels, reasons, _shares(model, runtime, kernels, tensors), schemes, weight_only)
+
+
+def weight_only_refusal(model: Model, group: Group, kernel: Kernel) -> str:
+    """Why a group's weights cannot be stored as this kernel has them; empty if they can."""
+    if group.weight is None or group.bias is None:
+        return "its weight is computed, not constant"
+    if not group.inputs:
+        return "it reads no float tensor"
+    if group.op == "conv_transpose2d" and conv_groups(model.nodes[group.root]) > 1:
+        return "its groups share the scales of their output channels"
+    if kernel.weight_group is not None:
+        weight = model.program.state_dict[group.weight]
+        axis = output_channels_axis(group.op)
+        row = weight.numel() // weight.shape[axis]
+        if axis != 0 or row % kernel.weight_group:
+            return f"its {row} weights for an output are no multiple of {kernel.weight_group}"
+    return ""
 
 
 def writes_integers(model: Model, runtime: Runtime, group: Group) -> bool:

@@ -318,8 +318,7 @@ def measure_causes(
 
 def followed(quantized: Quantized) -> dict[str, str]:
     """What each layer really became."""
-    kernels = quantized.assignment.kernels
-    return {name: kernels[name].name if name in kernels else FLOAT for name in quantized.assignment.reasons}
+    return {name: quantized.assignment.choice(name) for name in quantized.assignment.reasons}
 
 
 def _expected(
@@ -334,7 +333,7 @@ def _expected(
 ) -> dict[str, float]:
     """What each place is expected to lose: by the plan's own costs, or else by one Gauss-Newton pass."""
     if problem is None:
-        kernels = {kernel.name for kernel in quantized.assignment.kernels.values()}
+        kernels = set(followed(quantized).values()) - {FLOAT}
         found = measure_sensitivity(model, inputs, dict.fromkeys(kernels, quantized), progress)
         return {
             place.name: sum(found.weights.get(place.name, {}).values())

@@ -11,7 +11,8 @@ import torch
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
-from edgeq.planning.assign import FLOAT, writes_integers
+from edgeq.planning.assign import writes_integers
+from edgeq.planning.form import on_integers
 from edgeq.registry.schema import Runtime
 
 Kind = Literal["quantize", "dequantize"]
@@ -57,10 +58,10 @@ def crossings(found: Sequence[Edge], choices: Mapping[str, str]) -> list[tuple[E
     that a float group reads is dequantized. What comes into the model is float."""
     result: list[tuple[Edge, Kind]] = []
     for edge in found:
-        integer = not edge.float_anyway and choices[edge.producer or ""] != FLOAT
-        if not integer and any(choices[r] != FLOAT for r in edge.readers):
+        integer = not edge.float_anyway and on_integers(choices[edge.producer or ""])
+        if not integer and any(on_integers(choices[r]) for r in edge.readers):
             result.append((edge, "quantize"))
-        if integer and any(choices[r] == FLOAT for r in edge.readers):
+        if integer and not all(on_integers(choices[r]) for r in edge.readers):
             result.append((edge, "dequantize"))
     return result
 

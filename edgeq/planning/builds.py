@@ -81,8 +81,7 @@ def build_all(
         place = folder / f"build{done}"
         place.mkdir()
         files = exporter.write(quantized, place)
-        kernels = quantized.assignment.kernels
-        followed = {group: kernels[group].name if group in kernels else FLOAT for group in plan}
+        followed = {group: quantized.assignment.choice(group) for group in plan}
         size = sum(file.stat().st_size for file in files)
         found[name] = Built(followed, Candidate(files[0], runtime.name), size)
         progress.step(done, len(plans))

@@ -6,7 +6,6 @@ import hashlib
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
-from edgeq.planning.assign import FLOAT
 from edgeq.planning.plan import FloatPrecision, LayerPlan, Plan, TensorPlan, WeightPlan
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.quantize import Quantized
@@ -34,7 +33,6 @@ def describe(
 
 
 def _layer(quantized: Quantized, group: Group) -> LayerPlan:
-    kernel = quantized.assignment.kernels.get(group.name)
     written = next((n for n in (group.output, group.root) if n in quantized.activations), None)
     return LayerPlan(
         name=group.name,
@@ -42,7 +40,7 @@ def _layer(quantized: Quantized, group: Group) -> LayerPlan:
         members=list(group.members),
         macs=group.macs,
         parameters=group.parameters,
-        choice=kernel.name if kernel else FLOAT,
+        choice=quantized.assignment.choice(group.name),
         reason=quantized.assignment.reasons[group.name],
         weight=_weight(quantized, group),
         output=_tensor(written, quantized.activations[written]) if written else None,
@@ -64,8 +62,8 @@ def _tensor(node: str, tensor: QuantizedTensor) -> TensorPlan:
 
 
 def _weight(quantized: Quantized, group: Group) -> WeightPlan | None:
-    weight = quantized.weights.get(group.name)
-    if weight is None:
+    weight, kernel = quantized.weights.get(group.name), quantized.assignment.kernel(group.name)
+    if weight is None or kernel is None:
         return None
     digest = hashlib.sha256(weight.integers.numpy().tobytes())
     digest.update(weight.q.scale.numpy().tobytes())
@@ -76,5 +74,5 @@ def _weight(quantized: Quantized, group: Group) -> WeightPlan | None:
         axis=weight.q.axis or 0,
         algorithm="round to nearest, analytic bias correction",
         sha256=digest.hexdigest(),
-        bias=quantized.assignment.kernels[group.name].bias,
+        bias=kernel.bias,
     )

@@ -92,7 +92,7 @@ def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:
     choices, notes = apply_rules(picked, offered, {g.name: g.op for g in model.groups}, plan.rules, runtime)
     followed = assign(model, runtime, histograms, choices)
     for name, choice in choices.items():
-        if choice != FLOAT and name not in followed.kernels:
+        if choice != followed.choice(name):
             raise UsageError(
                 f"layer {name} cannot be {choice}: {followed.reasons[name]}",
                 where="plan",

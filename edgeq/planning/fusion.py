@@ -11,6 +11,7 @@ from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT, writes_integers
 from edgeq.planning.boundaries import Edge, crossings, edges
 from edgeq.planning.explain import Change, Explanation
+from edgeq.planning.form import on_integers
 from edgeq.planning.solver import Boundary, Problem
 from edgeq.quantization.quantize import Quantized
 
@@ -74,20 +75,20 @@ def lost_fusion(
     found = []
     for edge, kind, entry in conversions:
         seconds = None if entry is None else entry.costs.get("latency")
-        integers = [r for r in edge.readers if choices[r] != FLOAT]
+        integers = [r for r in edge.readers if on_integers(choices[r])]
         if kind == "quantize" and edge.producer is not None:
             group = groups[edge.producer]
-            own = f"its {group.activation_op}" if choices[group.name] != FLOAT and group.activation else "it"
+            own = f"its {group.activation_op}" if on_integers(choices[group.name]) and group.activation else "it"
             text = f"{own} writes float, which is made integers for {_names(integers)}"
             found.append(LostFusion(layer=group.name, what=kind, neighbours=integers, latency=seconds, text=text))
         if kind == "dequantize":
-            for reader in (r for r in edge.readers if choices[r] == FLOAT):
+            for reader in (r for r in edge.readers if not on_integers(choices[r])):
                 text = f"it reads float, which is made from the integers of {edge.producer}"
                 found.append(
                     LostFusion(layer=reader, what=kind, neighbours=[edge.producer or ""], latency=seconds, text=text)
                 )
     for group in model.groups:
-        if choices[group.name] != FLOAT and group.activation and group.root in quantized.activations:
+        if on_integers(choices[group.name]) and group.activation and group.root in quantized.activations:
             how = "a kernel of its own" if writes_integers(model, quantized.runtime, group) else "float"
             text = f"its {group.activation_op} runs in {how}: {quantized.runtime.name} does not fuse it"
             found.append(LostFusion(layer=group.name, what="activation", neighbours=[], latency=None, text=text))
@@ -96,7 +97,7 @@ def lost_fusion(
 
 
 def _fastest(changes: Sequence[Change]) -> Change | None:
-    integers = [change for change in changes if change.choice != FLOAT]
+    integers = [change for change in changes if on_integers(change.choice)]
     return min(integers, key=lambda change: change.latency or 0.0, default=None)
 
 

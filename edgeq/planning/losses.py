@@ -21,7 +21,7 @@ from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 
-LOSSES_VERSION = 1
+LOSSES_VERSION = 2
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -53,6 +53,7 @@ def measure_losses(job: Job, runtime: Runtime, options: Ladder) -> Losses:
             model=job.model.fingerprint,
             calibration=job.calibration_data.sha256,
             runtime=arithmetic(runtime),
+            choices={name: list(offered) for name, offered in options.items()},
             torch=torch.__version__,
         ),
         lambda: _measure(job, runtime, options),
@@ -112,7 +113,7 @@ def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
         able = {
             (name, choice): value
             for (name, choice), value in predicted.items()
-            if name in alternatives[choice].assignment.kernels
+            if alternatives[choice].assignment.choice(name) == choice
         }
         measured = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able))
     correlation = rank_correlation([predicted[key] for key in measured], list(measured.values()))

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
-from edgeq.planning.assign import FLOAT, writes_integers
+from edgeq.planning.assign import writes_integers
 from edgeq.planning.boundaries import Edge, Kind, elements
+from edgeq.planning.form import on_integers
 from edgeq.planning.ladder import Ladder
 from edgeq.planning.plan import FloatPrecision
 from edgeq.planning.size import stored_bytes
@@ -153,7 +154,8 @@ def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision
     Args:
         precision: what stays in float is computed and kept in this.
     """
-    kernel = None if choice == FLOAT else runtime.kernel(group.op, choice)
+    # weights alone are expanded when the file is loaded: what runs is a float layer
+    kernel = runtime.kernel(group.op, choice) if on_integers(choice) else None
     dtype = precision if kernel is None else kernel.activations.removeprefix("u")
     read = WIDTHS[dtype]
     if kernel is not None and kernel.weights is not None and kernel.weights.removeprefix("u") != dtype:

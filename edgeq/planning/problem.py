@@ -8,6 +8,7 @@ from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.assign import FLOAT, writes_integers
 from edgeq.planning.boundaries import Edge, Kind
+from edgeq.planning.form import on_integers
 from edgeq.planning.ladder import Ladder
 from edgeq.planning.plan import Plan
 from edgeq.planning.sensitivity import Sensitivity
@@ -70,7 +71,8 @@ def known(problem: Problem, offered: Ladder, measure: str) -> tuple[dict[str, tu
 def predicted_losses(
     model: Model, runtime: Runtime, choices: Ladder, sensitivity: Sensitivity
 ) -> dict[tuple[str, str], float]:
-    """By group and integer choice: the damage of its weights and of the values that it leaves behind."""
+    """By group and choice other than float: the damage of its weights, and of the values that it leaves behind where
+    those are integers."""
     left_behind = {g.output for g in model.groups if writes_integers(model, runtime, g)}
     found: dict[tuple[str, str], float] = {}
     for group in model.groups:
@@ -78,7 +80,11 @@ def predicted_losses(
             sensitivity.tensors.get(node, 0.0) for node in group.members if node != group.output or node in left_behind
         )
         weights = sensitivity.weights.get(group.name, {})
-        found |= {(group.name, c): weights.get(c, 0.0) + written for c in choices[group.name] if c != FLOAT}
+        found |= {
+            (group.name, c): weights.get(c, 0.0) + (written if on_integers(c) else 0.0)
+            for c in choices[group.name]
+            if c != FLOAT
+        }
     return found
 
 
@@ -106,7 +112,7 @@ def restate(plan: Plan) -> Problem:
 
 
 def _integers(options: Collection[str]) -> frozenset[str]:
-    return frozenset(options) - {FLOAT}
+    return frozenset(filter(on_integers, options))
 
 
 def _conversions(
@@ -115,15 +121,17 @@ def _conversions(
     def priced(kind: Kind) -> dict[str, float]:
         return {measure: table.conversions[edge.tensor][kind] for measure, table in tables.items()}
 
-    floats, integers = frozenset({FLOAT}), {r: _integers(choices[r]) for r in edge.readers}
+    integers = {r: _integers(choices[r]) for r in edge.readers}
+    floats = {r: frozenset(choices[r]) - integers[r] for r in edge.readers}
     producer = None if edge.float_anyway else edge.producer
     own = frozenset() if producer is None else _integers(choices[producer])
+    left = frozenset() if producer is None else frozenset(choices[producer]) - own
     found = []
     if any(integers.values()):
         costs = {"loss": sensitivity.tensors.get(edge.tensor, 0.0), "size": sizes.conversion}
-        found.append(Boundary(producer, floats, integers, costs | priced("quantize")))
+        found.append(Boundary(producer, left, integers, costs | priced("quantize")))
     if own:
-        found.append(Boundary(producer, own, dict.fromkeys(edge.readers, floats), priced("dequantize")))
+        found.append(Boundary(producer, own, floats, priced("dequantize")))
     return found
 
 

@@ -18,7 +18,7 @@ from edgeq.export.audit import audit
 from edgeq.planning.costs import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
 from edgeq.planning.describe import describe
 from edgeq.planning.estimates import asked_of_vela
-from edgeq.planning.ladder import Ladder, ladder, uniform
+from edgeq.planning.ladder import Ladder, uniform
 from edgeq.planning.memory import peak_memory
 from edgeq.planning.plan import (
     Attempt,
@@ -32,6 +32,7 @@ from edgeq.planning.plan import (
     run_options,
 )
 from edgeq.planning.problem import known
+from edgeq.planning.proven import proven_choices
 from edgeq.planning.rules import Rule, idle, narrowed
 from edgeq.planning.solver import Infeasible, Problem, Solution, cost_of, solve
 from edgeq.prepare import Job
@@ -158,7 +159,7 @@ def searches(
     if not isinstance(device, Device) and job.target.execution != "none" and runtime.name in RUNTIMES:
         raise UsageError(f"a plan for {runtime.name} cannot be proved here: {device}", remedy="choose another target")
     where = device if isinstance(device, Device) else None
-    options = ladder(model, runtime, job.calibration.histograms)
+    options, warnings = proven_choices(job.target, runtime, model, job.calibration.histograms)
     key = content_key(
         "costs",
         COSTS_VERSION,
@@ -170,6 +171,7 @@ def searches(
         threads=job.threads,
         profile=None if profile is None else profile.model_dump(mode="json", exclude={"summary", "notes"}),
         vela=asked_of_vela(runtime, profile),
+        options=options,
     )
     costs = cached(
         job.cache,
@@ -179,7 +181,7 @@ def searches(
         pack_costs,
         unpack_costs,
     )
-    notes = list(costs.notes)
+    notes = [*warnings, *costs.notes]
     name = job.target.name if where is None else where.name
     if costs.latency_by is not None:
         notes.append(

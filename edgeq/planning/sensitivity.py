@@ -24,10 +24,12 @@ from torch.fx import Node
 from edgeq.calibration.impact import random_direction
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import constants
+from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.numerics import QParams, fake_quantize
 from edgeq.planning.assign import writes_integers
+from edgeq.planning.form import on_integers
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.quantize import Quantized
 
@@ -114,12 +116,7 @@ def measure_alone(
         Damages, in the unit of `Sensitivity`.
     """
     groups = {group.name: group for group in model.groups}
-    # what a layer does not leave behind as integers is rounded where it is converted, and paid for there
-    members = [
-        set(groups[name].members)
-        - (set() if writes_integers(model, alternatives[choice].runtime, groups[name]) else {groups[name].output})
-        for name, choice in wanted
-    ]
+    members = [_rounded_members(model, alternatives[choice], groups[name], choice) for name, choice in wanted]
     held = constants(model.program)
     replaced: dict[str, list[torch.Tensor]] = {}
     for number, (name, choice) in enumerate(wanted, start=1):
@@ -148,6 +145,14 @@ def measure_alone(
     return {key: float(value) for key, value in zip(wanted, found / max(1, total), strict=True)}
 
 
+def _rounded_members(model: Model, quantized: Quantized, group: Group, choice: str) -> set[str]:
+    """The nodes of a group that its choice rounds. What it does not leave behind as integers is rounded where it is
+    converted, and paid for there."""
+    if not on_integers(choice):
+        return set()
+    return set(group.members) - (set() if writes_integers(model, quantized.runtime, group) else {group.output})
+
+
 def damage(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
     """The measured counterpart: how far outputs are from those of the float model, in the same unit.
 
@@ -170,7 +175,7 @@ def _weight_errors(model: Model, alternatives: Mapping[str, Quantized]) -> dict[
     for choice, quantized in alternatives.items():
         for group in model.groups:
             weight = quantized.weights.get(group.name)
-            if weight is None or quantized.assignment.kernels[group.name].name != choice:
+            if weight is None or quantized.assignment.choice(group.name) != choice:
                 continue
             _, weight_node, bias_node = model.nodes[group.root].all_input_nodes[:3]
             key = (group.name, choice)

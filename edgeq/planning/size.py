@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
+from edgeq.numerics import Scheme
 from edgeq.planning.assign import FLOAT, writes_integers
 from edgeq.planning.boundaries import Edge, crossings
 from edgeq.registry.schema import Kernel, Runtime
@@ -63,16 +64,24 @@ def fit_sizes(
         }
         for name, options in choices.items()
     }
-    channels = {name: _channels(model, group) for name, group in groups.items()}
     left_behind = {g.name for g in model.groups if writes_integers(model, runtime, g)}
 
     def added(name: str, choice: str) -> list[float]:
-        """How many scales, integer tensors, integer weights and widenings of 4 bits a layer adds."""
-        if choice == FLOAT:
-            return [0.0] * 4
-        kernel = runtime.kernel(groups[name].op, choice)
-        narrow = kernel is not None and kernel.weight_scheme is not None and kernel.weight_scheme.stored_bits == 4
-        return [float(channels[name]), float(name in left_behind), float(channels[name] > 0), float(narrow)]
+        """How many scales, integer tensors, integer weights and widenings of 4 bits a layer adds; and, where its
+        weights alone are integers, how many scales, weights and groupings."""
+        kernel = None if choice == FLOAT else runtime.kernel(groups[name].op, choice)
+        if kernel is None:
+            return [0.0] * 7
+        scheme = kernel.weight_scheme
+        scales = 0 if scheme is None else _scales(model, groups[name], scheme)
+        if kernel.weight_only:
+            return [0.0] * 4 + [
+                float(scales),
+                float(scales > 0),
+                float(scheme is not None and scheme.group is not None),
+            ]
+        narrow = scheme is not None and scheme.stored_bits == 4
+        return [float(scales), float(name in left_behind), float(scales > 0), float(narrow), 0.0, 0.0, 0.0]
 
     rows, rest = [], []
     for picked, size in built:
@@ -94,8 +103,14 @@ def _quantized(edges: Sequence[Edge], choices: Mapping[str, str]) -> list[Edge]:
 
 
 def _channels(model: Model, group: Group) -> int:
-    """Output channels of a layer with weights, each of which has a scale."""
+    """Output channels of a layer with weights."""
     return model.program.state_dict[group.bias].numel() if group.weight and group.bias else 0
+
+
+def _scales(model: Model, group: Group, scheme: Scheme) -> int:
+    """Scales of a layer's weights: one for each output channel, or for each group of weights."""
+    channels = _channels(model, group)
+    return channels if scheme.group is None else (group.parameters - channels) // scheme.group
 
 
 def stored_bytes(model: Model, group: Group, kernel: Kernel | None) -> float:

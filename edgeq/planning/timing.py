@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgeq.export.onnx_names import layer_of
 from edgeq.model.model import Model
 from edgeq.planning.boundaries import Edge, Kind, crossings
+from edgeq.planning.form import on_integers
 from edgeq.report.schema import Placement
 
 
@@ -114,7 +115,7 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
     for build in observed:
         own = {name: {column("layer", name, build.choices[name]): 1.0} for name in build.seconds}
         for edge, kind in crossings(edges, build.choices):
-            differing = [r for r in edge.readers if (build.choices[r] == "float32") == (kind == "dequantize")]
+            differing = [r for r in edge.readers if on_integers(build.choices[r]) == (kind == "quantize")]
             # the first reader meets the conversion; the others find its result
             own[differing[0]][column("read", edge.tensor, kind)] = 1.0
             if edge.producer is not None:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgeq.errors import UsageError
 from edgeq.files import atomic_write
-from edgeq.registry.load import _folder
+from edgeq.planning.form import on_integers
+from edgeq.registry.load import data_folder
 from edgeq.registry.schema import Kernel, OpClass, Runtime, RuntimeName, Target
 
 DATA = "one small operator with random weights, on normally distributed random inputs"
@@ -39,8 +40,10 @@ class Cell(_Strict):
         claim: digest of all that the table says of it (see `claim_of`): evidence for another claim is none for this.
         converts: the operator could be quantized with this kernel, and was written as planned.
         runs: the runtime took the file and computed.
-        integer: the runtime's own account has it on integers; None where it gave none.
-        steps: the largest difference from edgeq's simulation, in quantization steps of the output.
+        integer: the runtime's own account has it on integers; None where it gave none. It should not where the weights
+            alone are integers.
+        steps: the largest difference from edgeq's simulation, in quantization steps of the output; of a float output,
+            in steps of which its range has 65535.
         allowed: how many steps count as right.
         ran_as: operators and kernels as the runtime named them, in order.
         speed: None on emulated devices.
@@ -66,12 +69,15 @@ class Cell(_Strict):
 
     @property
     def doubt(self) -> str:
-        """Why the table's claim, an integer kernel that gives the right answers, is not proven; empty if it is."""
+        """Why the table's claim is not proven: a kernel of integers, or of integer weights alone, that gives the right
+        answers; empty if it is."""
         if self.error:
             return self.error
         if self.integer is None:
             return "the runtime does not say what it computed with"
-        if not self.integer:
+        if self.integer and not on_integers(self.kernel):
+            return f"the runtime computed on integers: {'; '.join(self.ran_as)}"
+        if not self.integer and on_integers(self.kernel):
             return f"the runtime computed in float: {'; '.join(self.ran_as)}"
         return "" if self.right else f"off by {self.steps} steps, {self.allowed} allowed"
 
@@ -169,7 +175,7 @@ def read_evidence(path: Path) -> Evidence:
 
 def shipped_files() -> list[Path]:
     """The evidence that comes with edgeq, sorted."""
-    return sorted((_folder("profiles") / "evidence").glob("*.json"))
+    return sorted((data_folder("profiles") / "evidence").glob("*.json"))
 
 
 def shipped(target: Target, runtime: Runtime) -> Evidence | None:

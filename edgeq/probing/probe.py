@@ -42,6 +42,9 @@ ALLOWED_BETWEEN = 2
 """Likewise for curves on 16 bits: no kernel has a table of 65536 entries, so that it takes what lies between those of a
 smaller one from a straight line."""
 
+FLOAT_STEPS = 65535
+"""Steps from the smallest to the largest output of a network that computes in float."""
+
 _CURVES = frozenset({"gelu", "sigmoid", "tanh", "softmax", "silu", "hardswish"})
 
 _MACHINES = {"qemu-aarch64": ("aarch64", "arm64"), "qemu-x86_64": ("x86_64", "AMD64")}
@@ -151,10 +154,8 @@ def _cell(
 ) -> Cell:
     seen: dict[str, object] = {"converts": False}
     # Integers at both ends: nothing but the operator lies in between, and its answers are seen as it gave them.
-    bare = runtime.model_copy(update={"io": "integer"})
+    bare = runtime.model_copy(update={"io": "float" if kernel.weight_only else "integer"})
     try:
-        if not kernel.activation_scheme.integer:
-            raise UnsupportedError("no exporter writes integer weights for float activations yet")
         net = _prepare(op, prepared, scratch)
         quantized = _quantize(net, bare, op, kernel)
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -162,7 +163,9 @@ def _cell(
             audit(net.model, quantized, net.exporter.read_back(quantized, files[0]))
             baseline = net.exporter.float_model(runtime.format)
             seen["converts"] = True
-            trial = _trial(net, quantized, Candidate(files[0], runtime.name), Candidate(baseline[0], runtime.name))
+            trial = _trial(
+                net, kernel, quantized, Candidate(files[0], runtime.name), Candidate(baseline[0], runtime.name)
+            )
             for look in (_answers, _account, _timed):
                 seen |= look(trial, device)
     except MissingExtraError:
@@ -192,13 +195,8 @@ def _prepare(op: OpClass, prepared: dict[OpClass, _Prepared], scratch: Path) -> 
 def _quantize(net: _Prepared, runtime: Runtime, op: OpClass, kernel: Kernel) -> Quantized:
     """The network with exactly this kernel; what stands beside the operator gets one of the same activations."""
     (name,) = (group.name for group in net.model.groups if group.op == op)
-    beside = {
-        group.name: next(
-            (k.name for k in runtime.kernels if group.op in k.ops and k.activation_scheme == kernel.activation_scheme),
-            kernel.name,
-        )
-        for group in net.model.groups
-    }
+    alike = [k for k in runtime.kernels if k.activation_scheme == kernel.activation_scheme]
+    beside = {group.name: next((k.name for k in alike if group.op in k.ops), kernel.name) for group in net.model.groups}
     quantized = quantize_model(
         net.model,
         runtime,
@@ -207,7 +205,7 @@ def _quantize(net: _Prepared, runtime: Runtime, op: OpClass, kernel: Kernel) -> 
         estimator="min-max",
         correct_bias=False,
     )
-    if name not in quantized.assignment.kernels:
+    if quantized.assignment.choice(name) != kernel.name:
         raise UnsupportedError(f"edgeq leaves it in float: {quantized.assignment.reasons[name]}")
     return quantized
 
@@ -217,11 +215,13 @@ class _Trial:
     """One artefact with what it is fed.
 
     Attributes:
-        integers: by input name, what the artefact takes, [N, ...].
+        kernel: what is tried.
+        integers: by input name, what the artefact takes, [N, ...]: floats where its weights alone are integers.
         floats: the same values as the float model takes them.
     """
 
     net: _Prepared
+    kernel: Kernel
     quantized: Quantized
     artifact: Candidate
     baseline: Candidate
@@ -229,22 +229,30 @@ class _Trial:
     floats: dict[str, Tensor]
 
 
-def _trial(net: _Prepared, quantized: Quantized, artifact: Candidate, baseline: Candidate) -> _Trial:
-    ends = zip(net.model.inputs, net.model.input_nodes, net.inputs, strict=True)
+def _trial(net: _Prepared, kernel: Kernel, quantized: Quantized, artifact: Candidate, baseline: Candidate) -> _Trial:
+    ends = list(zip(net.model.inputs, net.model.input_nodes, net.inputs, strict=True))
+    if kernel.weight_only:
+        given = {spec.name: values for spec, _, values in ends}
+        return _Trial(net, kernel, quantized, artifact, baseline, given, given)
     scales = {spec.name: (quantized.activations[node].q, values) for spec, node, values in ends}
     integers = {name: quantize(values, q) for name, (q, values) in scales.items()}
     floats = {name: dequantize(integers[name], q) for name, (q, _) in scales.items()}
-    return _Trial(net, quantized, artifact, baseline, integers, floats)
+    return _Trial(net, kernel, quantized, artifact, baseline, integers, floats)
 
 
 def _answers(trial: _Trial, device: Device) -> dict[str, object]:
-    """The largest difference from the simulation, in steps: both lie on the grid of the output."""
+    """The largest difference from the simulation, in steps: both lie on the grid of the output. Where the output is
+    float, in steps of a 16-bit grid: rounding the input to 8 bits would be off by hundreds."""
     model, quantized = trial.net.model, trial.quantized
     (raw,) = device.outputs(trial.artifact, _arrays(trial.integers))
     alone = ([x[i : i + 1] for x in trial.floats.values()] for i in range(SAMPLES))
     expected = torch.cat([simulate(model, quantized, batch)[0] for batch in alone])
     if raw.size != expected.numel():
         raise DeviceError(f"it gave {raw.size} values where {expected.numel()} were expected")
+    if trial.kernel.weight_only:
+        step = (expected.max() - expected.min()) / FLOAT_STEPS
+        moved = (torch.from_numpy(raw).reshape(expected.shape) - expected).abs().max()
+        return {"runs": True, "steps": int((moved / step).round())}
     q = quantized.activations[model.output_nodes[0]].q
     given = dequantize(torch.from_numpy(raw), q).reshape(expected.shape)
     return {"runs": True, "steps": int(((given - expected).abs() / q.scale).max().round())}
@@ -252,7 +260,8 @@ def _answers(trial: _Trial, device: Device) -> dict[str, object]:
 
 def _account(trial: _Trial, device: Device) -> dict[str, object]:
     rows = device.placement(trial.artifact, _arrays(trial.integers, 1))
-    return {"integer": on_integers(rows), "ran_as": list(dict.fromkeys(f"{row.op}, {row.where}" for row in rows))}
+    integer = on_any_integers(rows) if trial.kernel.weight_only else on_integers(rows)
+    return {"integer": integer, "ran_as": list(dict.fromkeys(f"{row.op}, {row.where}" for row in rows))}
 
 
 def _timed(trial: _Trial, device: Device) -> dict[str, object]:
@@ -282,6 +291,12 @@ def on_integers(rows: Sequence[Placement]) -> bool | None:
     if not rows:
         return None
     return not any(row.integer is False or row.op in _CONVERSIONS for row in rows)
+
+
+def on_any_integers(rows: Sequence[Placement]) -> bool | None:
+    """Whether a network with floats at both ends computed anything on integers; None where the runtime does not say."""
+    said = {row.integer for row in rows} - {None}
+    return any(said) if said else None
 
 
 def allowed(op: OpClass, kernel: Kernel) -> int:

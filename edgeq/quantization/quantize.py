@@ -27,7 +27,7 @@ class Quantized:
 
     Attributes:
         runtime: whose kernels it is for.
-        assignment: which groups run on integers.
+        assignment: which groups run on integers, and which only store them.
         activations: by graph node.
         weights: by group name.
         biases: float32, corrected, by group name; also of groups that stay in float.
@@ -70,7 +70,7 @@ def quantize_model(
             continue  # computed weights are no constants; a layer that reads constants alone is one itself
         weight, bias = state[group.weight].detach(), state[group.bias].detach()
         biases[group.name] = bias
-        kernel = assignment.kernels.get(group.name)
+        kernel = assignment.kernel(group.name)
         if kernel is None or kernel.weight_scheme is None:
             continue
         axis = output_channels_axis(group.op)

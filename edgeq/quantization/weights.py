@@ -1,4 +1,4 @@
-"""Weights to integers: round to nearest, one symmetric scale for each output channel."""
+"""Weights to integers: round to nearest, one symmetric scale for each output channel, or for each few weights of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class QuantizedWeight:
 
     Attributes:
         integers: the storage type of `q.scheme`, int8 for 4 bits, in the weight's shape.
-        q: scale float32 [channels] (or []), zero point.
+        q: scale float32 [channels] (or []), zero point; of groups [channels * groups], channel by channel, each for
+            a row of `integers.reshape(-1, group)`.
     """
 
     integers: torch.Tensor
@@ -27,7 +28,12 @@ class QuantizedWeight:
     @property
     def real(self) -> torch.Tensor:
         """What the integers stand for, float32."""
-        return dequantize(self.integers, self.q)
+        return dequantize(_rows(self.integers, self.q.scheme), self.q).reshape(self.integers.shape)
+
+
+def _rows(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """[rows, group] where groups share a scale; else the weight as it is."""
+    return weight if scheme.group is None else weight.reshape(-1, scheme.group)
 
 
 def quantize_weight(
@@ -41,10 +47,14 @@ def quantize_weight(
     Args:
         weight: float32, any shape.
         bias: float32 [channels].
-        scheme: an integer scheme; per channel or per tensor.
-        axis: axis of the output channels in `weight`.
+        scheme: an integer scheme; per channel, per tensor, or per group of a float bias's layer.
+        axis: axis of the output channels in `weight`; the first one for groups, whose size divides a channel's weights.
         input_scale: scale of the layer's input, where the bias is stored as integers.
     """
+    if scheme.group is not None:
+        rows = _rows(weight, scheme)
+        q = qparams(rows.amin(dim=1), rows.amax(dim=1), scheme, 0)
+        return QuantizedWeight(quantize(rows, q).reshape(weight.shape), q)
     if scheme.granularity == "tensor":
         low, high = torch.aminmax(weight)
         channel_axis = None

@@ -114,11 +114,11 @@ def _runtime_problems(runtime: Runtime) -> Iterator[str]:
     for index, fixed in enumerate(runtime.fixed_outputs):
         if not any(fixed.op in k.ops and fixed.dtype == k.activations for k in runtime.kernels):
             yield f"fixed_outputs.{index}: no kernel runs {fixed.op!r} on {fixed.dtype}"
-    seen: set[tuple[str, str, str | None]] = set()
+    seen: set[tuple[str, str, str | None, int | None]] = set()
     for index, kernel in enumerate(runtime.kernels):
         yield from (f"kernels.{index}.{text}" for text in _kernel_problems(kernel))
         for op in kernel.ops:
-            key = (op, kernel.activations, kernel.weights)
+            key = (op, kernel.activations, kernel.weights, kernel.weight_group)
             if key in seen:
                 yield f"kernels.{index}.ops: {op!r} is listed twice with these types"
             seen.add(key)
@@ -134,21 +134,25 @@ def _kernel_problems(kernel: Kernel) -> Iterator[str]:
         yield "source: is empty"
 
 
-def _folder(kind: Kind) -> Path:
+def data_folder(kind: Kind) -> Path:
+    """Where the shipped files of a kind are."""
     # A wheel carries the data inside the package; a checkout has it beside the package.
     packaged = Path(str(files("edgeq"))) / "_data" / kind
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / kind
 
 
 def _names(kind: Kind) -> list[str]:
-    return sorted(path.stem for path in _folder(kind).glob("*.toml"))
+    return sorted(path.stem for path in data_folder(kind).glob("*.toml"))
 
 
 def _locate(kind: Kind, name_or_path: str, beside: Path | None = None, where: str = "") -> Path:
     """The file meant by a name or a path; relative paths start at `beside`, the folder of the file that names it."""
     separators = {"/", os.sep, os.altsep or "/"}
     if name_or_path.endswith(".toml") or separators & set(name_or_path):
-        path = (beside or Path()) / Path(name_or_path).expanduser()
+        try:
+            path = (beside or Path()) / Path(name_or_path).expanduser()
+        except RuntimeError:  # ~name, where nobody has that name
+            path = (beside or Path()) / name_or_path
         if not path.is_file():
             raise UsageError(f"there is no file {str(path)!r}", where=where, remedy="give the path of a .toml file")
         return path
@@ -159,7 +163,7 @@ def _locate(kind: Kind, name_or_path: str, beside: Path | None = None, where: st
             where=where,
             remedy=f"{_nearest(name_or_path, names)} (or give the path of a .toml file)",
         )
-    return _folder(kind) / f"{name_or_path}.toml"
+    return data_folder(kind) / f"{name_or_path}.toml"
 
 
 def _load(path: Path, kind: Kind, schema: type[Schema]) -> Schema:

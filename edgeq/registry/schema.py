@@ -31,7 +31,10 @@ class _Strict(BaseModel):
 
 
 class Kernel(_Strict):
-    """One native kernel family: operators that run with these integer types, without falling back to float."""
+    """One native kernel family: operators that run with these integer types, without falling back to float.
+
+    One with float `activations` is weight-only: the file stores integers, and the runtime computes in float.
+    """
 
     ops: Annotated[list[OpClass], Field(min_length=1)]
     activations: DType
@@ -39,6 +42,8 @@ class Kernel(_Strict):
     weights: DType | None = None
     weight_symmetry: Symmetry = "symmetric"
     weight_granularity: Granularity = "channel"
+    weight_group: Annotated[int, Field(gt=1)] | None = None
+    """Weights that share a scale, along the row of an output, where the granularity is `group`."""
     weight_narrow: bool = False
     weight_bits: int | None = None
     bias: Literal["int32", "int64", "float32"] | None = None
@@ -49,9 +54,15 @@ class Kernel(_Strict):
     @property
     def name(self) -> str:
         """What plans call it: `w4a8` for 4-bit weights and 8-bit activations, `a8` without weights, `w4` where the
-        activations stay in float."""
+        activations stay in float, `w4g32` where 32 weights share a scale. `edgeq.planning.form` reads these names."""
         weights = "" if self.weights is None else f"w{_bits(self.weights)}"
-        return weights + ("" if self.activations in _FLOATS else f"a{_bits(self.activations)}")
+        group = "" if self.weight_group is None else f"g{self.weight_group}"
+        return weights + group + ("" if self.weight_only else f"a{_bits(self.activations)}")
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether the activations stay in float."""
+        return self.activations in _FLOATS
 
     @property
     def activation_scheme(self) -> Scheme:
@@ -68,7 +79,16 @@ class Kernel(_Strict):
             self.weight_narrow,
             self.power_of_two,
             self.weight_bits,
+            self.weight_group,
         )
+
+    @model_validator(mode="after")
+    def _group_has_a_size(self) -> Kernel:
+        if (self.weight_granularity == "group") != (self.weight_group is not None):
+            raise ValueError('weight_granularity = "group" and weight_group = 32 (or another size) go together')
+        if self.weight_only and self.weights is None:
+            raise ValueError("float activations without integer weights are no kernel of a table")
+        return self
 
 
 class FixedOutput(_Strict):
@@ -101,9 +121,18 @@ class Runtime(_Strict):
     kernels: Annotated[list[Kernel], Field(min_length=1)]
     """In order of preference: the first that lists an operator is its default."""
 
+    @property
+    def ops(self) -> set[str]:
+        """The operator classes that it has a kernel for, of whatever kind."""
+        return {op for kernel in self.kernels for op in kernel.ops}
+
     def kernel(self, op: str, name: str | None = None) -> Kernel | None:
-        """The kernel of an operator class with this name, or the preferred one; None where there is none."""
-        return next((k for k in self.kernels if op in k.ops and name in (None, k.name)), None)
+        """The kernel of an operator class with this name, or the preferred one; None where there is none.
+
+        The preferred one computes on integers: what is stored as integers and computed in float has to be asked for.
+        """
+        listed = (k for k in self.kernels if op in k.ops)
+        return next((k for k in listed if (not k.weight_only if name is None else k.name == name)), None)
 
 
 class Target(_Strict):

@@ -10,21 +10,27 @@ from edgeq.runtimes import onnxruntime
 from edgeq.runtimes.info import Row, RuntimeInfo
 
 _INTEGERS = frozenset({"i4", "u4", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"})
+_WEIGHTED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+_FLOAT_KERNELS = ("_f32", "_bf16", "_f16")
 _CONVERSIONS_AND_MOVES = frozenset(
     {"Broadcast", "Concatenation", "Convert", "FakeQuantize", "Gather", "Pad", "Reorder", "Reshape", "ShapeOf", "Split",
      "StridedSlice", "Tile", "Transpose", "MemoryInput", "MemoryOutput"}
 )  # fmt: skip
 
 
-def integer(op: str, precision: str) -> bool | None:
+def integer(op: str, precision: str, kernel: str) -> bool | None:
     """Whether a node computed on integers; None where it only moves or converts data.
 
     Args:
         op: `layerType` of the execution graph.
-        precision: its `runtimePrecision`, that of the node's inputs.
+        precision: its `runtimePrecision`, that of one of the node's inputs: of a product with compressed weights that
+            of the weights, although the kernel is one of floats.
+        kernel: its `primitiveType`, such as `brgemm_avx512_f32`.
     """
     if op in _CONVERSIONS_AND_MOVES:
         return None
+    if op in _WEIGHTED and kernel.endswith(_FLOAT_KERNELS):
+        return False
     return precision in _INTEGERS
 
 
@@ -35,7 +41,7 @@ def placements(rows: Sequence[Row]) -> list[Placement]:
             name=row["name"],
             op=row["op"],
             where=f"CPU {row['kernel']}",
-            integer=integer(row["op"], row["precision"]),
+            integer=integer(row["op"], row["precision"], row["kernel"]),
             microseconds=row["microseconds"],
         )
         for row in rows
