@@ -5,6 +5,8 @@ Every error names its cause, where it happened (a layer, a file) and what to do 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EdgeqError(Exception):
     """Base of all errors meant for a user.
@@ -26,6 +28,14 @@ class EdgeqError(Exception):
     def __str__(self) -> str:
         head = f"{self.where}: {self.cause}" if self.where else self.cause
         return f"{head}\n  remedy: {self.remedy}" if self.remedy else head
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From one process to another as it is: a kind of error may take other arguments than it keeps."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[EdgeqError], arguments: tuple[object, ...]) -> EdgeqError:
+    return kind.__new__(kind, *arguments)
 
 
 class UsageError(EdgeqError):

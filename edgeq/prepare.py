@@ -23,6 +23,7 @@ from edgeq.calibration.kept import (
 from edgeq.case import Case, Loaded, load_case
 from edgeq.data.dataset import Dataset, make_dataset
 from edgeq.devices import Device, open_device
+from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError, UsageError
 from edgeq.model.model import Model
 from edgeq.planning.assign import assign
@@ -68,6 +69,7 @@ class Job:
         reference: the float model's outputs on them; empty where no aim has a device to compare them with.
         cache: of results of earlier runs.
         warnings: what the user should know.
+        engine: what builds and sensitivities are spread over.
 
     The other attributes are those of `Aim` and `edgeq.case.Loaded`.
     """
@@ -88,6 +90,7 @@ class Job:
     clock: Clock
     cache: Cache
     warnings: list[str]
+    engine: Engine = LOCAL
 
 
 def take_aim(
@@ -116,11 +119,14 @@ def take_aim(
     return Aim(target, runtimes, _device(target, runtimes, device), modelled, threads, limits or Limits())
 
 
-def prepare(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None = None) -> list[Job]:
+def prepare(
+    case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None = None, engine: Engine = LOCAL
+) -> list[Job]:
     """Loads and calibrates a case once, and runs the float model where an aim has a device.
 
     Args:
         cache: where to keep results, if not where the user says.
+        engine: what builds and sensitivities are spread over.
 
     Returns:
         A job for each aim.
@@ -165,6 +171,7 @@ def prepare(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None =
                 clock,
                 cache,
                 warnings,
+                engine,
             )
         )
     # answers that are there anyway serve also those jobs that nothing can be run for

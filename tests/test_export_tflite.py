@@ -111,7 +111,7 @@ def build(module: nn.Module, runtime: Runtime, folder: Path, *, batch: int = 1) 
     data = torch.randn(64, *SHAPE[1:], generator=torch.Generator().manual_seed(1))
     calibration = calibrate(model, {model.inputs[0].name: data.numpy()})
     quantized = quantize_model(model, runtime, calibration, estimator="min-max")
-    float_file = tflite.export_float(model, folder / "float.tflite")
+    float_file = tflite.export_float(model)
     tflite.export_quantized(model, quantized, float_file, folder / "model.tflite")
     return Built(model, quantized, float_file, folder / "model.tflite", data[:16])
 
@@ -179,15 +179,17 @@ def test_litert_answers_as_simulated(mixed: Built) -> None:
     expect_close(mixed, floor_db=25.0)
 
 
-def test_float_file_computes_the_model(mixed: Built) -> None:
+def test_float_file_computes_the_model(mixed: Built, tmp_path: Path) -> None:
     real = torch.cat([mixed.model.run([[x[None]]])[0][0] for x in mixed.batch])
-    (found,) = run(mixed.float_file.path, mixed.batch)
+    path = tmp_path / "float.tflite"
+    path.write_bytes(mixed.float_file.data)
+    (found,) = run(path, mixed.batch)
     torch.testing.assert_close(found, real, rtol=1e-4, atol=1e-5)
 
 
 def test_names_are_the_users(mixed: Built) -> None:
-    for path in (mixed.path, mixed.float_file.path):
-        interpreter = Interpreter(str(path))
+    for data in (mixed.path.read_bytes(), mixed.float_file.data):
+        interpreter = Interpreter(model_content=data)
         assert [d["name"] for d in interpreter.get_input_details()] == [mixed.model.inputs[0].name]
         assert [d["name"] for d in interpreter.get_output_details()] == list(mixed.model.output_names)
         (signature,) = interpreter.get_signature_list().values()
@@ -214,10 +216,9 @@ def test_maximum_is_padded_with_the_lowest_integer(mixed: Built) -> None:
 
 
 def test_same_bytes_and_answers_every_time(mixed: Built, tmp_path: Path) -> None:
-    again = tflite.export_float(mixed.model, tmp_path / "float.tflite")
+    again = tflite.export_float(mixed.model)
     tflite.export_quantized(mixed.model, mixed.quantized, again, tmp_path / "model.tflite")
-    assert again.path.read_bytes() == mixed.float_file.path.read_bytes()
-    assert again.nodes == mixed.float_file.nodes
+    assert again == mixed.float_file
     assert (tmp_path / "model.tflite").read_bytes() == mixed.path.read_bytes()
     torch.testing.assert_close(run(mixed.path, mixed.batch), run(mixed.path, mixed.batch), rtol=0, atol=0)
 
@@ -310,8 +311,8 @@ def test_dynamic_batch_becomes_one(runtime: Runtime, tmp_path: Path) -> None:
     exported = torch.export.export(module, (torch.randn(2, *SHAPE[1:]),), dynamic_shapes={"x": {0: batch}})
     model = load(exported)
     assert model.dynamic_batch
-    file = tflite.export_float(model, tmp_path / "float.tflite")
-    assert Interpreter(str(file.path)).get_input_details()[0]["shape"].tolist() == list(SHAPE)
+    file = tflite.export_float(model)
+    assert Interpreter(model_content=file.data).get_input_details()[0]["shape"].tolist() == list(SHAPE)
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], set[str], float]] = {
@@ -441,7 +442,7 @@ def test_refused_layer_is_named(tmp_path: Path) -> None:
     layers = (nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1))
     module = Applied(lambda x, a, b: b(a(x)), *layers).eval()
     with pytest.raises(UnsupportedError) as caught:
-        tflite.export_float(load(torch.export.export(module, (torch.randn(SHAPE),))), tmp_path / "float.tflite")
+        tflite.export_float(load(torch.export.export(module, (torch.randn(SHAPE),))))
     assert caught.value.where == "layer layers.1"
     assert "convolution" in caught.value.cause and "\n" not in caught.value.cause
 
@@ -457,8 +458,8 @@ def test_biases_carry_the_product_of_scales(mixed: Built) -> None:
     np.testing.assert_array_equal(found[0], expected.numpy())
 
 
-def test_conversion_is_silent(mixed: Built, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tflite.export_float(mixed.model, tmp_path / "float.tflite")
+def test_conversion_is_silent(mixed: Built, capfd: pytest.CaptureFixture[str]) -> None:
+    tflite.export_float(mixed.model)
     out, err = capfd.readouterr()
     assert out == ""
     assert [line for line in err.splitlines() if "XNNPACK" not in line] == []

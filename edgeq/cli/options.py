@@ -92,6 +92,26 @@ ProfileName = Annotated[
 Threads = Annotated[
     int, typer.Option("--threads", min=1, metavar="N", help="Threads of the runtime.", rich_help_panel=_RUN)
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        metavar="N",
+        help="Processes for builds and sensitivities; the plan is the same. Timing is never spread.",
+        rich_help_panel=_RUN,
+        show_default="none but this one",
+    ),
+]
+EngineName = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="E",
+        help="ray to start a Ray cluster on this machine, ray://host:port to join one.",
+        rich_help_panel=_RUN,
+    ),
+]
 MaxDrop = Annotated[
     str | None,
     typer.Option(

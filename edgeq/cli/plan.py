@@ -66,6 +66,8 @@ def plan(
     device: o.DeviceName = None,
     profile: o.ProfileName = None,
     threads: o.Threads = 1,
+    workers: o.Workers = None,
+    engine: o.EngineName = None,
     inputs: o.Inputs = [],  # noqa: B006
     arch: o.Arch = None,
     trust_pickle: o.TrustPickle = False,
@@ -107,6 +109,7 @@ def plan(
     else:
         limits = limits_from(max_drop, max_latency, max_size, None, True)
     with shell.stages() as stages:
+        from edgeq.engine import open_engine
         from edgeq.planning.rules import read_rules
 
         ruled = read_rules(rules) if rules else []
@@ -127,13 +130,14 @@ def plan(
             "rules": ruled,
             "progress": stages,
         }
-        if several:
-            how |= {"targets": target, "minimize": minimize.value, "limits": limits}
-            return plan_fleet(shell, out, model, how)
-        how |= {"target": target[0], "device": device, "profile": profile}
-        if pareto is not None:
-            return plan_front(shell, out, model, pareto, minimize.value, how)
-        return _plan_one(shell, out, model, how | {"minimize": minimize.value, "limits": limits})
+        with open_engine(engine, workers) as how["engine"]:
+            if several:
+                how |= {"targets": target, "minimize": minimize.value, "limits": limits}
+                return plan_fleet(shell, out, model, how)
+            how |= {"target": target[0], "device": device, "profile": profile}
+            if pareto is not None:
+                return plan_front(shell, out, model, pareto, minimize.value, how)
+            return _plan_one(shell, out, model, how | {"minimize": minimize.value, "limits": limits})
 
 
 def _plan_one(shell: Shell, out: Path, model: str, how: dict[str, Any]) -> int:

@@ -125,6 +125,7 @@ class Device:
         run: how a worker is started there.
         missing: the error for a runtime that is not installed there.
         facts: what the host knows of the device better than a worker there can.
+        shares_host: its processes run on this machine, and as many at once as one likes.
     """
 
     name: str
@@ -132,6 +133,13 @@ class Device:
     run: Run
     missing: Callable[[RuntimeInfo], DeviceError]
     facts: Mapping[str, str] = field(default_factory=dict)
+    shares_host: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process by its name."""
+        from edgeq.devices import open_device
+
+        return open_device, (self.name,)
 
     def outputs(
         self, artifact: Candidate, inputs: Inputs, progress: Progress | None = None, *, threads: int = 0

@@ -50,4 +50,10 @@ def run_here(command: Sequence[str], folder: Path, on_line: Callable[[str], None
 
 def open_local() -> Device:
     """This machine, with the Python and the packages that edgeq itself runs on."""
-    return Device(name="local", emulated=False, run=partial(run_here, [sys.executable]), missing=RuntimeInfo.missing)
+    return Device(
+        name="local",
+        emulated=False,
+        run=partial(run_here, [sys.executable]),
+        missing=RuntimeInfo.missing,
+        shares_host=True,
+    )

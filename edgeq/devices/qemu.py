@@ -154,4 +154,5 @@ def device_on(machine: Machine, cpu: str) -> Device:
         run=partial(run_here, machine.python(cpu)),
         missing=missing,
         facts=told,
+        shares_host=True,
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from edgeq.cache import Cache, cached
-from edgeq.errors import UnsupportedError
 from edgeq.export import kept, onnx_float
 from edgeq.export.onnx import quantize_onnx
 from edgeq.export.onnx_names import labels, name_operators
@@ -20,6 +19,13 @@ from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
 
 FILE_NAMES = {"onnx": "model.onnx", "openvino": "model.xml", "tflite": "model.tflite"}
+
+
+if TYPE_CHECKING:
+    from edgeq.export.tflite import FloatTflite
+
+Converted: TypeAlias = "onnx_float.FloatOnnx | FloatTflite"
+"""The float model in a format: what its artefacts are made from."""
 
 
 @dataclass
@@ -47,18 +53,26 @@ class Exporter:
         return cached(self.cache, "float-onnx", kept.onnx_key(self.model), convert, kept.pack_onnx, kept.unpack_onnx)
 
     @cached_property
-    def _tflite(self) -> Any:
+    def _tflite(self) -> FloatTflite:
         from edgeq.export import tflite
 
-        path = self.scratch / "float.tflite"
         return cached(
             self.cache,
             "float-tflite",
             kept.tflite_key(self.model),
-            lambda: tflite.export_float(self.model, path),
+            lambda: tflite.export_float(self.model),
             kept.pack_tflite,
-            lambda entry: kept.unpack_tflite(entry, path),
+            kept.unpack_tflite,
         )
+
+    def conversion(self, form: str) -> Converted:
+        """The float model in a format, which every artefact of that format is made from.
+
+        Raises:
+            UnsupportedError: the format cannot hold the model.
+            MissingExtraError: the converter is not installed.
+        """
+        return self._tflite if form == "tflite" else self._onnx
 
     def float_model(self, form: str) -> list[Path]:
         """The files of the unquantized model in the same format, the one that a runtime opens first: the baseline.
@@ -74,32 +88,14 @@ class Exporter:
             elif form == "openvino":
                 write_openvino(self._onnx.model, path)
             else:
-                path = self._tflite.path
+                path.write_bytes(self._tflite.data)
             self._floats[form] = path
         weights = self._floats[form].with_suffix(".bin")
         return [self._floats[form], *([weights] if form == "openvino" else [])]
 
     def write(self, quantized: Quantized, folder: Path) -> list[Path]:
-        """Writes the artefact into `folder` and returns its files, the one that a runtime opens first.
-
-        Raises:
-            UnsupportedError: the format cannot hold the model.
-            MissingExtraError: the converter is not installed.
-        """
-        path = folder / FILE_NAMES[quantized.runtime.format]
-        match quantized.runtime.format:
-            case "onnx":
-                onnx_float.save(quantize_onnx(self.model, quantized, self._onnx), path)
-                return [path]
-            case "openvino":
-                write_openvino(quantize_onnx(self.model, quantized, self._onnx), path)
-                return [path, path.with_suffix(".bin")]
-            case "tflite":
-                from edgeq.export import tflite
-
-                tflite.export_quantized(self.model, quantized, self._tflite, path)
-                return [path]
-        raise UnsupportedError(f"there is no exporter for {quantized.runtime.format}")
+        """`write_artifact` from this model's conversion."""
+        return write_artifact(self.model, quantized, self.conversion(quantized.runtime.format), folder)
 
     def labels(self, form: str) -> dict[str, str]:
         """By each name that a runtime may give an operator of a file, its layer."""
@@ -112,12 +108,35 @@ class Exporter:
 
     def read_back(self, quantized: Quantized, path: Path) -> Stored:
         """What the written file stores."""
-        match quantized.runtime.format:
-            case "onnx":
-                return read_onnx(self.model, path, self._onnx.values)
-            case "openvino":
-                return read_openvino(self.model, path, self._onnx.values)
-            case _:
-                from edgeq.export import tflite
+        return read_artifact(self.model, quantized, self.conversion(quantized.runtime.format), path)
 
-                return tflite.stored(self.model, quantized, self._tflite, path)
+
+def write_artifact(model: Model, quantized: Quantized, conversion: Converted, folder: Path) -> list[Path]:
+    """Writes the artefact into `folder` and returns its files, the one that a runtime opens first.
+
+    Raises:
+        UnsupportedError: the format cannot hold the model.
+        MissingExtraError: the converter is not installed.
+    """
+    form = quantized.runtime.format
+    path = folder / FILE_NAMES[form]
+    if not isinstance(conversion, onnx_float.FloatOnnx):
+        from edgeq.export import tflite
+
+        tflite.export_quantized(model, quantized, conversion, path)
+        return [path]
+    if form == "onnx":
+        onnx_float.save(quantize_onnx(model, quantized, conversion), path)
+        return [path]
+    write_openvino(quantize_onnx(model, quantized, conversion), path)
+    return [path, path.with_suffix(".bin")]
+
+
+def read_artifact(model: Model, quantized: Quantized, conversion: Converted, path: Path) -> Stored:
+    """What a written file stores."""
+    if not isinstance(conversion, onnx_float.FloatOnnx):
+        from edgeq.export import tflite
+
+        return tflite.stored(model, quantized, conversion, path)
+    read = read_onnx if quantized.runtime.format == "onnx" else read_openvino
+    return read(model, path, conversion.values)

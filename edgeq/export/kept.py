@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,12 +51,10 @@ def tflite_key(model: Model) -> str:
 
 def pack_tflite(found: FloatTflite) -> Entry:
     nodes = [[index, node] for index, node in found.nodes.items()]
-    return Entry(nodes, {"model": np.frombuffer(found.path.read_bytes(), np.uint8)})
+    return Entry(nodes, {"model": np.frombuffer(found.data, np.uint8)})
 
 
-def unpack_tflite(entry: Entry, path: Path) -> FloatTflite:
-    """Writes the file to `path`."""
+def unpack_tflite(entry: Entry) -> FloatTflite:
     from edgeq.export.tflite import FloatTflite
 
-    path.write_bytes(entry.arrays["model"].tobytes())
-    return FloatTflite(path, {index: node for index, node in entry.values})
+    return FloatTflite(entry.arrays["model"].tobytes(), {index: node for index, node in entry.values})

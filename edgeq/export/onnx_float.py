@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +40,12 @@ class FloatOnnx:
 
     model: ir.Model
     values: dict[str, str]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process, as the cache keeps it."""
+        from edgeq.export.kept import pack_onnx, unpack_onnx
+
+        return unpack_onnx, (pack_onnx(self),)
 
 
 def export_float(model: Model) -> FloatOnnx:

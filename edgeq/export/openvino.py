@@ -49,6 +49,7 @@ def write_openvino(model: ir.Model, path: Path) -> None:
         _merge_pairs(read)
         # The plugin would round the float inputs of a product with compressed weights to 8 bits, 32 at a time.
         read.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+        _number_unnamed(read)
         # what the plan leaves in float stays float32: halving it is not this stage's choice
         openvino.save_model(read, path, compress_to_fp16=False)
 
@@ -79,6 +80,14 @@ def _merge_pairs(model: Any) -> None:
         merged.set_friendly_name(real.get_friendly_name())
         merged.output(0).set_names(real.output(0).get_names())
         real.output(0).replace(merged.output(0))
+
+
+def _number_unnamed(model: Any) -> None:
+    """Names what has none by its place. OpenVINO's own names count everything that the process ever made, so that the
+    same plan would give other bytes, and another size, each time."""
+    for number, op in enumerate(model.get_ordered_ops()):
+        if op.get_friendly_name() == op.get_name():
+            op.set_friendly_name(f"{op.get_type_name()}_{number}")
 
 
 def _only_reader(op: Any) -> Any:

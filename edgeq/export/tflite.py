@@ -29,19 +29,16 @@ class FloatTflite:
     """A float `.tflite` file, and which value of the model each of its tensors holds.
 
     Attributes:
-        path: the file, with the user's input and output names.
+        data: the file, with the user's input and output names; for a batch of one where the model's batch is dynamic.
         nodes: graph node by tensor index, after `separate_activations`; tensors that stand for no node are absent.
     """
 
-    path: Path
+    data: bytes
     nodes: dict[int, str]
 
 
-def export_float(model: Model, path: Path) -> FloatTflite:
+def export_float(model: Model) -> FloatTflite:
     """Converts the normalised model and proves, by running both, that the file computes the same.
-
-    Args:
-        path: written; for a batch of one where the model's batch is dynamic.
 
     Raises:
         MissingExtraError: litert-torch is not installed.
@@ -54,8 +51,7 @@ def export_float(model: Model, path: Path) -> FloatTflite:
         # one merge may hide another
         merged = [n for n in merged_values(model, _separated(data), nodes) if n not in keep]
         if not merged:
-            path.write_bytes(data)
-            return FloatTflite(path, nodes)
+            return FloatTflite(data, nodes)
         keep += merged
 
 
@@ -67,7 +63,7 @@ def export_quantized(model: Model, quantized: Quantized, float_file: FloatTflite
     Raises:
         UnsupportedError: the converter changed a layer's weights, or a type has no place in a `.tflite` file.
     """
-    graph = Graph(_separated(float_file.path.read_bytes()))
+    graph = Graph(_separated(float_file.data))
     quantize(model, quantized, graph, float_file.nodes)
     path.write_bytes(graph.bytes())
 

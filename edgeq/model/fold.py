@@ -135,6 +135,8 @@ class _Editor:
         first = next(n for n in graph.nodes if n.op == "placeholder")
         with graph.inserting_before(first):
             node: Node = graph.placeholder(f"p_{_NO_IDENTIFIER.sub('_', name)}_folded")
+        # in small letters, as its name is: a program that is written to a file comes back with names alone
+        node.target = node.name
         fake_mode = before.meta["val"].fake_mode
         node.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
         node.meta["tensor_meta"] = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import pickle
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +16,14 @@ from torch.export import ExportedProgram
 
 from edgeq.cache import Cache, Entry, content_key
 from edgeq.data.dataset import InputSpec
-from edgeq.errors import EdgeqError
+from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.files import sha256_file
 from edgeq.model.exported import read_export
 from edgeq.model.kinds import identify
 from edgeq.model.load import quiet
 from edgeq.model.model import Model, load, reference_of
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever normalisation changes."""
 
 LARGEST = 500_000_000
@@ -39,13 +41,39 @@ def load_kept(path: Path, inputs: Sequence[str], cache: Cache) -> Model:
         "model", VERSION, file=sha256_file(path), name=path.name, inputs=list(inputs), torch=torch.__version__
     )
     entry = cache.get("model", key)
-    found = None if entry is None else _unpack(entry, path, inputs)
+    found = None if entry is None else _unpack(entry, lambda: reference_of(path, inputs))
     if found is None:
         found = load(path, inputs=inputs)
         packed = _pack(found)
         if packed is not None:
             cache.put("model", key, packed)
     return found
+
+
+def sent(model: Model) -> tuple[Any, ...]:
+    """How `pickle` takes a model to another process.
+
+    Raises:
+        pickle.PicklingError: `torch.export` cannot write its program.
+    """
+    entry = _pack(model)
+    if entry is None:
+        raise pickle.PicklingError("torch.export cannot write this model's program to a file")
+    return _received, (entry,)
+
+
+def _received(entry: Entry) -> Model:
+    found = _unpack(entry, _stayed_behind)
+    if found is None:
+        raise UnsupportedError(
+            "torch.export does not read this model's program as it wrote it: it cannot be sent to other processes",
+            remedy="leave --workers and --engine away",
+        )
+    return found
+
+
+def _stayed_behind() -> ExportedProgram:
+    raise RuntimeError("the program as it was loaded is where it was loaded")
 
 
 def _pack(model: Model) -> Entry | None:
@@ -69,7 +97,7 @@ def _pack(model: Model) -> Entry | None:
     return Entry(values, {"program": np.frombuffer(stream.getvalue(), np.uint8), **examples})
 
 
-def _unpack(entry: Entry, path: Path, inputs: Sequence[str]) -> Model | None:
+def _unpack(entry: Entry, reference: Callable[[], ExportedProgram]) -> Model | None:
     values = entry.values
     try:
         program = _program(entry.arrays["program"].tobytes())
@@ -78,7 +106,7 @@ def _unpack(entry: Entry, path: Path, inputs: Sequence[str]) -> Model | None:
     specs = tuple(InputSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in values["inputs"])
     model = Model(
         program=program,
-        reference=lambda: reference_of(path, inputs),
+        reference=reference,
         inputs=specs,
         output_names=tuple(values["output_names"]),
         kind=values["kind"],

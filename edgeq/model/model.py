@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -45,6 +46,12 @@ class Model:
     sha256: str
     example: tuple[torch.Tensor, ...]
     notes: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process, as `torch.export` writes it. Its program as it was loaded stays behind."""
+        from edgeq.model.kept import sent
+
+        return sent(self)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

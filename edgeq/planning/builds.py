@@ -12,7 +12,9 @@ import numpy as np
 from edgeq.calibration.calibrate import Calibration
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Inputs
-from edgeq.export.artifact import Exporter
+from edgeq.engine import LOCAL, Engine
+from edgeq.export.artifact import Converted, Exporter
+from edgeq.export.elsewhere import Written, fetch, write_for
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
@@ -73,19 +75,39 @@ def build_all(
     exporter: Exporter,
     folder: Path,
     progress: Progress,
+    engine: Engine = LOCAL,
 ) -> dict[str, Built]:
-    """Writes an artefact for every plan. Ranges are the extremes: what is stored has no influence on time or size."""
-    found: dict[str, Built] = {}
-    for done, (name, plan) in enumerate(plans.items(), start=1):
-        quantized = quantize_model(model, runtime, calibration, choices=plan, estimator="min-max", correct_bias=False)
-        place = folder / f"build{done}"
+    """Writes an artefact for every plan. Ranges are the extremes: what is stored has no influence on time or size.
+
+    Args:
+        engine: where the builds are spread over.
+    """
+    conversion = exporter.conversion(runtime.format)
+    places = {name: folder / f"build{number}" for number, name in enumerate(plans, start=1)}
+    for place in places.values():
         place.mkdir()
-        files = exporter.write(quantized, place)
-        followed = {group: quantized.assignment.choice(group) for group in plan}
+    given = [(plan, places[name] if engine.here else None) for name, plan in plans.items()]
+    made = engine.map(_build, given, model, runtime, calibration, conversion, progress=progress, threads=False)
+    found: dict[str, Built] = {}
+    for (name, place), (followed, written) in zip(places.items(), made, strict=True):
+        files = fetch(written, place)
         size = sum(file.stat().st_size for file in files)
         found[name] = Built(followed, Candidate(files[0], runtime.name), size)
-        progress.step(done, len(plans))
     return found
+
+
+def _build(
+    model: Model,
+    runtime: Runtime,
+    calibration: Calibration,
+    conversion: Converted,
+    given: tuple[Mapping[str, str], Path | None],
+) -> tuple[dict[str, str], Written]:
+    """The choices as the exporter could follow them, and the artefact."""
+    plan, place = given
+    quantized = quantize_model(model, runtime, calibration, choices=plan, estimator="min-max", correct_bias=False)
+    followed = {group: quantized.assignment.choice(group) for group in plan}
+    return followed, write_for(model, quantized, conversion, place)
 
 
 def observe(

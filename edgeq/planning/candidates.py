@@ -196,7 +196,7 @@ def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime, 
         evaluation=job.evaluation,
         folder=next(shop.folders),
         key=key,
-        builds=0,
+        made={},
         proofs={},
     )
 
@@ -262,7 +262,7 @@ def _found(search: Search) -> Plan:
     except GateError as refused:
         choices, notes = uniform(search.allowed), [*search.notes, refused.cause]
         if search.where is None:
-            _, _, size = search.build(choices)
+            size = search.built(choices).size
             return written(search, choices, None, None, {}, [], notes, size)
         return written(search, choices, prove(search, choices), None, {}, [], notes)
 
@@ -289,7 +289,7 @@ def _of_all(search: Search, runtime: Runtime, others: Sequence[Job], shop: Works
         allowed=left,
         problem=replace(problem, options=options),
         folder=next(shop.folders),
-        builds=0,
+        made={},
         proofs={},
         notes=(*search.notes, f"only what {', '.join(other.target.name for other, _ in readers)} also offers"),
     )

@@ -63,7 +63,7 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
     losses = measure_losses(job, runtime, options)
     with clock.stage(f"builds for {runtime.name}") as steps:
         plans = probing_plans(model.groups, options, found_edges)
-        built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps)
+        built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps, job.engine)
     labels = exporter.labels(runtime.format)
     timings: dict[FloatPrecision, Timing] = {}
     if isinstance(device, Device) and not device.emulated:

@@ -17,6 +17,7 @@ from edgeq.cache import Cache, open_cache
 from edgeq.case import Case, given
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Device
+from edgeq.engine import LOCAL, Engine
 from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model
@@ -53,6 +54,7 @@ def fleet(
     arch: str | None = None,
     trust_pickle: bool = False,
     rules: Sequence[Rule] = (),
+    engine: Engine = LOCAL,
     progress: Progress | None = None,
 ) -> tuple[Fleet, dict[str, Plan]]:
     """The fewest artefacts that serve all of several targets, and among equally few those that cost the targets least.
@@ -86,7 +88,7 @@ def fleet(
         cache = open_cache(clock.progress.note)
         if cache.root is None:  # what targets share is computed once all the same
             cache = Cache(Path(scratch) / "results")
-        jobs = prepare(case, aims, clock, cache)
+        jobs = prepare(case, aims, clock, cache, engine)
         shop = workshop(Exporter(jobs[0].model, Path(scratch), cache), Path(scratch))
         found = {one.name: one for one in candidates(jobs, shop, minimize, rules)}
         verdicts = {name: judged(one, jobs, shop) for name, one in found.items()}
@@ -182,7 +184,7 @@ def _in_turns(job: Job, shared: Candidate, own: Candidate, shop: Workshop) -> fl
     assert job.evaluation is not None
     with job.clock.stage(f"shared or own on {device.name}") as steps:
         built = {
-            name: at_device(one, job, device, reader, shop).build(one.choices)[1]
+            name: at_device(one, job, device, reader, shop).built(one.choices).candidate
             for name, one in (("shared", shared), ("own", own))
         }
         sample = {name: array[:1] for name, array in job.evaluation.inputs.items()}

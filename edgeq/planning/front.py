@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from edgeq.case import Case
 from edgeq.data.dataset import Dataset
+from edgeq.engine import LOCAL, Engine
 from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model
@@ -20,7 +21,7 @@ from edgeq.planning.assign import FLOAT
 from edgeq.planning.ladder import uniform
 from edgeq.planning.plan import Plan
 from edgeq.planning.rules import Rule
-from edgeq.planning.search import Search, prove, searches, solve_within, written
+from edgeq.planning.search import Search, build_unproved, prove, searches, solve_within, written
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
 from edgeq.prepare import Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
@@ -84,6 +85,7 @@ def front(
     arch: str | None = None,
     trust_pickle: bool = False,
     rules: Sequence[Rule] = (),
+    engine: Engine = LOCAL,
     progress: Progress | None = None,
 ) -> Front:
     """Plans along the trade of accuracy for latency or size, each one proved, beside the preferred kernels everywhere
@@ -100,7 +102,7 @@ def front(
     if len(aim.runtimes) != 1 or points < 1:
         raise UsageError("a front is of one format, and has points", remedy="choose --format onnx, openvino or tflite")
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
-    (job,) = prepare(case, [aim], Clock(progress or Silent()))
+    (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
         exporter = Exporter(job.model, Path(scratch), job.cache)
         folder = Path(scratch) / "front"
@@ -132,6 +134,7 @@ def _along(search: Search, points: int, steps: Progress) -> dict[str, Plan]:
         except Infeasible:
             continue
         wanted[f"planned {number}{suffix}"] = solution.choices, solution
+    build_unproved(search, [choices for choices, _ in wanted.values()])
     found: dict[str, Plan] = {}
     seen: set[tuple[str, ...]] = set()
     for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):

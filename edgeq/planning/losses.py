@@ -107,7 +107,7 @@ def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
             )
             for name in kernels
         }
-        sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps)
+        sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps, job.engine)
         predicted = predicted_losses(model, runtime, options, sensitivity)
         # a layer without weights has one and the same rounding whatever the other layers choose
         able = {
@@ -115,7 +115,7 @@ def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
             for (name, choice), value in predicted.items()
             if alternatives[choice].assignment.choice(name) == choice
         }
-        measured = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able))
+        measured = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able), job.engine)
     correlation = rank_correlation([predicted[key] for key in measured], list(measured.values()))
     return Losses(sensitivity, measured, ranges, correlation)
 

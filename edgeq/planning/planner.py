@@ -16,6 +16,7 @@ import torch
 
 from edgeq.case import Case, given
 from edgeq.data.dataset import Dataset
+from edgeq.engine import LOCAL, Engine
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model
@@ -63,6 +64,7 @@ def plan(
     arch: str | None = None,
     trust_pickle: bool = False,
     rules: Sequence[Rule] = (),
+    engine: Engine = LOCAL,
     progress: Progress | None = None,
 ) -> Plan:
     """The best plan for a target, with the proof of it; without one where the target cannot be executed from here.
@@ -74,6 +76,7 @@ def plan(
         profile: the device of the target whose time and energy are modelled where they cannot be measured; the target's
             own if not given.
         rules: what some layers have to be, whatever it costs.
+        engine: where builds and sensitivities are worked out (see `edgeq.open_engine`); the plan does not depend on it.
 
     The other arguments are those of `edgeq.deploy`.
 
@@ -91,7 +94,7 @@ def plan(
         raise UsageError(f"cannot minimize {minimize!r}", remedy="choose latency, size, loss or energy")
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
     aim = take_aim(load_target(target), format, device=device, profile=profile, threads=threads, limits=limits)
-    (job,) = prepare(case, [aim], Clock(progress or Silent()))
+    (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
     if job.limits.max_drop is not None:
         job = answered(job)  # a drop has to be put into the loss that it allows, also where nothing can be run
     found: list[Plan] = []

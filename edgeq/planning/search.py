@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
 from edgeq.errors import UsageError
-from edgeq.export.artifact import Exporter
-from edgeq.export.audit import audit
+from edgeq.export.artifact import Converted, Exporter
+from edgeq.export.elsewhere import Written, fetch, write_for
+from edgeq.model.model import Model
 from edgeq.planning.costs import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
 from edgeq.planning.describe import describe
 from edgeq.planning.estimates import asked_of_vela
@@ -45,7 +46,7 @@ from edgeq.runtimes import RUNTIMES
 from edgeq.runtimes import runtime as runtime_info
 from edgeq.validation.accuracy import compare
 from edgeq.validation.gates import Limits
-from edgeq.validation.measure import answers, ends_of
+from edgeq.validation.measure import Ends, answers, ends_of
 from edgeq.validation.metric import identity
 
 SAME = 0.01
@@ -54,6 +55,14 @@ SAME = 0.01
 PROOF_ROUNDS = 60
 PROOF_VERSION = 2
 """To be raised whenever what is measured for a proof, or how it is kept, changes."""
+
+
+class Made(NamedTuple):
+    """The artefact of a plan, how its ends are quantized, and the bytes of all its files."""
+
+    candidate: Candidate
+    ends: Ends
+    size: int
 
 
 @dataclass
@@ -80,7 +89,7 @@ class Search:
     key: str
     minimize: str
     notes: tuple[str, ...] = ()
-    builds: int = 0
+    made: dict[tuple[str, ...], Made] = field(default_factory=dict)
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
 
     @property
@@ -114,10 +123,14 @@ class Search:
             )
         return found
 
-    @cached_property
-    def preferred(self) -> Candidate:
+    @property
+    def preferred(self) -> dict[str, str]:
         """The preferred kernels everywhere, to take turns with."""
-        return self.build(uniform(self.options))[1]
+        return uniform(self.options)
+
+    def name(self, choices: Mapping[str, str]) -> tuple[str, ...]:
+        """A plan's choices in the order of the layers."""
+        return tuple(choices[name] for name in self.problem.options)
 
     def quantize(self, choices: Mapping[str, str]) -> Quantized:
         job = self.job
@@ -125,19 +138,33 @@ class Search:
             job.model, self.runtime, job.calibration, job.impact, choices=choices, ranges=self.costs.ranges
         )
 
-    def build(self, choices: Mapping[str, str]) -> tuple[Quantized, Candidate, int]:
-        """Writes and audits the artefact of a plan; its bytes are those of all its files."""
-        quantized = self.quantize(choices)
-        self.builds += 1
-        folder = self.folder / f"plan{self.builds}"
-        folder.mkdir(parents=True)
-        files = self.exporter.write(quantized, folder)
-        audit(self.job.model, quantized, self.exporter.read_back(quantized, files[0]))
-        return (
-            quantized,
-            Candidate(files[0], self.runtime.name, run_options(self.precision)),
-            sum(file.stat().st_size for file in files),
-        )
+    def build(self, plans: Sequence[Mapping[str, str]]) -> None:
+        """Writes and audits the artefacts of plans, side by side where there are workers."""
+        wanted = {name: choices for choices in plans if (name := self.name(choices)) not in self.made}
+        if not wanted:
+            return
+        model, engine = self.job.model, self.job.engine
+        conversion = self.exporter.conversion(self.runtime.format)
+        ends: list[Ends] = []
+        places = [self.folder / f"plan{len(self.made) + number}" for number in range(1, len(wanted) + 1)]
+
+        def given() -> Iterator[tuple[Quantized, Path | None]]:
+            for choices, place in zip(wanted.values(), places, strict=True):
+                place.mkdir(parents=True)
+                quantized = self.quantize(choices)
+                ends.append(ends_of(model, quantized))
+                yield quantized, place if engine.here else None
+
+        found = engine.map(_write, given(), model, conversion, threads=False)
+        for name, place, end, written in zip(wanted, places, ends, found, strict=True):
+            files = fetch(written, place)
+            candidate = Candidate(files[0], self.runtime.name, run_options(self.precision))
+            self.made[name] = Made(candidate, end, sum(file.stat().st_size for file in files))
+
+    def built(self, choices: Mapping[str, str]) -> Made:
+        """The artefact of one plan."""
+        self.build([choices])
+        return self.made[self.name(choices)]
 
 
 def searches(
@@ -290,34 +317,59 @@ def best_of(search: Search, caps: Mapping[str, float]) -> Solution:
 
 def prove(search: Search, choices: Mapping[str, str]) -> Proof:
     """What a plan measures in its runtime, beside the preferred kernels everywhere and the float model."""
-    key = tuple(choices[name] for name in search.problem.options)
-    if key not in search.proofs:
-        job = search.job
+    name = search.name(choices)
+    if name not in search.proofs:
+        cache, key = _kept_as(search, choices)
         measured = cached(
-            job.cache if (judge := identity(job.metric)) else Cache(None),
+            cache,
             "proof",
-            content_key(
-                "proof",
-                PROOF_VERSION,
-                costs=search.key,
-                choices=list(key),
-                precision=search.precision,
-                evaluation=search.evaluation.sha256,
-                metric=judge,
-            ),
+            key,
             lambda: _measure(search, choices),
             lambda proof: Entry(proof.model_dump(mode="json")),
             lambda entry: Proof.model_validate(entry.values),
         )
-        search.proofs[key] = measured.model_copy(update={"held": held(search.provable, measured)})
-    return search.proofs[key]
+        search.proofs[name] = measured.model_copy(update={"held": held(search.provable, measured)})
+    return search.proofs[name]
+
+
+def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
+    """Builds, before they are proved one after the other, those of the plans that no earlier run proved."""
+    unknown = []
+    for choices in plans:
+        cache, key = _kept_as(search, choices)
+        if search.name(choices) not in search.proofs and cache.get("proof", key) is None:
+            unknown.append(choices)
+    if unknown and not search.device.emulated:
+        unknown.append(search.preferred)
+    search.build(unknown)
+
+
+def _kept_as(search: Search, choices: Mapping[str, str]) -> tuple[Cache, str]:
+    """Where the proof of a plan is kept: nowhere if its metric cannot be named."""
+    judge = identity(search.job.metric)
+    key = content_key(
+        "proof",
+        PROOF_VERSION,
+        costs=search.key,
+        choices=list(search.name(choices)),
+        precision=search.precision,
+        evaluation=search.evaluation.sha256,
+        metric=judge,
+    )
+    return search.job.cache if judge else Cache(None), key
+
+
+def _write(model: Model, conversion: Converted, given: tuple[Quantized, Path | None]) -> Written:
+    quantized, place = given
+    return write_for(model, quantized, conversion, place)
 
 
 def _measure(search: Search, choices: Mapping[str, str]) -> Proof:
+    """Builds come first, then answers, and the clock runs when both are done and every worker rests."""
     job = search.job
-    quantized, artifact, size = search.build(choices)
-    ends = ends_of(job.model, quantized)
-    outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent())
+    search.build([choices] if search.device.emulated else [choices, search.preferred])
+    artifact, ends, size = search.made[search.name(choices)]
+    outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine)
     accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)
     latency, others = _latencies(search, artifact)
     drop = shown_drop(accuracy)
@@ -344,7 +396,7 @@ def _latencies(search: Search, artifact: Candidate) -> tuple[float | None, dict[
     info = runtime_info(search.runtime.name)
     baseline = search.exporter.float_model(search.runtime.format)[0]
     variants = info.baselines(device.environment(search.runtime.name))
-    candidates = {"plan": artifact, "preferred": search.preferred} | {
+    candidates = {"plan": artifact, "preferred": search.made[search.name(search.preferred)].candidate} | {
         name: Candidate(baseline, search.runtime.name, options) for name, options in variants.items()
     }
     one = {name: array[:1] for name, array in search.evaluation.inputs.items()}

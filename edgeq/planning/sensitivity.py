@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,8 @@ import torch
 from torch.fx import Node
 
 from edgeq.calibration.impact import random_direction
-from edgeq.model.batches import batches, side_by_side
+from edgeq.engine import LOCAL, Engine
+from edgeq.model.batches import batches
 from edgeq.model.execute import constants
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -30,7 +30,7 @@ from edgeq.model.ops import is_float
 from edgeq.numerics import QParams, fake_quantize
 from edgeq.planning.assign import writes_integers
 from edgeq.planning.form import on_integers
-from edgeq.progress import Progress, Silent
+from edgeq.progress import Progress
 from edgeq.quantization.quantize import Quantized
 
 SAMPLES = 32
@@ -61,6 +61,7 @@ def measure_sensitivity(
     inputs: Mapping[str, np.ndarray],
     alternatives: Mapping[str, Quantized],
     progress: Progress | None = None,
+    engine: Engine = LOCAL,
 ) -> Sensitivity:
     """Prices the layers of several quantized models in one pass over a few samples.
 
@@ -68,24 +69,20 @@ def measure_sensitivity(
         inputs: by input name, [N, ...].
         alternatives: by the name of a choice, the model with every layer that can have it quantized so. All of them
             round the same tensors alike.
+        engine: where the samples are spread over; their order decides the sums.
     """
-    progress = progress or Silent()
     errors = _weight_errors(model, alternatives)
-    held = constants(model.program)
-    leaves = {name: held[name].clone().requires_grad_() for name in errors}
     tensors = {name: t.q for found in alternatives.values() for name, t in found.activations.items()}
     few = {name: array[:SAMPLES] for name, array in inputs.items()}
     # one sample at a time: the gradient of a weight sums over the batch, and its square must not
-    given = list(enumerate(batches(model, few, 1)))
+    given = enumerate(_own(batch) for batch in batches(model, few, 1))
     by_weight: dict[tuple[str, str], list[float]] = {}
     by_tensor: dict[str, list[float]] = {}
-    work = partial(_one_sample, model, errors, leaves, tensors)
-    for done, (weights, values) in enumerate(side_by_side(work, given), start=1):
+    for weights, values in engine.map(_one_sample, given, model, errors, tensors, progress=progress):
         for key, moved in weights:
             by_weight.setdefault(key, []).append(moved**2)
         for name, moved in values:
             by_tensor.setdefault(name, []).append(moved**2)
-        progress.step(done, len(given))
     result: dict[str, dict[str, float]] = {}
     for (group, choice), moves in by_weight.items():
         result.setdefault(group, {})[choice] = float(np.mean(moves))
@@ -103,7 +100,11 @@ def contenders(predicted: Mapping[Choice, float], count: int = CONTENDERS) -> li
 
 
 def measure_alone(
-    model: Model, inputs: Mapping[str, np.ndarray], alternatives: Mapping[str, Quantized], wanted: Sequence[Choice]
+    model: Model,
+    inputs: Mapping[str, np.ndarray],
+    alternatives: Mapping[str, Quantized],
+    wanted: Sequence[Choice],
+    engine: Engine = LOCAL,
 ) -> dict[Choice, float]:
     """What choices really do: each layer is quantized alone, in simulation, and all of them run side by side, so that
     each computes only what lies behind its layer.
@@ -111,10 +112,25 @@ def measure_alone(
     Args:
         alternatives: as for `measure_sensitivity`.
         wanted: pairs of a group's name and a choice.
+        engine: where the batches are spread over.
 
     Returns:
         Damages, in the unit of `Sensitivity`.
     """
+    few = {name: array[:ALONE_SAMPLES] for name, array in inputs.items()}
+    given = [_own(batch) for batch in batches(model, few, ALONE_BATCH)]
+    found = np.zeros(len(wanted))
+    total = 0
+    for samples, damages in engine.map(_one_batch, given, model, alternatives, wanted):
+        found += samples * damages
+        total += samples
+    return {key: float(value) for key, value in zip(wanted, found / max(1, total), strict=True)}
+
+
+def _one_batch(
+    model: Model, alternatives: Mapping[str, Quantized], wanted: Sequence[Choice], batch: list[torch.Tensor]
+) -> tuple[int, np.ndarray]:
+    """How many samples there are, and the damage to them of each choice that is wanted."""
     groups = {group.name: group for group in model.groups}
     members = [_rounded_members(model, alternatives[choice], groups[name], choice) for name, choice in wanted]
     held = constants(model.program)
@@ -134,15 +150,9 @@ def measure_alone(
                 result[number] = fake_quantize(values[number], tensor.q)
         return result
 
-    few = {name: array[:ALONE_SAMPLES] for name, array in inputs.items()}
-    found = np.zeros(len(wanted))
-    total = 0
-    for batch in batches(model, few, ALONE_BATCH):
-        outputs = model.run([batch] * (len(wanted) + 1), rounded, replaced)
-        samples = len(batch[0]) if model.inputs[0].batched else 1
-        found += [samples * damage(one, outputs[0]) for one in outputs[1:]]
-        total += samples
-    return {key: float(value) for key, value in zip(wanted, found / max(1, total), strict=True)}
+    outputs = model.run([batch] * (len(wanted) + 1), rounded, replaced)
+    samples = len(batch[0]) if model.inputs[0].batched else 1
+    return samples, np.array([damage(one, outputs[0]) for one in outputs[1:]])
 
 
 def _rounded_members(model: Model, quantized: Quantized, group: Group, choice: str) -> set[str]:
@@ -186,6 +196,11 @@ def _weight_errors(model: Model, alternatives: Mapping[str, Quantized]) -> dict[
     return found
 
 
+def _own(batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Samples with memory of their own: sent, a part of a tensor would take the whole of it along."""
+    return [tensor.clone() for tensor in batch]
+
+
 class _Error(NamedTuple):
     """What one choice of one group changes a constant by."""
 
@@ -203,13 +218,14 @@ class _Moves(NamedTuple):
 def _one_sample(
     model: Model,
     errors: Mapping[str, Sequence[_Error]],
-    leaves: Mapping[str, torch.Tensor],
     tensors: Mapping[str, QParams],
     given: tuple[int, list[torch.Tensor]],
 ) -> _Moves:
     number, batch = given
     generator = torch.Generator().manual_seed(number)
     values: dict[str, torch.Tensor] = {}
+    held = constants(model.program)
+    leaves = {name: held[name].clone().requires_grad_() for name in errors}
 
     def keep(node: Node, found: list[torch.Tensor]) -> list[torch.Tensor]:
         if node.name not in tensors or not is_float(node):

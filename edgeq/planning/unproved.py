@@ -38,7 +38,7 @@ def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], a
                     raise
                 break
             solution = found
-            _, artifact, size = search.build(found.choices)
+            artifact, _, size = search.built(found.choices)
             changed = sum(found.choices[name] != choice for name, choice in preferred.items())
             made.append(Attempt(loss_limit=held["loss"], predicted=found.costs, changed=changed, proof=None))
             steps.step(done, attempts)

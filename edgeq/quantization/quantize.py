@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from edgeq.calibration.calibrate import Calibration
 from edgeq.calibration.impact import Impact
+from edgeq.model.batches import one_thread
 from edgeq.model.execute import Hook
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
@@ -40,6 +41,7 @@ class Quantized:
     biases: dict[str, torch.Tensor]
 
 
+@one_thread()
 def quantize_model(
     model: Model,
     runtime: Runtime,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
+from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import execute
@@ -136,10 +138,32 @@ def measure(
 
 
 def answers(
-    artifact: Candidate, device: Device, data: Dataset, reference: list[Array], ends: Ends, progress: Progress
+    artifact: Candidate,
+    device: Device,
+    data: Dataset,
+    reference: list[Array],
+    ends: Ends,
+    progress: Progress,
+    engine: Engine = LOCAL,
 ) -> list[Array]:
-    """The artefact's outputs as real numbers, in the shapes of the float model's."""
-    return _real(device.outputs(artifact, _feed(data, ends), progress), reference, ends)
+    """The artefact's outputs as real numbers, in the shapes of the float model's.
+
+    Args:
+        engine: shares out the samples where its workers and the device are on this machine.
+    """
+    feed = _feed(data, ends)
+    parts = min(engine.workers or 1, len(data)) if engine.here and device.shares_host else 1
+    if parts == 1:
+        return _real(device.outputs(artifact, feed, progress), reference, ends)
+    cuts = np.linspace(0, len(data), parts + 1).round().astype(int)
+    given = [(artifact, device, {n: a[i:j] for n, a in feed.items()}) for i, j in itertools.pairwise(cuts)]
+    found = engine.map(_answer, given, progress=progress)
+    return _real([np.concatenate(column) for column in zip(*found, strict=True)], reference, ends)
+
+
+def _answer(given: tuple[Candidate, Device, dict[str, Array]]) -> list[Array]:
+    artifact, device, feed = given
+    return device.outputs(artifact, feed)
 
 
 def _feed(data: Dataset, ends: Ends) -> dict[str, Array]:

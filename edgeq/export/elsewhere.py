@@ -1,0 +1,50 @@
+"""Artefacts that are written by workers, which may be on other machines."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeq.export.artifact import Converted, read_artifact, write_artifact
+from edgeq.export.audit import audit
+from edgeq.model.model import Model
+from edgeq.quantization.quantize import Quantized
+
+
+class Written(NamedTuple):
+    """What a worker wrote.
+
+    Attributes:
+        names: of the files, the one that a runtime opens first.
+        content: of each file where the worker does not see the folder that they belong in.
+    """
+
+    names: list[str]
+    content: list[bytes] | None
+
+
+def write_for(model: Model, quantized: Quantized, conversion: Converted, place: Path | None) -> Written:
+    """Writes an artefact and audits it: in a worker.
+
+    Args:
+        place: the folder, or None where it is on another machine.
+
+    Raises:
+        AuditError: the file does not store what was planned.
+        UnsupportedError: the format cannot hold the model.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = place or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeq-")))
+        files = write_artifact(model, quantized, conversion, folder)
+        audit(model, quantized, read_artifact(model, quantized, conversion, files[0]))
+        return Written([file.name for file in files], None if place else [file.read_bytes() for file in files])
+
+
+def fetch(written: Written, place: Path) -> list[Path]:
+    """The files of an artefact in their folder, wherever they were written."""
+    files = [place / name for name in written.names]
+    for file, content in zip(files, written.content or (), strict=written.content is not None):
+        file.write_bytes(content)
+    return files
