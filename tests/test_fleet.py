@@ -150,6 +150,13 @@ def test_accuracy_that_was_lost_elsewhere_counts_where_nothing_can_be_run(made: 
     assert not found.held and found.targets[0].verdict.status == "held"
 
 
+def test_a_latency_that_nobody_knows_does_not_stop_the_fleet(made: Made) -> None:
+    """`away` has no clock here, and its profile no figures to model one from."""
+    found, _ = made.again("full", "away", limits={"away": Limits.parse(max_latency="1us", max_drop="4%")})
+    away = found.targets[1].verdict
+    assert away.status == "not validated" and "nobody measured its latency" in away.because
+
+
 def test_a_target_is_told_what_its_own_artefact_would_gain(made: Made) -> None:
     gain = made.fleet.targets[0].alone
     sizes = {c.name: c.size for c in made.fleet.candidates}

@@ -89,6 +89,8 @@ class Cluster:
         """
         try:
             self._result(self._remote.remote(_fingerprint(), (), packed((_nothing, None))), FIRST_WORKER)
+        except ImportError as error:  # where it is joined from outside, the cluster looks at a function before a worker
+            raise _foreign(error) from error
         except self._ray.exceptions.GetTimeoutError as error:
             raise DeviceError(
                 f"the Ray cluster gave no worker within {FIRST_WORKER:.0f} s",
@@ -131,10 +133,7 @@ class Cluster:
             ) from error
         except errors.RayTaskError as error:
             # what `perform` does not catch: edgeq cannot be imported there
-            raise DeviceError(
-                f"a worker of the Ray cluster cannot run edgeq: {_last_line(error)}",
-                remedy="install the same edgeq, with its extras, on every node",
-            ) from error
+            raise _foreign(error) from error
         except (errors.RayError, ConnectionError) as error:
             raise DeviceError(
                 f"a worker of the Ray cluster died ({type(error).__name__}): {_first_line(error)}",
@@ -198,7 +197,8 @@ def _start(ray: Any, name: str, workers: int | None) -> None:
             where=name,
             remedy="look into the newest folder of /tmp/ray"
             if name == "ray"
-            else "give every machine the same Python and the same Ray; see `ray status` there",
+            else "give both sides the same Python and Ray; for a cluster with a token also RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN, as its owner set them",
         ) from error
 
 
@@ -215,6 +215,13 @@ def _reach(name: str) -> None:
             where=name,
             remedy="start it with `ray start --head --ray-client-server-port PORT`, and check the address",
         ) from error
+
+
+def _foreign(error: BaseException) -> DeviceError:
+    return DeviceError(
+        f"the Ray cluster cannot run edgeq: {_last_line(error)}",
+        remedy="install the same edgeq, with its extras, on every node",
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeq.cache import content_key
 from edgeq.devices import Device
-from edgeq.errors import EdgeqError, GateError
+from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.planning.fleet_file import Considered, Verdict
 from edgeq.planning.ladder import uniform
@@ -147,13 +147,14 @@ def _measured(candidate: Candidate, job: Job, device: Device, runtime: Runtime, 
 
 def _away(candidate: Candidate, job: Job, runtime: Runtime, elsewhere: Sequence[Proof]) -> Verdict:
     lost = (misses(Limits(max_drop=job.limits.max_drop), proof) for proof in elsewhere)
+    unknown = "" if job.limits.max_latency is None else "; nobody measured its latency"
     most = job.limits.max_size
     large = "" if most is None or candidate.size <= most else _over("size in bytes", candidate.size, most)
     missed = large or next(filter(None, lost), "")
     return Verdict(
         target=job.target.name,
         status="missed" if missed else "not validated",
-        because=f"{job.device}; {missed or 'its target file has every kernel'}",
+        because=f"{job.device}; {missed or 'its target file has every kernel'}{unknown}",
         runtime=runtime.name,
         device=None,
     )
@@ -233,7 +234,7 @@ def _over(what: str, value: float | None, most: object) -> str:
 def _of_runtime(
     job: Job, runtime: Runtime, jobs: Sequence[Job], shop: Workshop, minimize: str, rules: Sequence[Rule]
 ) -> list[Candidate]:
-    searched = searches(_plannable(job), runtime, shop.exporter, next(shop.folders), minimize, rules)
+    searched = _searches(_plannable(job), runtime, shop, minimize, rules)
     others = [other for other in jobs if other is not job]
     common = [left for one in searched if (left := _of_all(one, runtime, others, shop)) is not None]
     found = []
@@ -245,6 +246,20 @@ def _of_runtime(
         name = f"{job.target.name}/{runtime.format}" + ("/common" if is_common else "")
         found.append(Candidate(name, job, runtime, plan, search, is_common))
     return found
+
+
+def _searches(job: Job, runtime: Runtime, shop: Workshop, minimize: str, rules: Sequence[Rule]) -> list[Search]:
+    """The searches of a runtime; without a limit on latency where nobody knows that of the device, which then is not
+    validated in any case."""
+    try:
+        return searches(job, runtime, shop.exporter, next(shop.folders), minimize, rules)
+    except UsageError as error:
+        timed = isinstance(job.device, Device) and not job.device.emulated
+        if timed or job.limits.max_latency is None:
+            raise
+        job.clock.progress.note(f"{error.cause}; planned without that limit")
+        untimed = replace(job, limits=replace(job.limits, max_latency=None))
+        return searches(untimed, runtime, shop.exporter, next(shop.folders), minimize, rules)
 
 
 def _plannable(job: Job) -> Job:

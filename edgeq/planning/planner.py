@@ -76,7 +76,8 @@ def plan(
         profile: the device of the target whose time and energy are modelled where they cannot be measured; the target's
             own if not given.
         rules: what some layers have to be, whatever it costs.
-        engine: where builds and sensitivities are worked out (see `edgeq.open_engine`); the plan does not depend on it.
+        engine: where builds and sensitivities are worked out (see `edgeq.engine.open_engine`); the plan does not
+            depend on it.
 
     The other arguments are those of `edgeq.deploy`.
 
