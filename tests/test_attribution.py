@@ -34,7 +34,7 @@ from edgeq.planning.explain import Simulated, explain
 from edgeq.planning.ladder import ladder, uniform
 from edgeq.planning.problem import restate
 from edgeq.planning.sensitivity import damage
-from edgeq.quantization.activations import QuantizedTensor, quantize_activations
+from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
 from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.quantize import Quantized, quantize_model, simulate
 from edgeq.quantization.weights import QuantizedWeight, quantize_weight
@@ -487,8 +487,11 @@ def test_a_plan_is_taken_apart() -> None:
     choices = {layer.name: layer.choice for layer in plan.layers}
     of = job()
 
+    ranges: Ranges = {}
+
     def lost(choices: dict[str, str]) -> float:
-        return loss_of(model, quantize_model(model, BY, calibration, of.impact, choices=choices), kept)
+        quantized = quantize_model(model, BY, calibration, of.impact, choices=choices, ranges=ranges)
+        return loss_of(model, quantized, kept)
 
     assert found.how == "simulated" and found.samples == 16
     assert found.loss == pytest.approx(lost(choices), rel=1e-3)

@@ -205,10 +205,11 @@ def test_what_does_not_fit_half_a_byte_is_refused() -> None:
 @pytest.mark.parametrize("target", target_names())
 def test_no_layer_gets_4_bits_by_default(target: str) -> None:
     for runtime in load_target(target).runtimes:
-        for op in {op for kernel in runtime.kernels for op in kernel.ops}:
+        for op in runtime.ops:
             default = runtime.kernel(op)
-            alone = {k.weights for k in runtime.kernels if op in k.ops} == {"int4"}
-            assert default is not None and (default.weights != "int4" or alone)
+            on_integers = {k.weights for k in runtime.kernels if op in k.ops and not k.weight_only}
+            assert (default is None) == (not on_integers)
+            assert default is None or default.weights != "int4" or on_integers == {"int4"}
 
 
 @pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2", "arm-neon"])
