@@ -449,7 +449,9 @@ class Written:
 def exporter(name: str) -> Exporter:
     """One exporter for each network, so that its float model is converted once."""
     _parse_operators_once()
-    return Exporter(model(name), _scratch() / name)
+    folder = _scratch() / name
+    folder.mkdir()
+    return Exporter(model(name), folder)
 
 
 @cache

@@ -477,12 +477,12 @@ class Tokens(nn.Module):
         return scores, scores.argmax(1)
 
 
-def test_integers_at_the_ends_keep_their_64_bits(tmp_path: Path) -> None:
+def test_integers_at_the_ends_keep_their_64_bits() -> None:
     torch.manual_seed(3)
     module = Tokens().eval()
     tokens = torch.randint(0, 20, (1, 7))
-    tflite.export_float(load(torch.export.export(module, (tokens,))), tmp_path / "m.tflite")
-    interpreter = Interpreter(str(tmp_path / "m.tflite"))
+    file = tflite.export_float(load(torch.export.export(module, (tokens,))))
+    interpreter = Interpreter(model_content=file.data)
     interpreter.allocate_tensors()
     (given,), (scores, best) = interpreter.get_input_details(), interpreter.get_output_details()
     assert (given["dtype"], best["dtype"]) == (np.int64, np.int64)
@@ -499,7 +499,7 @@ def test_a_layer_at_the_root_is_not_mistaken_for_its_weight(runtime: Runtime, tm
     model = load(nn.Linear(16, 4).eval(), inputs=["1x16"])
     by = runtime.model_copy(update={"io": "integer"})
     quantized = quantize_model(model, by, calibrate(model, {model.inputs[0].name: np.eye(16, dtype=np.float32)}))
-    float_file = tflite.export_float(model, tmp_path / "float.tflite")
+    float_file = tflite.export_float(model)
     tflite.export_quantized(model, quantized, float_file, tmp_path / "m.tflite")
     checked = audit(model, quantized, tflite.stored(model, quantized, float_file, tmp_path / "m.tflite"))
     assert checked.integer_mac_percent == 100

@@ -39,7 +39,7 @@ from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
 
 SAMPLES = 32
-SECONDS = {FLOAT: 1.0, "w8a8": 0.4, "a8": 0.4, "w4a8": 0.5}
+SECONDS = {FLOAT: 1.0, "w8a8": 0.4, "a8": 0.4, "w4a8": 0.5, "w8": 1.0, "w4": 1.1}
 T = TypeVar("T")
 
 
