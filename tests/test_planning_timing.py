@@ -13,6 +13,7 @@ import small_models as small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from scipy.optimize import nnls
 
 from edgeq.export.onnx_names import layer_of
 from edgeq.model.ops import WEIGHTED
@@ -20,7 +21,7 @@ from edgeq.planning.assign import FLOAT, assign
 from edgeq.planning.boundaries import Edge, edges
 from edgeq.planning.builds import probing_plans
 from edgeq.planning.ladder import ladder
-from edgeq.planning.timing import Observed, Timing, attribute, fit
+from edgeq.planning.timing import Observed, Timing, _non_negative, attribute, fit
 from edgeq.report.schema import Placement
 
 Choices = Mapping[str, str]
@@ -280,3 +281,16 @@ def test_probing_plans_give_each_layer_each_choice_among_like_and_unlike_neighbo
              for r in e.readers}  # fmt: skip
     assert len(kinds) == 4
     assert probing_plans(model.groups, options, found) == plans
+
+
+@given(st.integers(1, 12), st.integers(1, 30), st.integers(0, 2**31))
+def test_the_fit_is_as_good_as_that_of_an_active_set_method(columns: int, equations: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = np.where(rng.random((equations, columns)) < 0.4, rng.uniform(0.1, 1.0, (equations, columns)), 0.0)
+    matrix[0, 0] = 1.0
+    wanted = rng.uniform(-0.2, 1.0, equations)
+    rows = [{j: float(v) for j, v in enumerate(row) if v} for row in matrix]
+    found = _non_negative(rows, list(wanted), columns)
+    assert (found >= 0).all()
+    _, best = nnls(matrix, wanted)
+    assert np.linalg.norm(matrix @ found - wanted) <= best + 1e-5

@@ -112,7 +112,7 @@ def measure(layers: int, form: str) -> tuple[int, int, int, dict[str, float]]:
     predicted = {
         (name, choice): value
         for (name, choice), value in predicted_losses(model, runtime, options, sensitivity).items()
-        if name in alternatives[choice].assignment.kernels
+        if alternatives[choice].assignment.choice(name) == choice
     }
     measured = lap("alone", lambda: measure_alone(model, inputs, alternatives, contenders(predicted)))
     plans = probing_plans(model.groups, options, found_edges)
@@ -126,7 +126,10 @@ def measure(layers: int, form: str) -> tuple[int, int, int, dict[str, float]]:
         "fit of sizes",
         lambda: fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()]),
     )
-    problem = lap("program", lambda: state(model, runtime, options, found_edges, sensitivity, timing, sizes, measured))
+    problem = lap(
+        "program",
+        lambda: state(model, runtime, options, found_edges, sensitivity, {"latency": timing}, sizes, measured),
+    )
     most = cost_of(problem, uniform(options))["loss"] / 2
     lap("solver", lambda: solve(problem, minimize="latency", limits={"loss": most}))
     return len(options), sum(map(len, options.values())), len(built), lap.seconds
