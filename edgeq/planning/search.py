@@ -21,6 +21,7 @@ from edgeq.planning.describe import describe
 from edgeq.planning.estimates import asked_of_vela
 from edgeq.planning.ladder import Ladder, uniform
 from edgeq.planning.memory import peak_memory
+from edgeq.planning.modelled import energies
 from edgeq.planning.plan import (
     Attempt,
     Compiled,
@@ -186,6 +187,12 @@ def searches(
     if not isinstance(device, Device) and job.target.execution != "none" and runtime.name in RUNTIMES:
         raise UsageError(f"a plan for {runtime.name} cannot be proved here: {device}", remedy="choose another target")
     where = device if isinstance(device, Device) else None
+    if minimize == "energy" and (profile is None or isinstance(energies(profile), str)):
+        raise UsageError(
+            f"energy cannot be modelled for {'a target without a profile' if profile is None else profile.name}: "
+            "its figures are not known",
+            remedy="give a --profile with energy_per_byte, energy_per_mac_int8 and so on, or minimize something else",
+        )
     options, warnings = proven_choices(job.target, runtime, model, job.calibration.histograms)
     key = content_key(
         "costs",
@@ -227,12 +234,6 @@ def searches(
             notes.append("size was minimized instead of latency")
     if costs.energy_by is not None:
         notes.append(f"energy is modelled, not measured: from {costs.energy_by.by}, for {costs.energy_by.profile}")
-    elif minimize == "energy":
-        raise UsageError(
-            f"energy cannot be modelled for {'a target without a profile' if profile is None else profile.name}: "
-            "its figures are not known",
-            remedy="give a --profile with energy_per_byte, energy_per_mac_int8 and so on, or minimize something else",
-        )
     ops = {group.name: group.op for group in model.groups}
     allowed = narrowed(options, ops, rules, runtime)
     for text in idle(options, ops, rules, runtime):
