@@ -19,8 +19,10 @@ from edgeq.planning.losses import arithmetic
 from edgeq.planning.offered import offered_too, refusal
 from edgeq.planning.plan import Plan, Proof, TensorPlan
 from edgeq.planning.planner import find
+from edgeq.planning.proving import held, prove, rank
+from edgeq.planning.record import written
 from edgeq.planning.rules import Rule
-from edgeq.planning.search import Search, held, prove, rank, searches, written
+from edgeq.planning.search import Search, searches
 from edgeq.prepare import Job, answered
 from edgeq.registry.schema import Runtime, RuntimeName
 from edgeq.validation.gates import Limits

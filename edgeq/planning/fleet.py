@@ -25,8 +25,8 @@ from edgeq.planning.candidates import Candidate, Workshop, at_device, candidates
 from edgeq.planning.cover import cover
 from edgeq.planning.fleet_file import Artefact, Fleet, Gain, Member, Verdict
 from edgeq.planning.plan import Plan
+from edgeq.planning.proving import PROOF_ROUNDS
 from edgeq.planning.rules import Rule
-from edgeq.planning.search import PROOF_ROUNDS
 from edgeq.prepare import Aim, Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target

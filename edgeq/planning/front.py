@@ -20,8 +20,10 @@ from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.ladder import uniform
 from edgeq.planning.plan import Plan
+from edgeq.planning.proving import build_unproved, prove
+from edgeq.planning.record import written
 from edgeq.planning.rules import Rule
-from edgeq.planning.search import Search, build_unproved, prove, searches, solve_within, written
+from edgeq.planning.search import Search, searches, solve_within
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
 from edgeq.prepare import Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent

@@ -28,8 +28,10 @@ from edgeq.planning.plan import (
     Plan,
     Proof,
 )
+from edgeq.planning.proving import best_proof, held, prove, rank
+from edgeq.planning.record import written
 from edgeq.planning.rules import Rule
-from edgeq.planning.search import Search, best_of, best_proof, held, prove, rank, searches, written
+from edgeq.planning.search import Search, best_of, searches
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
 from edgeq.planning.unproved import without_proof
 from edgeq.prepare import Job, answered, prepare, take_aim

@@ -10,7 +10,8 @@ from edgeq.errors import UnsupportedError
 from edgeq.planning.estimates import asked_of_vela
 from edgeq.planning.ladder import uniform
 from edgeq.planning.plan import Attempt, Compiled, Plan
-from edgeq.planning.search import Search, best_of, written
+from edgeq.planning.record import written
+from edgeq.planning.search import Search, best_of
 from edgeq.planning.solver import Infeasible, Solution
 from edgeq.planning.vela import estimate
 

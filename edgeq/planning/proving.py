@@ -1,0 +1,165 @@
+"""What a plan measures in its runtime, whether that holds the limits, and which of several plans ranks first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edgeq.cache import Cache, Entry, cached, content_key
+from edgeq.devices import Candidate
+from edgeq.planning.plan import Plan, Proof
+from edgeq.planning.search import Search
+from edgeq.planning.solver import cost_of
+from edgeq.progress import Silent
+from edgeq.report.summary import shown_drop
+from edgeq.runtimes import runtime as runtime_info
+from edgeq.validation.accuracy import compare
+from edgeq.validation.gates import Limits
+from edgeq.validation.measure import answers
+from edgeq.validation.metric import identity
+
+PROOF_ROUNDS = 60
+PROOF_VERSION = 2
+"""To be raised whenever what is measured for a proof, or how it is kept, changes."""
+
+
+def prove(search: Search, choices: Mapping[str, str]) -> Proof:
+    """What a plan measures in its runtime, beside the preferred kernels everywhere and the float model."""
+    name = search.name(choices)
+    if name not in search.proofs:
+        cache, key = _kept_as(search, choices)
+        measured = cached(
+            cache,
+            "proof",
+            key,
+            lambda: _measure(search, choices),
+            lambda proof: Entry(proof.model_dump(mode="json")),
+            lambda entry: Proof.model_validate(entry.values),
+        )
+        search.proofs[name] = measured.model_copy(update={"held": held(search.provable, measured)})
+    return search.proofs[name]
+
+
+def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
+    """Builds, before they are proved one after the other, those of the plans that no earlier run proved."""
+    unknown = []
+    for choices in plans:
+        cache, key = _kept_as(search, choices)
+        if search.name(choices) not in search.proofs and cache.get("proof", key) is None:
+            unknown.append(choices)
+    if unknown and not search.device.emulated:
+        unknown.append(search.preferred)
+    search.build(unknown)
+
+
+def _kept_as(search: Search, choices: Mapping[str, str]) -> tuple[Cache, str]:
+    """Where the proof of a plan is kept: nowhere if its metric cannot be named."""
+    judge = identity(search.job.metric)
+    key = content_key(
+        "proof",
+        PROOF_VERSION,
+        costs=search.key,
+        choices=list(search.name(choices)),
+        precision=search.precision,
+        evaluation=search.evaluation.sha256,
+        metric=judge,
+    )
+    return search.job.cache if judge else Cache(None), key
+
+
+def _measure(search: Search, choices: Mapping[str, str]) -> Proof:
+    """Builds come first, then answers, and the clock runs when both are done and every worker rests."""
+    job = search.job
+    search.build([choices] if search.device.emulated else [choices, search.preferred])
+    artifact, ends, size = search.made[search.name(choices)]
+    outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine)
+    accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)
+    latency, others = _latencies(search, artifact)
+    drop = shown_drop(accuracy)
+    return Proof(
+        latency=latency,
+        latency_of=others,
+        size=size,
+        metric=accuracy.metric,
+        unit=accuracy.unit,
+        score=accuracy.score,
+        float_score=accuracy.float_score,
+        drop=drop.value if drop else None,
+        drop_low=drop.low if drop else None,
+        drop_high=drop.high if drop else None,
+        held=False,
+    )
+
+
+def _latencies(search: Search, artifact: Candidate) -> tuple[float | None, dict[str, float]]:
+    """Median seconds of the artefact, and of what took turns with it."""
+    job, device = search.job, search.device
+    if device.emulated:
+        return None, {}
+    info = runtime_info(search.runtime.name)
+    baseline = search.exporter.float_model(search.runtime.format)[0]
+    variants = info.baselines(device.environment(search.runtime.name))
+    candidates = {"plan": artifact, "preferred": search.made[search.name(search.preferred)].candidate} | {
+        name: Candidate(baseline, search.runtime.name, options) for name, options in variants.items()
+    }
+    one = {name: array[:1] for name, array in search.evaluation.inputs.items()}
+    runs = device.latency(candidates, one, rounds=PROOF_ROUNDS, threads=job.threads)
+    medians = {name: float(np.median(seconds)) for name, seconds in runs.items()}
+    return medians.pop("plan"), medians
+
+
+def held(limits: Limits, proof: Proof) -> bool:
+    """Whether a build holds the user's limits on drop, latency and size."""
+    if limits.max_drop is not None:
+        most = limits.max_drop.value
+        if limits.max_drop.percent and proof.unit != "%" and proof.score is not None:
+            most *= abs(proof.float_score or 0.0) / 100
+        if proof.drop is None or proof.drop > most + 1e-9:
+            return False
+    if limits.max_latency is not None and (proof.latency is None or proof.latency > limits.max_latency):
+        return False
+    return limits.max_size is None or proof.size <= limits.max_size
+
+
+def proof_rank(proof: Proof, minimize: str, predicted: Mapping[str, float]) -> tuple[bool, float, float]:
+    """Smaller is better: limits held, then what is minimized, then the drop.
+
+    Latency counts in units of the float model's in the same turns: the machine's speed moves from one build to the
+    next. Where it has no clock, and for energy, what was predicted counts.
+    """
+    drop = proof.drop if proof.drop is not None else 0.0
+    if not proof.held:
+        return True, drop, 0.0
+    measured = {"latency": proof.latency, "size": float(proof.size), "loss": drop}.get(minimize)
+    value = predicted.get(minimize, float("inf")) if measured is None else measured
+    beside = proof.latency_of.get("float32") if minimize == "latency" else None
+    return False, value / beside if beside else value, drop
+
+
+def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
+    """Of all that was measured in a search, the plan that ranks first."""
+
+    def choices(key: tuple[str, ...]) -> dict[str, str]:
+        return dict(zip(search.problem.options, key, strict=True))
+
+    key, proof = min(
+        search.proofs.items(),
+        key=lambda item: proof_rank(item[1], search.minimize, cost_of(search.problem, choices(item[0]))),
+    )
+    return choices(key), proof
+
+
+def rank(found: Plan, *, in_turns: bool = False) -> tuple[bool, float, float]:
+    """The same of plans, also of those that nothing could be run of.
+
+    Args:
+        in_turns: they are of one runtime, so that units of the float model's time mean the same.
+    """
+    planned = found.planned
+    assert planned is not None
+    if planned.proof is not None:
+        alone = planned.proof.model_copy(update={"latency_of": {}})
+        return proof_rank(planned.proof if in_turns else alone, planned.minimize, planned.predicted)
+    value = float(planned.size or 0) if planned.minimize == "size" else planned.predicted[planned.minimize]
+    return planned.held is False, value, planned.predicted["loss"]

@@ -1,0 +1,134 @@
+"""A plan as it is written down: its layers with their alternatives and reasons, and all that is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgeq.planning.describe import describe
+from edgeq.planning.memory import peak_memory
+from edgeq.planning.plan import (
+    Attempt,
+    Compiled,
+    Condition,
+    Conversion,
+    Plan,
+    Planned,
+    Proof,
+)
+from edgeq.planning.search import Search
+from edgeq.planning.solver import Solution, cost_of
+from edgeq.report.wording import seconds_text
+
+
+def written(
+    search: Search,
+    choices: Mapping[str, str],
+    proof: Proof | None,
+    solution: Solution | None,
+    caps: Mapping[str, float],
+    attempts: list[Attempt],
+    notes: list[str],
+    size: int | None = None,
+    compiled: Compiled | None = None,
+) -> Plan:
+    """The plan with everything that is known of it.
+
+    Args:
+        proof: None where nothing can be run; then `size` is that of the build.
+    """
+    job, problem, costs = search.job, search.problem, search.costs
+    quantized = search.quantize(choices)
+    size = proof.size if proof is not None else size
+    limit = job.limits.max_size
+    predicted = cost_of(problem, choices)
+    basis = describe(
+        job.model, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=search.precision
+    )
+    every = search.costs.problems[search.precision].options
+    layers = [
+        layer.model_copy(
+            update={
+                "alternatives": _priced(every[layer.name], problem.options[layer.name]),
+                "reason": _reason(search, choices, layer.name, layer.reason),
+            }
+        )
+        for layer in basis.layers
+    ]
+    planned = Planned(
+        minimize=search.minimize,
+        limits=dict(caps),
+        predicted=predicted,
+        latency_from=costs.latency_from,
+        latency_by=costs.latency_by,
+        energy_by=costs.energy_by,
+        losses_measured=search.costs.measured,
+        rank_correlation=search.costs.correlation,
+        method=solution.method if solution is not None else "given",
+        gap=solution.gap if solution is not None else None,
+        fixed=dict(problem.fixed),
+        attempts=attempts,
+        proof=proof,
+        size=size,
+        held=proof.held if proof is not None else limit is None or size is None or size <= limit,
+        peak_memory=peak_memory(job.model, quantized, search.precision),
+        compiled=compiled,
+        unvalidated=search.unvalidated,
+        notes=[*notes, *_over(search, predicted)],
+        conditions=[
+            Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
+            for n in problem.needs
+        ],
+        conversions=[
+            Conversion(
+                producer=b.producer,
+                leaves=sorted(b.leaves),
+                readers={r: sorted(v) for r, v in b.readers.items()},
+                costs=dict(b.costs),
+            )
+            for b in problem.boundaries
+        ],
+    )
+    return basis.model_copy(update={"layers": layers, "planned": planned})
+
+
+def _over(search: Search, predicted: Mapping[str, float]) -> list[str]:
+    """Says if a modelled latency is above the limit."""
+    if search.costs.latency_from != "modelled":
+        return []
+    limit, latency = search.job.limits.max_latency, predicted["latency"]
+    if limit is None or latency <= limit:
+        return []
+    return [f"the modelled latency {seconds_text(latency)} is above the limit {seconds_text(limit)}"]
+
+
+def _priced(
+    every: Mapping[str, Mapping[str, float]], left: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """What a layer's choices cost, with those that rules forbid: rules may be edited in the plan. What is not known by
+    the measures of the others is left out."""
+    measures = {measure for costs in left.values() for measure in costs}
+    return {choice: dict(costs) for choice, costs in every.items() if choice in left or measures <= costs.keys()}
+
+
+def _reason(search: Search, choices: Mapping[str, str], layer: str, given: str) -> str:
+    """Why a layer got its choice: what the next best one would cost."""
+    problem = search.problem
+    options = problem.options[layer]
+    if len(options) == 1:
+        return given
+    label = " (modelled)" if search.costs.latency_from == "modelled" else ""
+    own = cost_of(problem, choices)
+    texts = []
+    for other in options:
+        if other == choices[layer]:
+            continue
+        there = cost_of(problem, {**choices, layer: other})
+        parts = []
+        if "latency" in options[other] and "latency" in options[choices[layer]]:
+            parts.append(f"{(there['latency'] - own['latency']) * 1e6:+.0f} us{label}")
+        if "energy" in options[other] and "energy" in options[choices[layer]]:
+            parts.append(f"{(there['energy'] - own['energy']) * 1e6:+.2g} uJ (modelled)")
+        parts.append(f"{there['size'] - own['size']:+.0f} bytes")
+        parts.append(f"{(there['loss'] - own['loss']) / max(own['loss'], 1e-12) * 100:+.1f} % loss")
+        texts.append(f"{other} instead: {', '.join(parts)}")
+    return f"least {search.minimize} within the limits; " + "; ".join(texts)
