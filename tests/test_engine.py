@@ -33,6 +33,7 @@ from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError
 from edgeq.model.model import Model, load
 from edgeq.planning import costs as costs_module
+from edgeq.planning import proving as proving_module
 from edgeq.planning import search as search_module
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import edges
@@ -354,7 +355,7 @@ def test_the_plan_is_the_same_given_the_same_times(
                     busy.pop()
 
     monkeypatch.setattr(costs_module, "observe", times)
-    monkeypatch.setattr(search_module, "_latencies", latencies)
+    monkeypatch.setattr(proving_module, "_latencies", latencies)
     monkeypatch.setenv("EDGEQ_CACHE", "off")
 
     def planned(where: Engine) -> Plan:
