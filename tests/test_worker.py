@@ -98,9 +98,12 @@ def test_litert_takes_strange_names_in_order(tmp_path: Path) -> None:
 def test_latency_times_every_artifact_in_every_round(tmp_path: Path, onnx_model: Path) -> None:
     files = stage(tmp_path, a=models.samples(2), b=models.samples(2))
     both = {name: artifact(onnx_model, files) for name in ("one", "two")}
-    result = run_job(tmp_path, "latency", "onnxruntime", artifacts=both, rounds=9, warmup=2)
-    assert {name: len(seconds) for name, seconds in result["seconds"].items()} == {"one": 9, "two": 9}
-    assert all(0 < s < 1 for seconds in result["seconds"].values() for s in seconds)
+    for seconds, rounds in ((1e9, 9), (0.0, 4)):
+        asked = {"rounds": 9, "seconds": seconds, "fewest": 4, "warmup": 2}
+        result = run_job(tmp_path, "latency", "onnxruntime", artifacts=both, **asked)
+        assert {name: len(runs) for name, runs in result["seconds"].items()} == {"one": rounds, "two": rounds}
+        assert all(0 < s < 1 for runs in result["seconds"].values() for s in runs)
+        assert json.dumps({"progress": [rounds, rounds]}) in result["stdout"]
 
 
 def test_openvino_runs_in_float32_unless_asked(tmp_path: Path, onnx_model: Path) -> None:

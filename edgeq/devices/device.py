@@ -167,6 +167,8 @@ class Device:
         *,
         own_inputs: Mapping[str, Inputs] | None = None,
         rounds: int = 100,
+        seconds: float = 1e9,
+        fewest: int = 20,
         warmup: int = 10,
         threads: int = 1,
     ) -> dict[str, NDArray[np.float64]]:
@@ -179,9 +181,11 @@ class Device:
             artifacts: by name, all of one runtime.
             inputs: a sample or a few, used in turn.
             own_inputs: by name, for artefacts that want others (integers instead of floats).
+            rounds: no more than that.
+            seconds: after so long no further round begins, but there are `fewest` at least.
 
         Returns:
-            By name, [rounds] seconds; the same index is the same round.
+            By name, [rounds made] seconds; the same index is the same round.
 
         Raises:
             DeviceError: the device is emulated, the runtime refused or crashed.
@@ -189,8 +193,9 @@ class Device:
         """
         self._refuse_emulated("time is not latency")
         pairs = {name: (artifact, (own_inputs or {}).get(name, inputs)) for name, artifact in artifacts.items()}
-        with self._job("latency", pairs, threads, progress, rounds=rounds, warmup=warmup) as (_, result):
-            return {name: np.array(seconds) for name, seconds in result["seconds"].items()}
+        settings = {"rounds": rounds, "seconds": seconds, "fewest": fewest, "warmup": warmup}
+        with self._job("latency", pairs, threads, progress, **settings) as (_, result):
+            return {name: np.array(runs) for name, runs in result["seconds"].items()}
 
     def placement(self, artifact: Candidate, inputs: Inputs, *, threads: int = 1, runs: int = 5) -> list[Placement]:
         """Where every operator ran, from the runtime's own account of one sample. Emulated devices give no times.
@@ -264,7 +269,7 @@ class Device:
         progress: Progress | None = None,
         *,
         name: RuntimeName | None = None,
-        **settings: int,
+        **settings: float,
     ) -> Iterator[tuple[Path, dict[str, Any]]]:
         names = {name} if name else {candidate.runtime for candidate, _ in artifacts.values()}
         if len(names) != 1:

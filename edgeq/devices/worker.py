@@ -15,7 +15,8 @@ The job:
      "artifacts": {NAME: {"path": FILE,
                           "options": {"precision": ..., "kernels": ...},
                           "inputs": {INPUT: FILE.npy}}},
-     "rounds": N, "warmup": N,                 for latency
+     "rounds": N, "warmup": N,                 for latency: no more rounds than that,
+     "seconds": S, "fewest": N,                and none after so long, but at least so many
      "stop_at_eof": true}                      end when standard input closes: the host is gone
 
 The first axis of every input file counts samples. One call takes one sample, or as many as the model's leading
@@ -487,16 +488,19 @@ def run_outputs(loaded: Loaded, calls: Binding) -> List[str]:
     return names
 
 
-def run_latency(models: Dict[str, Tuple[Loaded, Binding]], rounds: int, warmup: int) -> Dict[str, List[float]]:
+def run_latency(
+    models: Dict[str, Tuple[Loaded, Binding]], rounds: int, warmup: int, seconds: float, fewest: int
+) -> Dict[str, List[float]]:
     """Seconds of one call per round and model. In each round every model has a turn: one call that is not counted,
     which fetches back the caches that the model before it took, then the counted one. Odd rounds go backwards."""
     for loaded, calls in models.values():
         loaded.feed(calls.call(0))
         for _ in range(warmup):
             loaded.invoke()
-    seconds: Dict[str, List[float]] = {name: [] for name in models}
+    found: Dict[str, List[float]] = {name: [] for name in models}
     gc.collect()
     gc.disable()
+    start = time.perf_counter()
     for index in range(rounds):
         for name in list(models) if index % 2 == 0 else list(models)[::-1]:
             loaded, calls = models[name]
@@ -504,10 +508,14 @@ def run_latency(models: Dict[str, Tuple[Loaded, Binding]], rounds: int, warmup: 
             loaded.invoke()
             begin = time.perf_counter()
             loaded.invoke()
-            seconds[name].append(time.perf_counter() - begin)
-        report(index + 1, rounds)
+            found[name].append(time.perf_counter() - begin)
+        done, passed = index + 1, time.perf_counter() - start
+        last = min(rounds, max(fewest, done, int(done * seconds / passed)))
+        report(done, last)
+        if done == last:
+            break
     gc.enable()
-    return seconds
+    return found
 
 
 def resident_bytes(peak: bool) -> int:
@@ -598,7 +606,7 @@ def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
 
     if task == "latency":
         current[0] = ""
-        return {"seconds": run_latency(models, job["rounds"], job["warmup"])}
+        return {"seconds": run_latency(models, job["rounds"], job["warmup"], job["seconds"], job["fewest"])}
     loaded, calls = models[current[0]]  # these tasks are about one artefact
     if task == "outputs":
         return {"files": run_outputs(loaded, calls), "interface": public_ports(loaded)}

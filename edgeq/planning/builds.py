@@ -27,7 +27,8 @@ from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 from edgeq.report.schema import Placement
 
-ROUNDS = 60
+ROUNDS = 100
+SECONDS = 6.0
 PROFILED = 30
 SLICE_ROUNDS = 20
 
@@ -128,7 +129,7 @@ def observe(
         labels: see `attribute`.
     """
     candidates = {name: replace(b.candidate, options=run_options(precision)) for name, b in built.items()}
-    runs = device.latency(candidates, inputs, progress, rounds=ROUNDS, threads=threads)
+    runs = device.latency(candidates, inputs, progress, rounds=ROUNDS, seconds=SECONDS, threads=threads)
     totals = {name: float(np.median(seconds)) for name, seconds in runs.items()}
     if next(iter(built.values())).candidate.runtime == "litert":
         rows = _sliced(built, device, labels, threads, progress)

@@ -25,7 +25,7 @@ from edgeq.planning.candidates import Candidate, Workshop, at_device, candidates
 from edgeq.planning.cover import cover
 from edgeq.planning.fleet_file import Artefact, Fleet, Gain, Member, Verdict
 from edgeq.planning.plan import Plan
-from edgeq.planning.proving import PROOF_ROUNDS
+from edgeq.planning.proving import PROOF_ROUNDS, PROOF_SECONDS
 from edgeq.planning.rules import Rule
 from edgeq.prepare import Aim, Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
@@ -188,7 +188,7 @@ def _in_turns(job: Job, shared: Candidate, own: Candidate, shop: Workshop) -> fl
             for name, one in (("shared", shared), ("own", own))
         }
         sample = {name: array[:1] for name, array in job.evaluation.inputs.items()}
-        runs = device.latency(built, sample, steps, rounds=PROOF_ROUNDS, threads=job.threads)
+        runs = device.latency(built, sample, steps, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, threads=job.threads)
     return float(np.median(runs["shared"])) - float(np.median(runs["own"]))
 
 

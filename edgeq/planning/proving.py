@@ -19,7 +19,8 @@ from edgeq.validation.gates import Limits
 from edgeq.validation.measure import answers
 from edgeq.validation.metric import identity
 
-PROOF_ROUNDS = 60
+PROOF_ROUNDS = 200
+PROOF_SECONDS = 2.5
 PROOF_VERSION = 2
 """To be raised whenever what is measured for a proof, or how it is kept, changes."""
 
@@ -104,7 +105,7 @@ def _latencies(search: Search, artifact: Candidate) -> tuple[float | None, dict[
         name: Candidate(baseline, search.runtime.name, options) for name, options in variants.items()
     }
     one = {name: array[:1] for name, array in search.evaluation.inputs.items()}
-    runs = device.latency(candidates, one, rounds=PROOF_ROUNDS, threads=job.threads)
+    runs = device.latency(candidates, one, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, threads=job.threads)
     medians = {name: float(np.median(seconds)) for name, seconds in runs.items()}
     return medians.pop("plan"), medians
 

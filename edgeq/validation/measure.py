@@ -32,11 +32,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 DEVICES = {"local": "local", "qemu-aarch64": "arm64", "qemu-x86_64": "x86_64"}
 """The device for each way in which a target says it can be executed from here."""
 
-TIMING_BUDGET = 6.0
-"""Seconds that the interleaved latency runs may take, all candidates together."""
+TIMING_SECONDS = 6.0
+"""What the interleaved latency runs may take, all candidates together."""
 
-ROUNDS = (20, 200)
-"""Fewest and most rounds, whatever the budget."""
+ROUNDS = 200
+"""No more of them, however short."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,6 @@ def measure(
         device,
         one,
         {n: a[:1] for n, a in data.inputs.items()},
-        cold.first_seconds,
         threads,
         progress,
     )
@@ -187,7 +186,6 @@ def _time(
     device: Device,
     own: Mapping[str, Array],
     floats: Mapping[str, Array],
-    estimate: float,
     threads: int,
     progress: Progress,
 ) -> Speed:
@@ -196,15 +194,13 @@ def _time(
     candidates = {"artifact": artifact} | {
         name: Candidate(baseline, artifact.runtime, options) for name, options in variants.items()
     }
-    per_round = max(2 * len(candidates) * estimate, 1e-6)
-    rounds = int(np.clip(TIMING_BUDGET / per_round, *ROUNDS))
     runs = device.latency(
         candidates,
         floats,
         progress,
         own_inputs={"artifact": own},
-        rounds=rounds,
-        warmup=max(3, rounds // 20),
+        rounds=ROUNDS,
+        seconds=TIMING_SECONDS,
         threads=threads,
     )
     files = [baseline, *(f for f in info.companions(baseline) if f.is_file())]
