@@ -193,8 +193,10 @@ class Device:
         """
         self._refuse_emulated("time is not latency")
         pairs = {name: (artifact, (own_inputs or {}).get(name, inputs)) for name, artifact in artifacts.items()}
-        settings = {"rounds": rounds, "seconds": seconds, "fewest": fewest, "warmup": warmup}
-        with self._job("latency", pairs, threads, progress, **settings) as (_, result):
+        job = self._job(
+            "latency", pairs, threads, progress, rounds=rounds, seconds=seconds, fewest=fewest, warmup=warmup
+        )
+        with job as (_, result):
             return {name: np.array(runs) for name, runs in result["seconds"].items()}
 
     def placement(self, artifact: Candidate, inputs: Inputs, *, threads: int = 1, runs: int = 5) -> list[Placement]:
