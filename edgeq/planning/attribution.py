@@ -22,7 +22,7 @@ from edgeq.planning.counterfactual import Edit, Outcome, difference, run_edits
 from edgeq.planning.explain import explain, runtime_of
 from edgeq.planning.follow import planned_choices
 from edgeq.planning.fusion import Charged, LostFusion, charged, lost_fusion
-from edgeq.planning.ladder import ladder
+from edgeq.planning.ladder import ladder, of_choices
 from edgeq.planning.plan import Plan
 from edgeq.planning.problem import restate
 from edgeq.planning.rules import narrowed
@@ -182,7 +182,8 @@ def attribute(
     if samples < 1:
         raise UsageError(f"--samples {samples}", remedy="give 1 or more")
     model, clock = job.model, job.clock
-    runtime = next((r for r in job.runtimes if r.name == plan.runtime), None) or runtime_of(plan, job.target)
+    listed = next((r for r in job.runtimes if r.name == plan.runtime), None)
+    runtime = of_choices(listed, plan.named) if listed else runtime_of(plan, job.target)
     inputs = job.calibration_data.inputs
     known = len(job.warnings)
     with clock.stage("quantize"):

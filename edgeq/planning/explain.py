@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from edgeq.errors import UsageError
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.choices import validate
+from edgeq.planning.ladder import of_choices
 from edgeq.planning.plan import Plan
 from edgeq.planning.problem import restate
 from edgeq.planning.rules import apply_rules, narrowed
@@ -206,7 +207,7 @@ def _read(plan: Plan, target: Target | None) -> _Read:
 
 
 def runtime_of(plan: Plan, target: Target | None = None) -> Runtime:
-    """The runtime that a plan was made for.
+    """The runtime that a plan was made for, with kernels for activations of the plan's type.
 
     Args:
         target: looked up by the plan's name for it if not given.
@@ -220,7 +221,7 @@ def runtime_of(plan: Plan, target: Target | None = None) -> Runtime:
     found = next((r for r in aim.runtimes if r.name == plan.runtime), None)
     if found is None:
         raise UsageError(f"{aim.name} has no runtime {plan.runtime}", where="plan", remedy="plan anew with edgeq plan")
-    return found
+    return of_choices(found, plan.named)
 
 
 def _problem(plan: Plan) -> Problem:

@@ -13,7 +13,7 @@ from edgeq.errors import UsageError
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT, assign
 from edgeq.planning.explain import runtime_of
-from edgeq.planning.ladder import ladder
+from edgeq.planning.ladder import ladder, of_choices
 from edgeq.planning.plan import Plan, refuse_other
 from edgeq.planning.rules import apply_rules
 from edgeq.prepare import Aim, Job, prepare
@@ -74,8 +74,9 @@ def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:
     """
     model, histograms = job.model, job.calibration.histograms
     refuse_other(plan, model_hash=model.sha256, layers=[group.name for group in model.groups])
-    offered = ladder(model, runtime, histograms)
     picked = {layer.name: layer.choice for layer in plan.layers}
+    runtime = of_choices(runtime, plan.named)
+    offered = ladder(model, runtime, histograms)
     if differ := sorted(offered.keys() ^ picked.keys()):
         raise UsageError(
             f"layer {differ[0]} is {'missing' if differ[0] in offered else 'none of the model'}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from edgeq.calibration.histogram import Histogram
 from edgeq.model.groups import Group
@@ -13,6 +13,26 @@ from edgeq.registry.schema import Kernel, Runtime
 
 Ladder = Mapping[str, tuple[str, ...]]
 """By group name, the names of its choices: the preferred one first, which is float where nothing runs on integers."""
+
+
+def by_activations(runtime: Runtime) -> dict[str, Runtime]:
+    """A runtime once for each type of integers that it computes activations in, the preferred one first, each with the
+    kernels of that type and with those that only store weights. A plan is of one of them: a tensor between two layers
+    has one type. By that type; by `float32` where nothing is computed on integers."""
+    types = dict.fromkeys(k.activations for k in runtime.kernels if not k.weight_only)
+    return {
+        one: runtime.model_copy(
+            update={"kernels": [k for k in runtime.kernels if k.weight_only or k.activations == one]}
+        )
+        for one in types
+    } or {FLOAT: runtime}
+
+
+def of_choices(runtime: Runtime, choices: Iterable[str]) -> Runtime:
+    """Of `by_activations`, the one with all of these choices; the first where none has."""
+    wanted = set(filter(on_integers, choices))
+    every = list(by_activations(runtime).values())
+    return next((one for one in every if wanted <= {k.name for k in one.kernels}), every[0])
 
 
 def ladder(

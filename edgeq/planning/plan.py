@@ -212,6 +212,11 @@ class Plan(_Strict):
     planned: Planned | None = None
     """None where every layer simply has the runtime's preferred kernel."""
 
+    @property
+    def named(self) -> set[str]:
+        """Every choice that the plan takes or weighs for a layer."""
+        return {choice for layer in self.layers for choice in (layer.choice, *layer.alternatives)}
+
 
 def run_options(precision: FloatPrecision) -> dict[str, str]:
     """How a runtime is told (see `Candidate`)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,12 @@ import torch
 from edgeq.case import Case, given
 from edgeq.data.dataset import Dataset
 from edgeq.engine import LOCAL, Engine
-from edgeq.errors import EdgeqError, UsageError
+from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.budget import allowed_damage
-from edgeq.planning.ladder import uniform
+from edgeq.planning.ladder import by_activations, uniform
 from edgeq.planning.plan import (
     Attempt,
     Plan,
@@ -31,12 +30,13 @@ from edgeq.planning.plan import (
 from edgeq.planning.proving import best_proof, held, prove, rank
 from edgeq.planning.record import written
 from edgeq.planning.rules import Rule
-from edgeq.planning.search import Search, best_of, searches
-from edgeq.planning.solver import Infeasible, Solution, check, cost_of
+from edgeq.planning.search import SAME, Search, best_of, searches
+from edgeq.planning.solver import Infeasible, Solution, check, cost_of, solve
 from edgeq.planning.unproved import without_proof
 from edgeq.prepare import Job, answered, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
+from edgeq.registry.schema import Runtime
 from edgeq.validation.accuracy import compare, quick_drop
 from edgeq.validation.gates import Limits, drop_limit
 from edgeq.validation.metric import Metric
@@ -108,8 +108,7 @@ def plan(
             folder = Path(scratch) / f"runtime{number}"
             folder.mkdir()
             try:
-                every = searches(job, runtime, exporter, folder, minimize, rules)
-                found.append(min(map(find, every), key=partial(rank, in_turns=True)))
+                found.append(_of_runtime(job, runtime, exporter, folder, minimize, rules))
             except EdgeqError as error:
                 if len(job.runtimes) == 1:
                     raise
@@ -119,6 +118,58 @@ def plan(
         raise errors[0]
     best = min(found, key=rank)
     return best.model_copy(update={"given": given(case, job.calibration_data), "rules": list(rules)})
+
+
+def _of_runtime(
+    job: Job, runtime: Runtime, exporter: Exporter, folder: Path, minimize: str, rules: Sequence[Rule]
+) -> Plan:
+    """The best plan of one runtime: in every precision of what stays in float, and with wider activations where those
+    of the preferred type cost too much accuracy, or where the rules leave none of it."""
+    found: list[tuple[Search, Plan]] = []
+    refused: UsageError | None = None
+    told: list[str] = []
+    for kind, typed in by_activations(runtime).items():
+        if found:
+            if not (why := _why_wider(*_first(found))):
+                break
+            told.append(f"{kind} activations were tried as well: {why}")
+            job.clock.progress.note(told[-1])
+        place = folder / kind
+        place.mkdir()
+        try:
+            found += [(search, find(search)) for search in searches(job, typed, exporter, place, minimize, rules)]
+        except UsageError as error:
+            refused = refused or error
+        except GateError:  # too slow or too large, whatever it may lose: more bits are no remedy
+            if not found:
+                raise
+    if not found:
+        assert refused is not None
+        raise refused
+    best = _first(found)[1]
+    assert best.planned is not None
+    planned = best.planned.model_copy(update={"notes": [*best.planned.notes, *told]})
+    return best.model_copy(update={"planned": planned})
+
+
+def _first(found: Sequence[tuple[Search, Plan]]) -> tuple[Search, Plan]:
+    return min(found, key=lambda pair: rank(pair[1], in_turns=True))
+
+
+def _why_wider(search: Search, best: Plan) -> str:
+    """What is wrong with the best plan so far that activations of more bits may mend; empty if nothing is."""
+    planned, measure = best.planned, search.minimize
+    assert planned is not None
+    if planned.proof is not None:
+        enough = held(Limits(max_drop=search.job.limits.max_drop), planned.proof)
+        return "" if enough else "without them the best plan loses too much"
+    if not planned.held:  # it is too large, whatever it may lose
+        return ""
+    others = {name: cap for name, cap in planned.limits.items() if name != "loss"}
+    least, cost = solve(search.problem, minimize=measure, limits=others).costs[measure], planned.predicted[measure]
+    if cost <= least * (1 + SAME):
+        return ""
+    return f"without them the limit on the loss makes the {measure} {cost / least:.2f} times what it could be"
 
 
 def find(search: Search) -> Plan:

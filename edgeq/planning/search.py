@@ -180,6 +180,8 @@ def searches(
             remedy="give a --profile with energy_per_byte, energy_per_mac_int8 and so on, or minimize something else",
         )
     options, warnings = proven_choices(job.target, runtime, model, job.calibration.histograms)
+    ops = {group.name: group.op for group in model.groups}
+    allowed = narrowed(options, ops, rules, runtime)
     key = content_key(
         "costs",
         COSTS_VERSION,
@@ -220,8 +222,6 @@ def searches(
             notes.append("size was minimized instead of latency")
     if costs.energy_by is not None:
         notes.append(f"energy is modelled, not measured: from {costs.energy_by.by}, for {costs.energy_by.profile}")
-    ops = {group.name: group.op for group in model.groups}
-    allowed = narrowed(options, ops, rules, runtime)
     for text in idle(options, ops, rules, runtime):
         notes.append(text)
         job.clock.progress.note(text)

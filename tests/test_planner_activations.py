@@ -1,0 +1,108 @@
+"""Plans with 16-bit activations: where 8 bits do not do, or where a rule wants them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_models as small
+import torch
+import trained_model
+from torch import nn
+
+from edgeq.deploy import deploy
+from edgeq.errors import UsageError
+from edgeq.planning.ladder import by_activations, of_choices
+from edgeq.planning.planner import plan
+from edgeq.planning.rules import Rule
+from edgeq.registry.load import load_target
+from edgeq.validation.gates import Limits
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_model.make(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(autouse=True)
+def _cache(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEQ_CACHE", str(kept))
+
+
+def data(files: Path) -> dict[str, Path]:
+    return {"calibration": files / "calib.npz", "evaluation": files / "eval.npz"}
+
+
+def test_a_runtime_is_parted_by_the_type_of_its_activations() -> None:
+    litert = small.runtime("litert")
+    eight, sixteen = by_activations(litert).values()
+    alone = [k.name for k in litert.kernels if k.weight_only]
+    for part, kind in ((eight, "int8"), (sixteen, "int16")):
+        assert {k.activations for k in part.kernels if not k.weight_only} == {kind}
+        assert [k.name for k in part.kernels if k.weight_only] == alone
+    assert sum(len(p.kernels) for p in (eight, sixteen)) == len(litert.kernels) + len(alone)
+    assert of_choices(litert, ["w8a16", "float32", "w4"]) == sixteen
+    assert of_choices(litert, ["float32", "w4"]) == of_choices(litert, ["w4a8", "a8"]) == eight
+    assert of_choices(litert, ["w8a16", "w8a8"]) == eight
+    one = small.runtime("onnxruntime")
+    assert by_activations(one) == {"uint8": one}
+    weights = one.model_copy(update={"kernels": [k for k in one.kernels if k.weight_only]})
+    assert by_activations(weights) == {"float32": weights}
+    assert of_choices(weights, ["w8"]) == weights
+
+
+def test_a_rule_may_ask_for_16_bits_and_the_file_has_them(files: Path, tmp_path: Path) -> None:
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
+    wide = Rule(match="stem.*", choice="w8a16")
+    model = files / "model.pt2"
+    found = plan(model, target="x86-avx512", format="tflite", rules=[wide], **data(files))  # type: ignore[arg-type]
+    choices = {layer.name: layer.choice for layer in found.layers}
+    assert any(c == "w8a16" for n, c in choices.items() if n.startswith("stem"))
+    assert not any(c.endswith("a8") for layer in found.layers for c in (layer.choice, *layer.alternatives))
+    assert found.planned is not None and found.planned.proof is not None
+    where = {"target": "x86-avx512", "limits": Limits(allow_slower=True), **data(files)}
+    deploy(model, out=tmp_path / "out", plan=found, **where)  # type: ignore[arg-type]
+    read = interpreter(str(tmp_path / "out" / "model.tflite"))
+    types = {t["dtype"].__name__ for t in read.get_tensor_details() if t["quantization_parameters"]["scales"].size}
+    assert "int16" in types
+    first = next(layer for layer in found.layers if layer.choice != "w8a16")
+    mixed = [n.model_copy(update={"choice": "w8a8"}) if n is first else n for n in found.layers]
+    with pytest.raises(UsageError, match="has no choice w8a16 in litert"):
+        edited = found.model_copy(update={"layers": mixed, "rules": []})
+        deploy(model, out=tmp_path / "mixed", plan=edited, **where)  # type: ignore[arg-type]
+    assert not (tmp_path / "mixed").exists()
+
+
+def test_16_bits_take_the_place_of_float_where_8_lose_too_much(tmp_path: Path) -> None:
+    """Samples differ a hundredfold in size, so that 8 bits are too coarse for most of them."""
+    kernels = load_target("npu-hexagon").runtimes[0].kernels
+    assert {k.activations for k in kernels if not k.weight_only} == {"uint8", "uint16"}
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),
+        nn.Flatten(),
+        nn.Linear(1024, 10),
+    )
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((160, 3, 10, 10), np.float32) * np.exp(
+        1.5 * rng.standard_normal((160, 1, 1, 1), np.float32)
+    )
+    for name, part in (("calib", x[:32]), ("eval", x[32:])):
+        np.savez(tmp_path / f"{name}.npz", input=part)
+    for drop, wide in (("40%", False), ("2%", True)):
+        limits = Limits.parse(max_drop=drop)
+        found = plan(net, target="npu-hexagon", inputs=["1x3x10x10"], limits=limits, **data(tmp_path))  # type: ignore[arg-type]
+        assert found.planned is not None
+        assert any("uint16 activations were tried as well" in note for note in found.planned.notes) is wide
+        assert any(layer.choice.endswith("a16") for layer in found.layers) is wide
+        assert not (wide and any(layer.choice.endswith("a8") for layer in found.layers))
