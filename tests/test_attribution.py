@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import small_models as small
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from planned_model import folder, job, plan_of, trained, written
 from torch import nn
@@ -388,6 +388,8 @@ def test_every_part_is_what_matrices_give(cut: float, choice: str, correct: bool
     def rounds(v: np.ndarray, q: QParams, round_it: bool = True, cut_it: bool = True) -> np.ndarray:
         scale, zero = float(q.scale), int(q.zero_point)
         steps = v / scale + zero
+        # between two steps, the last bits of float32 decide: that is no matter of what a part is
+        assume(not round_it or np.abs(steps - np.floor(steps) - 0.5).min() > 1e-4)
         steps = np.round(steps) if round_it else steps
         steps = np.clip(steps, q.scheme.quant_min, q.scheme.quant_max) if cut_it else steps
         return np.asarray((steps - zero) * scale)

@@ -18,12 +18,18 @@ from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.model.model import Model, load
+from edgeq.model.ops import MOVEMENT
 from edgeq.numerics import fake_quantize
 from edgeq.planning import sensitivity
 from edgeq.planning.assign import writes_integers
+from edgeq.planning.boundaries import edges
 from edgeq.planning.budget import LARGEST, SLOW_STEPS, SMALLEST, STEPS, allowed_damage
+from edgeq.planning.choices import cost_of
+from edgeq.planning.form import on_integers
 from edgeq.planning.ladder import ladder, uniform
+from edgeq.planning.problem import state
 from edgeq.planning.sensitivity import Sensitivity, contenders, damage, measure_alone, measure_sensitivity
+from edgeq.planning.size import Sizes
 from edgeq.quantization.quantize import Quantized, quantize_model, simulate
 from edgeq.validation.accuracy import quick_drop
 from edgeq.validation.metric import Metric
@@ -206,6 +212,28 @@ def test_predictions_rank_layers_and_tensors_as_simulation_does(name: str) -> No
         batch = [torch.from_numpy(column) for column in data.values()]
         everything = damage(simulate(model, quantized, batch), model.run([batch])[0])
         assert 0.6 < together / everything < 1.7
+
+
+@pytest.mark.parametrize("name", ["split-shuffle", "pools"])
+def test_integers_that_only_move_are_paid_for_once(name: str) -> None:
+    """The program's loss of all layers on integers is that of rounding each value once."""
+    model, data, by = small.model(name), small.arrays(name, sensitivity.SAMPLES, seed=1), small.runtime("litert")
+    calibration = calibrate(model, data)
+    offered = ladder(model, by, calibration.histograms)
+    names = {c for choices in offered.values() for c in choices if on_integers(c)}
+    given_alternatives = {c: quantize_model(model, by, calibration, choices=uniform(offered, c)) for c in names}
+    found = measure_sensitivity(model, data, given_alternatives)
+    nothing = Sizes({g: dict.fromkeys(choices, 0.0) for g, choices in offered.items()}, 0.0, 0.0)
+    problem = state(model, by, offered, edges(model, by), found, {}, nothing, {})
+    predicted = cost_of(problem, uniform(offered))["loss"]
+    batch = [torch.from_numpy(column) for column in data.values()]
+    quantized = quantize_model(model, by, calibration, choices=uniform(offered))
+    real = damage(simulate(model, quantized, batch), model.run([batch])[0])
+    moved = [g for g in model.groups if g.op in MOVEMENT and on_integers(offered[g.name][0])]
+    assert moved and all(problem.options[g.name][offered[g.name][0]]["loss"] == 0 for g in moved)
+    assert 0.6 < predicted / real < 1.7
+    again = sum(found.tensors[g.output] for g in moved)
+    assert again > 0.05 * real, "it would have been charged"
 
 
 def simulated(model: Model, quantized: Quantized, layer: str, tensors: Collection[str], data: small.Arrays) -> float:

@@ -7,7 +7,8 @@ import os
 import platform
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -23,6 +24,12 @@ Result = TypeVar("Result")
 
 REACHABLE = 10.0
 """Seconds in which a cluster has to answer."""
+
+AHEAD = 2
+"""Tasks for each CPU that are handed out at a time: one to work on, one to go on with."""
+
+DRAINED = 120.0
+"""Seconds to wait after an error for the tasks that run."""
 
 FIRST_WORKER = 120.0
 """Seconds in which a cluster has to give the first worker: a node may have to start it, and to import PyTorch."""
@@ -107,16 +114,19 @@ class Cluster:
     ) -> list[Result]:
         steps, expected = progress or Silent(), _fingerprint()
         handles = self._sent.handles(shared)
-        waiting: list[Any] = []
+        tasks = [packed((work, item)) for item in items]
+        most = AHEAD * max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        running: deque[Any] = deque()
         found: list[Result] = []
         try:
-            for item in items:
-                waiting.append(self._remote.remote(expected, handles, packed((work, item))))
-            for reference in waiting:
-                found.append(self._result(reference))
-                steps.step(len(found), len(waiting))
-        except BaseException as error:
-            self._stop(waiting[len(found) :], wait=isinstance(error, Exception))
+            for number in range(len(tasks) + most):
+                if number >= most and running:
+                    found.append(self._result(running.popleft()))
+                    steps.step(len(found), len(tasks))
+                if number < len(tasks):
+                    running.append(self._remote.remote(expected, handles, tasks[number]))
+        except Exception:
+            self._drain(running)
             raise
         return found
 
@@ -140,12 +150,14 @@ class Cluster:
                 remedy="most often its machine was out of memory, or left; what was finished is kept in the cache",
             ) from error
 
-    def _stop(self, references: list[Any], *, wait: bool) -> None:
+    def _drain(self, references: Collection[Any]) -> None:
+        """Waits for what runs already: nothing may be timed beside it.
+
+        Nothing is cancelled. Ray aborts the whole program where a task ends while it is being cancelled (2.60:
+        "Tried to complete task that was not pending"); this is why no more is handed out at a time than will do.
+        """
         with contextlib.suppress(Exception):  # the connection may be what failed
-            for reference in references:
-                self._ray.cancel(reference, force=True)
-            if wait and references:
-                self._ray.wait(references, num_returns=len(references), timeout=REACHABLE)
+            self._ray.wait(list(references), num_returns=len(references), timeout=DRAINED)
 
 
 def _perform_there(expected: dict[str, str], handles: tuple[Any, ...], task: bytes) -> bytes:

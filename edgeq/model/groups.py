@@ -8,7 +8,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from edgeq.model.ops import ACTIVATIONS, WEIGHTED, is_float, macs, op_class
+from edgeq.model.ops import ACTIVATIONS, MOVEMENT, WEIGHTED, is_float, macs, op_class
 
 _FUSED_INTO = WEIGHTED | {"add", "sub", "mul"}
 
@@ -47,6 +47,16 @@ class Group:
     @property
     def members(self) -> tuple[str, ...]:
         return (self.root, self.activation) if self.activation else (self.root,)
+
+
+def only_moves(group: Group, root: Node) -> bool:
+    """Whether every value that a group writes is a value of its inputs, or zero.
+
+    Args:
+        root: the graph node of its root operator.
+    """
+    filled = group.op == "pad" and any(isinstance(a, int | float) and a for a in root.args[2:])
+    return group.op in MOVEMENT and not group.activation and bool(group.inputs) and not filled
 
 
 def find_groups(program: ExportedProgram) -> tuple[Group, ...]:

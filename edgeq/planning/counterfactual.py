@@ -16,8 +16,8 @@ from torch.fx import Node
 
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import constants
+from edgeq.model.groups import only_moves
 from edgeq.model.model import Model
-from edgeq.model.ops import MOVEMENT
 from edgeq.numerics import QParams, Scheme, fake_quantize
 from edgeq.planning.sensitivity import damage
 from edgeq.progress import Progress, Silent
@@ -91,10 +91,9 @@ def copies(model: Model, quantized: Quantized) -> set[str]:
     found = set()
     for group in model.groups:
         own = scales.get(group.output)
-        if own is None or group.op not in MOVEMENT or group.activation or not group.inputs:
+        if own is None or not only_moves(group, model.nodes[group.root]):
             continue
-        filled = group.op == "pad" and any(isinstance(a, int | float) and a for a in model.nodes[group.root].args[2:])
-        if not filled and all(node in scales and same_steps(scales[node], own) for node in group.inputs):
+        if all(node in scales and same_steps(scales[node], own) for node in group.inputs):
             found.add(group.output)
     return found
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
-import numpy as np
 import torch
 
 from edgeq.cache import Entry, cached, content_key
@@ -21,7 +21,7 @@ from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 
-LOSSES_VERSION = 2
+LOSSES_VERSION = 3
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -79,8 +79,10 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     """Spearman's, the correlation of the ranks; None for fewer than three pairs."""
     if len(first) < 3:
         return None
-    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
-    return float(np.asarray(np.corrcoef(ranks))[0, 1])
+    from scipy.stats import spearmanr  # a second to import, and needed only where losses are measured
+
+    found = float(spearmanr(first, second).statistic)
+    return found if isfinite(found) else None
 
 
 def pack_ranges(ranges: Ranges) -> list[object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from edgeq.model.groups import only_moves
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.assign import FLOAT, writes_integers
@@ -72,8 +73,10 @@ def predicted_losses(
     model: Model, runtime: Runtime, choices: Ladder, sensitivity: Sensitivity
 ) -> dict[tuple[str, str], float]:
     """By group and choice other than float: the damage of its weights, and of the values that it leaves behind where
-    those are integers."""
-    left_behind = {g.output for g in model.groups if writes_integers(model, runtime, g)}
+    those are integers. What only moves values from a scale to the same scale rounds nothing: whoever made the
+    integers has paid for them."""
+    moved = {g.output for g in model.groups if g.op in runtime.shared_scale and only_moves(g, model.nodes[g.root])}
+    left_behind = {g.output for g in model.groups if writes_integers(model, runtime, g)} - moved
     found: dict[tuple[str, str], float] = {}
     for group in model.groups:
         written = sum(
