@@ -86,6 +86,19 @@ def test_a_plan_is_proved_in_its_runtime_and_its_costs_add_up(files: Path, form:
     assert all(layer.choice in layer.alternatives for layer in found.layers)
 
 
+@pytest.mark.parametrize(("form", "runtime"), [("onnx", "onnxruntime"), ("tflite", "litert")])
+def test_what_takes_integers_is_timed_with_integers(files: Path, tmp_path: Path, form: str, runtime: str) -> None:
+    pytest.importorskip(FORMATS[form])
+    target = tmp_path / "ends.toml"
+    target.write_text(
+        f'schema = 1\nextends = "x86-avx512"\nname = "ends"\n[[runtimes]]\nname = "{runtime}"\nio = "integer"\n'
+    )
+    found = planned(files, form, target=str(target))
+    assert found.planned is not None and found.planned.proof is not None
+    assert found.planned.proof.latency is not None and found.planned.latency_from == "measured"
+    assert next(iter(found.inputs.values())).dtype in ("int8", "uint8")
+
+
 def test_deploy_builds_what_the_plan_says(files: Path, tmp_path: Path) -> None:
     rules = [Rule(match=match, choice="w8a8") for match in ("stem.*", "depthwise.*")]
     rules += [Rule(op="add", choice="a8"), Rule(match="point", choice="float32")]

@@ -39,7 +39,7 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         quantized = _quantization(value, readers, producer)
         if quantized is not None:
             scale, zero = constants[quantized.input[1]], constants[quantized.input[2]]
-            tensors[graph_node] = frozenset([StoredTensor(str(zero.dtype), float(scale), int(zero))])
+            tensors[graph_node] = frozenset(StoredTensor(str(zero.dtype), s, z) for s, z in _steps(scale, zero))
 
     weights: dict[str, StoredWeight] = {}
     integer: set[str] = set()
@@ -89,6 +89,11 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         and not _constant(n.output[0], constants, producer)
     ]
     return Stored(weights, tensors, frozenset(values), integer, [f for f in floats if f[1] not in integer])
+
+
+def _steps(scale: np.ndarray, zero: np.ndarray) -> set[tuple[float, int]]:
+    """Every scale with its zero point. The dequantization in front of a float layer is by channel, and repeats one."""
+    return {(float(s), int(z)) for s, z in zip(scale.reshape(-1), zero.reshape(-1), strict=True)}
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:

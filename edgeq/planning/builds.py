@@ -26,6 +26,7 @@ from edgeq.progress import Progress
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 from edgeq.report.schema import Placement
+from edgeq.validation.measure import Ends, ends_of, fed
 
 ROUNDS = 100
 SECONDS = 6.0
@@ -41,11 +42,13 @@ class Built:
         choices: by group name, as the exporter could follow them.
         candidate: the artefact.
         size: bytes of its files.
+        ends: how its inputs and outputs are quantized.
     """
 
     choices: dict[str, str]
     candidate: Candidate
     size: int
+    ends: Ends
 
 
 def probing_plans(groups: Sequence[Group], choices: Ladder, edges: Sequence[Edge]) -> dict[str, dict[str, str]]:
@@ -90,10 +93,10 @@ def build_all(
     given = [(plan, places[name] if engine.here else None) for name, plan in plans.items()]
     made = engine.map(_build, given, model, runtime, calibration, conversion, progress=progress, threads=False)
     found: dict[str, Built] = {}
-    for (name, place), (followed, written) in zip(places.items(), made, strict=True):
+    for (name, place), (followed, ends, written) in zip(places.items(), made, strict=True):
         files = fetch(written, place)
         size = sum(file.stat().st_size for file in files)
-        found[name] = Built(followed, Candidate(files[0], runtime.name), size)
+        found[name] = Built(followed, Candidate(files[0], runtime.name), size, ends)
     return found
 
 
@@ -103,12 +106,12 @@ def _build(
     calibration: Calibration,
     conversion: Converted,
     given: tuple[Mapping[str, str], Path | None],
-) -> tuple[dict[str, str], Written]:
-    """The choices as the exporter could follow them, and the artefact."""
+) -> tuple[dict[str, str], Ends, Written]:
+    """The choices as the exporter could follow them, and the artefact with its ends."""
     plan, place = given
     quantized = quantize_model(model, runtime, calibration, choices=plan, estimator="min-max", correct_bias=False)
     followed = {group: quantized.assignment.choice(group) for group in plan}
-    return followed, write_for(model, quantized, conversion, place)
+    return followed, ends_of(model, quantized), write_for(model, quantized, conversion, place)
 
 
 def observe(
@@ -129,13 +132,14 @@ def observe(
         labels: see `attribute`.
     """
     candidates = {name: replace(b.candidate, options=run_options(precision)) for name, b in built.items()}
-    runs = device.latency(candidates, inputs, progress, rounds=ROUNDS, seconds=SECONDS, threads=threads)
+    own = {name: fed(inputs, b.ends) for name, b in built.items()}
+    runs = device.latency(candidates, inputs, progress, own_inputs=own, rounds=ROUNDS, seconds=SECONDS, threads=threads)
     totals = {name: float(np.median(seconds)) for name, seconds in runs.items()}
     if next(iter(built.values())).candidate.runtime == "litert":
         rows = _sliced(built, device, labels, threads, progress)
     else:
         rows = {
-            name: device.placement(candidate, inputs, threads=threads, runs=PROFILED)
+            name: device.placement(candidate, own[name], threads=threads, runs=PROFILED)
             for name, candidate in candidates.items()
         }
     return [attribute(model, rows[name], labels, b.choices, totals[name]) for name, b in built.items()]

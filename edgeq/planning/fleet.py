@@ -32,6 +32,7 @@ from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
 from edgeq.validation.gates import Limits
+from edgeq.validation.measure import fed
 from edgeq.validation.metric import Metric
 
 Verdicts = Mapping[str, Mapping[str, Verdict]]
@@ -183,12 +184,16 @@ def _in_turns(job: Job, shared: Candidate, own: Candidate, shop: Workshop) -> fl
     reader: Runtime = next(r for r in job.runtimes if r.format == own.runtime.format)
     assert job.evaluation is not None
     with job.clock.stage(f"shared or own on {device.name}") as steps:
-        built = {
-            name: at_device(one, job, device, reader, shop).built(one.choices).candidate
+        made = {
+            name: at_device(one, job, device, reader, shop).built(one.choices)
             for name, one in (("shared", shared), ("own", own))
         }
+        built = {name: one.candidate for name, one in made.items()}
         sample = {name: array[:1] for name, array in job.evaluation.inputs.items()}
-        runs = device.latency(built, sample, steps, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, threads=job.threads)
+        fit = {name: fed(sample, one.ends) for name, one in made.items()}
+        runs = device.latency(
+            built, {}, steps, own_inputs=fit, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, threads=job.threads
+        )
     return float(np.median(runs["shared"])) - float(np.median(runs["own"]))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.case import Case, given
 from edgeq.data.dataset import Dataset
 from edgeq.engine import LOCAL, Engine
@@ -39,13 +40,16 @@ from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
 from edgeq.validation.accuracy import compare, quick_drop
 from edgeq.validation.gates import Limits, drop_limit
-from edgeq.validation.metric import Metric
+from edgeq.validation.metric import Metric, identity
 
 ATTEMPTS = 5
 """Builds that the search may make after the first solution."""
 
 TIGHTER = 0.5
 """What is left of the loss that was spent after a round that missed the drop."""
+
+ALLOWED_VERSION = 1
+"""To be raised whenever the loss that a drop allows is found in another way."""
 
 
 def plan(
@@ -242,7 +246,25 @@ def _allowed(job: Job) -> float | None:
     def drop(outputs: Sequence[np.ndarray]) -> float:
         return quick_drop(job.reference, outputs, labels, job.metric) or 0.0
 
-    return allowed_damage(job.reference, drop, most, slow=job.metric is not None)
+    judge = identity(job.metric)
+    key = content_key(
+        "allowed",
+        ALLOWED_VERSION,
+        model=job.model.fingerprint,
+        evaluation=None if job.evaluation is None else job.evaluation.sha256,
+        metric=judge,
+        most=most,
+        torch=torch.__version__,
+    )
+    allowed: float = cached(
+        job.cache if judge else Cache(None),
+        "allowed",
+        key,
+        lambda: allowed_damage(job.reference, drop, most, slow=job.metric is not None),
+        Entry,
+        lambda entry: float(entry.values),
+    )
+    return allowed
 
 
 def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits: Limits) -> dict[str, float]:

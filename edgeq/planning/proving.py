@@ -16,7 +16,7 @@ from edgeq.report.summary import shown_drop
 from edgeq.runtimes import runtime as runtime_info
 from edgeq.validation.accuracy import compare
 from edgeq.validation.gates import Limits
-from edgeq.validation.measure import answers
+from edgeq.validation.measure import answers, fed
 from edgeq.validation.metric import identity
 
 PROOF_ROUNDS = 200
@@ -76,7 +76,7 @@ def _measure(search: Search, choices: Mapping[str, str]) -> Proof:
     artifact, ends, size = search.made[search.name(choices)]
     outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine)
     accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)
-    latency, others = _latencies(search, artifact)
+    latency, others = _latencies(search, choices)
     drop = shown_drop(accuracy)
     return Proof(
         latency=latency,
@@ -93,19 +93,23 @@ def _measure(search: Search, choices: Mapping[str, str]) -> Proof:
     )
 
 
-def _latencies(search: Search, artifact: Candidate) -> tuple[float | None, dict[str, float]]:
-    """Median seconds of the artefact, and of what took turns with it."""
+def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None, dict[str, float]]:
+    """Median seconds of a plan's artefact, and of what took turns with it."""
     job, device = search.job, search.device
     if device.emulated:
         return None, {}
     info = runtime_info(search.runtime.name)
     baseline = search.exporter.float_model(search.runtime.format)[0]
     variants = info.baselines(device.environment(search.runtime.name))
-    candidates = {"plan": artifact, "preferred": search.made[search.name(search.preferred)].candidate} | {
+    made = {"plan": search.built(choices), "preferred": search.built(search.preferred)}
+    candidates = {name: one.candidate for name, one in made.items()} | {
         name: Candidate(baseline, search.runtime.name, options) for name, options in variants.items()
     }
     one = {name: array[:1] for name, array in search.evaluation.inputs.items()}
-    runs = device.latency(candidates, one, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, threads=job.threads)
+    own = {name: fed(one, built.ends) for name, built in made.items()}
+    runs = device.latency(
+        candidates, one, own_inputs=own, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, threads=job.threads
+    )
     medians = {name: float(np.median(seconds)) for name, seconds in runs.items()}
     return medians.pop("plan"), medians
 

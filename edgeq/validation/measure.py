@@ -110,7 +110,7 @@ def measure(
     Raises:
         DeviceError: the runtime refused the artefact, crashed, or computed NaN.
     """
-    feed = _feed(data, ends)
+    feed = fed(data.inputs, ends)
     raw = device.outputs(artifact, feed, progress)
     outputs = _real(raw, reference, ends)
     accuracy = compare(reference, outputs, data.labels, metric, ends.limits)
@@ -150,7 +150,7 @@ def answers(
     Args:
         engine: shares out the samples where its workers and the device are on this machine.
     """
-    feed = _feed(data, ends)
+    feed = fed(data.inputs, ends)
     parts = min(engine.workers or 1, len(data)) if engine.here and device.shares_host else 1
     if parts == 1:
         return _real(device.outputs(artifact, feed, progress), reference, ends)
@@ -165,10 +165,10 @@ def _answer(given: tuple[Candidate, Device, dict[str, Array]]) -> list[Array]:
     return device.outputs(artifact, feed)
 
 
-def _feed(data: Dataset, ends: Ends) -> dict[str, Array]:
+def fed(inputs: Mapping[str, Array], ends: Ends) -> dict[str, Array]:
+    """What an artefact is given for real inputs: integers where it takes integers."""
     return {
-        n: quantize(torch.from_numpy(a), ends.inputs[n]).numpy() if n in ends.inputs else a
-        for n, a in data.inputs.items()
+        n: quantize(torch.from_numpy(a), ends.inputs[n]).numpy() if n in ends.inputs else a for n, a in inputs.items()
     }
 
 
