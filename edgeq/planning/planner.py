@@ -171,9 +171,7 @@ def _why_wider(search: Search, best: Plan) -> str:
         return ""
     others = {name: cap for name, cap in planned.limits.items() if name != "loss"}
     least, cost = solve(search.problem, minimize=measure, limits=others).costs[measure], planned.predicted[measure]
-    if cost <= least * (1 + SAME):
-        return ""
-    return f"without them the limit on the loss makes the {measure} {cost / least:.2f} times what it could be"
+    return f"without them the limit on the loss is paid for in {measure}" if cost > least * (1 + SAME) else ""
 
 
 def find(search: Search) -> Plan:
