@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from edgeq.errors import GateError
 from edgeq.planning import program, solver
-from edgeq.planning.solver import Boundary, Costs, Infeasible, Need, Problem, check, cost_of, solve
+from edgeq.planning.search import SAME, solve_within
+from edgeq.planning.solver import Boundary, Costs, Infeasible, Need, Problem, Solution, check, cost_of, solve
 
 MEASURES = ("latency", "size", "loss", "energy")
 TICK = 2.0**-20
@@ -315,6 +316,28 @@ def test_accuracy_never_costs_more_than_the_gap() -> None:
     options = {f"g{i}": {"a": {"latency": 1.0, "loss": 1.0}, "b": {"latency": 1.001, "loss": 0.0}} for i in range(20)}
     found = solve(Problem(options), minimize="latency")
     assert set(found.choices.values()) == {"a"}
+
+
+@settings(deadline=None, max_examples=80)
+@given(problems(), st.lists(st.integers(0, 60), min_size=2, max_size=4))
+def test_within_a_limit_on_the_loss_no_plan_is_faster_than_noise(problem: Problem, amounts: list[int]) -> None:
+    found: dict[float, Solution] = {}
+    for most in sorted(amount * 2.0**-30 for amount in amounts):
+        if not plans(problem):
+            with pytest.raises(Infeasible):
+                solve_within(problem, "latency", {"loss": most})
+            return
+        found[most] = solve_within(problem, "latency", {"loss": most})
+        best = least(problem, "latency", {"loss": most})
+        if best is None:  # no plan loses so little: the one that loses least
+            assert found[most].costs.get("loss", 0.0) <= (least(problem, "loss") or 0.0) * (1 + 1e-4)
+            continue
+        assert found[most].costs.get("loss", 0.0) <= most
+        assert found[most].costs.get("latency", 0.0) <= best * (1 + SAME) * (1 + 1e-4)
+        assert found[most].bound <= best * (1 + 1e-9)
+    # a limit that the plan without one would hold changes nothing, so that its proof can be kept
+    free = solve_within(problem, "latency", {})
+    assert all(one.choices == free.choices for most, one in found.items() if most >= free.costs.get("loss", 0.0))
 
 
 def two_layers() -> Problem:
