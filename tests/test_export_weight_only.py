@@ -27,9 +27,12 @@ EXTRAS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "liter
 RUNTIMES = list(EXTRAS)
 SHAPE = (3, 9, 9)
 
-CASES = [
-    (name, kernel) for name in RUNTIMES for kernel in ("w8", "w4", "w4g32") if (name, kernel) != ("litert", "w4g32")
-]
+KERNELS = {
+    "onnxruntime": ("w8", "w4", "w4g32", "w2", "w2g32"),
+    "openvino": ("w8", "w4", "w4g32"),
+    "litert": ("w8", "w4", "w2"),
+}
+CASES = [(name, kernel) for name, kernels in KERNELS.items() for kernel in kernels]
 
 
 class Chain(nn.Module):
@@ -121,13 +124,22 @@ def outputs(name: str, path: Path) -> np.ndarray:
 
 def rounded_by_hand(weight: torch.Tensor, kernel: str, axis: int, *, narrow: bool) -> torch.Tensor:
     """Round to nearest by numpy, one scale a channel or for each 32 weights in a row of it."""
-    largest = 2 ** (int(kernel[1]) - 1) - 1
+    largest, part = 2 ** (int(kernel[1]) - 1) - 1, np.ones(1)
     rows = np.moveaxis(weight.detach().numpy().astype(np.float64), axis, 0)
     shape = rows.shape
     rows = rows.reshape(-1, 32) if kernel.endswith("g32") else rows.reshape(shape[0], -1)
-    scale = rows.max(1) / largest
-    scale = np.maximum(scale, -rows.min(1) / (largest if narrow else largest + 1)).astype(np.float32)[:, None]
-    integers = np.round(rows.astype(np.float32) / scale)
+    lowest = largest if narrow else largest + 1
+    whole = np.maximum(rows.max(1) / largest, -rows.min(1) / lowest)
+    if kernel.startswith(
+        "w2"
+    ):  # four levels: of some parts of the largest weight, the one with the least squared error
+        parts = [
+            sum((r - part * w * np.clip(np.round(r / (part * w)), -lowest, largest)) ** 2 for r in rows.T)
+            for part, w in ((0.9**step, whole) for step in range(20))
+        ]
+        part = 0.9 ** np.argmin(parts, axis=0)
+    scale = (part * whole).astype(np.float32)[:, None]
+    integers = np.clip(np.round(rows.astype(np.float32) / scale), -lowest, largest)
     return torch.from_numpy(np.moveaxis((integers * scale).reshape(shape), 0, axis).astype(np.float32))
 
 
@@ -135,7 +147,7 @@ def rounded_by_hand(weight: torch.Tensor, kernel: str, axis: int, *, narrow: boo
 def test_the_runtime_computes_in_float_with_rounded_weights(name: str, kernel: str, tmp_path: Path) -> None:
     """Beside PyTorch with weights that were rounded here: an activation rounded to 8 bits would show at once."""
     made, by = subject(), runtime(name)
-    layers = GROUPED if kernel == "w4g32" else [layer for layer, _ in made.net.named_children()]
+    layers = GROUPED if kernel.endswith("g32") else [layer for layer, _ in made.net.named_children()]
     planned = quantized(name, dict.fromkeys(layers, kernel), correct_bias=False)
     assert set(planned.assignment.weight_only) == set(layers) and not planned.assignment.kernels
     path = written(planned, tmp_path)

@@ -21,7 +21,7 @@ LIMIT = 2.0**100
 bounds = st.tuples(st.floats(-LIMIT, LIMIT, width=32), st.floats(-LIMIT, LIMIT, width=32)).map(sorted)
 schemes = st.builds(
     Scheme,
-    dtype=st.sampled_from(["int4", "uint4", "int8", "uint8", "int16", "uint16"]),
+    dtype=st.sampled_from(["int2", "int4", "uint4", "int8", "uint8", "int16", "uint16"]),
     symmetry=st.sampled_from(["symmetric", "asymmetric"]),
     narrow=st.booleans(),
     power_of_two=st.booleans(),
@@ -149,7 +149,11 @@ def test_each_channel_is_quantized_as_if_it_were_alone(axis: int, symmetry: str)
         assert torch.equal(round_trip.select(axis, channel), dequantize(quantize(part, alone), alone))
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["int8", "int4", "int16"]), st.sampled_from(["channel", "tensor"]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["int8", "int4", "int2", "int16"]),
+    st.sampled_from(["channel", "tensor"]),
+)
 @settings(max_examples=50)
 def test_weights_on_the_grid_come_back(seed: int, dtype: str, granularity: str) -> None:
     scheme = Scheme(dtype, "symmetric", granularity, narrow=True)
@@ -161,6 +165,35 @@ def test_weights_on_the_grid_come_back(seed: int, dtype: str, granularity: str) 
     found = quantize_weight(weight, torch.zeros(4), scheme, 0, None)
     assert np.array_equal(found.integers.numpy(), integers)
     assert torch.equal(found.real, weight)
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(["channel", "tensor", "group"]))
+@settings(max_examples=50)
+def test_four_levels_take_the_scale_with_the_least_squared_error(seed: int, narrow: bool, granularity: str) -> None:
+    random = np.random.default_rng(seed)
+    weight = random.standard_t(3, (4, 64)).astype(np.float32)
+    group = 16 if granularity == "group" else None
+    scheme = Scheme("int2", "symmetric", granularity, narrow, group=group)
+    found = quantize_weight(torch.from_numpy(weight), torch.zeros(4), scheme, 0, None)
+    rows = weight.reshape({"channel": 4, "tensor": 1, "group": 16}[granularity], -1).astype(np.float64)
+    errors = ((found.real.numpy().astype(np.float64).reshape(rows.shape) - rows) ** 2).sum(1)
+    lowest = -1 if narrow else -2
+
+    def error(row: np.ndarray, scale: float) -> float:
+        return float(((np.clip(np.round(row / scale), lowest, 1) * scale - row) ** 2).sum())
+
+    for row, reached in zip(rows, errors, strict=True):
+        finest = min(error(row, scale) for scale in np.geomspace(0.05, 1.0, 300) * np.abs(row).max())
+        assert reached <= 1.06 * finest  # of all scales, not of those alone that were tried
+    largest = qparams(torch.from_numpy(rows.min(1)), torch.from_numpy(rows.max(1)), scheme, 0)
+    whole = dequantize(quantize(torch.from_numpy(rows).float(), largest), largest).numpy()
+    assert (errors <= ((whole - rows) ** 2).sum(1) * (1 + 1e-5)).all()
+
+
+def test_a_bias_that_would_not_fit_keeps_its_scale_at_four_levels() -> None:
+    weight, bias, input_scale = torch.tensor([[1e-7, -2e-7], [0.5, -0.25]]), torch.tensor([100.0, 0.1]), 1e-3
+    stored = quantize_weight(weight, bias, Scheme("int2", "symmetric", "channel"), 0, torch.tensor(input_scale))
+    assert float(quantize_bias(bias, torch.tensor(input_scale), stored.q).abs().max()) <= BIAS_HEADROOM * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])

@@ -20,6 +20,7 @@ from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.weights import QuantizedWeight, bias_scale, quantize_bias
 
 _TYPES = {
+    "int2": ir.DataType.INT2,
     "int4": ir.DataType.INT4,
     "int8": ir.DataType.INT8,
     "uint8": ir.DataType.UINT8,
@@ -28,15 +29,19 @@ _TYPES = {
     "int32": ir.DataType.INT32,
 }
 
+OPSET_OF_INT2, IR_OF_INT2 = 25, 13
+"""The first with integers of 2 bits. Files without any stay at the older version, which more runtimes read: what edgeq
+writes means the same in both."""
+
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.Model:
     """Inserts the quantized weights, biases and Q/DQ pairs into a copy of the float model.
 
-    Weights are stored as integers under one DequantizeLinear, those of 4 bits with a Cast to int8 in between; biases
-    as int32 where the kernel wants them. Weights of layers that compute in float are integers under a Cast to float and
-    a product with their scales.
+    Weights are stored as integers under one DequantizeLinear, those of 2 or 4 bits with a Cast to int8 in between;
+    biases as int32 where the kernel wants them. Weights of layers that compute in float are integers under a Cast to
+    float and a product with their scales.
 
     Raises:
         UnsupportedError: the exporter moved a weight or tensor to where it cannot be found; names the layer.
@@ -64,6 +69,8 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
     used = {str(v.name) for node in graph for v in node.inputs if v is not None}
     for name in [n for n in graph.initializers if n not in used]:
         del graph.initializers[name]
+    if any(weight.q.scheme.dtype == "int2" for weight in quantized.weights.values()):
+        result.opset_imports[""], result.ir_version = OPSET_OF_INT2, IR_OF_INT2
     return result
 
 
@@ -103,8 +110,8 @@ def _store_weights(
     if turned:
         integers, axis = np.ascontiguousarray(integers.T), 1 - axis
     name, dtype = f"{group.weight}_quantized", weight.q.scheme.dtype
-    if dtype == "int4":
-        stored, dtype = _widened(graph, node, name, integers), "int8"
+    if weight.q.scheme.stored_bits < 8:
+        stored, dtype = _widened(graph, node, name, integers, dtype), "int8"
     else:
         stored = constant(graph, name, integers)
     per_channel = axis if weight.q.axis is not None else None
@@ -141,13 +148,13 @@ def _bias_slot(node: ir.Node) -> tuple[ir.Node, int]:
     return user, index
 
 
-def _widened(graph: ir.Graph, before: ir.Node, name: str, integers: np.ndarray) -> ir.Value:
-    """A constant of 4-bit integers that its readers see as int8.
+def _widened(graph: ir.Graph, before: ir.Node, name: str, integers: np.ndarray, dtype: str) -> ir.Value:
+    """A constant of 2-bit or 4-bit integers that its readers see as int8.
 
     Integer kernels read int8 alone. ONNX Runtime and OpenVINO compute the Cast once, when they load the file; under a
-    DequantizeLinear that reads int4 itself, both run the layer in float.
+    DequantizeLinear that reads them itself, both run the layer in float.
     """
-    stored = constant(graph, f"{name}_int4", integers.astype(_TYPES["int4"].numpy()))
+    stored = constant(graph, f"{name}_{dtype}", integers.astype(_TYPES[dtype].numpy()))
     attributes = [ir.AttrInt64("to", int(ir.DataType.INT8))]
     node = ir.Node("", "Cast", [stored], attributes=attributes, name=name)
     node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, ir.DataType.INT8, stored.shape

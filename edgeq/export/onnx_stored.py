@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from edgeq.export.packing import BITS
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
@@ -77,8 +78,8 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         )
         if not _dequantized(node.input[0], producer):
             floats.append((node.op_type, group.name, "its input is not quantized"))
-        elif types.get(dequantize.input[0]) == "int4":
-            floats.append((node.op_type, group.name, "its 4-bit weight is not widened to int8"))
+        elif types.get(dequantize.input[0]) in BITS:
+            floats.append((node.op_type, group.name, "its weight is not widened to int8"))
         else:
             integer.add(group.name)
     floats += [
@@ -97,13 +98,14 @@ def _steps(scale: np.ndarray, zero: np.ndarray) -> set[tuple[float, int]]:
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
-    """A constant's values; those of 4 bits, for which numpy has no type, as int8."""
+    """A constant's values; those of 2 and 4 bits, for which numpy has no type, as int8."""
     values: np.ndarray = numpy_helper.to_array(tensor)
-    return values.astype(np.int8) if tensor.data_type == onnx.TensorProto.INT4 else values
+    small = tensor.data_type in (onnx.TensorProto.INT2, onnx.TensorProto.INT4)
+    return values.astype(np.int8) if small else values
 
 
 def _stored(value: str, constants: Mapping[str, np.ndarray], producer: Mapping[str, onnx.NodeProto]) -> str:
-    """The constant behind what a DequantizeLinear reads: itself, or one of 4 bits that is widened to int8."""
+    """The constant behind what a DequantizeLinear reads: itself, or one of fewer bits that is widened to int8."""
     made_by = producer.get(value)
     return made_by.input[0] if made_by is not None and _widens(made_by, constants) else value
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.export.nibbles import unpack
+from edgeq.export.packing import unpack
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
@@ -76,7 +76,7 @@ def _integers(op: Any) -> tuple[np.ndarray, str]:
         return np.asarray(op.data), str(op.data.dtype)
     shape = tuple(op.shape)
     # OpenVINO gives the bytes themselves, in one row
-    return unpack(np.asarray(op.data).view(np.uint8), math.prod(shape)).reshape(shape), "int4"
+    return unpack(np.asarray(op.data).view(np.uint8), math.prod(shape), 4).reshape(shape), "int4"
 
 
 def _range(op: Any) -> StoredRange | None:

@@ -15,8 +15,8 @@ class StoredWeight:
     """One layer's constants.
 
     Attributes:
-        integers: in PyTorch's layout; those of 4 bits as int8.
-        dtype: the integers' type in the file: numpy's name, or `int4`.
+        integers: in PyTorch's layout; those of fewer than 8 bits as int8.
+        dtype: the integers' type in the file: numpy's name, `int2` or `int4`.
         scale, zero_point: [channels] or [].
         bias: the stored integers or floats, [channels]; None where there is none.
         bias_dtype: numpy's name.

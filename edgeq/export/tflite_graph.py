@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.errors import MissingExtraError
-from edgeq.export.nibbles import pack, unpack
+from edgeq.export.packing import BITS, pack, unpack
 
 try:
     import flatbuffers
@@ -25,7 +25,7 @@ IDENTIFIER = b"TFL3"
 TYPES: dict[str, int] = {
     "float32": schema.TensorType.FLOAT32, "int32": schema.TensorType.INT32, "int64": schema.TensorType.INT64,
     "uint8": schema.TensorType.UINT8, "int8": schema.TensorType.INT8, "int16": schema.TensorType.INT16,
-    "int4": schema.TensorType.INT4, "bool": schema.TensorType.BOOL,
+    "int2": schema.TensorType.INT2, "int4": schema.TensorType.INT4, "bool": schema.TensorType.BOOL,
 }  # fmt: skip
 NAMES: dict[int, str] = {value: name for name, value in TYPES.items()}
 
@@ -42,8 +42,8 @@ _INT8_VERSIONS = {
     "DEQUANTIZE": 2,
 }  # fmt: skip
 
-# The first version of each operator that multiplies int8 by int4.
-_INT4_VERSIONS = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
+# The first version of each operator that multiplies int8 by fewer bits.
+_NARROW_VERSIONS = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
 
 
 class Graph:
@@ -84,7 +84,7 @@ class Graph:
         return _OPERATORS[max(int(code.builtinCode), int(code.deprecatedBuiltinCode))]
 
     def dtype(self, index: int) -> str:
-        """Element type of a tensor in numpy's words (`int4` besides), or the schema's number where there is no word."""
+        """Element type of a tensor in numpy's words, `int2` or `int4`; the schema's number where there is no word."""
         return NAMES.get(int(self.tensors[index].type), str(self.tensors[index].type))
 
     def name(self, index: int) -> str:
@@ -95,15 +95,15 @@ class Graph:
         return () if shape is None else tuple(int(d) for d in shape)
 
     def constant(self, index: int) -> np.ndarray | None:
-        """The values of a constant, those of an `int4` as int8; None for a computed tensor."""
+        """The values of a constant, those of fewer than 8 bits as int8; None for a computed tensor."""
         if index < 0:
             return None
         data = self.model.buffers[self.tensors[index].buffer].data
         if data is None or len(data) == 0:
             return None
         content, shape = np.asarray(data, dtype=np.uint8), self.shape(index)
-        if self.dtype(index) == "int4":
-            return unpack(content, math.prod(shape)).reshape(shape)
+        if self.dtype(index) in BITS:
+            return unpack(content, math.prod(shape), BITS[self.dtype(index)]).reshape(shape)
         return np.frombuffer(content.tobytes(), self.dtype(index)).reshape(shape)
 
     def is_float(self, index: int) -> bool:
@@ -135,7 +135,7 @@ class Graph:
         return len(self.model.operatorCodes) - 1
 
     def tensor(self, name: str, dtype: str, shape: Iterable[int], values: np.ndarray | None = None) -> int:
-        """Adds a tensor, constant if it is given values (an `int4` wants int8); returns its index."""
+        """Adds a tensor, constant if it is given values (`int2` and `int4` want int8); returns its index."""
         new = schema.TensorT()
         new.name = name.encode()
         new.type = TYPES[dtype]
@@ -144,7 +144,7 @@ class Graph:
         new.buffer = 0
         if values is not None:
             buffer = schema.BufferT()
-            content = pack(values) if dtype == "int4" else np.ascontiguousarray(values)
+            content = pack(values, BITS[dtype]) if dtype in BITS else np.ascontiguousarray(values)
             buffer.data = np.frombuffer(content.tobytes(), np.uint8)
             self.model.buffers.append(buffer)
             new.buffer = len(self.model.buffers) - 1
@@ -208,14 +208,14 @@ class Graph:
                 code.version = max(int(code.version), _INT8_VERSIONS[kind])
             if kind == "DEQUANTIZE":
                 code.version = max(int(code.version), self._dequantize_version(int(operator.inputs[0])))
-            if kind in _INT4_VERSIONS and any(self.dtype(int(i)) == "int4" for i in operator.inputs if i >= 0):
-                code.version = max(int(code.version), _INT4_VERSIONS[kind])
+            if kind in _NARROW_VERSIONS and any(self.dtype(int(i)) in BITS for i in operator.inputs if i >= 0):
+                code.version = max(int(code.version), _NARROW_VERSIONS[kind])
 
     def _dequantize_version(self, source: int) -> int:
-        """The first that reads this tensor: one with a scale for each channel, or with 4 bits."""
+        """The first that reads this tensor: one with a scale for each channel, or with fewer bits."""
         q, kind = self.quantization(source), self.dtype(source)
         by_channel = kind == "int8" and q is not None and len(q[0]) > 1
-        return 5 if by_channel else {"int4": 6, "int16": 3}.get(kind, 2)
+        return 5 if by_channel else {"int2": 6, "int4": 6, "int16": 3}.get(kind, 2)
 
     def _prune_tensors(self) -> None:
         used = {*self.inputs, *self.outputs}

@@ -20,7 +20,7 @@ WEIGHT_SLOT = 1
 CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
 """Axis of the output channels in a stored weight."""
 
-_WEIGHT_TYPES = ("int4", "int8")
+_WEIGHT_TYPES = ("int2", "int4", "int8")
 
 _BIAS_TYPES = {"int8": "int32", "int16": "int64"}
 """By the type of the activations, the type of the bias that the kernels add."""

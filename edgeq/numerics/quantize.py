@@ -10,7 +10,7 @@ import torch
 from edgeq.numerics.scheme import Scheme
 
 _TORCH_TYPES = {
-    "int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8,
+    "int2": torch.int8, "int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8,
     "int16": torch.int16, "uint16": torch.uint16, "int32": torch.int32, "int64": torch.int64,
 }  # fmt: skip
 

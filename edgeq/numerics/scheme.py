@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-DType = Literal["int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "bfloat16", "float32"]
+DType = Literal[
+    "int2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "bfloat16", "float32"
+]
 Symmetry = Literal["symmetric", "asymmetric"]
 Granularity = Literal["tensor", "channel", "group"]
 
-_BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32, "int64": 64}
+_BITS = {"int2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32, "int64": 64}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,15 @@ from edgeq.planning.timing import Timing
 from edgeq.registry.figures import BYTES_A_SECOND, HERTZ, JOULES, MACS_A_SECOND, PER_CORE
 from edgeq.registry.schema import Figure, Profile, Runtime
 
-WIDTHS: Mapping[str, float] = {"int4": 0.5, "int8": 1.0, "int16": 2.0, "float16": 2.0, "bfloat16": 2.0, "float32": 4.0}
+WIDTHS: Mapping[str, float] = {
+    "int2": 0.25,
+    "int4": 0.5,
+    "int8": 1.0,
+    "int16": 2.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "float32": 4.0,
+}
 """Bytes of a number."""
 
 

@@ -67,7 +67,7 @@ def fit_sizes(
     left_behind = {g.name for g in model.groups if writes_integers(model, runtime, g)}
 
     def added(name: str, choice: str) -> list[float]:
-        """How many scales, integer tensors, integer weights and widenings of 4 bits a layer adds; and, where its
+        """How many scales, integer tensors, integer weights and widenings of fewer bits a layer adds; and, where its
         weights alone are integers, how many scales, weights and groupings."""
         kernel = None if choice == FLOAT else runtime.kernel(groups[name].op, choice)
         if kernel is None:
@@ -80,7 +80,7 @@ def fit_sizes(
                 float(scales > 0),
                 float(scheme is not None and scheme.group is not None),
             ]
-        narrow = scheme is not None and scheme.stored_bits == 4
+        narrow = scheme is not None and scheme.stored_bits < 8
         return [float(scales), float(name in left_behind), float(scales > 0), float(narrow), 0.0, 0.0, 0.0]
 
     rows, rest = [], []

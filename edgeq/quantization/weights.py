@@ -1,4 +1,8 @@
-"""Weights to integers: round to nearest, one symmetric scale for each output channel, or for each few weights of it."""
+"""Weights to integers: round to nearest, one symmetric scale for each output channel, or for each few weights of it.
+
+Where there are many integers, the largest weight sets the scale. Where there are few, the scale with the least squared
+error does: cutting off the largest weights then costs less than rounding all the others coarsely.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,20 @@ from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 BIAS_HEADROOM = 2.0**29
 """Largest bias in units of its integer scale: int32 holds it, and the accumulator adds to it."""
 
+FEW_BITS = 2
+"""Up to so many bits, weights are cut off where that lowers their squared error. At 4 bits it helps some networks and
+hurts others: every weight counts the same in that error, and the largest ones matter more than that."""
+
+CUTS = tuple(0.9**step for step in range(20))
+"""The parts of the largest weight that are tried, down to an eighth of it: four levels for weights with long tails."""
+
 
 @dataclass(frozen=True)
 class QuantizedWeight:
     """Integers in PyTorch's layout with their scales.
 
     Attributes:
-        integers: the storage type of `q.scheme`, int8 for 4 bits, in the weight's shape.
+        integers: the storage type of `q.scheme`, int8 for fewer bits, in the weight's shape.
         q: scale float32 [channels] (or []), zero point; of groups [channels * groups], channel by channel, each for
             a row of `integers.reshape(-1, group)`.
     """
@@ -39,7 +50,7 @@ def _rows(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 def quantize_weight(
     weight: torch.Tensor, bias: torch.Tensor, scheme: Scheme, axis: int, input_scale: torch.Tensor | None
 ) -> QuantizedWeight:
-    """Rounds to nearest with absolute-maximum scales.
+    """Rounds to nearest, with absolute-maximum scales or those of least squared error (see `least_squared_error`).
 
     A channel whose bias would not fit int32 in units of `input_scale * weight_scale` gets a coarser scale: its
     weights are tiny beside its bias, so nothing is lost by it.
@@ -53,20 +64,51 @@ def quantize_weight(
     """
     if scheme.group is not None:
         rows = _rows(weight, scheme)
-        q = qparams(rows.amin(dim=1), rows.amax(dim=1), scheme, 0)
+        q = qparams(*_range(rows, scheme, 0), scheme, 0)
         return QuantizedWeight(quantize(rows, q).reshape(weight.shape), q)
-    if scheme.granularity == "tensor":
-        low, high = torch.aminmax(weight)
-        channel_axis = None
-    else:
-        other = [d for d in range(weight.dim()) if d != axis]
-        low, high = weight.amin(dim=other), weight.amax(dim=other)
-        channel_axis = axis
+    channel_axis = None if scheme.granularity == "tensor" else axis
+    low, high = _range(weight, scheme, channel_axis)
     if input_scale is not None:
         needed = bias.abs().double() / (input_scale.double() * BIAS_HEADROOM) * scheme.quant_max
         high = torch.maximum(high.double(), needed if channel_axis is not None else needed.max())
     q = qparams(low, high, scheme, channel_axis)
     return QuantizedWeight(quantize(weight, q), q)
+
+
+def _range(weight: torch.Tensor, scheme: Scheme, axis: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the integers have to reach, [channels], or [] where the axis is None."""
+    other = [d for d in range(weight.dim()) if d != axis]
+    low, high = weight.amin(dim=other), weight.amax(dim=other)
+    if scheme.width > FEW_BITS:
+        return low, high
+    part = least_squared_error(weight, low, high, scheme, axis)
+    return low * part, high * part
+
+
+def least_squared_error(
+    weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor, scheme: Scheme, axis: int | None
+) -> torch.Tensor:
+    """The part of a range, of those in `CUTS`, that gives the least squared error when all beyond it is cut off.
+
+    Source: Banner et al. 2019, "Post-training 4-bit quantization of convolution networks", section 3, which derives the
+    best cut from a distribution; here it is tried on the weights themselves.
+
+    Args:
+        weight: float32, any shape.
+        low, high: [channels] or []: the extremes of the weights.
+        axis: of the channels; None for one scale.
+
+    Returns:
+        float32, the shape of `low`.
+    """
+    other = [d for d in range(weight.dim()) if d != axis]
+
+    def error(part: float) -> torch.Tensor:
+        q = qparams(low * part, high * part, scheme, axis)
+        return (dequantize(quantize(weight, q), q) - weight).square().sum(dim=other)
+
+    best = torch.stack([error(part) for part in CUTS]).argmin(dim=0)
+    return torch.tensor(CUTS)[best]
 
 
 def quantize_bias(bias: torch.Tensor, input_scale: torch.Tensor, weight: QParams) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Weights of 4 bits: half the file, the same bits out of every runtime, and an audit that sees a single nibble."""
+"""Weights of 4 and 2 bits: smaller files, the same bits from every runtime, and an audit that sees a single nibble."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError, audit, confirm
-from edgeq.export.nibbles import pack, unpack
+from edgeq.export.packing import BITS, pack, unpack
 from edgeq.model.model import Model, load
 from edgeq.quantization.quantize import Quantized, quantize_model, simulate
 from edgeq.registry.load import load_target, target_names
@@ -94,12 +94,21 @@ PLANS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
     "mixed": (Chain, {"stem": "w4a8", "depth": "w8a8", "point": "float32", "expand": "w4a8", "head": "w4a8"}),
     "variants": (Variants, dict.fromkeys([name for name, _ in Variants().named_children()], "w4a8")),
     "products": (Products, dict.fromkeys(("second", "wave", "head"), "w4a8")),
+    "two bits": (Chain, dict.fromkeys(CHAIN, "w2a8")),
+    "two bits among others": (Chain, {"stem": "w2a8", "depth": "w4a8", "point": "float32", "expand": "w2a8"}),
+    "a product in two bits": (Products, {"second": "w4a8", "head": "w2a8"}),
+    "a product of odd length": (Chain, {"head": "w2a8"}),
 }
+_ONLY = {
+    "two bits": "onnxruntime", "two bits among others": "onnxruntime",
+    "a product in two bits": "litert", "a product of odd length": "litert",
+}  # fmt: skip
+CASES = [(plan, runtime) for plan in PLANS for runtime in RUNTIMES if _ONLY.get(plan, runtime) == runtime]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One plan written twice: as it is, and with its 4-bit integers stored in 8 bits."""
+    """One plan written twice: as it is, and with its 4-bit and 2-bit integers stored in 8 bits."""
 
     model: Model
     runtime: str
@@ -129,14 +138,10 @@ def samples(count: int, seed: int) -> torch.Tensor:
 
 def in_8_bits(quantized: Quantized) -> Quantized:
     weights = {
-        name: replace(w, q=replace(w.q, scheme=replace(w.q.scheme, dtype="int8"))) if is_int4(w.q.scheme.dtype) else w
+        name: replace(w, q=replace(w.q, scheme=replace(w.q.scheme, dtype="int8"))) if w.q.scheme.dtype in BITS else w
         for name, w in quantized.weights.items()
     }
     return replace(quantized, weights=weights)
-
-
-def is_int4(dtype: str) -> bool:
-    return dtype == "int4"
 
 
 @cache
@@ -145,7 +150,7 @@ def exporter(kind: type[nn.Module]) -> Exporter:
         torch.manual_seed(11)
         net = kind().eval()
     model = load(torch.export.export(net, (samples(1, 0),)))
-    return Exporter(model, small._scratch() / f"int4-{kind.__name__}")
+    return Exporter(model, small._scratch() / f"few-bits-{kind.__name__}")
 
 
 @cache
@@ -170,46 +175,56 @@ def pair(plan: str, runtime: str) -> Pair:
     return written(plan, runtime)
 
 
-def in_4_bits(quantized: Quantized) -> list[str]:
-    return [name for name, w in quantized.weights.items() if is_int4(w.q.scheme.dtype)]
+def in_few_bits(quantized: Quantized) -> list[str]:
+    return [name for name, w in quantized.weights.items() if w.q.scheme.dtype in BITS]
 
 
-# --- half bytes -----------------------------------------------------------------------------------
+# --- parts of bytes -------------------------------------------------------------------------------
 
 
-def test_the_first_of_two_integers_is_the_lower_half() -> None:
-    assert pack(np.array([[1, -2], [-7, 7]])).tolist() == [0xE1, 0x79]
-    assert pack(np.array([3, -8, 5])).tolist() == [0x83, 0x05]
-    assert unpack(np.array([0x83, 0x05], np.uint8), 3).tolist() == [3, -8, 5]
-    assert unpack(pack(np.zeros(0, np.int8)), 0).size == 0
+def test_the_first_of_several_integers_is_in_the_lowest_bits() -> None:
+    assert pack(np.array([[1, -2], [-7, 7]]), 4).tolist() == [0xE1, 0x79]
+    assert pack(np.array([3, -8, 5]), 4).tolist() == [0x83, 0x05]
+    assert unpack(np.array([0x83, 0x05], np.uint8), 3, 4).tolist() == [3, -8, 5]
+    assert pack(np.array([[1, -2], [-1, 0]]), 2).tolist() == [0b00111001]
+    assert pack(np.array([-2, 1, 0, -1, 1]), 2).tolist() == [0b11000110, 0b01]
+    assert unpack(np.array([0b11000110, 0b01], np.uint8), 5, 2).tolist() == [-2, 1, 0, -1, 1]
+    for bits in BITS.values():
+        assert unpack(pack(np.zeros(0, np.int8), bits), 0, bits).size == 0
 
 
-@given(arrays.arrays(np.int8, st.integers(0, 40), elements=st.integers(-8, 7)))
-def test_half_bytes_come_back(integers: np.ndarray) -> None:
-    data = pack(integers)
-    assert (data.dtype, data.size) == (np.uint8, (integers.size + 1) // 2)
-    np.testing.assert_array_equal(unpack(data, integers.size), integers)
+@given(st.sampled_from(sorted(BITS.values())), st.data())
+def test_parts_of_bytes_come_back(bits: int, data: st.DataObject) -> None:
+    half = 1 << (bits - 1)
+    integers = data.draw(arrays.arrays(np.int8, st.integers(0, 40), elements=st.integers(-half, half - 1)))
+    packed = pack(integers, bits)
+    assert (packed.dtype, packed.size) == (np.uint8, -(-integers.size * bits // 8))
+    # as one long number, the first in its lowest bits
+    whole = sum((int(value) % (2 * half)) << (bits * place) for place, value in enumerate(integers))
+    assert packed.tobytes() == whole.to_bytes(packed.size, "little")
+    np.testing.assert_array_equal(unpack(packed, integers.size, bits), integers)
 
 
-def test_what_does_not_fit_half_a_byte_is_refused() -> None:
-    for integers in ([8], [0, -9]):
-        with pytest.raises(ValueError, match="do not fit"):
-            pack(np.array(integers))
-    with pytest.raises(ValueError, match="do not hold"):
-        unpack(np.zeros(2, np.uint8), 5)
+@pytest.mark.parametrize(("bits", "integers"), [(4, [8]), (4, [0, -9]), (2, [2]), (2, [0, -3])])
+def test_what_does_not_fit_is_refused(bits: int, integers: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"do not fit {bits} bits"):
+        pack(np.array(integers), bits)
+    for count in (8 // bits, 16 // bits + 1):
+        with pytest.raises(ValueError, match="do not hold"):
+            unpack(np.zeros(2, np.uint8), count, bits)
 
 
 # --- the targets ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", target_names())
-def test_no_layer_gets_4_bits_by_default(target: str) -> None:
+def test_no_layer_gets_few_bits_by_default(target: str) -> None:
     for runtime in load_target(target).runtimes:
         for op in runtime.ops:
             default = runtime.kernel(op)
             on_integers = {k.weights for k in runtime.kernels if op in k.ops and not k.weight_only}
             assert (default is None) == (not on_integers)
-            assert default is None or default.weights != "int4" or on_integers == {"int4"}
+            assert default is None or default.weights not in BITS or on_integers == {default.weights}
 
 
 @pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2", "arm-neon"])
@@ -220,27 +235,29 @@ def test_cpus_list_every_operator_that_is_proven_here_and_no_other(target: str) 
         scheme = kernel.weight_scheme
         assert scheme is not None
         assert (scheme.quant_min, scheme.quant_max, scheme.granularity) == (-7, 7, "channel")
+        four_levels = [k for k in runtime.kernels if k.name == "w2a8"]
+        some = {"litert": {"linear"}, "onnxruntime": set(kernel.ops), "openvino": set()}
+        assert {op for k in four_levels for op in k.ops} == some[runtime.name]
 
 
 # --- the files ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("plan", PLANS)
-def test_the_plan_chose_4_bits_where_it_was_told_to(plan: str, runtime: str) -> None:
+@pytest.mark.parametrize(("plan", "runtime"), CASES)
+def test_the_plan_chose_few_bits_where_it_was_told_to(plan: str, runtime: str) -> None:
     made, choices = pair(plan, runtime), PLANS[plan][1]
-    assert set(in_4_bits(made.planned)) == {name for name, choice in choices.items() if choice == "w4a8"}
+    assert set(in_few_bits(made.planned)) == {name for name, c in choices.items() if c in ("w4a8", "w2a8")}
     assert set(made.planned.weights) == {g.name for g in made.model.groups if g.weight} - {
         name for name, choice in choices.items() if choice == "float32"
     }
-    for name in in_4_bits(made.planned):
+    for name in in_few_bits(made.planned):
         integers = made.planned.weights[name].integers
         assert integers.dtype is torch.int8
-        assert (int(integers.min()), int(integers.max())) in ((-7, 7), (-7, 6), (-6, 7))
+        ends = {"w4a8": ((-7, 7), (-7, 6), (-6, 7)), "w2a8": ((-2, 1),)}[choices[name]]
+        assert (int(integers.min()), int(integers.max())) in ends
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("plan", "runtime"), CASES)
 def test_outputs_are_those_of_the_same_integers_in_8_bits(plan: str, runtime: str) -> None:
     made = pair(plan, runtime)
     # XNNPACK rounds other than the builtin kernels, to which it leaves some layers with 4-bit weights
@@ -250,8 +267,7 @@ def test_outputs_are_those_of_the_same_integers_in_8_bits(plan: str, runtime: st
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("plan", "runtime"), CASES)
 def test_outputs_are_those_of_the_simulation(plan: str, runtime: str) -> None:
     made = pair(plan, runtime)
     found = made.outputs(made.path)
@@ -261,9 +277,9 @@ def test_outputs_are_those_of_the_simulation(plan: str, runtime: str) -> None:
 
 
 def expected_saving(made: Pair) -> int:
-    """Bytes of 8-bit weights less those of 4-bit ones."""
-    sizes = [made.planned.weights[name].integers.numel() for name in in_4_bits(made.planned)]
-    return sum(size - (size + 1) // 2 for size in sizes)
+    """Bytes of 8-bit weights less those of fewer bits."""
+    weights = [made.planned.weights[name] for name in in_few_bits(made.planned)]
+    return sum(w.integers.numel() - -(-w.integers.numel() * w.q.scheme.stored_bits // 8) for w in weights)
 
 
 @pytest.mark.parametrize("plan", ["chain", "mixed"])
@@ -272,8 +288,8 @@ def test_onnx_holds_half_bytes(plan: str) -> None:
     proto = onnx.load(made.path)
     onnx.checker.check_model(proto, full_check=True)
     half = {i.name: i for i in proto.graph.initializer if i.data_type == TensorProto.INT4}
-    assert set(half) == {f"{name}.weight_quantized_int4" for name in in_4_bits(made.planned)}
-    for name in in_4_bits(made.planned):
+    assert set(half) == {f"{name}.weight_quantized_int4" for name in in_few_bits(made.planned)}
+    for name in in_few_bits(made.planned):
         count = made.planned.weights[name].integers.numel()
         assert len(half[f"{name}.weight_quantized_int4"].raw_data) == (count + 1) // 2
     around = 200 * len(half)  # an operator in front of each
@@ -282,30 +298,52 @@ def test_onnx_holds_half_bytes(plan: str) -> None:
     assert expected_saving(made) > around
 
 
+@pytest.mark.parametrize("plan", ["two bits", "two bits among others"])
+def test_onnx_holds_quarter_bytes_in_a_newer_file(plan: str) -> None:
+    made = pair(plan, "onnxruntime")
+    proto, wide = onnx.load(made.path), onnx.load(made.wide)
+    onnx.checker.check_model(proto, full_check=True)
+    quarter = {i.name: i for i in proto.graph.initializer if i.data_type == TensorProto.INT2}
+    wanted = [name for name, w in made.planned.weights.items() if w.q.scheme.dtype == "int2"]
+    assert set(quarter) == {f"{name}.weight_quantized_int2" for name in wanted}
+    for name in wanted:
+        count = made.planned.weights[name].integers.numel()
+        assert len(quarter[f"{name}.weight_quantized_int2"].raw_data) == (count + 3) // 4
+    # files without 2 bits stay at the version that more runtimes read
+    assert [(o.domain, o.version) for o in proto.opset_import] == [("", 25)]
+    assert [(o.domain, o.version) for o in wide.opset_import] == [("", 21)]
+    assert made.wide.stat().st_size - made.path.stat().st_size > expected_saving(made) - 200 * len(quarter) > 0
+
+
+def test_tflite_holds_quarter_bytes() -> None:
+    made = pair("a product in two bits", "litert")
+    integers = made.planned.weights["head"].integers.numpy()
+    assert made.path.read_bytes().count(pack(integers, 2).tobytes()) == 1
+
+
 @pytest.mark.parametrize("plan", ["chain", "mixed"])
 def test_openvino_holds_half_bytes(plan: str) -> None:
     made = pair(plan, "openvino")
     files = [path.with_suffix(".bin").stat().st_size for path in (made.wide, made.path)]
     assert files[0] - files[1] == expected_saving(made)
     kinds = [line for line in made.path.read_text().splitlines() if 'element_type="i4"' in line]
-    assert len(kinds) == len(in_4_bits(made.planned))
+    assert len(kinds) == len(in_few_bits(made.planned))
 
 
 @pytest.mark.parametrize("plan", ["chain", "mixed"])
 def test_tflite_holds_half_bytes(plan: str) -> None:
     made = pair(plan, "litert")
     data = made.path.read_bytes()
-    count = len(in_4_bits(made.planned))
+    count = len(in_few_bits(made.planned))
     saved = made.wide.stat().st_size - len(data)
     assert abs(saved - expected_saving(made)) < 32 * count < expected_saving(made)  # constants are aligned
-    assert data.count(pack(made.planned.weights["head"].integers.numpy()).tobytes()) == 1
+    assert data.count(pack(made.planned.weights["head"].integers.numpy(), 4).tobytes()) == 1
 
 
 # --- where they run -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("plan", "runtime"), CASES)
 def test_the_runtime_says_that_it_runs_integers(plan: str, runtime: str) -> None:
     made = pair(plan, runtime)
     rows = made.placement(made.path)
@@ -357,14 +395,26 @@ def audited(made: Pair, path: Path, quantized: Quantized | None = None) -> None:
     audit(made.model, quantized or made.planned, made.exporter.read_back(made.planned, path))
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("plan", "runtime"), CASES)
 def test_written_files_pass(plan: str, runtime: str) -> None:
     made = pair(plan, runtime)
     found = audit(made.model, made.planned, made.exporter.read_back(made.planned, made.path))
     wide = audit(made.model, made.widened, made.exporter.read_back(made.widened, made.wide))
     assert wide.bytes_checked - found.bytes_checked == expected_saving(made)
     assert wide.tensors_checked == found.tensors_checked
+
+
+@pytest.mark.parametrize("place", range(0, 8, 2))
+def test_one_changed_quarter_byte_is_found_and_named(place: int, tmp_path: Path) -> None:
+    for plan, runtime, layer in (("two bits", "onnxruntime", "expand"), ("a product in two bits", "litert", "head")):
+        made = pair(plan, runtime)
+        old = pack(made.planned.weights[layer].integers.numpy(), 2).tobytes()
+        new = bytes([*old[:6], old[6] ^ (1 << place), *old[7:]])
+        folder = tmp_path / runtime
+        folder.mkdir()
+        with pytest.raises(AuditError, match="other weights \\(int2") as caught:
+            audited(made, rewritten(made, folder, old, new))
+        assert caught.value.where == f"layer {layer}"
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -395,7 +445,7 @@ def stored_bytes(made: Pair, layer: str) -> bytes:
         integers = integers.transpose((1, 2, 3, 0) if layer == "depth" else (0, 2, 3, 1))
     if made.runtime == "litert" and integers.ndim == 3:
         integers = integers.transpose(0, 2, 1)
-    return pack(integers).tobytes()
+    return pack(integers, 4).tobytes()
 
 
 @pytest.mark.parametrize("half", [0x01, 0x10])

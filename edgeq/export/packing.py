@@ -1,0 +1,53 @@
+"""Integers of two or four bits as bytes, the first in the lowest bits: as `.tflite` files and OpenVINO hold them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+BITS = {"int2": 2, "int4": 4}
+"""Of the types that numpy has no word for."""
+
+
+def pack(integers: np.ndarray, bits: int) -> np.ndarray:
+    """Signed integers to bytes. What is left over of the last byte is zero.
+
+    Args:
+        integers: any shape, taken in C order.
+        bits: of each, 2 or 4.
+
+    Returns:
+        uint8 [ceil(count * bits / 8)].
+
+    Raises:
+        ValueError: an integer does not fit.
+    """
+    flat, in_byte, half = np.asarray(integers).reshape(-1), 8 // bits, 1 << (bits - 1)
+    if flat.size and (int(flat.min()) < -half or int(flat.max()) >= half):
+        raise ValueError(f"integers from {flat.min()} to {flat.max()} do not fit {bits} bits")
+    parts = np.zeros((-(-flat.size // in_byte), in_byte), np.uint8)
+    parts.reshape(-1)[: flat.size] = flat.astype(np.int8).view(np.uint8) & (2 * half - 1)
+    packed: np.ndarray = np.bitwise_or.reduce(parts << _shifts(bits), axis=1)
+    return packed
+
+
+def unpack(data: np.ndarray, count: int, bits: int) -> np.ndarray:
+    """Bytes to int8 [count].
+
+    Args:
+        data: uint8 [ceil(count * bits / 8)].
+        bits: of each, 2 or 4.
+
+    Raises:
+        ValueError: there are more or fewer bytes than the count needs.
+    """
+    half = 1 << (bits - 1)
+    if data.size != -(-count * bits // 8):
+        raise ValueError(f"{data.size} bytes do not hold {count} integers of {bits} bits")
+    parts = (data.reshape(-1, 1) >> _shifts(bits)) & np.uint8(2 * half - 1)
+    # the upper half of the numbers stand for those below zero
+    values: np.ndarray = (parts.reshape(-1)[:count].astype(np.int8) ^ np.int8(half)) - np.int8(half)
+    return values
+
+
+def _shifts(bits: int) -> np.ndarray:
+    return np.arange(0, 8, bits, dtype=np.uint8)
