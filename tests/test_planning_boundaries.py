@@ -24,6 +24,10 @@ from edgeq.registry.schema import Kernel, Runtime
 RUNTIMES = ["onnxruntime", "openvino", "litert"]
 NETS = ["residual", "split-shuffle", "activations", "gate", "two-inputs", "two-outputs"]
 
+ON_INTEGERS = {"onnxruntime": ("w8a8", "w4a8", "w2a8"), "openvino": ("w8a8", "w4a8"), "litert": ("w8a8", "w4a8")}
+WEIGHTS_ALONE = {"onnxruntime": ("w8", "w4", "w2"), "openvino": ("w8", "w4"), "litert": ("w8", "w4", "w2")}
+"""What a convolution is offered, by runtime."""
+
 
 def group(name: str, of: str) -> Group:
     return next(g for g in small.model(of).groups if g.name == name)
@@ -105,7 +109,7 @@ def test_crossings_are_those_that_the_graph_itself_shows(name: str, runtime: str
     rng = random.Random(name)
     offered = ladder(model, by, small.calibration(name).histograms)
     seen = 0
-    for _ in range(30):
+    for _ in range(50):
         choices = {g: rng.choice(options) for g, options in offered.items()}
         expected = set()
         for node in [*final, *(model.nodes[n] for n in model.input_nodes)]:
@@ -124,7 +128,7 @@ def test_crossings_are_those_that_the_graph_itself_shows(name: str, runtime: str
 
 
 def _integers(choice: str) -> bool:
-    return choice in ("w8a8", "w4a8", "a8")
+    return choice in ("w8a8", "w4a8", "w2a8", "a8")
 
 
 def _leaves_integers(node: Node, owner: dict[Node, Group], by: Runtime) -> bool:
@@ -201,11 +205,11 @@ def test_the_first_choice_is_what_every_layer_gets_without_a_plan(name: str, run
 def test_every_choice_that_is_offered_is_one_that_is_followed(runtime: str) -> None:
     model, by, histograms = small.model("residual"), small.runtime(runtime), small.calibration("residual").histograms
     found = ladder(model, by, histograms)
-    assert found["stem"] == ("w8a8", "w4a8", "w8", "w4", FLOAT)
+    assert found["stem"] == (*ON_INTEGERS[runtime], *WEIGHTS_ALONE[runtime], FLOAT)
     for choice in found["stem"]:
         given = assign(model, by, histograms, uniform(found, choice))
         assert [given.choice(name) for name in ("stem", "inner", "head")] == [choice] * 3
-        assert (set(given.kernels) == set()) == (choice in ("w8", "w4", FLOAT)), "an addition is float among floats"
+        assert (set(given.kernels) == set()) == (not _integers(choice)), "an addition is float among floats"
 
 
 def test_groups_of_weights_are_offered_where_they_fit() -> None:
@@ -224,7 +228,7 @@ def test_what_is_not_to_be_offered_is_not() -> None:
     model, by, histograms = small.model("residual"), small.runtime("litert"), small.calibration("residual").histograms
     op = {g.name: g.op for g in model.groups}["stem"]
     found = ladder(model, by, histograms, {(op, "w8a8"), (op, "w4")})
-    assert found["stem"] == ("w4a8", "w8", FLOAT)
+    assert found["stem"] == ("w4a8", "w8", "w2", FLOAT)
     assert uniform(found)["stem"] == "w4a8"
 
 
@@ -237,13 +241,14 @@ def test_kernels_of_another_activation_type_are_not_offered(runtime: str) -> Non
     wide = Kernel(ops=["conv2d"], activations="int16", weights="int8", bias="int64", source="invented")
     first = by.model_copy(update={"kernels": [wide, *by.kernels]})
     found = ladder(model, first, histograms)
-    assert found["stem"] == ("w8a16", "w8", "w4", FLOAT)
-    assert found["head"] == ("w8a8", "w4a8", "w8", "w4", FLOAT)
+    assert found["stem"] == ("w8a16", *WEIGHTS_ALONE[runtime], FLOAT)
+    linear = dict.fromkeys((*ON_INTEGERS[runtime], *(["w2a8"] if runtime == "litert" else [])))
+    assert found["head"] == (*linear, *WEIGHTS_ALONE[runtime], FLOAT)
 
 
 def test_uniform_takes_the_wanted_choice_where_there_is_one() -> None:
     offered = {"a": ("w8a8", "w4a8", FLOAT), "b": ("a8", FLOAT), "c": (FLOAT,)}
     assert uniform(offered, "w4a8") == {"a": "w4a8", "b": "a8", "c": FLOAT}
     assert uniform(offered, FLOAT) == dict.fromkeys("abc", FLOAT)
-    assert uniform(offered, "w2a8") == uniform(offered)
+    assert uniform(offered, "w3a8") == uniform(offered)
     assert uniform(offered | {"a": ("w8a8", "w8", FLOAT)}, "w8") == {"a": "w8", "b": FLOAT, "c": FLOAT}

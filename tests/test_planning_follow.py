@@ -57,7 +57,7 @@ def test_a_rule_overrules_an_edit_in_check_and_says_so(tmp_path: Path, capsys: p
     assert run(["plan", "--check", str(written(plan, tmp_path / "plan.json"))]) == 0
     assert "makes point float32" in capsys.readouterr().out
     assert all(c.layer != "point" for layer in explain(plan).layers for c in layer.alternatives)
-    broken = plan.model_copy(update={"rules": [Rule(match="point", choice="w2a8")]})
+    broken = plan.model_copy(update={"rules": [Rule(match="point", choice="w3a8")]})
     assert run(["plan", "--check", str(written(broken, tmp_path / "plan.json"))]) == 2
     assert "layer point (conv2d) has no such choice" in capsys.readouterr().err
 

@@ -137,7 +137,7 @@ def test_what_a_profile_does_not_know_is_no_guess() -> None:
     # 4-bit weights: fast on one device, slow on the next, and never told
     assert "w4a8" in options["wide"] and not {"latency", "energy"} & problem.options["wide"]["w4a8"].keys()
     left, nothing = known(problem, options, "latency")
-    assert not nothing and left["wide"] == ("w8a8", "w8", "w4", FLOAT)
+    assert not nothing and left["wide"] == ("w8a8", "w8", "w4", "w2", FLOAT)
     # weights alone are expanded when the file is loaded: a float layer runs
     assert problem.options["wide"]["w4"]["latency"] == problem.options["wide"][FLOAT]["latency"]
     told = problem_of(profile({**FIGURES, "macs_per_cycle_int8_int4": figure(16, CORE)}))

@@ -193,7 +193,7 @@ def test_an_impossible_choice_names_the_rule_the_layer_and_what_it_can_be() -> N
     assert caught.value.where == "rule match 'block.*': choice w8a8"
     assert caught.value.remedy == "it can be: a8, float32"
     with pytest.raises(UsageError, match="no such choice"):
-        left(Rule(match="head", choice="w2a8"))
+        left(Rule(match="head", choice="w3a8"))
     with pytest.raises(UsageError, match="no such choice"):
         left(Rule(match="head", weights="int2"))
     with pytest.raises(UsageError, match="add"):

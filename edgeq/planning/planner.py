@@ -133,20 +133,28 @@ def _of_runtime(
     refused: UsageError | None = None
     told: list[str] = []
     for kind, typed in by_activations(runtime).items():
-        if found:
-            if not (why := _why_wider(*_first(found))):
-                break
-            told.append(f"{kind} activations were tried as well: {why}")
-            job.clock.progress.note(told[-1])
+        why = _why_wider(*_first(found)) if found else ""
+        if found and not why:
+            break
         place = folder / kind
         place.mkdir()
+        before, outcome = list(found), ""
+        if why:
+            job.clock.progress.note(f"{kind} activations are tried as well: {why}")
         try:
             found += [(search, find(search)) for search in searches(job, typed, exporter, place, minimize, rules)]
         except UsageError as error:
             refused = refused or error
-        except GateError:  # too slow or too large, whatever it may lose: more bits are no remedy
+            outcome = error.cause
+        except GateError as error:  # too slow or too large, whatever it may lose: more bits are no remedy
             if not found:
                 raise
+            outcome = error.cause
+        if why:
+            if not outcome:
+                first = _first(found)
+                outcome = "they are no better" if any(first is pair for pair in before) else "they are better"
+            told.append(f"{kind} activations were tried as well: {why}; {outcome}")
     if not found:
         assert refused is not None
         raise refused
