@@ -14,6 +14,7 @@ from edgeq.data.dataset import Dataset, overlap
 from edgeq.data.load import load_data
 from edgeq.model.kept import load_kept
 from edgeq.model.model import Model, load
+from edgeq.model.ops import shape_of
 from edgeq.planning.plan import Given
 from edgeq.progress import Clock
 from edgeq.validation.accuracy import check_labels
@@ -65,8 +66,8 @@ def load_case(case: Case, clock: Clock, cache: Cache) -> Loaded:
         evals = None if case.evaluation is None else _data(case.evaluation, net, case.preprocess, "evaluation")
         warnings = _warnings(net, calib, evals)
         if evals is not None and evals.labels is not None and metric is None:
-            first = net.nodes[net.output_nodes[0]].meta["val"]
-            check_labels(evals.labels, (len(evals), *first.shape[1:]))
+            first = shape_of(net.nodes[net.output_nodes[0]])
+            check_labels(evals.labels, (len(evals), *first[1:]))
         for text in warnings:
             clock.progress.note(text)
     return Loaded(net, calib, evals, metric, warnings)

@@ -89,7 +89,7 @@ def save(model: ir.Model, path: Path) -> None:
 def _export(model: Model) -> ir.Model:
     try:
         with _quiet():
-            program = torch.onnx.export(model.program, dynamo=True, opset_version=OPSET, verbose=False)
+            program = torch.onnx.export(model.exported, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:  # the exporter raises many kinds, none of them documented
         text = _COLOURS.sub("", str(error))
         lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -40,7 +40,7 @@ def convert(model: Model, keep: Sequence[str] = ()) -> bytes:
     with _quiet():
         parts = {name: _part(name) for name in _PARTS}
         inputs = example(model)
-        program = model.program
+        program = model.exported
         if keep:
             program = torch.export.export(_Tapped(program, keep), inputs)
         elif model.dynamic_batch:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from edgeq.model.model import Model
+from edgeq.model.values import Described, tensor_of
 
 LARGEST = 24 << 20
 """Bytes of the largest value in a batch. The C library maps what is over 32 MiB anew at each call, and the page faults
@@ -75,12 +76,12 @@ def one_thread() -> Iterator[None]:
 
 
 def _fast_size(model: Model) -> int:
-    values = (node.meta.get("val") for node in model.nodes.values() if node.op != "placeholder")
-    largest = max((_bytes(v) for v in values if isinstance(v, torch.Tensor)), default=1)
+    values = (tensor_of(node) for node in model.nodes.values() if node.op != "placeholder")
+    largest = max((_bytes(v) for v in values if v is not None), default=1)
     return max(1, min(MOST, LARGEST // largest))
 
 
-def _bytes(value: torch.Tensor) -> int:
+def _bytes(value: Described) -> int:
     """Of one sample: a free dimension is the batch."""
     fixed = [int(d) for d in value.shape if isinstance(d, int)]
-    return max(1, int(np.prod(fixed, dtype=np.int64)) * value.element_size())
+    return max(1, int(np.prod(fixed, dtype=np.int64)) * value.dtype.itemsize)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
+
+from edgeq.model.program import Program
 
 Constant = torch.Tensor | Sequence[torch.Tensor]
 
@@ -18,7 +19,7 @@ Hook = Callable[[Node, list[Any]], list[Any]]
 a hook replaces them and never writes into them."""
 
 
-def constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
+def constants(program: Program) -> dict[str, torch.Tensor]:
     """Parameters, buffers and lifted constants by the name of their placeholder."""
     found: dict[str, torch.Tensor] = {}
     for spec in program.graph_signature.input_specs:
@@ -43,7 +44,7 @@ _RESHAPES = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, t
 
 
 def execute(
-    program: ExportedProgram,
+    program: Program,
     batches: Sequence[Sequence[torch.Tensor]],
     hook: Hook | None = None,
     replace: Mapping[str, Constant] | None = None,
@@ -73,7 +74,7 @@ def execute(
 
 
 def _execute(
-    program: ExportedProgram,
+    program: Program,
     batches: Sequence[Sequence[torch.Tensor]],
     hook: Hook | None,
     replace: Mapping[str, Constant],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from edgeq.model.ops import ACTIVATIONS, MOVEMENT, WEIGHTED, is_float, macs, op_class
+from edgeq.model.program import Program
 
 _FUSED_INTO = WEIGHTED | {"add", "sub", "mul"}
 
@@ -59,7 +59,7 @@ def only_moves(group: Group, root: Node) -> bool:
     return group.op in MOVEMENT and not group.activation and bool(group.inputs) and not filled
 
 
-def find_groups(program: ExportedProgram) -> tuple[Group, ...]:
+def find_groups(program: Program) -> tuple[Group, ...]:
     """The groups of a normalised program, in the order in which they run.
 
     An activation joins the convolution, linear or arithmetic operator before it if nothing else reads that

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch.fx import Node
 
 from edgeq.model.model import Model
+from edgeq.model.values import tensor_of
 from edgeq.planning.assign import assign
 from edgeq.registry.schema import Format, Runtime, RuntimeName, Target
 
@@ -64,9 +64,9 @@ def _fit(model: Model, target: Target, runtime: Runtime) -> RuntimeFit:
 
 
 def _tensor(name: str, node: Node) -> InspectedTensor:
-    value = node.meta["val"]
-    if not isinstance(value, torch.Tensor):
-        return InspectedTensor(name=name, shape=[], dtype=type(value).__name__)
+    value = tensor_of(node)
+    if value is None:
+        return InspectedTensor(name=name, shape=[], dtype=type(node.meta["val"]).__name__)
     shape: list[int | None] = [size if isinstance(size, int) else None for size in value.shape]
     return InspectedTensor(name=name, shape=shape, dtype=str(value.dtype).removeprefix("torch."))
 

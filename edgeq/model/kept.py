@@ -1,4 +1,8 @@
-"""A loaded model, as the cache keeps it: normalising a program takes longer than reading one that is normalised."""
+"""A loaded model, as the cache keeps it: normalising a program takes longer than reading one that is normalised.
+
+Its program is kept as plain data (`edgeq.model.plain`), or, where that has no words for it, as the archive that
+`torch.export` writes, which takes seconds to read.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,15 @@ from torch.export import ExportedProgram
 
 from edgeq.cache import Cache, Entry, content_key
 from edgeq.data.dataset import InputSpec
-from edgeq.errors import EdgeqError, UnsupportedError
+from edgeq.errors import UnsupportedError
 from edgeq.files import sha256_file
+from edgeq.model import plain
 from edgeq.model.exported import read_export
 from edgeq.model.kinds import identify
 from edgeq.model.load import quiet
 from edgeq.model.model import Model, load, reference_of
 
-VERSION = 2
+VERSION = 3
 """To be raised whenever normalisation changes."""
 
 LARGEST = 500_000_000
@@ -43,6 +48,8 @@ def load_kept(path: Path, inputs: Sequence[str], cache: Cache) -> Model:
     entry = cache.get("model", key)
     found = None if entry is None else _unpack(entry, lambda: reference_of(path, inputs))
     if found is None:
+        if entry is not None:
+            cache.tell("a kept result of model is of another kind; it is computed again")
         found = load(path, inputs=inputs)
         packed = _pack(found)
         if packed is not None:
@@ -54,11 +61,11 @@ def sent(model: Model) -> tuple[Any, ...]:
     """How `pickle` takes a model to another process.
 
     Raises:
-        pickle.PicklingError: `torch.export` cannot write its program.
+        pickle.PicklingError: its program cannot be written.
     """
     entry = _pack(model)
     if entry is None:
-        raise pickle.PicklingError("torch.export cannot write this model's program to a file")
+        raise pickle.PicklingError("neither edgeq nor torch.export can write this model's program to a file")
     return _received, (entry,)
 
 
@@ -66,7 +73,7 @@ def _received(entry: Entry) -> Model:
     found = _unpack(entry, _stayed_behind)
     if found is None:
         raise UnsupportedError(
-            "torch.export does not read this model's program as it wrote it: it cannot be sent to other processes",
+            "this model's program does not come back as it was written: it cannot be sent to other processes",
             remedy="leave --workers and --engine away",
         )
     return found
@@ -77,13 +84,12 @@ def _stayed_behind() -> ExportedProgram:
 
 
 def _pack(model: Model) -> Entry | None:
-    stream = io.BytesIO()
     try:
-        with quiet():
-            torch.export.save(model.program, stream)
+        written = _written(model)
     except Exception:  # not every program that runs can be written; then it is made anew each time
         return None
     values = {
+        "graph": written.values,
         "fingerprint": model.fingerprint,
         "inputs": [asdict(spec) for spec in model.inputs],
         "output_names": list(model.output_names),
@@ -94,18 +100,35 @@ def _pack(model: Model) -> Entry | None:
         "examples": len(model.example),
     }
     examples = {f"example{i}": tensor.numpy() for i, tensor in enumerate(model.example)}
-    return Entry(values, {"program": np.frombuffer(stream.getvalue(), np.uint8), **examples})
+    return Entry(values, {**written.arrays, **examples})
+
+
+def _written(model: Model) -> Entry:
+    try:
+        graph, tensors = plain.write(model.program)
+        return Entry(graph, {f"tensor {name}": array for name, array in tensors.items()})
+    except plain.InexpressibleError:
+        stream = io.BytesIO()
+        with quiet():
+            torch.export.save(model.exported, stream)
+        return Entry(None, {"program": np.frombuffer(stream.getvalue(), np.uint8)})
 
 
 def _unpack(entry: Entry, reference: Callable[[], ExportedProgram]) -> Model | None:
-    values = entry.values
     try:
-        program = _program(entry.arrays["program"].tobytes())
-    except EdgeqError:
+        model = _model(entry, reference)
+        return model if model.fingerprint == entry.values["fingerprint"] else None
+    except MemoryError:
+        raise
+    except Exception:  # whole, and yet nothing that was packed here
         return None
+
+
+def _model(entry: Entry, reference: Callable[[], ExportedProgram]) -> Model:
+    values = entry.values
     specs = tuple(InputSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in values["inputs"])
-    model = Model(
-        program=program,
+    return Model(
+        program=_program(entry),
         reference=reference,
         inputs=specs,
         output_names=tuple(values["output_names"]),
@@ -115,12 +138,14 @@ def _unpack(entry: Entry, reference: Callable[[], ExportedProgram]) -> Model | N
         example=tuple(torch.from_numpy(entry.arrays[f"example{i}"].copy()) for i in range(values["examples"])),
         notes=tuple(values["notes"]),
     )
-    return model if model.fingerprint == values["fingerprint"] else None
 
 
-def _program(content: bytes) -> ExportedProgram:
+def _program(entry: Entry) -> ExportedProgram | plain.PlainProgram:
     """Reads as warily as a user's own file: a cache may be shared."""
+    if entry.values["graph"] is not None:
+        tensors = {name.removeprefix("tensor "): array for name, array in entry.arrays.items()}
+        return plain.read(entry.values["graph"], tensors)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder, quiet():
         path = Path(folder) / "program.pt2"
-        path.write_bytes(content)
+        path.write_bytes(entry.arrays["program"].tobytes())
         return read_export(path, identify(path), trust=False)

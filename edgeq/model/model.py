@@ -19,6 +19,7 @@ from edgeq.model.fold import normalise
 from edgeq.model.groups import Group, find_groups
 from edgeq.model.load import read
 from edgeq.model.loaded import Loaded, sha256_program
+from edgeq.model.plain import PlainProgram
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Model:
     """A trained model, ready to be measured, planned and exported.
 
     Attributes:
-        program: functional, batch norms folded, evaluation mode.
+        program: functional, batch norms folded, evaluation mode. The exporters take `exported`.
         reference: gives the program as it was loaded: what "the float model" means in every comparison.
         inputs: name, shape (None where dynamic) and dtype of each input.
         output_names: the user's names of the outputs.
@@ -37,7 +38,7 @@ class Model:
         notes: what was assumed while loading, for the user to see.
     """
 
-    program: ExportedProgram
+    program: ExportedProgram | PlainProgram
     reference: Callable[[], ExportedProgram]
     inputs: tuple[InputSpec, ...]
     output_names: tuple[str, ...]
@@ -48,10 +49,15 @@ class Model:
     notes: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process, as `torch.export` writes it. Its program as it was loaded stays behind."""
+        """To another process, as the cache keeps it. Its program as it was loaded stays behind."""
         from edgeq.model.kept import sent
 
         return sent(self)
+
+    @property
+    def exported(self) -> ExportedProgram:
+        """The program as PyTorch's exporters take it."""
+        return self.program if isinstance(self.program, ExportedProgram) else self.program.exported(self.example)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -70,12 +76,12 @@ class Model:
     @property
     def input_nodes(self) -> tuple[str, ...]:
         """Graph nodes of the inputs, in order."""
-        return tuple(self.program.graph_signature.user_inputs)
+        return tuple(map(str, self.program.graph_signature.user_inputs))
 
     @property
     def output_nodes(self) -> tuple[str, ...]:
         """Graph nodes of the outputs, in order."""
-        return tuple(self.program.graph_signature.user_outputs)
+        return tuple(map(str, self.program.graph_signature.user_outputs))
 
     @property
     def macs(self) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch.fx import Node
 
+from edgeq.model.values import tensor_of, traced_size
+
 aten = torch.ops.aten
 
 _CLASSES: dict[object, str] = {
@@ -80,15 +82,15 @@ def shape_of(node: Node) -> tuple[int, ...]:
     value = node.meta["val"]
     if isinstance(value, tuple | list):
         value = value[0]
-    return tuple(int(d) if isinstance(d, int) else int(d.node.hint or 1) for d in value.shape)
+    return tuple(map(traced_size, value.shape))
 
 
 def is_float(node: object) -> bool:
     """Whether a graph node is a single floating-point tensor."""
     if not isinstance(node, Node):
         return False
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+    value = tensor_of(node)
+    return value is not None and value.dtype == torch.float32
 
 
 def conv_groups(node: Node) -> int:

@@ -24,7 +24,7 @@ from edgeq.model.kinds import BROKEN_ZIP
 from edgeq.model.pickles import is_plain, unusual_globals
 from edgeq.model.refusals import carries_code, damaged
 
-_OPERATORS = {
+OPERATORS = {
     "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos", "pow", "eq", "ne", "lt", "le", "gt", "ge",
     "and_", "or_", "xor", "not_", "getitem", "lshift", "rshift",
 }  # fmt: skip
@@ -137,7 +137,7 @@ def _vet_program(program: dict[str, Any], where: str) -> None:
         elif key in ("name", "as_name", "forward_arg_names"):
             safe = _IDENTIFIER.fullmatch(value) is not None
         elif key in ("in_spec", "out_spec"):
-            safe = _is_container(value)
+            safe = is_container(value)
         elif key == "class_fqn":
             safe = False
         else:
@@ -174,7 +174,7 @@ def _leaves(program: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _is_target(text: str) -> bool:
     if text.startswith("_operator."):
-        return text.removeprefix("_operator.") in _OPERATORS
+        return text.removeprefix("_operator.") in OPERATORS
     return _TARGET.fullmatch(text) is not None
 
 
@@ -187,7 +187,8 @@ def _is_registered(text: str) -> bool:
     return found is not None
 
 
-def _is_container(text: str) -> bool:
+def is_container(text: str) -> bool:
+    """Whether a text describes how values lie in plain containers: PyTorch may read it then."""
     try:
         _, tree = json.loads(text)
         pending = [tree]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
+from edgeq.model.values import tensor_of
 from edgeq.planning.assign import writes_integers
 from edgeq.planning.form import on_integers
 from edgeq.registry.schema import Runtime
@@ -81,7 +81,7 @@ def alternating(groups: Sequence[Group], found: Sequence[Edge]) -> dict[str, boo
 
 def elements(model: Model, name: str) -> int:
     """Numbers in the value of a graph node, for one sample; 0 if it is no single tensor."""
-    value = model.nodes[name].meta.get("val")
-    if not isinstance(value, torch.Tensor):
+    value = tensor_of(model.nodes[name])
+    if value is None:
         return 0
     return int(np.prod([int(d) for d in value.shape if isinstance(d, int)], dtype=np.int64))

@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
+from edgeq.model.values import tensor_of
 from edgeq.planning.assign import writes_integers
 from edgeq.planning.boundaries import elements
 from edgeq.planning.modelled import WIDTHS
@@ -137,8 +138,8 @@ class _Schedule:
         return self.precision if form == "float32" else form
 
     def _value_type(self, name: str) -> str:
-        value = self.model.nodes[name].meta.get("val")
-        return str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else "float32"
+        value = tensor_of(self.model.nodes[name])
+        return "float32" if value is None else str(value.dtype).removeprefix("torch.")
 
     def _place(self, name: str, form: str) -> str:
         place = f"{name} as {form}"
@@ -150,6 +151,6 @@ class _Schedule:
 
 def _parts(node: Node) -> list[Node]:
     """The values of an operator: its own, or each of those that it gives several of."""
-    if isinstance(node.meta.get("val"), torch.Tensor):
+    if tensor_of(node) is not None:
         return [node]
     return [user for user in node.users if user.target is operator.getitem]
