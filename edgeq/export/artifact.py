@@ -1,4 +1,8 @@
-"""From a quantized model to files: one call for every format, and what is shared between formats made once."""
+"""From a quantized model to files: one call for every format, and what is shared between formats made once.
+
+A format's code is imported where the format is written: its libraries take a second, and a plan whose costs are all
+kept writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgeq.cache import Cache, cached
-from edgeq.export import kept, onnx_float
-from edgeq.export.onnx import quantize_onnx
 from edgeq.export.onnx_names import labels, name_operators
-from edgeq.export.onnx_stored import read_onnx
-from edgeq.export.openvino import write_openvino
-from edgeq.export.openvino_stored import read_openvino
 from edgeq.export.stored import Stored
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
@@ -22,9 +21,10 @@ FILE_NAMES = {"onnx": "model.onnx", "openvino": "model.xml", "tflite": "model.tf
 
 
 if TYPE_CHECKING:
+    from edgeq.export.onnx_float import FloatOnnx
     from edgeq.export.tflite import FloatTflite
 
-Converted: TypeAlias = "onnx_float.FloatOnnx | FloatTflite"
+Converted: TypeAlias = "FloatOnnx | FloatTflite"
 """The float model in a format: what its artefacts are made from."""
 
 
@@ -44,8 +44,10 @@ class Exporter:
     _floats: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
-    def _onnx(self) -> onnx_float.FloatOnnx:
-        def convert() -> onnx_float.FloatOnnx:
+    def _onnx(self) -> FloatOnnx:
+        from edgeq.export import kept, onnx_float
+
+        def convert() -> FloatOnnx:
             exported = onnx_float.export_float(self.model)
             name_operators(self.model, exported)
             return exported
@@ -54,7 +56,7 @@ class Exporter:
 
     @cached_property
     def _tflite(self) -> FloatTflite:
-        from edgeq.export import tflite
+        from edgeq.export import kept, tflite
 
         return cached(
             self.cache,
@@ -84,8 +86,12 @@ class Exporter:
         if form not in self._floats:
             path = self.scratch / f"float{Path(FILE_NAMES[form]).suffix}"
             if form == "onnx":
-                onnx_float.save(self._onnx.model, path)
+                from edgeq.export.onnx_float import save
+
+                save(self._onnx.model, path)
             elif form == "openvino":
+                from edgeq.export.openvino import write_openvino
+
                 write_openvino(self._onnx.model, path)
             else:
                 path.write_bytes(self._tflite.data)
@@ -120,23 +126,34 @@ def write_artifact(model: Model, quantized: Quantized, conversion: Converted, fo
     """
     form = quantized.runtime.format
     path = folder / FILE_NAMES[form]
-    if not isinstance(conversion, onnx_float.FloatOnnx):
+    from edgeq.export.onnx_float import FloatOnnx, save
+
+    if not isinstance(conversion, FloatOnnx):
         from edgeq.export import tflite
 
         tflite.export_quantized(model, quantized, conversion, path)
         return [path]
+    from edgeq.export.onnx import quantize_onnx
+
     if form == "onnx":
-        onnx_float.save(quantize_onnx(model, quantized, conversion), path)
+        save(quantize_onnx(model, quantized, conversion), path)
         return [path]
+    from edgeq.export.openvino import write_openvino
+
     write_openvino(quantize_onnx(model, quantized, conversion), path)
     return [path, path.with_suffix(".bin")]
 
 
 def read_artifact(model: Model, quantized: Quantized, conversion: Converted, path: Path) -> Stored:
     """What a written file stores."""
-    if not isinstance(conversion, onnx_float.FloatOnnx):
+    from edgeq.export.onnx_float import FloatOnnx
+
+    if not isinstance(conversion, FloatOnnx):
         from edgeq.export import tflite
 
         return tflite.stored(model, quantized, conversion, path)
+    from edgeq.export.onnx_stored import read_onnx
+    from edgeq.export.openvino_stored import read_openvino
+
     read = read_onnx if quantized.runtime.format == "onnx" else read_openvino
     return read(model, path, conversion.values)

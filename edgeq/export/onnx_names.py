@@ -4,16 +4,20 @@ operator ran and how long it took."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from edgeq.export.onnx import weighted
-from edgeq.export.onnx_float import FloatOnnx
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
+
+if TYPE_CHECKING:
+    from edgeq.export.onnx_float import FloatOnnx
 
 
 def name_operators(model: Model, source: FloatOnnx) -> None:
     """Gives the operator that computes a layer's root the layer's name, and those of its activation
     `<layer>/<activation>`. Operators that belong to no layer keep what the exporter called them."""
+    from edgeq.export.onnx import weighted
+
     makers = {str(v.name): node for node in source.model.graph for v in node.outputs}
     for group in model.groups:
         for node, suffix in ((group.root, ""), (group.activation, f"/{group.activation_op}")):
