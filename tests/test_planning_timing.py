@@ -27,7 +27,7 @@ from edgeq.report.schema import Placement
 Choices = Mapping[str, str]
 
 
-INTEGERS = ("w8a8", "w4a8", "a8")
+INTEGERS = ("w8a8", "w4a8", "w2a8", "a8")
 
 
 @dataclass(frozen=True)
@@ -269,10 +269,10 @@ def test_probing_plans_give_each_layer_each_choice_among_like_and_unlike_neighbo
     model = small.model(name)
     options, found = ladder(model, by, small.calibration(name).histograms), edges(model, by)
     plans = probing_plans(model.groups, options, found)
-    assert list(plans)[:5] == [FLOAT, "preferred", "w4a8", "w8", "w4"]
+    assert list(plans)[:7] == [FLOAT, "preferred", "w4a8", "w2a8", "w8", "w4", "w2"]
     for layer, offered in options.items():
         assert {plan[layer] for plan in plans.values()} == set(offered)
-    for one, other in pairwise(list(plans)[5:]):
+    for one, other in pairwise(list(plans)[7:]):
         if one[:-1] == other[:-1]:  # two sides of one colouring are each other's opposites
             assert all(
                 (plans[one][g] == FLOAT) != (plans[other][g] == FLOAT) or len(o) == 1 for g, o in options.items()
