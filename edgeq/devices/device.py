@@ -134,6 +134,7 @@ class Device:
     missing: Callable[[RuntimeInfo], DeviceError]
     facts: Mapping[str, str] = field(default_factory=dict)
     shares_host: bool = False
+    _environments: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process by its name."""
@@ -246,14 +247,16 @@ class Device:
         return Interface(*(tuple(_port(p) for p in found[key]) for key in ("inputs", "outputs")))
 
     def environment(self, name: RuntimeName) -> dict[str, str]:
-        """Versions of runtime, Python and numpy, the CPU with its relevant instruction sets, the usable cores.
+        """Versions of runtime, Python and numpy, the CPU with its relevant instruction sets, the usable cores. It is
+        asked once for each runtime.
 
         Raises:
             DeviceError: the runtime is not installed on the device, or is broken.
         """
-        with self._job("environment", {}, 0, name=name) as (_, result):
-            found: dict[str, str] = result["environment"]
-        return {**found, **self.facts}
+        if name not in self._environments:
+            with self._job("environment", {}, 0, name=name) as (_, result):
+                self._environments[name] = {**result["environment"], **self.facts}
+        return self._environments[name]
 
     def _refuse_emulated(self, why: str) -> None:
         if self.emulated:

@@ -4,7 +4,7 @@ each of these is at each target."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from edgeq.planning.record import written
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
 from edgeq.prepare import Job, answered
-from edgeq.registry.schema import Runtime, RuntimeName
+from edgeq.registry.schema import Runtime
 from edgeq.validation.gates import Limits
 
 
@@ -62,18 +62,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What all builds of a fleet share: the exporter of the model, folders that nobody else writes to, and what devices
-    say of themselves, which takes an emulated one seconds."""
+    """What all builds of a fleet share: the exporter of the model, and folders that nobody else writes to."""
 
     exporter: Exporter
     folders: Iterator[Path]
-    environments: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
-
-    def environment(self, device: Device, runtime: RuntimeName) -> dict[str, str]:
-        key = (device.name, runtime)
-        if key not in self.environments:
-            self.environments[key] = device.environment(runtime)
-        return self.environments[key]
 
 
 def workshop(exporter: Exporter, scratch: Path) -> Workshop:
@@ -188,7 +180,7 @@ def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime, 
         preferred=None if device.emulated else arithmetic(candidate.runtime),
         runtime=runtime.name,
         device=device.name,
-        environment=shop.environment(device, runtime.name),
+        environment=device.environment(runtime.name),
         threads=job.threads,
     )
     return replace(
