@@ -128,6 +128,33 @@ def test_from_exact_builds_any_other_plan_is_predicted(name: str, runtime: str) 
     assert np.abs(errors).mean() < 0.002
 
 
+def test_choices_that_run_in_one_kernel_have_one_time() -> None:
+    """By the runtime's own account, and only if the times do not say otherwise."""
+    name, runtime = "residual", "onnxruntime"
+    model, found_edges = small.model(name), edges(small.model(name), small.runtime(runtime))
+    layers = [g.name for g in model.groups if g.op in WEIGHTED]
+    rng = np.random.default_rng(0)
+    spread, kernels = (
+        [],
+        {"w8a8": 2.0, "w4a8": 2.0, "w2a8": 1.0, "w8": 4.0, "w4": 4.0, "w2": 4.0, FLOAT: 4.0, "a8": 1.0},
+    )
+    for told in (True, False):
+        observed = []
+        for plan in probes(name, runtime):
+            integer = {g: choice in INTEGERS for g, choice in plan.items()}
+            seconds = {g: 1e-6 * kernels[c] * (1 + 0.04 * rng.standard_normal()) for g, c in plan.items()}
+            account = {g: ("QLinearConv, CPU",) if integer[g] else ("Conv, CPU",) for g in plan}
+            observed.append(Observed(plan, seconds, sum(seconds.values()), account if told else {}))
+        table = fit(model, found_edges, observed).layers
+        for layer in layers:
+            times = table[layer]
+            if told:
+                assert times["w8a8"] == times["w4a8"] != times["w8"] == times["w4"] == times["w2"] == times[FLOAT]
+                assert times["w2a8"] < 0.7 * times["w8a8"]  # faster behind the same words
+        spread.append(np.std([table[layer][c] / kernels[c] for layer in layers for c in ("w8a8", "w4a8", "w8", "w4")]))
+    assert spread[0] < spread[1]  # all builds together know a kernel better than one does
+
+
 @pytest.mark.parametrize(("name", "runtime"), CASES)
 def test_two_percent_of_noise_stays_about_two_percent(name: str, runtime: str) -> None:
     errors = []

@@ -8,12 +8,16 @@ ones, in which nearly all do; every build gives one equation for each layer,
     seconds(layer, build) = seconds(layer, choice) + sum of conversions of what it reads + of what it writes,
 
 and the non-negative least-squares solution of all of them is the table.
+
+Two choices may run in one kernel: weights of 4 bits that are widened when a file is loaded, or weights alone. Were they
+told apart by noise, a plan would pay with accuracy for the luckier of two equal numbers, in every layer. So they are
+one unknown where the runtime's own account of the layer is the same and the times are alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +37,13 @@ class Observed:
         choices: by group name.
         seconds: by group name, of its own operators and of those that prepare its inputs.
         total: median seconds of a whole run without the profiler.
+        ran_as: by group name, its operators and where they ran, in the runtime's words; absent where it gave none.
     """
 
     choices: Mapping[str, str]
     seconds: Mapping[str, float]
     total: float
+    ran_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ def attribute(
         total: seconds of a run; the rows are scaled to add up to it, because profiling slows them down.
     """
     seconds = dict.fromkeys((g.name for g in model.groups), 0.0)
+    ran_as: dict[str, tuple[str, ...]] = {}
     waiting, last = 0.0, None
     for row in rows:
         waiting += row.microseconds or 0.0
@@ -77,11 +84,13 @@ def attribute(
         if layer is not None:
             seconds[layer] += waiting
             waiting, last = 0.0, layer
+            if row.op:
+                ran_as[layer] = (*ran_as.get(layer, ()), f"{row.op}, {row.where}")
     if last is not None:
         seconds[last] += waiting
     profiled = sum(seconds.values())
     scale = total / profiled if profiled else 0.0
-    return Observed(choices, {name: value * scale for name, value in seconds.items()}, total)
+    return Observed(choices, {name: value * scale for name, value in seconds.items()}, total, ran_as)
 
 
 def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Timing:
@@ -90,14 +99,18 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
     Conversions that no build had, or that the equations cannot tell apart, are drawn to a common cost per element.
     """
     columns: dict[tuple[str, ...], int] = {}
+    one_kernel = _one_kernel(observed)
 
     def column(*key: str) -> int:
         return columns.setdefault(key, len(columns))
 
+    def layer_column(name: str, choice: str) -> int:
+        return column("layer", name, one_kernel[name, choice])
+
     kinds: tuple[Kind, ...] = ("quantize", "dequantize")
     for build in observed:
         for name in build.seconds:
-            column("layer", name, build.choices[name])
+            layer_column(name, build.choices[name])
     for edge in edges:
         for kind in kinds:
             for side in _sides(edge):
@@ -111,7 +124,7 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
     values: list[float] = []
     scale = float(np.mean([build.total for build in observed])) / max(1, len(model.groups))
     for build in observed:
-        own = {name: {column("layer", name, build.choices[name]): 1.0} for name in build.seconds}
+        own = {name: {layer_column(name, build.choices[name]): 1.0} for name in build.seconds}
         for edge, kind in crossings(edges, build.choices):
             differing = [r for r in edge.readers if on_integers(build.choices[r]) == (kind == "quantize")]
             # the first reader meets the conversion; the others find its result
@@ -133,9 +146,8 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
                 values.append(0.0)
     found = _non_negative(rows, values, len(columns)) * scale
     layers: dict[str, dict[str, float]] = {}
-    for key, position in columns.items():
-        if key[0] == "layer":
-            layers.setdefault(key[1], {})[key[2]] = float(found[position])
+    for name, choice in one_kernel:
+        layers.setdefault(name, {})[choice] = float(found[layer_column(name, choice)])
     conversions: dict[str, dict[Kind, float]] = {
         edge.tensor: {
             kind: float(sum(found[column(side, edge.tensor, kind)] for side in _sides(edge))) for kind in kinds
@@ -143,6 +155,37 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
         for edge in edges
     }
     return Timing(layers, conversions)
+
+
+ALIKE = 1.25
+"""Times of one operator in one kernel differ by less than this from build to build. More is not noise but a kernel of
+another speed behind the same words, such as one that reads weights of 4 bits."""
+
+
+def _one_kernel(observed: Sequence[Observed]) -> dict[tuple[str, str], str]:
+    """For every layer and choice the one that stands for it: the first that ran in the same kernel, most often itself.
+
+    Choices are compared in the first builds that have them, in which neighbours are alike.
+    """
+    first: dict[tuple[str, str], Observed] = {}
+    for build in observed:
+        for name in build.seconds:
+            first.setdefault((name, build.choices[name]), build)
+
+    def same(name: str, one: str, other: str) -> bool:
+        a, b = first[name, one], first[name, other]
+        low, high = sorted((a.seconds[name], b.seconds[name]))
+        told = name in a.ran_as and a.ran_as[name] == b.ran_as.get(name)
+        return told and on_integers(one) == on_integers(other) and high <= ALIKE * low
+
+    found: dict[tuple[str, str], str] = {}
+    standing: dict[str, list[str]] = {}
+    for name, choice in first:
+        others = standing.setdefault(name, [])
+        found[name, choice] = next((other for other in others if same(name, choice, other)), choice)
+        if found[name, choice] == choice:
+            others.append(choice)
+    return found
 
 
 PULL = 0.1
