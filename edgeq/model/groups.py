@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.export.graph_signature import InputKind
@@ -57,6 +58,20 @@ def only_moves(group: Group, root: Node) -> bool:
     """
     filled = group.op == "pad" and any(isinstance(a, int | float) and a for a in root.args[2:])
     return group.op in MOVEMENT and not group.activation and bool(group.inputs) and not filled
+
+
+def find_trailing(program: Program, groups: Sequence[Group]) -> frozenset[str]:
+    """Nodes without multiply-accumulates through which values only pass to the outputs."""
+    weighty = {g.root for g in groups if g.op in WEIGHTED or g.op == "matmul"}
+    outputs = set(program.graph_signature.user_outputs)
+    found: set[str] = set()
+    for node in reversed(list(program.graph.nodes)):
+        if node.op != "call_function" or node.name in weighty:
+            continue
+        users = [u for u in node.users if u.op != "output"]
+        if (node.name in outputs or users) and all(u.name in found for u in users):
+            found.add(node.name)
+    return frozenset(found)
 
 
 def find_groups(program: Program) -> tuple[Group, ...]:

@@ -16,7 +16,7 @@ from edgeq.data.dataset import InputSpec
 from edgeq.errors import UnsupportedError
 from edgeq.model.execute import Constant, Hook, execute
 from edgeq.model.fold import normalise
-from edgeq.model.groups import Group, find_groups
+from edgeq.model.groups import Group, find_groups, find_trailing
 from edgeq.model.load import read
 from edgeq.model.loaded import Loaded, sha256_program
 from edgeq.model.plain import PlainProgram
@@ -62,6 +62,11 @@ class Model:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         return find_groups(self.program)
+
+    @cached_property
+    def trailing(self) -> frozenset[str]:
+        """Graph nodes without multiply-accumulates through which values only pass to the outputs."""
+        return find_trailing(self.program, self.groups)
 
     @cached_property
     def nodes(self) -> dict[str, Node]:

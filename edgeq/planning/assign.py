@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from edgeq.calibration.histogram import Histogram
@@ -69,7 +69,7 @@ def assign(
     weight_only: dict[str, Kernel] = {}
     reasons: dict[str, str] = {}
     integer_nodes: set[str] = set(model.input_nodes)
-    trailing = _trailing(model) if runtime.io == "float" else set()
+    trailing = model.trailing if runtime.io == "float" else frozenset()
     for group in model.groups:
         chosen = choices.get(group.name)
         kernel = runtime.kernel(group.op, chosen)
@@ -113,7 +113,7 @@ def weight_only_refusal(model: Model, group: Group, kernel: Kernel) -> str:
 
 def writes_integers(model: Model, runtime: Runtime, group: Group) -> bool:
     """Whether an integer kernel of this group would leave integers behind, and not write float at its end."""
-    trailing = _trailing(model) if runtime.io == "float" else set()
+    trailing = model.trailing if runtime.io == "float" else frozenset()
     if _writes_float(model, group, runtime, trailing):
         return False
     return _activation_kernel(group, runtime, trailing) != "float"
@@ -125,7 +125,7 @@ def _refusal(
     runtime: Runtime,
     kernel: Kernel | None,
     integer_nodes: set[str],
-    trailing: set[str],
+    trailing: Set[str],
     histograms: dict[str, Histogram],
 ) -> str:
     if kernel is None:
@@ -154,7 +154,7 @@ def _refusal(
     return ""
 
 
-def _activation_kernel(group: Group, runtime: Runtime, trailing: set[str]) -> str:
+def _activation_kernel(group: Group, runtime: Runtime, trailing: Set[str]) -> str:
     """How a group's activation runs: in the `fused` kernel, in an integer kernel of its `own`, or in `float`."""
     if group.activation_op is None or group.activation_op in runtime.fused_activations:
         return "fused"
@@ -167,22 +167,8 @@ def _prescribed(model: Model, name: str, runtime: Runtime) -> bool:
     return node.op == "call_function" and op_class(node) in {fixed.op for fixed in runtime.fixed_outputs}
 
 
-def _trailing(model: Model) -> set[str]:
-    """Nodes without multiply-accumulates through which values only pass to the outputs."""
-    weighty = {g.root for g in model.groups if g.op in WEIGHTED or g.op == "matmul"}
-    outputs = set(model.output_nodes)
-    found: set[str] = set()
-    for node in reversed(list(model.program.graph.nodes)):
-        if node.op != "call_function" or node.name in weighty:
-            continue
-        users = [u for u in node.users if u.op != "output"]
-        if (node.name in outputs or users) and all(u.name in found for u in users):
-            found.add(node.name)
-    return found
-
-
 def _tensors(
-    model: Model, runtime: Runtime, kernels: dict[str, Kernel], trailing: set[str]
+    model: Model, runtime: Runtime, kernels: dict[str, Kernel], trailing: Set[str]
 ) -> tuple[set[str], dict[str, Kernel]]:
     """Quantized nodes: what integer groups read and write, and the model's ends where those are integers."""
     found: dict[str, Kernel] = {}
@@ -205,7 +191,7 @@ def _tensors(
     return set(found), found
 
 
-def _writes_float(model: Model, group: Group, runtime: Runtime, trailing: set[str]) -> bool:
+def _writes_float(model: Model, group: Group, runtime: Runtime, trailing: Set[str]) -> bool:
     """The last integer kernel before a float output may write float itself, without a rounding step."""
     if group.op not in runtime.float_outputs or runtime.io != "float":
         return False
