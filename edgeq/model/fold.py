@@ -193,7 +193,6 @@ class _Editor:
         args[1] = self.store(f"{prefix}.weight", folded, source)
         args[2] = self.store(f"{prefix}.bias", bias, source)
         source.args = tuple(args)
-        source.meta["folded"] = result.meta.get("nn_module_stack")
         result.replace_all_uses_with(source)
         self.program.graph.erase_node(result)
         for user in list(norm.users):

@@ -271,6 +271,11 @@ def _target(name: str) -> Callable[..., Any]:
 
 
 def write_argument(value: Any) -> Any:
+    """An operator's argument as JSON has it: a list is a list; nodes, tuples and PyTorch's constants are named.
+
+    Raises:
+        InexpressibleError: it is of another kind.
+    """
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Node):
@@ -285,6 +290,14 @@ def write_argument(value: Any) -> Any:
 
 
 def read_argument(value: Any, made: Mapping[str, Node]) -> Any:
+    """What `write_argument` wrote.
+
+    Args:
+        made: by name, the nodes in front of the operator.
+
+    Raises:
+        Exception: of any kind, where this is not what `write_argument` writes.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):
