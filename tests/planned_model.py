@@ -63,7 +63,7 @@ def plan_of(**changed: str) -> Plan:
         data_hash=load_data(folder() / "calib.npz", model.inputs, role="calibration").sha256,
     )
     planned = Planned(
-        minimize="latency", limits={}, predicted=cost_of(problem, choices), latency_from="measured", losses_measured=0,
+        minimize="latency", limits={}, predicted=cost_of(problem, choices), latency_from="measured", losses_alone=[],
         rank_correlation=None, method="optimal", gap=0.0, fixed=dict(problem.fixed), attempts=[], proof=None,
         conditions=[
             Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})

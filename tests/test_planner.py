@@ -261,6 +261,30 @@ def test_an_edited_plan_is_costed_anew_and_explained(
     assert "head does not offer w3a5" in capsys.readouterr().out
 
 
+def test_losses_that_were_simulated_alone_are_used_and_told_apart(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned(files)
+    assert found.planned is not None and found.planned.losses_alone
+    alone = {(one.layer, one.choice): one for one in found.planned.losses_alone}
+    costs = {layer.name: layer.alternatives for layer in found.layers}
+    assert all(costs[name][choice]["loss"] == one.simulated for (name, choice), one in alone.items())
+    assert any(one.simulated != one.predicted for one in alone.values())
+    pairs = [(one.predicted, one.simulated) for one in alone.values()]
+    # ties share the mean of their ranks
+    ranks = [[sorted(side).index(v) + side.count(v) / 2 for v in side] for side in zip(*pairs, strict=True)]
+    assert found.planned.rank_correlation == pytest.approx(np.corrcoef(ranks)[0, 1])
+    told = explain(found)
+    for layer in told.layers:
+        assert {(layer.name, one.choice): one for one in layer.alone}.items() <= alone.items()
+        assert all((c.loss_from == "alone") == ((c.layer, c.choice) in alone) for c in layer.alternatives)
+    assert sum(len(layer.alone) for layer in told.layers) == len(alone)
+    (tmp_path / "plan.json").write_text(found.model_dump_json())
+    assert run(["explain", str(tmp_path / "plan.json")]) == 0
+    shown = capsys.readouterr().out
+    assert f"as {len(alone)} choices were; rank correlation" in shown and " %* " in shown
+
+
 def test_a_front_is_measured_and_every_point_is_a_plan(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,7 +135,7 @@ def planned(name: str, runtime: str, timed: bool = True) -> Plan:
     ]
     found: dict[str, Any] = {
         "minimize": "latency", "limits": {}, "predicted": cost_of(problem, choices), "latency_from": "measured",
-        "losses_measured": 0, "rank_correlation": None, "method": "optimal", "gap": 0.0, "fixed": dict(problem.fixed),
+        "losses_alone": [], "rank_correlation": None, "method": "optimal", "gap": 0.0, "fixed": dict(problem.fixed),
         "attempts": [], "proof": None,
         "conditions": [
             Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
@@ -274,7 +274,7 @@ def test_a_truncated_file_is_refused_at_its_last_line(share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["3", "[]", "null", '"plan"', "{}", '{"schema_version": 3}', '{"schema_version": "2"}']
+    "text", ["3", "[]", "null", '"plan"', "{}", '{"schema_version": 2}', '{"schema_version": "3"}']
 )
 def test_json_that_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(text)

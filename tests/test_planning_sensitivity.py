@@ -275,7 +275,7 @@ def test_few_samples_count_alike() -> None:
 
 
 @given(st.dictionaries(st.tuples(st.text(max_size=3), st.text(max_size=3)), st.floats(0, 1)), st.integers(0, 20))
-def test_the_contenders_are_the_worst_half_and_a_spread_of_the_rest(
+def test_the_contenders_are_the_worst_of_the_worst_layers_and_a_spread_of_the_rest(
     predicted: dict[tuple[str, str], float], count: int
 ) -> None:
     found = contenders(predicted, count)
@@ -283,9 +283,15 @@ def test_the_contenders_are_the_worst_half_and_a_spread_of_the_rest(
     assert len(set(found)) == len(found) <= count and set(found) <= harmful
     if len(harmful) <= count:
         assert set(found) == harmful
-    worst = found[: count // 2]
+    worst_of: dict[str, float] = {}
+    for name, choice in harmful:
+        worst_of[name] = max(worst_of.get(name, 0.0), predicted[name, choice])
+    worst = found[: min(count // 2, len(worst_of))]
+    # a layer each, at its worst, and no other layer is worse
+    assert len({name for name, _ in worst}) == len(worst)
+    assert [predicted[key] for key in worst] == sorted(worst_of.values(), reverse=True)[: len(worst)]
+    assert all(predicted[key] == worst_of[key[0]] for key in worst)
     others = [predicted[key] for key in harmful if key not in worst]
-    assert all(predicted[key] >= max(others, default=0.0) for key in worst)
     if len(harmful) > count > 1:
         # from the next one to the one that does least
         assert {predicted[key] for key in found} >= {max(others)} | ({min(others)} if count > 2 else set())

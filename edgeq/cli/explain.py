@@ -130,6 +130,15 @@ def _show(shell: Shell, found: Explanation) -> None:
         shell.console.print("latency: modelled, not measured; size from builds, loss from one Gauss-Newton pass")
     else:
         shell.console.print("predicted: latency and size from measured builds, loss from one Gauss-Newton pass")
+    _show_footnote(shell, found)
+
+
+def _show_footnote(shell: Shell, found: Explanation) -> None:
+    if found.losses_alone:
+        ranks = found.rank_correlation
+        tail = "" if ranks is None else f"; rank correlation with the prediction {ranks:.2f}"
+        text = f"* simulated, with this layer alone rounded, as {found.losses_alone} choices were{tail}"
+        shell.console.print(Text(text), soft_wrap=True)
 
 
 def _latency(found: Explanation) -> str:
@@ -191,6 +200,7 @@ def _show_attribution(shell: Shell, plan: Plan, why: Attribution, told: Explanat
     else:
         # what the rules say is among the notes already
         _show_steps(shell, told.model_copy(update={"notes": []}))
+        _show_footnote(shell, told)
     proof = plan.planned.proof if plan.planned else None
     if proof is not None and proof.drop is not None:
         interval = f" ({proof.drop_low:.2f} to {proof.drop_high:.2f})" if proof.drop_low is not None else ""
@@ -252,4 +262,5 @@ def _percent(one: Recovered | None) -> str:
 
 def _delta(change: Change) -> list[str]:
     latency = "" if change.latency is None else f"{1e6 * change.latency:+.0f} us"
-    return [latency, f"{change.size / 1000:+.1f} kB", f"{100 * change.loss:+.1f} %"]
+    mark = "*" if change.loss_from == "alone" else ""
+    return [latency, f"{change.size / 1000:+.1f} kB", f"{100 * change.loss:+.1f} %{mark}"]

@@ -14,7 +14,7 @@ from edgeq.planning.builds import build_all, observe, probing_plans
 from edgeq.planning.estimates import modelled, modelled_energy
 from edgeq.planning.ladder import Ladder
 from edgeq.planning.losses import measure_losses, pack_ranges, unpack_ranges
-from edgeq.planning.plan import FloatPrecision, ModelledBy
+from edgeq.planning.plan import AloneLoss, FloatPrecision, ModelledBy
 from edgeq.planning.problem import state
 from edgeq.planning.size import fit_sizes
 from edgeq.planning.solver import Boundary, Need, Problem
@@ -24,7 +24,7 @@ from edgeq.quantization.activations import Ranges
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
 
-COSTS_VERSION = 8
+COSTS_VERSION = 9
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -42,8 +42,8 @@ class Costs:
         latency_by, energy_by: what modelled them.
         notes: what a reader of the numbers has to know.
         ranges: of the activations, which every plan of this runtime shares.
-        correlation: of the ranks of predicted and measured losses, over those that were measured.
-        measured: how many losses were measured, by quantizing one layer alone; the others are predicted.
+        alone: losses that were simulated, one layer quantized alone; the others are predicted.
+        correlation: of the ranks of predicted and simulated losses, over those in `alone`.
     """
 
     problems: dict[FloatPrecision, Problem]
@@ -52,8 +52,8 @@ class Costs:
     energy_by: ModelledBy | None
     notes: tuple[str, ...]
     ranges: Ranges
+    alone: list[AloneLoss]
     correlation: float | None
-    measured: int
 
 
 def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder) -> Costs:
@@ -94,7 +94,7 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
                 if precision in tables
             },
             sizes,
-            losses.measured,
+            {(one.layer, one.choice): one.simulated for one in losses.alone},
         )
         for precision in (list(latencies or estimates.energy) or FLOATS)
     }
@@ -105,8 +105,8 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
         estimates.energy_by,
         estimates.notes,
         losses.ranges,
+        losses.alone,
         losses.correlation,
-        len(losses.measured),
     )
 
 
@@ -124,8 +124,8 @@ def pack_costs(found: Costs) -> Entry:
             "latency_by": None if found.latency_by is None else found.latency_by.model_dump(),
             "energy_by": None if found.energy_by is None else found.energy_by.model_dump(),
             "notes": list(found.notes),
+            "alone": [one.model_dump() for one in found.alone],
             "correlation": found.correlation,
-            "measured": found.measured,
             "ranges": pack_ranges(found.ranges),
         }
     )
@@ -145,8 +145,8 @@ def unpack_costs(entry: Entry) -> Costs:
         energy_by,
         tuple(values["notes"]),
         unpack_ranges(values["ranges"]),
+        [AloneLoss.model_validate(one) for one in values["alone"]],
         values["correlation"],
-        values["measured"],
     )
 
 

@@ -13,7 +13,7 @@ from edgeq.errors import UsageError
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.choices import validate
 from edgeq.planning.ladder import of_choices
-from edgeq.planning.plan import Plan
+from edgeq.planning.plan import AloneLoss, Plan
 from edgeq.planning.problem import restate
 from edgeq.planning.rules import apply_rules, narrowed
 from edgeq.planning.solver import Problem, check, cost_of
@@ -38,8 +38,9 @@ class Change(_Strict):
     """Bytes more."""
     loss: float
     """How much more is lost, as a share of what the whole plan loses."""
-    loss_from: Literal["predicted", "simulated"] = "predicted"
-    """`simulated` if the whole plan was run with this change (see `edgeq.planning.attribution`)."""
+    loss_from: Literal["predicted", "alone", "simulated"] = "predicted"
+    """`simulated` if the whole plan was run with this change (see `edgeq.planning.attribution`), `alone` if this layer
+    was, all others in float."""
 
 
 class ExplainedLayer(_Strict):
@@ -52,6 +53,8 @@ class ExplainedLayer(_Strict):
     loss_share: float
     """Its part of what the plan is expected to lose."""
     alternatives: list[Change]
+    alone: list[AloneLoss] = []
+    """Of its choices, those whose loss was simulated, beside what had been predicted."""
 
 
 class Explanation(_Strict):
@@ -64,6 +67,10 @@ class Explanation(_Strict):
     """The changes that save the most time for the least loss; empty where there is no time."""
     latency_from: Literal["measured", "modelled"] | None = None
     """Whether the latencies are those of a device, or modelled."""
+    losses_alone: int = 0
+    """How many choices of all layers were simulated alone."""
+    rank_correlation: float | None = None
+    """Spearman's, of the predicted and the simulated losses of those."""
     notes: list[str] = []
     """What the plan's rules overrule, and which of them change nothing."""
 
@@ -109,6 +116,9 @@ def explain(
     if faults:
         raise UsageError("; ".join(faults), remedy="edgeq plan --check lists what an edited plan breaks")
     own = cost_of(problem, choices)
+    alone: dict[str, list[AloneLoss]] = {}
+    for one in plan.planned.losses_alone if plan.planned else []:
+        alone.setdefault(one.layer, []).append(one)
     changes: dict[str, list[Change]] = {}
     for layer, offered in problem.options.items():
         for other in offered:
@@ -119,6 +129,7 @@ def explain(
             loss = (there["loss"] - own["loss"]) / own["loss"] if own["loss"] else there["loss"]
             seen = known.get((layer, other))
             told = seen is not None and max(abs(seen.loss), abs(seen.loss - loss)) > seen.chance
+            ran = any(one.choice == other for one in alone.get(layer, []))
             changes.setdefault(layer, []).append(
                 Change(
                     layer=layer,
@@ -126,7 +137,7 @@ def explain(
                     latency=there["latency"] - own["latency"] if "latency" in there else None,
                     size=there["size"] - own["size"],
                     loss=seen.loss if seen is not None and told else loss,
-                    loss_from="simulated" if told else "predicted",
+                    loss_from="simulated" if told else "alone" if ran else "predicted",
                 )
             )
     every = [change for found in changes.values() for change in found]
@@ -140,6 +151,7 @@ def explain(
             reason=layer.reason if choices[layer.name] == layer.choice else "a rule of the plan",
             loss_share=_share(problem.options[layer.name][choices[layer.name]].get("loss", 0.0), own["loss"]),
             alternatives=changes.get(layer.name, []),
+            alone=alone.get(layer.name, []),
         )
         for layer in plan.layers
         if pattern is None or fnmatchcase(layer.name, pattern)
@@ -150,6 +162,8 @@ def explain(
         layers=layers,
         gain_accuracy=sorted(wins, key=lambda c: _price(c) / -c.loss)[:STEPS],
         latency_from=None if plan.planned is None else plan.planned.latency_from,
+        losses_alone=0 if plan.planned is None else len(plan.planned.losses_alone),
+        rank_correlation=None if plan.planned is None else plan.planned.rank_correlation,
         gain_speed=sorted(saves, key=lambda c: (max(c.loss, 0.0) / -(c.latency or -1.0), c.latency))[:STEPS],
         notes=notes,
     )

@@ -14,14 +14,15 @@ from edgeq.cache import Entry, cached, content_key
 from edgeq.numerics import QParams, Scheme
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.ladder import Ladder, uniform
+from edgeq.planning.plan import AloneLoss
 from edgeq.planning.problem import predicted_losses
-from edgeq.planning.sensitivity import Choice, Sensitivity, contenders, measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity import Sensitivity, contenders, measure_alone, measure_sensitivity
 from edgeq.prepare import Job
 from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 
-LOSSES_VERSION = 3
+LOSSES_VERSION = 4
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -31,13 +32,13 @@ class Losses:
 
     Attributes:
         sensitivity: of all choices, predicted.
-        measured: of some, by quantizing one layer alone in simulation.
+        alone: of some, by quantizing one layer alone in simulation.
         ranges: of the activations, which every plan of this runtime shares.
-        correlation: of the ranks of predicted and measured losses, over those that were measured.
+        correlation: of the ranks of predicted and simulated losses, over those in `alone`.
     """
 
     sensitivity: Sensitivity
-    measured: dict[Choice, float]
+    alone: list[AloneLoss]
     ranges: Ranges
     correlation: float | None
 
@@ -117,9 +118,13 @@ def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
             for (name, choice), value in predicted.items()
             if alternatives[choice].assignment.choice(name) == choice
         }
-        measured = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able), job.engine)
-    correlation = rank_correlation([predicted[key] for key in measured], list(measured.values()))
-    return Losses(sensitivity, measured, ranges, correlation)
+        found = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able), job.engine)
+    alone = [
+        AloneLoss(layer=name, choice=choice, predicted=predicted[name, choice], simulated=value)
+        for (name, choice), value in found.items()
+    ]
+    correlation = rank_correlation([one.predicted for one in alone], [one.simulated for one in alone])
+    return Losses(sensitivity, alone, ranges, correlation)
 
 
 def _pack(found: Losses) -> Entry:
@@ -127,7 +132,7 @@ def _pack(found: Losses) -> Entry:
         {
             "weights": found.sensitivity.weights,
             "tensors": found.sensitivity.tensors,
-            "measured": [[name, choice, value] for (name, choice), value in found.measured.items()],
+            "alone": [one.model_dump() for one in found.alone],
             "ranges": pack_ranges(found.ranges),
             "correlation": found.correlation,
         }
@@ -138,7 +143,7 @@ def _unpack(entry: Entry) -> Losses:
     kept = entry.values
     return Losses(
         Sensitivity(kept["weights"], kept["tensors"]),
-        {(name, choice): value for name, choice, value in kept["measured"]},
+        [AloneLoss.model_validate(one) for one in kept["alone"]],
         unpack_ranges(kept["ranges"]),
         kept["correlation"],
     )

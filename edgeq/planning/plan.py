@@ -139,6 +139,16 @@ class Compiled(_Strict):
     """Operators, by their name in the file."""
 
 
+class AloneLoss(_Strict):
+    """What one layer loses with one choice where all others stay in float: `predicted` by the Gauss-Newton pass,
+    `simulated` with fake quantization. Squared movement of the outputs over their own power."""
+
+    layer: str
+    choice: str
+    predicted: float
+    simulated: float
+
+
 class Planned(_Strict):
     """How a plan was found. Costs are sums over its layers and conversions.
 
@@ -156,10 +166,10 @@ class Planned(_Strict):
     """What modelled the latencies; None where they are measured, or where there are none."""
     energy_by: ModelledBy | None = None
     """What modelled the energies; None where there are none."""
-    losses_measured: int
-    """How many losses were measured, by quantizing one layer alone in simulation; the others are predicted."""
+    losses_alone: list[AloneLoss]
+    """Losses that were simulated, and that the search used; the others are predicted."""
     rank_correlation: float | None
-    """Spearman's, of the predicted and the measured ones."""
+    """Spearman's, of the predicted and the simulated losses in `losses_alone`."""
     method: Literal["optimal", "time limit", "greedy", "given"]
     """How the choices were found; `given` if they were not solved for, such as the preferred kernels everywhere."""
     gap: float | None
@@ -196,7 +206,7 @@ class Given(_Strict):
 class Plan(_Strict):
     """What is to be built for one runtime of one target."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     model_hash: str
     data_hash: str
     target: str
@@ -239,7 +249,7 @@ def read_plan(path: Path) -> Plan:
     if isinstance(content, dict) and content.get("kind") == "edgeq.fleet":
         raise UsageError("is a fleet, not a plan", where=str(path), remedy="give one of the plans that stand beside it")
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != 2:
+    if version != Plan.model_fields["schema_version"].default:
         raise UsageError(
             "is not a plan of this version" if version else "is not a plan",
             where=str(path),

@@ -27,7 +27,7 @@ def state(
     sensitivity: Sensitivity,
     tables: Mapping[str, Timing],
     sizes: Sizes,
-    measured: Mapping[tuple[str, str], float],
+    alone: Mapping[tuple[str, str], float],
 ) -> Problem:
     """The program for one runtime.
 
@@ -37,10 +37,10 @@ def state(
     Args:
         tables: by measure, such as `latency`, what layers and conversions cost of it. A choice that a table does not
             have goes without that measure, and so costs nothing of it: see `known`.
-        measured: losses that are known better, by group and choice.
+        alone: losses that are known better, by group and choice.
     """
     costs: dict[str, dict[str, dict[str, float]]] = {}
-    losses = predicted_losses(model, runtime, choices, sensitivity) | dict(measured)
+    losses = predicted_losses(model, runtime, choices, sensitivity) | dict(alone)
     for group in model.groups:
         costs[group.name] = {
             choice: {"loss": losses.get((group.name, choice), 0.0), "size": sizes.layers[group.name][choice]}

@@ -61,7 +61,7 @@ def written(
         latency_from=costs.latency_from,
         latency_by=costs.latency_by,
         energy_by=costs.energy_by,
-        losses_measured=search.costs.measured,
+        losses_alone=search.costs.alone,
         rank_correlation=search.costs.correlation,
         method=solution.method if solution is not None else "given",
         gap=solution.gap if solution is not None else None,

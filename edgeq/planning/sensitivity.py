@@ -35,7 +35,7 @@ from edgeq.quantization.quantize import Quantized
 
 SAMPLES = 32
 PROBES = 2
-CONTENDERS = 16
+CONTENDERS = 32
 ALONE_SAMPLES = 16
 ALONE_BATCH = 4
 
@@ -90,9 +90,14 @@ def measure_sensitivity(
 
 
 def contenders(predicted: Mapping[Choice, float], count: int = CONTENDERS) -> list[Choice]:
-    """The choices that are worth measuring: half of them with the most damage, the others spread over the rest."""
+    """The choices that are worth measuring: the worst one of each of the layers with the most damage makes half of them
+    (two choices of a layer that share their weights would tell the same), the others are spread over the rest."""
     ranked = sorted((key for key, value in predicted.items() if value > 0), key=lambda key: (-predicted[key], key))
-    first, rest = ranked[: count // 2], ranked[count // 2 :]
+    worst: dict[str, Choice] = {}
+    for key in ranked:
+        worst.setdefault(key[0], key)
+    first = list(worst.values())[: count // 2]
+    rest = [key for key in ranked if key not in first]
     spread = (
         sorted({round(i) for i in np.linspace(0, len(rest) - 1, min(len(rest), count - len(first)))}) if rest else []
     )
