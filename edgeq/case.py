@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -62,8 +64,7 @@ def load_case(case: Case, clock: Clock, cache: Cache) -> Loaded:
     metric = load_metric(case.metric) if isinstance(case.metric, str) else case.metric
     with clock.stage("load"):
         net = load_model(case, cache)
-        calib = _data(case.calibration, net, case.preprocess, "calibration")
-        evals = None if case.evaluation is None else _data(case.evaluation, net, case.preprocess, "evaluation")
+        calib, evals = _both(case, net)
         warnings = _warnings(net, calib, evals)
         if evals is not None and evals.labels is not None and metric is None:
             first = shape_of(net.nodes[net.output_nodes[0]])
@@ -94,6 +95,22 @@ def load_model(case: Case, cache: Cache) -> Model:
     if isinstance(case.model, str | Path) and case.arch is None and not case.trust_pickle:
         return load_kept(Path(case.model), case.inputs, cache)
     return load(case.model, inputs=case.inputs, arch=case.arch, trust_pickle=case.trust_pickle)
+
+
+def _both(case: Case, model: Model) -> tuple[Dataset, Dataset | None]:
+    """Calibration and evaluation samples: files side by side, since reading and hashing leave the interpreter free. A
+    function of the user's may mind."""
+    calibration = partial(_data, case.calibration, model, case.preprocess, "calibration")
+    if case.evaluation is None:
+        return calibration(), None
+    evaluation = partial(_data, case.evaluation, model, case.preprocess, "evaluation")
+    if not all(
+        isinstance(source, str | Path) and Path(source).is_file() for source in (case.calibration, case.evaluation)
+    ):
+        return calibration(), evaluation()
+    with ThreadPoolExecutor(2, "data") as pool:
+        first, second = pool.submit(calibration), pool.submit(evaluation)
+        return first.result(), second.result()
 
 
 def _data(

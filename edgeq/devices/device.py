@@ -209,9 +209,23 @@ class Device:
         Raises:
             DeviceError: the runtime refused the artefact or the arrays, or crashed.
         """
-        with self._job("placement", {"artifact": (artifact, inputs)}, threads, runs=runs) as (_, result):
-            found = runtime(artifact.runtime).placements(result["rows"])
-        return [p.model_copy(update={"microseconds": None}) for p in found] if self.emulated else found
+        return self.placements({"artifact": (artifact, inputs)}, threads=threads, runs=runs)["artifact"]
+
+    def placements(
+        self,
+        artifacts: Mapping[str, tuple[Candidate, Inputs]],
+        progress: Progress | None = None,
+        *,
+        threads: int = 1,
+        runs: int = 5,
+    ) -> dict[str, list[Placement]]:
+        """The same of several artefacts of one runtime with an input each, one after the other in one process."""
+        with self._job("placement", artifacts, threads, progress, runs=runs) as (_, result):
+            info = runtime(next(iter(artifacts.values()))[0].runtime)
+            found = {name: info.placements(rows) for name, rows in result["rows"].items()}
+        if self.emulated:
+            return {name: [p.model_copy(update={"microseconds": None}) for p in rows] for name, rows in found.items()}
+        return found
 
     def cold_start(self, artifact: Candidate, inputs: Inputs, *, threads: int = 1, runs: int = 3) -> ColdStart:
         """The cost of the first answer, in fresh processes.

@@ -138,10 +138,8 @@ def observe(
     if next(iter(built.values())).candidate.runtime == "litert":
         rows = _sliced(built, device, labels, threads, progress)
     else:
-        rows = {
-            name: device.placement(candidate, own[name], threads=threads, runs=PROFILED)
-            for name, candidate in candidates.items()
-        }
+        pairs = {name: (candidate, own[name]) for name, candidate in candidates.items()}
+        rows = device.placements(pairs, progress, threads=threads, runs=PROFILED)
     return [attribute(model, rows[name], labels, b.choices, totals[name]) for name, b in built.items()]
 
 

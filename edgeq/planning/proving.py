@@ -8,6 +8,7 @@ import numpy as np
 
 from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.devices import Candidate
+from edgeq.planning.costs import precisions
 from edgeq.planning.plan import Plan, Proof
 from edgeq.planning.search import Search
 from edgeq.planning.solver import cost_of
@@ -20,7 +21,7 @@ from edgeq.validation.measure import answers, fed
 from edgeq.validation.metric import identity
 
 PROOF_ROUNDS = 200
-PROOF_SECONDS = 2.5
+PROOF_SECONDS = 1.5
 PROOF_VERSION = 2
 """To be raised whenever what is measured for a proof, or how it is kept, changes."""
 
@@ -100,7 +101,8 @@ def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None
         return None, {}
     info = runtime_info(search.runtime.name)
     baseline = search.exporter.float_model(search.runtime.format)[0]
-    variants = info.baselines(device.environment(search.runtime.name))
+    floats = info.baselines(device.environment(search.runtime.name))
+    variants = {name: floats[name] for name in precisions(search.runtime, device)}
     made = {"plan": search.built(choices), "preferred": search.built(search.preferred)}
     candidates = {name: one.candidate for name, one in made.items()} | {
         name: Candidate(baseline, search.runtime.name, options) for name, options in variants.items()
