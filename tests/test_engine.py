@@ -371,7 +371,17 @@ def test_the_plan_is_the_same_given_the_same_times(
 
 
 def made_up(choices: dict[str, str]) -> dict[str, float]:
-    cost = {"w8a8": 1.0, "w4a8": 1.5, "w2a8": 1.6, "a8": 1.2, "w8": 2.0, "w4": 2.1, "w2": 2.2, FLOAT: 2.0}
+    cost = {
+        "w8a8": 1.0,
+        "w4a8": 1.5,
+        "w2a8": 1.6,
+        "a8": 1.2,
+        "w8": 2.0,
+        "w4": 2.1,
+        "w4asym": 2.1,
+        "w2": 2.2,
+        FLOAT: 2.0,
+    }
     return {name: 1e-5 * cost[choice] * (1 + i % 3) for i, (name, choice) in enumerate(choices.items())}
 
 

@@ -28,8 +28,8 @@ RUNTIMES = list(EXTRAS)
 SHAPE = (3, 9, 9)
 
 KERNELS = {
-    "onnxruntime": ("w8", "w4", "w4g32", "w2", "w2g32"),
-    "openvino": ("w8", "w4", "w4g32"),
+    "onnxruntime": ("w8", "w4", "w4g32", "w4asym", "w4g32asym", "w2", "w2g32"),
+    "openvino": ("w8", "w4", "w4g32", "w4asym", "w4g32asym"),
     "litert": ("w8", "w4", "w2"),
 }
 CASES = [(name, kernel) for name, kernels in KERNELS.items() for kernel in kernels]
@@ -123,11 +123,21 @@ def outputs(name: str, path: Path) -> np.ndarray:
 
 
 def rounded_by_hand(weight: torch.Tensor, kernel: str, axis: int, *, narrow: bool) -> torch.Tensor:
-    """Round to nearest by numpy, one scale a channel or for each 32 weights in a row of it."""
+    """Round to nearest by numpy, one scale a channel or for each 32 weights in a row of it; with a zero point, the span
+    from the smallest weight to the largest is cut into equal steps."""
     largest, part = 2 ** (int(kernel[1]) - 1) - 1, np.ones(1)
     rows = np.moveaxis(weight.detach().numpy().astype(np.float64), axis, 0)
     shape = rows.shape
-    rows = rows.reshape(-1, 32) if kernel.endswith("g32") else rows.reshape(shape[0], -1)
+    rows = rows.reshape(-1, 32) if "g32" in kernel else rows.reshape(shape[0], -1)
+    if kernel.endswith("asym"):
+        low, high = (
+            end(np.zeros(len(rows)), edge) for end, edge in ((np.minimum, rows.min(1)), (np.maximum, rows.max(1)))
+        )
+        step = ((high - low) / 15).astype(np.float32)[:, None]
+        zero = np.round(-low[:, None] / step)
+        integers = np.clip(np.round(rows.astype(np.float32) / step) + zero, 0, 15)
+        real = (integers - zero) * step
+        return torch.from_numpy(np.moveaxis(real.reshape(shape), 0, axis).astype(np.float32))
     lowest = largest if narrow else largest + 1
     whole = np.maximum(rows.max(1) / largest, -rows.min(1) / lowest)
     if kernel.startswith(
@@ -147,7 +157,7 @@ def rounded_by_hand(weight: torch.Tensor, kernel: str, axis: int, *, narrow: boo
 def test_the_runtime_computes_in_float_with_rounded_weights(name: str, kernel: str, tmp_path: Path) -> None:
     """Beside PyTorch with weights that were rounded here: an activation rounded to 8 bits would show at once."""
     made, by = subject(), runtime(name)
-    layers = GROUPED if kernel.endswith("g32") else [layer for layer, _ in made.net.named_children()]
+    layers = GROUPED if "g32" in kernel else [layer for layer, _ in made.net.named_children()]
     planned = quantized(name, dict.fromkeys(layers, kernel), correct_bias=False)
     assert set(planned.assignment.weight_only) == set(layers) and not planned.assignment.kernels
     path = written(planned, tmp_path)
@@ -168,11 +178,12 @@ def test_the_runtime_computes_in_float_with_rounded_weights(name: str, kernel: s
     assert np.abs(original - expected).max() > 1e-3 * span  # the test sees what the weights were rounded by
     stored = made.exporter.read_back(planned, path)
     assert not stored.integer_groups
-    assert {layer: one.dtype for layer, one in stored.weights.items()} == dict.fromkeys(layers, f"int{bits}")
+    dtype = f"uint{bits}" if kernel.endswith("asym") else f"int{bits}"
+    assert {layer: one.dtype for layer, one in stored.weights.items()} == dict.fromkeys(layers, dtype)
     report = audit(made.model, planned, stored)
     assert report.integer_mac_percent == 0 and report.tensors_checked == 2 * len(layers)
     reasons = {f.layer: f.reason for f in report.float_operators}
-    assert all(f"int{bits} weights, computed in float" in reasons[layer] for layer in layers)
+    assert all(f"{dtype} weights, computed in float" in reasons[layer] for layer in layers)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -231,13 +242,20 @@ def test_integers_beside_weights_alone_and_floats(name: str, plan: str, tmp_path
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_the_audit_sees_one_integer_and_one_scale(name: str, tmp_path: Path) -> None:
     made = subject()
-    planned = quantized(name, {"tokens": "w4", "up": "w8", "depth": "w8"})
+    few = "w4" if name == "litert" else "w4asym"
+    planned = quantized(name, {"tokens": few, "up": "w8", "depth": "w8"})
     stored = made.exporter.read_back(planned, written(planned, tmp_path))
     audit(made.model, planned, stored)
+    weight = planned.weights["tokens"]
+    points = weight.q.zero_point.clone()
+    points[-1] += 1
+    shifted = replace(weight, q=replace(weight.q, zero_point=points))
+    with pytest.raises(AuditError, match=r"tokens: .*zero points"):
+        audit(made.model, replace(planned, weights=planned.weights | {"tokens": shifted}), stored)
     for layer in ("tokens", "up", "depth"):
         weight = planned.weights[layer]
         integers = weight.integers.clone()
-        integers.view(-1)[-1] += 1 if integers.view(-1)[-1] < 0 else -1
+        integers.view(-1)[-1] += 1 if integers.view(-1)[-1] < 1 else -1
         scale = weight.q.scale.clone()
         scale[-1] = torch.nextafter(scale[-1], torch.tensor(1.0))
         for other in (replace(weight, integers=integers), replace(weight, q=replace(weight.q, scale=scale))):
@@ -256,9 +274,10 @@ def test_litert_reads_no_integer_weight_beside_a_float_input(tmp_path: Path) -> 
     assert len(read) == 7 and set(read) == {("float32", "float32")}
 
 
-def test_groups_have_no_place_in_a_tflite_file(tmp_path: Path) -> None:
+def test_groups_and_zero_points_have_no_place_in_a_tflite_file(tmp_path: Path) -> None:
     from edgeq.errors import UnsupportedError
 
-    planned = quantized("onnxruntime", {"head": "w4g32"})
-    with pytest.raises(UnsupportedError, match="groups of 32"):
-        written(replace(planned, runtime=runtime("litert")), tmp_path)
+    for kernel, what in (("w4g32", "groups of 32"), ("w4asym", "no asymmetric uint4 weights")):
+        planned = quantized("onnxruntime", {"head": kernel})
+        with pytest.raises(UnsupportedError, match=what):
+            written(replace(planned, runtime=runtime("litert")), tmp_path)

@@ -25,7 +25,11 @@ RUNTIMES = ["onnxruntime", "openvino", "litert"]
 NETS = ["residual", "split-shuffle", "activations", "gate", "two-inputs", "two-outputs"]
 
 ON_INTEGERS = {"onnxruntime": ("w8a8", "w4a8", "w2a8"), "openvino": ("w8a8", "w4a8"), "litert": ("w8a8", "w4a8")}
-WEIGHTS_ALONE = {"onnxruntime": ("w8", "w4", "w2"), "openvino": ("w8", "w4"), "litert": ("w8", "w4", "w2")}
+WEIGHTS_ALONE = {
+    "onnxruntime": ("w8", "w4", "w4asym", "w2"),
+    "openvino": ("w8", "w4", "w4asym"),
+    "litert": ("w8", "w4", "w2"),
+}
 """What a convolution is offered, by runtime."""
 
 

@@ -48,8 +48,8 @@ def test_everything_that_a_plan_could_take_is_proven(target: str, runtime: str) 
 def test_what_is_not_proven_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, [("conv2d", "w4a8"), ("conv2d", "w8"), ("conv1d", "w8a8")])
     options, notes = proven_choices(*given(), small.model("residual"), HISTOGRAMS)
-    assert options["stem"] == ("w8a8", "w2a8", "w4", "w2", FLOAT)
-    assert options["head"] == ("w8a8", "w4a8", "w2a8", "w8", "w4", "w2", FLOAT)
+    assert options["stem"] == ("w8a8", "w2a8", "w4", "w4asym", "w2", FLOAT)
+    assert options["head"] == ("w8a8", "w4a8", "w2a8", "w8", "w4", "w4asym", "w2", FLOAT)
     (note,) = notes
     assert "conv2d w4a8, conv2d w8" in note and "conv1d" not in note  # the model has none
 
@@ -57,7 +57,7 @@ def test_what_is_not_proven_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch
 def test_the_preferred_kernel_too(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, [("conv2d", "w8a8")])
     options, _ = proven_choices(*given(), small.model("residual"), HISTOGRAMS)
-    assert options["stem"] == ("w4a8", "w2a8", "w8", "w4", "w2", FLOAT)
+    assert options["stem"] == ("w4a8", "w2a8", "w8", "w4", "w4asym", "w2", FLOAT)
 
 
 def test_a_table_without_evidence_is_taken_at_its_word() -> None:

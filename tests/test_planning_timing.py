@@ -136,7 +136,7 @@ def test_choices_that_run_in_one_kernel_have_one_time() -> None:
     rng = np.random.default_rng(0)
     spread, kernels = (
         [],
-        {"w8a8": 2.0, "w4a8": 2.0, "w2a8": 1.0, "w8": 4.0, "w4": 4.0, "w2": 4.0, FLOAT: 4.0, "a8": 1.0},
+        {"w8a8": 2.0, "w4a8": 2.0, "w2a8": 1.0, "a8": 1.0} | dict.fromkeys(("w8", "w4", "w4asym", "w2", FLOAT), 4.0),
     )
     for told in (True, False):
         observed = []
@@ -296,10 +296,10 @@ def test_probing_plans_give_each_layer_each_choice_among_like_and_unlike_neighbo
     model = small.model(name)
     options, found = ladder(model, by, small.calibration(name).histograms), edges(model, by)
     plans = probing_plans(model.groups, options, found)
-    assert list(plans)[:7] == [FLOAT, "preferred", "w4a8", "w2a8", "w8", "w4", "w2"]
+    assert list(plans)[:8] == [FLOAT, "preferred", "w4a8", "w2a8", "w8", "w4", "w4asym", "w2"]
     for layer, offered in options.items():
         assert {plan[layer] for plan in plans.values()} == set(offered)
-    for one, other in pairwise(list(plans)[7:]):
+    for one, other in pairwise(list(plans)[8:]):
         if one[:-1] == other[:-1]:  # two sides of one colouring are each other's opposites
             assert all(
                 (plans[one][g] == FLOAT) != (plans[other][g] == FLOAT) or len(o) == 1 for g, o in options.items()

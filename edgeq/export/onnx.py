@@ -22,6 +22,7 @@ from edgeq.quantization.weights import QuantizedWeight, bias_scale, quantize_bia
 _TYPES = {
     "int2": ir.DataType.INT2,
     "int4": ir.DataType.INT4,
+    "uint4": ir.DataType.UINT4,
     "int8": ir.DataType.INT8,
     "uint8": ir.DataType.UINT8,
     "int16": ir.DataType.INT16,
@@ -165,11 +166,12 @@ def _widened(graph: ir.Graph, before: ir.Node, name: str, integers: np.ndarray, 
 def _expanded(
     graph: ir.Graph, before: ir.Node, name: str, weight: QuantizedWeight, axis: int, *, turned: bool, fusible: bool
 ) -> ir.Value:
-    """A constant of integers that its reader sees as float: multiplied by one scale a channel, or a group of a channel.
+    """A constant of integers that its reader sees as float: multiplied by one scale a channel, or a group of a channel,
+    and less a zero point before that where the scheme has any.
 
-    ONNX Runtime computes Cast, Reshape and Mul once, when it loads the file; a DequantizeLinear in every run. OpenVINO
-    fuses a Mul right behind the Cast into a product with compressed weights, which is to be had for float inputs alone:
-    behind a rounded one it would run the layer on integers. A Reshape in between keeps it in float.
+    ONNX Runtime computes all of it once, when it loads the file; a DequantizeLinear in every run. OpenVINO fuses a Mul
+    right behind the Cast into a product with compressed weights, which is to be had for float inputs alone: behind a
+    rounded one it would run the layer on integers. A Reshape in between keeps it in float.
 
     Args:
         axis: of the output channels.
@@ -177,19 +179,23 @@ def _expanded(
         fusible: the reader is a product, and its input is not rounded.
     """
     integers, scale, scheme = weight.integers.numpy(), weight.q.scale.numpy(), weight.q.scheme
+    zero = weight.q.zero_point.numpy()
     wanted = integers.T.shape if turned else integers.shape
     channels = integers.shape[axis]
     if scheme.group is not None:
-        integers, scale = integers.reshape(channels, -1, scheme.group), scale.reshape(channels, -1, 1)
+        integers = integers.reshape(channels, -1, scheme.group)
+        each = [channels, -1, 1]
         order: tuple[int, ...] = (1, 2, 0)
     else:
-        scale = scale.reshape([-1 if d == axis else 1 for d in range(integers.ndim)])
+        each = [-1 if d == axis else 1 for d in range(integers.ndim)]
         order = (1, 0)
+    scale, zero = scale.reshape(each), zero.reshape(each)
     if turned:
-        integers, scale = integers.transpose(order), scale.transpose(order)
+        integers, scale, zero = (values.transpose(order) for values in (integers, scale, zero))
     held = np.ascontiguousarray(integers if fusible else integers.reshape(-1))
-    value = constant(graph, name, held.astype(_TYPES[scheme.dtype].numpy()))
-    factor = constant(graph, f"{name}_scale", np.ascontiguousarray(scale))
+
+    def stored(values: np.ndarray, called: str) -> ir.Value:
+        return constant(graph, called, np.ascontiguousarray(values).astype(_TYPES[scheme.dtype].numpy()))
 
     def step(op: str, inputs: list[ir.Value], end: str, shape: Sequence[int], **to: int) -> ir.Value:
         attributes = [ir.AttrInt64(key, number) for key, number in to.items()]
@@ -205,8 +211,14 @@ def _expanded(
     def shaped(value: ir.Value, end: str, shape: Sequence[int]) -> ir.Value:
         return step("Reshape", [value, constant(graph, f"{name}_{end}_shape", np.array(shape, np.int64))], end, shape)
 
-    value = step("Cast", [value], "float", held.shape, to=int(ir.DataType.FLOAT))
+    to_float = int(ir.DataType.FLOAT)
+    value = step("Cast", [stored(held, name)], "float", held.shape, to=to_float)
     value = value if fusible else shaped(value, "shaped", integers.shape)
+    if scheme.symmetry == "asymmetric":
+        points = stored(zero, f"{name}_zero_point")
+        point = step("Cast", [points], "zero_point_float", zero.shape, to=to_float)
+        value = step("Sub", [value, point], "shifted", integers.shape)
+    factor = constant(graph, f"{name}_scale", np.ascontiguousarray(scale))
     value = step("Mul", [value, factor], "real", integers.shape)
     return value if integers.shape == wanted else shaped(value, "ungrouped", wanted)
 

@@ -15,7 +15,7 @@ from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 
-_COMPUTED_ONCE = {"Cast", "Mul", "Reshape"}
+_COMPUTED_ONCE = {"Cast", "Mul", "Reshape", "Sub"}
 _INVISIBLE = {"QuantizeLinear", "DequantizeLinear", "Identity"}
 
 
@@ -98,10 +98,10 @@ def _steps(scale: np.ndarray, zero: np.ndarray) -> set[tuple[float, int]]:
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
-    """A constant's values; those of 2 and 4 bits, for which numpy has no type, as int8."""
+    """A constant's values; those of 2 and 4 bits, for which numpy has no type, as 8."""
     values: np.ndarray = numpy_helper.to_array(tensor)
-    small = tensor.data_type in (onnx.TensorProto.INT2, onnx.TensorProto.INT4)
-    return values.astype(np.int8) if small else values
+    held = {onnx.TensorProto.INT2: np.int8, onnx.TensorProto.INT4: np.int8, onnx.TensorProto.UINT4: np.uint8}
+    return values.astype(held.get(tensor.data_type, values.dtype))
 
 
 def _stored(value: str, constants: Mapping[str, np.ndarray], producer: Mapping[str, onnx.NodeProto]) -> str:
@@ -132,21 +132,26 @@ def _expanded(
     producer: Mapping[str, onnx.NodeProto],
     turned: bool,
 ) -> StoredWeight | None:
-    """Integers that are made float and multiplied by their scales, as [outputs, ...]; None where a weight is none."""
+    """Integers that are made float, less their zero points, and multiplied by their scales, as [outputs, ...]; None
+    where a weight is none."""
     product = producer.get(value)
     if product is not None and product.op_type == "Reshape":
         product = producer.get(product.input[0])
     if product is None or product.op_type != "Mul":
         return None
     made_float, scale = producer[product.input[0]], constants[product.input[1]]
-    shape = None
+    shape, zero = None, np.zeros((), np.int32)
+    if made_float.op_type == "Sub":
+        zero = constants[producer[made_float.input[1]].input[0]]
+        made_float = producer[made_float.input[0]]
     if made_float.op_type == "Reshape":
         shape, made_float = constants[made_float.input[1]], producer[made_float.input[0]]
     integers = constants[made_float.input[0]]
     integers = integers if shape is None else integers.reshape(shape)
     if turned:  # the outputs are the last axis
         integers, scale = np.moveaxis(integers, -1, 0), np.moveaxis(scale, -1, 0)
-    return StoredWeight(integers, types[made_float.input[0]], scale, np.zeros((), np.int32), None, "")
+        zero = np.moveaxis(zero, -1, 0) if zero.ndim else zero
+    return StoredWeight(integers, types[made_float.input[0]], scale, zero, None, "")
 
 
 def _quantization(

@@ -14,6 +14,7 @@ from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 
+_FOUR_BITS = {"i4": "int4", "u4": "uint4"}
 _COMPUTES = {"Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData"}
 
 
@@ -47,11 +48,12 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         if computing is None:
             continue
         scale = _constant(named, f"{group.weight}_quantized_scale")
+        zero = _constant(named, f"{group.weight}_quantized_zero_point")
         assert scale is not None
         if computing.get_type_name() == "MatMul" and not computing.get_attributes()["transpose_b"]:
             # the outputs are the last axis, also of groups, the other way round than PyTorch
             integers, scale = (values.reshape(-1, len(weight)).T for values in (integers, scale))
-        zero = _constant(named, f"{group.weight}_quantized_zero_point")
+            zero = zero if zero is None else zero.reshape(-1, len(weight)).T
         bias = _constant(named, f"{group.bias}_corrected")
         if zero is None:
             zero = np.zeros_like(integers, shape=scale.shape)
@@ -72,11 +74,13 @@ def _integers(op: Any) -> tuple[np.ndarray, str]:
     """The values of a weight and their type in the file: a constant, or one of 4 bits that is widened to int8."""
     if op.get_type_name() == "Convert":
         op = op.input(0).get_source_output().get_node()
-    if op.get_element_type().get_type_name() != "i4":
+    dtype = _FOUR_BITS.get(op.get_element_type().get_type_name())
+    if dtype is None:
         return np.asarray(op.data), str(op.data.dtype)
     shape = tuple(op.shape)
     # OpenVINO gives the bytes themselves, in one row
-    return unpack(np.asarray(op.data).view(np.uint8), math.prod(shape), 4).reshape(shape), "int4"
+    values = unpack(np.asarray(op.data).view(np.uint8), math.prod(shape), 4, signed=dtype == "int4")
+    return values.reshape(shape), dtype
 
 
 def _range(op: Any) -> StoredRange | None:
@@ -117,7 +121,7 @@ def _computing(weight: Any) -> Any:
 
 def _constant(named: Mapping[str, Any], name: str) -> np.ndarray | None:
     op = named.get(name)
-    return None if op is None else np.asarray(op.data).reshape(-1)
+    return None if op is None else _integers(op)[0].reshape(-1)
 
 
 def _reads_integers(op: Any) -> bool:

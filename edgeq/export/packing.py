@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-BITS = {"int2": 2, "int4": 4}
+BITS = {"int2": 2, "int4": 4, "uint4": 4}
 """Of the types that numpy has no word for."""
 
 
@@ -30,8 +30,8 @@ def pack(integers: np.ndarray, bits: int) -> np.ndarray:
     return packed
 
 
-def unpack(data: np.ndarray, count: int, bits: int) -> np.ndarray:
-    """Bytes to int8 [count].
+def unpack(data: np.ndarray, count: int, bits: int, *, signed: bool = True) -> np.ndarray:
+    """Bytes to int8 [count], or to uint8 [count] where they are unsigned.
 
     Args:
         data: uint8 [ceil(count * bits / 8)].
@@ -44,9 +44,9 @@ def unpack(data: np.ndarray, count: int, bits: int) -> np.ndarray:
     if data.size != -(-count * bits // 8):
         raise ValueError(f"{data.size} bytes do not hold {count} integers of {bits} bits")
     parts = (data.reshape(-1, 1) >> _shifts(bits)) & np.uint8(2 * half - 1)
+    values: np.ndarray = parts.reshape(-1)[:count]
     # the upper half of the numbers stand for those below zero
-    values: np.ndarray = (parts.reshape(-1)[:count].astype(np.int8) ^ np.int8(half)) - np.int8(half)
-    return values
+    return (values.astype(np.int8) ^ np.int8(half)) - np.int8(half) if signed else values
 
 
 def _shifts(bits: int) -> np.ndarray:

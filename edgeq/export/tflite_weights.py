@@ -101,9 +101,13 @@ def _put_integers(quantized: Quantized, group: Group, graph: Graph, operator: An
     """Gives an operator the planned integers as its weight; returns their tensor."""
     kind, weight = graph.kind(operator), quantized.weights[group.name]
     scheme = weight.q.scheme
-    if scheme.dtype not in _WEIGHT_TYPES or scheme.group is not None:
+    if scheme.dtype not in _WEIGHT_TYPES or scheme.group is not None or scheme.symmetry != "symmetric":
         grouped = "" if scheme.group is None else f" in groups of {scheme.group}"
-        raise UnsupportedError(f"no {scheme.dtype} weights{grouped} in TFLite", where=f"layer {group.name}")
+        raise UnsupportedError(
+            f"no {scheme.symmetry} {scheme.dtype} weights{grouped} in TFLite",
+            where=f"layer {group.name}",
+            remedy="take the kernel out of the target file, or choose another format",
+        )
     integers = arrange(kind, weight.integers.numpy())
     index = graph.tensor(group.weight or "", scheme.dtype, integers.shape, integers)
     scale, zero_point = (values.reshape(-1).numpy() for values in (weight.q.scale, weight.q.zero_point))

@@ -68,10 +68,10 @@ def fit_sizes(
 
     def added(name: str, choice: str) -> list[float]:
         """How many scales, integer tensors, integer weights and widenings of fewer bits a layer adds; and, where its
-        weights alone are integers, how many scales, weights and groupings."""
+        weights alone are integers, how many scales, weights, groupings and subtractions of zero points."""
         kernel = None if choice == FLOAT else runtime.kernel(groups[name].op, choice)
         if kernel is None:
-            return [0.0] * 7
+            return [0.0] * 8
         scheme = kernel.weight_scheme
         scales = 0 if scheme is None else _scales(model, groups[name], scheme)
         if kernel.weight_only:
@@ -79,9 +79,10 @@ def fit_sizes(
                 float(scales),
                 float(scales > 0),
                 float(scheme is not None and scheme.group is not None),
+                float(scheme is not None and scheme.symmetry == "asymmetric"),
             ]
         narrow = scheme is not None and scheme.stored_bits < 8
-        return [float(scales), float(name in left_behind), float(scales > 0), float(narrow), 0.0, 0.0, 0.0]
+        return [float(scales), float(name in left_behind), float(scales > 0), float(narrow), *[0.0] * 4]
 
     rows, rest = [], []
     for picked, size in built:
@@ -114,10 +115,11 @@ def _scales(model: Model, group: Group, scheme: Scheme) -> int:
 
 
 def stored_bytes(model: Model, group: Group, kernel: Kernel | None) -> float:
-    """Bytes of a layer's weights and bias, without their scales."""
+    """Bytes of a layer's weights, their zero points where they have any, and bias, without their scales."""
     scheme = kernel.weight_scheme if kernel is not None else None
     if scheme is None or group.weight is None:
         return 4.0 * group.parameters
     channels = _channels(model, group)
     bias = channels * (8 if kernel is not None and kernel.bias == "int64" else 4)
-    return (group.parameters - channels) * scheme.stored_bits / 8 + bias
+    points = _scales(model, group, scheme) if scheme.symmetry == "asymmetric" else 0
+    return (group.parameters - channels + points) * scheme.stored_bits / 8 + bias

@@ -1,4 +1,4 @@
-"""Weights to integers: round to nearest, one symmetric scale for each output channel, or for each few weights of it.
+"""Weights to integers: round to nearest, one scale for each output channel, or for each few weights of it.
 
 Where there are many integers, the largest weight sets the scale. Where there are few, the scale with the least squared
 error does: cutting off the largest weights then costs less than rounding all the others coarsely.
