@@ -11,11 +11,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.export.onnx_constant import constant
+from edgeq.export.onnx_constant import COMPUTED_ONCE, constant
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm"}
 _PASSED = {"Relu", "Clip"}
-_COMPUTED_ONCE = {"Cast", "Mul", "Reshape"}
 
 
 def keep_float_layers(graph: ir.Graph) -> None:
@@ -62,7 +61,7 @@ def _is_float_constant(weight: ir.Value) -> bool:
     made_by = weight.producer()
     if made_by is None:
         return weight.is_initializer()
-    return made_by.op_type in _COMPUTED_ONCE and all(v is not None and _is_float_constant(v) for v in made_by.inputs)
+    return made_by.op_type in COMPUTED_ONCE and all(v is not None and _is_float_constant(v) for v in made_by.inputs)
 
 
 def _is_quantized_behind(node: ir.Node) -> bool:

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from edgeq.export.onnx_constant import COMPUTED_ONCE
 from edgeq.export.packing import BITS
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 
-_COMPUTED_ONCE = {"Cast", "Mul", "Reshape", "Sub"}
 _INVISIBLE = {"QuantizeLinear", "DequantizeLinear", "Identity"}
 
 
@@ -120,7 +120,7 @@ def _constant(value: str, constants: Mapping[str, np.ndarray], producer: Mapping
     made_by = producer.get(value)
     return (
         made_by is not None
-        and made_by.op_type in _COMPUTED_ONCE
+        and made_by.op_type in COMPUTED_ONCE
         and all(name in constants or _constant(name, constants, producer) for name in made_by.input)
     )
 
