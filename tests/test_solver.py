@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from edgeq.errors import GateError
 from edgeq.planning import program, solver
+from edgeq.planning.choices import changes_of
 from edgeq.planning.search import SAME, solve_within
 from edgeq.planning.solver import Boundary, Costs, Infeasible, Need, Problem, Solution, check, cost_of, solve
 
@@ -352,6 +353,22 @@ def two_layers() -> Problem:
         Boundary("conv", int8, {"head": single, "tail": single}, {"latency": 0.25}),
     ]
     return Problem(options, boundaries, [Need("head", int8, (("conv", int8),))], fixed={"latency": 8.0})
+
+
+@settings(deadline=None)
+@given(problems(), st.integers(0, 2**32))
+def test_every_change_of_one_group_is_what_the_whole_plan_would_cost(problem: Problem, seed: int) -> None:
+    possible = plans(problem)
+    if not possible:
+        return
+    choices = random.Random(seed).choice(possible)
+    own, found = cost_of(problem, choices), changes_of(problem, choices)
+    expected = {(g, c): {**choices, g: c} for g, offered in problem.options.items() for c in offered if c != choices[g]}
+    assert [(g, c) for g, others in found.items() for c in others] == list(expected)
+    for (group, choice), edited in expected.items():
+        there, change = cost_of(problem, edited), found[group][choice]
+        assert change.added == pytest.approx({m: there[m] - own[m] for m in own}, abs=1e-12)
+        assert change.allowed == (not check(problem, edited))
 
 
 def test_a_boundary_is_paid_once_and_only_if_both_sides_differ() -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from edgeq.errors import UsageError
 from edgeq.planning.assign import FLOAT
-from edgeq.planning.choices import validate
+from edgeq.planning.choices import changes_of, validate
 from edgeq.planning.ladder import of_choices
 from edgeq.planning.plan import AloneLoss, Plan
 from edgeq.planning.problem import restate
@@ -120,13 +120,11 @@ def explain(
     for one in plan.planned.losses_alone if plan.planned else []:
         alone.setdefault(one.layer, []).append(one)
     changes: dict[str, list[Change]] = {}
-    for layer, offered in problem.options.items():
-        for other in offered:
-            edited = {**choices, layer: other}
-            if other == choices[layer] or check(problem, edited):
+    for layer, others in changes_of(problem, choices).items():
+        for other, (added, allowed) in others.items():
+            if not allowed:
                 continue
-            there = cost_of(problem, edited)
-            loss = (there["loss"] - own["loss"]) / own["loss"] if own["loss"] else there["loss"]
+            loss = added["loss"] / (own["loss"] or 1.0)
             seen = known.get((layer, other))
             told = seen is not None and max(abs(seen.loss), abs(seen.loss - loss)) > seen.chance
             ran = any(one.choice == other for one in alone.get(layer, []))
@@ -134,8 +132,8 @@ def explain(
                 Change(
                     layer=layer,
                     choice=other,
-                    latency=there["latency"] - own["latency"] if "latency" in there else None,
-                    size=there["size"] - own["size"],
+                    latency=added.get("latency"),
+                    size=added["size"],
                     loss=seen.loss if seen is not None and told else loss,
                     loss_from="simulated" if told else "alone" if ran else "predicted",
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeq.planning.choices import Change, changes_of
 from edgeq.planning.describe import describe
 from edgeq.planning.memory import peak_memory
 from edgeq.planning.plan import (
@@ -45,11 +46,12 @@ def written(
         job.model, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=search.precision
     )
     every = search.costs.problems[search.precision].options
+    changes, lost = changes_of(problem, choices), predicted["loss"]
     layers = [
         layer.model_copy(
             update={
                 "alternatives": _priced(every[layer.name], problem.options[layer.name]),
-                "reason": _reason(search, choices, layer.name, layer.reason),
+                "reason": _reason(search, choices, layer.name, changes.get(layer.name, {}), lost) or layer.reason,
             }
         )
         for layer in basis.layers
@@ -110,25 +112,20 @@ def _priced(
     return {choice: dict(costs) for choice, costs in every.items() if choice in left or measures <= costs.keys()}
 
 
-def _reason(search: Search, choices: Mapping[str, str], layer: str, given: str) -> str:
-    """Why a layer got its choice: what the next best one would cost."""
-    problem = search.problem
-    options = problem.options[layer]
-    if len(options) == 1:
-        return given
+def _reason(search: Search, choices: Mapping[str, str], layer: str, others: Mapping[str, Change], lost: float) -> str:
+    """Why a layer got its choice: what each other one would cost. Empty if there is none."""
+    if not others:
+        return ""
+    options = search.problem.options[layer]
     label = " (modelled)" if search.costs.latency_from == "modelled" else ""
-    own = cost_of(problem, choices)
     texts = []
-    for other in options:
-        if other == choices[layer]:
-            continue
-        there = cost_of(problem, {**choices, layer: other})
+    for other, (added, _) in others.items():
         parts = []
         if "latency" in options[other] and "latency" in options[choices[layer]]:
-            parts.append(f"{(there['latency'] - own['latency']) * 1e6:+.0f} us{label}")
+            parts.append(f"{added['latency'] * 1e6:+.0f} us{label}")
         if "energy" in options[other] and "energy" in options[choices[layer]]:
-            parts.append(f"{(there['energy'] - own['energy']) * 1e6:+.2g} uJ (modelled)")
-        parts.append(f"{there['size'] - own['size']:+.0f} bytes")
-        parts.append(f"{(there['loss'] - own['loss']) / max(own['loss'], 1e-12) * 100:+.1f} % loss")
+            parts.append(f"{added['energy'] * 1e6:+.2g} uJ (modelled)")
+        parts.append(f"{added['size']:+.0f} bytes")
+        parts.append(f"{added['loss'] / max(lost, 1e-12) * 100:+.1f} % loss")
         texts.append(f"{other} instead: {', '.join(parts)}")
     return f"least {search.minimize} within the limits; " + "; ".join(texts)
