@@ -236,7 +236,7 @@ def _of_runtime(
         if not group:
             continue
         plans = [(one, _found(one)) for one in group]
-        search, plan = min(plans, key=lambda pair: rank(pair[1], in_turns=True))
+        search, plan = min(plans, key=lambda pair: rank(pair[1]))
         name = f"{job.target.name}/{runtime.format}" + ("/common" if is_common else "")
         found.append(Candidate(name, job, runtime, plan, search, is_common))
     return found

@@ -20,6 +20,7 @@ from edgeq.engine import LOCAL, Engine
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model
+from edgeq.planning.across import first_of
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.budget import allowed_damage
 from edgeq.planning.ladder import by_activations, uniform
@@ -118,9 +119,9 @@ def plan(
                     raise
                 job.clock.progress.note(f"{runtime.format}: {error.cause}")
                 errors.append(error)
-    if not found:
-        raise errors[0]
-    best = min(found, key=rank)
+        if not found:
+            raise errors[0]
+        best = first_of(job, exporter, found)
     return best.model_copy(update={"given": given(case, job.calibration_data), "rules": list(rules)})
 
 
@@ -165,7 +166,7 @@ def _of_runtime(
 
 
 def _first(found: Sequence[tuple[Search, Plan]]) -> tuple[Search, Plan]:
-    return min(found, key=lambda pair: rank(pair[1], in_turns=True))
+    return min(found, key=lambda pair: rank(pair[1]))
 
 
 def _why_wider(search: Search, best: Plan) -> str:

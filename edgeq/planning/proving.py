@@ -157,16 +157,19 @@ def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
     return choices(key), proof
 
 
-def rank(found: Plan, *, in_turns: bool = False) -> tuple[bool, float, float]:
+def rank(found: Plan, beside: float | None = 1.0) -> tuple[bool, float, float]:
     """The same of plans, also of those that nothing could be run of.
 
     Args:
-        in_turns: they are of one runtime, so that units of the float model's time mean the same.
+        beside: what a latency in units of the float model's is multiplied by, the same for plans of one runtime; None
+            where it is not known, and seconds have to do.
     """
     planned = found.planned
     assert planned is not None
     if planned.proof is not None:
-        alone = planned.proof.model_copy(update={"latency_of": {}})
-        return proof_rank(planned.proof if in_turns else alone, planned.minimize, planned.predicted)
+        proof = planned.proof if beside is not None else planned.proof.model_copy(update={"latency_of": {}})
+        failed, value, drop = proof_rank(proof, planned.minimize, planned.predicted)
+        in_units = not failed and planned.minimize == "latency" and "float32" in proof.latency_of
+        return failed, value * (beside or 1.0) if in_units else value, drop
     value = float(planned.size or 0) if planned.minimize == "size" else planned.predicted[planned.minimize]
     return planned.held is False, value, planned.predicted["loss"]

@@ -1,0 +1,108 @@
+"""Plans of several runtimes beside one another: their latencies come from different minutes of one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import device_models as models
+import numpy as np
+import planned_model
+import pytest
+import trained_model
+
+from edgeq.devices import Candidate, Device, open_device
+from edgeq.errors import DeviceError
+from edgeq.planning.plan import Plan, Proof
+from edgeq.planning.planner import plan
+from edgeq.planning.proving import rank
+from edgeq.progress import Silent
+from edgeq.validation.alternating import TURNS, alternating
+from edgeq.validation.gates import Limits
+
+pytest.importorskip("openvino")
+
+SAMPLE = {"x": models.images(1)}
+
+
+def with_proof(latency: float, float32: float, *, held: bool = True, drop: float = 0.0) -> Plan:
+    proof = Proof(
+        latency=latency, latency_of={"float32": float32}, size=1, metric="top-1", unit="%", score=90.0,
+        float_score=90.0 + drop, drop=drop, drop_low=None, drop_high=None, held=held,
+    )  # fmt: skip
+    found = planned_model.plan_of()
+    assert found.planned is not None
+    return found.model_copy(update={"planned": found.planned.model_copy(update={"proof": proof})})
+
+
+def test_a_latency_counts_beside_what_the_float_models_took_in_turns() -> None:
+    """The first was measured while the machine was slow; its float model is as fast as the other's."""
+    slow_minute, fast_minute = with_proof(5e-3, 10e-3), with_proof(4e-3, 5e-3)
+    assert rank(slow_minute, 6e-3) < rank(fast_minute, 6e-3)
+    assert rank(slow_minute, 6e-3)[1] == pytest.approx(3e-3)
+    assert rank(slow_minute, 6e-3) > rank(fast_minute, 3e-3), "the other runtime is twice as fast in float"
+    assert rank(slow_minute, None) > rank(fast_minute, None), "nothing but seconds is known"
+    missed = with_proof(1e-3, 10e-3, held=False, drop=2.0)
+    assert rank(missed, 6e-3) > rank(fast_minute, 6e-3)
+    assert rank(missed, 6e-3) == rank(missed, 1e-3), "a drop is no time"
+
+
+@pytest.mark.parametrize("drift", [1.0, 1.3, 0.8])
+def test_a_machine_that_drifts_changes_no_ratio(drift: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Seconds are made up: 2, 3 and 1 ms on a machine that changes its speed by up to a third with every process, and
+    once stands still for a moment."""
+    true, calls = {"a": 2e-3, "b": 3e-3, "c": 1e-3}, [0]
+
+    def latency(_: Device, artifacts: Mapping[str, Candidate], *__: object, **___: object) -> dict[str, Any]:
+        (name,) = artifacts
+        calls[0] += 1
+        pause = 10.0 if calls[0] == 8 else 1.0
+        return {name: np.full(9, pause * true[name] * drift ** calls[0])}
+
+    monkeypatch.setattr(Device, "latency", latency)
+    given = {name: (Candidate(tmp_path / name, "onnxruntime"), SAMPLE) for name in true}
+    found = alternating(open_device("local"), given, Silent(), threads=1)
+    assert calls[0] == TURNS * len(true)
+    assert found["b"] / found["a"] == pytest.approx(1.5)
+    assert found["c"] / found["a"] == pytest.approx(0.5)
+
+
+def test_runtimes_take_turns(tmp_path: Path) -> None:
+    path = models.write_quantized_onnx(tmp_path / "q.onnx")
+    given = {str(name): (Candidate(path, name), SAMPLE) for name in ("onnxruntime", "openvino")}  # type: ignore[arg-type]
+    found = alternating(open_device("local"), given, Silent(), threads=1)
+    assert list(found) == list(given) and all(0 < seconds < 1 for seconds in found.values())
+
+
+def test_an_emulated_device_has_no_speed(tmp_path: Path) -> None:
+    path = models.write_quantized_onnx(tmp_path / "q.onnx")
+    emulated = Device(
+        name="slow", emulated=True, run=lambda *_: pytest.fail("it ran"), missing=lambda _: DeviceError("")
+    )  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match="emulated"):
+        alternating(emulated, {"a": (Candidate(path, "onnxruntime"), SAMPLE)}, Silent(), threads=1)
+
+
+def test_of_all_formats_the_fastest_plan_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ai_edge_litert")
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
+    files = trained_model.make(tmp_path)
+    seen: list[str] = []
+
+    class Stages(Silent):
+        def start(self, stage: str) -> None:
+            seen.append(stage)
+
+    def planned() -> Plan:
+        return plan(
+            files / "model.pt2", target="x86-avx512", calibration=files / "calib.npz", evaluation=files / "eval.npz",
+            limits=Limits.parse(max_drop="1%"), progress=Stages(),
+        )  # fmt: skip
+
+    found = planned()
+    assert found.planned is not None and found.planned.held
+    assert seen.count("float model in every runtime") == 1
+    seen.clear()
+    assert planned().runtime == found.runtime
+    assert "float model in every runtime" not in seen
