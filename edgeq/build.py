@@ -18,7 +18,7 @@ from edgeq.report.build import describe_build
 from edgeq.report.conclude import Built
 from edgeq.report.layers import layer_table
 from edgeq.report.schema import Audit, Layer
-from edgeq.validation.measure import ends_of, measure
+from edgeq.validation.measure import ends_of, fed, measure
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,13 @@ def judge(job: Job, runtime: Runtime, written: Written) -> Built:
         DeviceError: the device or the runtime failed.
         AuditError: the runtime did not run on integers what the file holds as integers.
     """
-    net, quantized, audited, measured = job.model, written.quantized, written.audit, None
+    net, quantized, audited, measured, sample = job.model, written.quantized, written.audit, None, None
     if isinstance(job.device, Device) and job.evaluation is not None:
+        artifact = Candidate(written.files[0], runtime.name, run_options(written.plan.float_precision))
+        sample = artifact, fed({n: a[:1] for n, a in job.evaluation.inputs.items()}, ends_of(net, quantized))
         with job.clock.stage(f"validate in {runtime.name}") as steps:
             measured = measure(
-                Candidate(written.files[0], runtime.name, run_options(written.plan.float_precision)),
+                artifact,
                 written.baseline[0],
                 job.device,
                 job.evaluation,
@@ -108,4 +110,4 @@ def judge(job: Job, runtime: Runtime, written: Written) -> Built:
     )
     outputs = [quantized.activations[n].q if n in quantized.activations else None for n in net.output_nodes]
     steps_of = [None if q is None else float(q.scale) for q in outputs]
-    return Built(build, written.plan, measured.outputs if measured else [], steps_of)
+    return Built(build, written.plan, measured.outputs if measured else [], steps_of, sample=sample)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ import torch
 from edgeq.build import judge, write
 from edgeq.case import Case
 from edgeq.data.dataset import Dataset
+from edgeq.devices import Device
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError
@@ -26,6 +28,7 @@ from edgeq.registry.schema import Runtime
 from edgeq.report.build import failed_build
 from edgeq.report.conclude import Built, conclude, write_build
 from edgeq.report.schema import Report
+from edgeq.validation.alternating import alternating
 from edgeq.validation.gates import Limits
 from edgeq.validation.metric import Metric
 
@@ -101,6 +104,7 @@ def deploy(
         built = [_build(job, r, exporter, folder, choices, precision) for r in job.runtimes]
         if all(b.error for b in built):
             raise next(b.error for b in built if b.error)
+        built = _in_turns(job, built)
         data = {"calibration": job.calibration_data} | ({"evaluation": job.evaluation} if job.evaluation else {})
         report = conclude(
             job.model,
@@ -114,6 +118,18 @@ def deploy(
         )
         write_build(folder, report, built, job.evaluation, keep_all=format == "all")
         return report
+
+
+def _in_turns(job: Job, built: list[Built]) -> list[Built]:
+    """With what the formats take in turns, where there are several that were timed: which one is kept hangs on it."""
+    timed = {b.build.format: b.sample for b in built if b.build.speed is not None and b.sample is not None}
+    if len(timed) < 2 or not isinstance(job.device, Device):
+        return built
+    with job.clock.stage("formats in turns") as steps:
+        seconds = alternating(job.device, timed, steps, threads=job.threads)
+    return [
+        replace(b, build=b.build.model_copy(update={"seconds_in_turns": seconds.get(b.build.format)})) for b in built
+    ]
 
 
 def _build(

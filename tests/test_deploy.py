@@ -93,6 +93,11 @@ def test_all_formats_of_a_target_are_kept_and_auto_keeps_one(files: Path, tmp_pa
     report = build(files, tmp_path / "auto", format="auto")
     kept = [form for form, name in FORMATS.items() if (tmp_path / "auto" / name).is_file()]
     assert kept == [report.chosen]
+    turns = {b.format: b.seconds_in_turns for b in report.builds}
+    assert all(seconds is not None and 0 < seconds < 1 for seconds in turns.values())
+    able = [b for b in report.builds if all(gate.passed for gate in b.gates)] or report.builds
+    assert turns[report.chosen] == min(turns[b.format] or 1.0 for b in able)
+    assert "in turns with the others" in report.chosen_because
 
 
 def test_missed_limit_fails_and_everything_is_written(files: Path, tmp_path: Path) -> None:

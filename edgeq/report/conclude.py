@@ -11,6 +11,8 @@ import numpy as np
 
 import edgeq
 from edgeq.data.dataset import Dataset
+from edgeq.devices import Candidate
+from edgeq.devices.device import Inputs
 from edgeq.errors import EdgeqError
 from edgeq.files import atomic_write, sha256_file, write_json
 from edgeq.lock import Golden, versions_now, write_lock
@@ -38,6 +40,7 @@ class Built:
         outputs: the artefact's raw outputs on the evaluation samples; empty where it was not run.
         steps: per output, one quantization step in real units, None for float.
         error: what the format failed with.
+        sample: the artefact with one sample, where it can be timed.
     """
 
     build: Build
@@ -45,20 +48,26 @@ class Built:
     outputs: list[np.ndarray]
     steps: list[float | None]
     error: EdgeqError | None = None
+    sample: tuple[Candidate, Inputs] | None = None
 
 
 def best_build(builds: Sequence[Build]) -> tuple[Build, str]:
-    """The build to keep, and why: fewest failed gates first, then lowest latency where it was measured, then size."""
+    """The build to keep, and why: fewest failed gates first, then lowest latency where it was measured (in turns with
+    the others, where it was), then size."""
     able = [b for b in builds if b.error is None]
 
     def rank(build: Build) -> tuple[int, int, float, int]:
         failed = sum(not gate.passed for gate in build.gates)
-        latency = build.speed.artifact.p50 if build.speed else float("inf")
+        latency = build.seconds_in_turns or (build.speed.artifact.p50 if build.speed else float("inf"))
         return failed, not build.validated, latency, build.size_bytes
 
     best = min(able, key=rank)
     if len(able) == 1:
         return best, "the only format that was built"
+    if best.seconds_in_turns:
+        others = sorted((b.seconds_in_turns, b.format) for b in able if b.seconds_in_turns and b is not best)
+        beside = ", ".join(f"{form} takes {times_text(seconds / best.seconds_in_turns)}" for seconds, form in others)
+        return best, f"{seconds_text(best.seconds_in_turns)} in turns with the others, of which {beside}"
     if best.speed:
         return best, f"fastest of {len(able)} formats: {seconds_text(best.speed.artifact.p50)}"
     return best, f"smallest of {len(able)} formats: {bytes_text(best.size_bytes)}"

@@ -157,6 +157,8 @@ class Build(_Strict):
     accuracy: Accuracy | None
     speed: Speed | None
     no_speed_because: str | None
+    seconds_in_turns: float | None = None
+    """Of one inference, where several formats took turns; `speed` has what took turns with its own float model."""
     peak_memory_bytes: int | None
     cold_start_seconds: float | None
     placements: list[Placement]
