@@ -66,8 +66,8 @@ def best_build(builds: Sequence[Build]) -> tuple[Build, str]:
         return best, "the only format that was built"
     if best.seconds_in_turns:
         others = sorted((b.seconds_in_turns, b.format) for b in able if b.seconds_in_turns and b is not best)
-        beside = ", ".join(f"{form} takes {times_text(seconds / best.seconds_in_turns)}" for seconds, form in others)
-        return best, f"{seconds_text(best.seconds_in_turns)} in turns with the others, of which {beside}"
+        beside = ", ".join(f"{form} {times_text(seconds / best.seconds_in_turns)}" for seconds, form in others)
+        return best, f"{seconds_text(best.seconds_in_turns)} in turns with the others: {beside} of that"
     if best.speed:
         return best, f"fastest of {len(able)} formats: {seconds_text(best.speed.artifact.p50)}"
     return best, f"smallest of {len(able)} formats: {bytes_text(best.size_bytes)}"
