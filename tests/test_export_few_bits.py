@@ -186,6 +186,7 @@ def test_the_first_of_several_integers_is_in_the_lowest_bits() -> None:
     assert pack(np.array([[1, -2], [-7, 7]]), 4).tolist() == [0xE1, 0x79]
     assert pack(np.array([3, -8, 5]), 4).tolist() == [0x83, 0x05]
     assert unpack(np.array([0x83, 0x05], np.uint8), 3, 4).tolist() == [3, -8, 5]
+    assert unpack(np.array([0x83, 0x0F], np.uint8), 3, 4, signed=False).tolist() == [3, 8, 15]
     assert pack(np.array([[1, -2], [-1, 0]]), 2).tolist() == [0b00111001]
     assert pack(np.array([-2, 1, 0, -1, 1]), 2).tolist() == [0b11000110, 0b01]
     assert unpack(np.array([0b11000110, 0b01], np.uint8), 5, 2).tolist() == [-2, 1, 0, -1, 1]

@@ -98,7 +98,7 @@ def _steps(scale: np.ndarray, zero: np.ndarray) -> set[tuple[float, int]]:
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
-    """A constant's values; those of 2 and 4 bits, for which numpy has no type, as 8."""
+    """A constant's values; those of 2 and 4 bits, for which numpy has no type, as int8 or uint8."""
     values: np.ndarray = numpy_helper.to_array(tensor)
     held = {onnx.TensorProto.INT2: np.int8, onnx.TensorProto.INT4: np.int8, onnx.TensorProto.UINT4: np.uint8}
     return values.astype(held.get(tensor.data_type, values.dtype))
