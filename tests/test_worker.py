@@ -113,9 +113,24 @@ def test_openvino_runs_in_float32_unless_asked(tmp_path: Path, onnx_model: Path)
         job = {"m": artifact(onnx_model, files, precision=precision)}
         result = run_job(tmp_path, "placement", "openvino", artifacts=job, runs=2)
         if flag in told:
-            assert ("bf16" in {r["precision"] for r in result["rows"]}) == (precision == "bfloat16")
+            assert ("bf16" in {r["precision"] for r in result["rows"]["m"]}) == (precision == "bfloat16")
         else:
             assert "no bfloat16" in result["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_placements_of_several_artifacts_are_those_of_each_alone(tmp_path: Path, onnx_model: Path, name: str) -> None:
+    files = stage(tmp_path, a=models.samples(2), b=models.samples(2))
+    both = {key: artifact(onnx_model, files) for key in ("one", "two")}
+    result = run_job(tmp_path, "placement", name, artifacts=both, runs=3)
+    (alone,) = run_job(tmp_path, "placement", name, artifacts={"one": both["one"]}, runs=3)["rows"].values()
+
+    def known(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+        return [(row["name"], row["op"]) for row in rows]
+
+    assert list(result["rows"]) == ["one", "two"] and alone
+    assert all(known(rows) == known(alone) for rows in result["rows"].values())
+    assert json.dumps({"progress": [2, 2]}) in result["stdout"]
 
 
 @given(st.lists(st.floats(1, 50), min_size=20, max_size=40), st.floats(1, 4))
@@ -130,7 +145,7 @@ def test_means_of_openvino_without_its_first_calls(later: list[float], slower: f
 def test_openvino_profiles_the_calls_that_were_asked_for(tmp_path: Path, onnx_model: Path) -> None:
     files = stage(tmp_path, a=models.samples(1), b=models.samples(1))
     job = {"m": artifact(onnx_model, files)}
-    few, many = (run_job(tmp_path, "placement", "openvino", artifacts=job, runs=n)["rows"] for n in (2, 40))
+    few, many = (run_job(tmp_path, "placement", "openvino", artifacts=job, runs=n)["rows"]["m"] for n in (2, 40))
     assert [r["name"] for r in few] == [r["name"] for r in many]
     assert any(r["microseconds"] is not None for r in many)
 
