@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -135,6 +136,14 @@ def prepare(
         UsageError: wrong arguments or data.
         UnsupportedError: the model cannot be handled.
     """
+    with ThreadPoolExecutor(max_workers=2) as beside:
+        there = [(aim.device, r.name) for aim in aims for r in aim.runtimes if isinstance(aim.device, Device)]
+        for device, runtime in {(device.name, runtime): (device, runtime) for device, runtime in there}.values():
+            beside.submit(device.environment, runtime)  # it keeps them; what is wrong is told when they are needed
+        return _prepared(case, aims, clock, cache, engine)
+
+
+def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None, engine: Engine) -> list[Job]:
     cache = cache or open_cache(clock.progress.note)
     loaded = load_case(case, clock, cache)
     calibration, impact = _calibrated(loaded, [r for aim in aims for r in aim.runtimes], clock, cache)

@@ -1,4 +1,4 @@
-"""Which of several runtimes' plans is the fastest: they were measured minutes apart, and a machine drifts."""
+"""Latencies of several runtimes beside one another: they are measured minutes apart, and a machine drifts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from edgeq.cache import Entry, cached, content_key
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Inputs
 from edgeq.export.artifact import Exporter
-from edgeq.planning.plan import Plan
-from edgeq.planning.proving import rank
+from edgeq.planning.assign import FLOAT
+from edgeq.planning.search import Search, best_of
+from edgeq.planning.solver import cost_of, least
 from edgeq.prepare import Job
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
@@ -19,13 +20,39 @@ FLOATS_VERSION = 1
 """To be raised whenever the float models are timed in another way."""
 
 
-def first_of(job: Job, exporter: Exporter, found: Sequence[Plan]) -> Plan:
-    """The plan that ranks first. Of plans of several runtimes each latency counts in units of its own float model's,
-    which took turns with it, times what the float models took in turns with one another."""
-    if len({plan.runtime for plan in found}) < 2:
-        return min(found, key=rank)
-    floats = _floats(job, exporter, [r for r in job.runtimes if any(plan.runtime == r.name for plan in found)])
-    return min(found, key=lambda plan: rank(plan, floats.get(plan.runtime)))
+def beside_floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> dict[str, float | None]:
+    """By runtime, what a latency in units of its own float model's is multiplied by, to be compared with the others':
+    1 for one runtime alone; for several what their float models took in turns, None where that is not known."""
+    if len(runtimes) == 1:
+        return {runtimes[0].name: 1.0}
+    floats = _floats(job, exporter, runtimes)
+    return {runtime.name: floats.get(runtime.name) for runtime in runtimes}
+
+
+def expected(search: Search, caps: Mapping[str, float], beside: float | None) -> float | None:
+    """The least that any plan of a search is predicted to be ranked by (see `rank`), before anything is solved for or
+    built; None where no prediction is as good as a measurement.
+
+    Args:
+        caps: by measure, the most that a plan may be predicted to cost.
+        beside: of the search's runtime, from `beside_floats`.
+
+    Raises:
+        Infeasible: no plan is predicted to hold the limits other than that on the loss.
+    """
+    measure, problem = search.minimize, search.problem
+    if measure not in ("latency", "size"):
+        return None
+    bound = least(problem, minimize=measure, limits=caps)
+    if bound == float("inf"):  # the loss cannot be held beside the others, and the plan that loses least is taken
+        bound = best_of(search, caps).costs[measure]
+    if measure == "size":
+        return bound
+    if search.costs.latency_from != "measured" or beside is None:
+        return None
+    floats = search.costs.problems["float32"]
+    unit = cost_of(floats, dict.fromkeys(floats.options, FLOAT))["latency"]
+    return bound / unit * beside if unit > 0 else None
 
 
 def _floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> Mapping[str, float]:

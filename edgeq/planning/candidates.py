@@ -18,9 +18,9 @@ from edgeq.planning.ladder import uniform
 from edgeq.planning.losses import arithmetic
 from edgeq.planning.offered import offered_too, refusal
 from edgeq.planning.plan import Plan, Proof, TensorPlan
-from edgeq.planning.planner import find
 from edgeq.planning.proving import held, prove, rank
 from edgeq.planning.record import written
+from edgeq.planning.rounds import find
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
 from edgeq.prepare import Job, answered
@@ -193,6 +193,7 @@ def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime, 
         key=key,
         made={},
         proofs={},
+        solutions={},
     )
 
 
@@ -300,6 +301,7 @@ def _of_all(search: Search, runtime: Runtime, others: Sequence[Job], shop: Works
         folder=next(shop.folders),
         made={},
         proofs={},
+        solutions={},
         notes=(*search.notes, f"only what {', '.join(other.target.name for other, _ in readers)} also offers"),
     )
 

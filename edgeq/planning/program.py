@@ -138,8 +138,26 @@ def search(program: Program, minimize: str, limits: Costs, gap: float, seconds: 
         ceiling = value  # what is left is too small for HiGHS to see: leave out all that costs more, scale up the rest
 
 
-def _run(program: Program, minimize: str, limits: Costs, ceiling: float, gap: float, seconds: float) -> Found:
-    """One search in a scaled program without what alone breaks a limit or costs more than the ceiling."""
+def relaxed(program: Program, minimize: str, limits: Costs, seconds: float) -> float:
+    """What no plan within the limits has less of, by the program without integers, in a fraction of a search's time;
+    infinite if there is no such plan."""
+    return _run(program, minimize, limits, inf, 0.0, seconds, relax=True).bound
+
+
+def _run(
+    program: Program,
+    minimize: str,
+    limits: Costs,
+    ceiling: float,
+    gap: float,
+    seconds: float,
+    relax: bool = False,
+) -> Found:
+    """One search in a scaled program without what alone breaks a limit or costs more than the ceiling.
+
+    Args:
+        relax: choices may be split; the bound is then all that is to be read.
+    """
     from scipy.sparse import csr_array, vstack
 
     problem, columns, costs, base, equal, below = program
@@ -149,7 +167,7 @@ def _run(program: Program, minimize: str, limits: Costs, ceiling: float, gap: fl
     for measure, left in (*room.items(), (minimize, ceiling - base.get(minimize, 0.0))):
         rounding = _ROUNDING * (abs(left) + 2 * abs(base.get(measure, 0.0)))
         if left < -rounding:
-            return Found("infeasible")
+            return Found("infeasible", bound=inf)
         upper[costs.get(measure, nothing) > left + rounding] = 0.0  # no huge coefficient may hide behind a tolerance
     possible = {m: values * upper for m, values in costs.items()}
     tight = [m for m, left in room.items() if left > 0.0 and m in costs]
@@ -166,7 +184,7 @@ def _run(program: Program, minimize: str, limits: Costs, ceiling: float, gap: fl
         objective += possible[measure] * (share * weight / sum(weights.values()) / possible[measure].sum())
     objective[-1] = least
 
-    scaled = _Scaled(objective * scale, upper, equal, (rows, most), len(columns))
+    scaled = _Scaled(objective * scale, upper, equal, (rows, most), 0 if relax else len(columns))
     state, values, proved = _highs(program, scaled, gap * 0.98, seconds)
     unseen = (_TOLERANCE + _PRICE_TOLERANCE * len(upper)) / scale
     bound = proved / scale - share - unseen
@@ -284,7 +302,9 @@ def _integers(scaled: _Scaled, gap: float, seconds: float) -> _Answer:
         )
     if result.x is None and "infeasible" in result.message:
         return _Answer("infeasible", None, inf)
-    proved = result.mip_dual_bound if result.mip_dual_bound is not None else -inf
+    proved = result.mip_dual_bound
+    if proved is None or not scaled.whole:
+        proved = result.fun if result.status == 0 and not scaled.whole else -inf
     return _Answer("optimal" if result.status == 0 else "time limit", result.x, proved)
 
 

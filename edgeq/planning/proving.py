@@ -110,7 +110,7 @@ def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None
     one = {name: array[:1] for name, array in search.evaluation.inputs.items()}
     own = {name: fed(one, built.ends) for name, built in made.items()}
     runs = device.latency(
-        candidates, one, own_inputs=own, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, threads=job.threads
+        candidates, one, own_inputs=own, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, warmup=3, threads=job.threads
     )
     medians = {name: float(np.median(seconds)) for name, seconds in runs.items()}
     return medians.pop("plan"), medians

@@ -26,7 +26,7 @@ from edgeq.planning.plan import (
 from edgeq.planning.problem import known
 from edgeq.planning.proven import proven_choices
 from edgeq.planning.rules import Rule, idle, narrowed
-from edgeq.planning.solver import Infeasible, Problem, Solution, solve
+from edgeq.planning.solver import Infeasible, Problem, Solution, least, solve
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.registry.schema import Profile, Runtime
@@ -73,6 +73,7 @@ class Search:
     notes: tuple[str, ...] = ()
     made: dict[tuple[str, ...], Made] = field(default_factory=dict)
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
+    solutions: dict[tuple[tuple[str, float], ...], Solution] = field(default_factory=dict)
 
     @property
     def device(self) -> Device:
@@ -278,28 +279,35 @@ def solve_within(problem: Problem, minimize: str, caps: Mapping[str, float]) -> 
     if minimize != "latency":
         return _cheapest(problem, minimize, caps)
     free = {measure: cap for measure, cap in caps.items() if measure != "loss"}
-    careful = _careful(problem, solve(problem, minimize=minimize, limits=free), free)
     most = caps.get("loss", float("inf"))
-    if careful.costs.get("loss", 0.0) <= most:
-        return careful
+    fastest = solve(problem, minimize=minimize, limits=free)
+    if least(problem, minimize="loss", limits=_as_fast(fastest, free)) <= most:
+        careful = _careful(problem, fastest, free)
+        if careful.costs.get("loss", 0.0) <= most:
+            return careful
     best = _cheapest(problem, minimize, caps)
     return best if best.costs["loss"] > most else _careful(problem, best, caps)
 
 
 def _cheapest(problem: Problem, minimize: str, caps: Mapping[str, float]) -> Solution:
     try:
-        return solve(problem, minimize=minimize, limits=caps)
+        if least(problem, minimize=minimize, limits=caps) < float("inf"):
+            return solve(problem, minimize=minimize, limits=caps)
     except Infeasible:
-        return solve(problem, minimize="loss", limits={m: c for m, c in caps.items() if m != "loss"})
+        pass
+    return solve(problem, minimize="loss", limits={m: c for m, c in caps.items() if m != "loss"})
 
 
 def _careful(problem: Problem, best: Solution, caps: Mapping[str, float]) -> Solution:
     """The plan that loses least among those that are as fast as the best, to what the table can tell."""
-    within = min(best.costs.get("latency", 0.0) * (1 + SAME), caps.get("latency", float("inf")))
-    careful = solve(problem, minimize="loss", limits={**caps, "latency": within})
+    careful = solve(problem, minimize="loss", limits=_as_fast(best, caps), gap=SAME)
     value = careful.costs.get("latency", 0.0)
     gap = max(0.0, (value - best.bound) / value) if value else 0.0
     return replace(careful, bound=best.bound, gap=gap, method=best.method)
+
+
+def _as_fast(best: Solution, caps: Mapping[str, float]) -> dict[str, float]:
+    return {**caps, "latency": min(best.costs.get("latency", 0.0) * (1 + SAME), caps.get("latency", float("inf")))}
 
 
 def best_of(search: Search, caps: Mapping[str, float]) -> Solution:
@@ -308,8 +316,11 @@ def best_of(search: Search, caps: Mapping[str, float]) -> Solution:
     Raises:
         Infeasible: there is none; says if that is by a modelled latency.
     """
+    known = tuple(sorted(caps.items()))
     try:
-        return solve_within(search.problem, search.minimize, caps)
+        if known not in search.solutions:
+            search.solutions[known] = solve_within(search.problem, search.minimize, caps)
+        return search.solutions[known]
     except Infeasible as error:
         if "latency" not in error.conflict or search.costs.latency_from != "modelled":
             raise

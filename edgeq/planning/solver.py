@@ -10,10 +10,10 @@ from typing import Literal
 
 from edgeq.errors import GateError
 from edgeq.planning.choices import Boundary, Costs, Need, Problem, check, cost_of, over, validate
-from edgeq.planning.program import Program, build, relative_gap, search
+from edgeq.planning.program import Program, build, relative_gap, relaxed, search
 from edgeq.planning.swaps import cheapest, improve
 
-__all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "check", "cost_of", "solve"]
+__all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "check", "cost_of", "least", "solve"]
 
 SECONDS = 2.0
 """For the search of a thousand groups or fewer."""
@@ -110,6 +110,13 @@ def solve(
     elif found.state == "time limit" and found.choices:
         method = "time limit"
     return Solution(choices, costs, bound, relative_gap(value, bound), method, time.perf_counter() - begin)
+
+
+def least(problem: Problem, *, minimize: str, limits: Costs) -> float:
+    """What no plan within the limits has less of, from the relaxation: a bound, in a hundredth of a second where
+    `solve` takes up to seconds; infinite if no plan holds the limits."""
+    validate(problem)
+    return relaxed(build(problem), minimize, limits, SECONDS * max(1.0, len(problem.options) / 1000))
 
 
 def _explain(program: Program, limits: Costs, gap: float, seconds: float) -> Infeasible:

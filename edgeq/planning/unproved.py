@@ -12,7 +12,7 @@ from edgeq.planning.ladder import uniform
 from edgeq.planning.plan import Attempt, Compiled, Plan
 from edgeq.planning.record import written
 from edgeq.planning.search import Search, best_of
-from edgeq.planning.solver import Infeasible, Solution
+from edgeq.planning.solver import Infeasible
 from edgeq.planning.vela import estimate
 
 
@@ -29,24 +29,20 @@ def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], a
     most = search.job.limits.max_size
     preferred, held = uniform(search.allowed), dict(caps)
     made: list[Attempt] = []
-    solution: Solution | None = None
     with search.job.clock.stage(f"search in {search.runtime.name}, {search.precision}") as steps:
+        solution = best_of(search, held)
         for done in range(1, attempts + 1):
-            try:
-                found = best_of(search, held)
-            except Infeasible:
-                if solution is None:
-                    raise
-                break
-            solution = found
-            artifact, _, size = search.built(found.choices)
-            changed = sum(found.choices[name] != choice for name, choice in preferred.items())
-            made.append(Attempt(loss_limit=held["loss"], predicted=found.costs, changed=changed, proof=None))
+            artifact, _, size = search.built(solution.choices)
+            changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
+            made.append(Attempt(loss_limit=held["loss"], predicted=solution.costs, changed=changed, proof=None))
             steps.step(done, attempts)
-            if most is None or size <= most:
+            if most is None or size <= most or done == attempts:
                 break
-            held["size"] = min(held["size"], most * found.costs["size"] / size) * 0.999
-        assert solution is not None
+            held["size"] = min(held["size"], most * solution.costs["size"] / size) * 0.999
+            try:
+                solution = best_of(search, held)
+            except Infeasible:
+                break
     compiled, told = _compiled(search, artifact.path)
     notes = [*notes, *told, "not validated: no accuracy, latency or energy of this plan was measured"]
     return written(search, solution.choices, None, solution, held, made, notes, size, compiled)

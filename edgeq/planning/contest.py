@@ -1,0 +1,194 @@
+"""The searches that may find the best plan - of every runtime, precision and type of activations - and the plan that is
+kept of theirs. What is predicted to be far behind a plan that was proved is not built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf, isinf
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeq.errors import EdgeqError, GateError, UsageError
+from edgeq.export.artifact import Exporter
+from edgeq.planning.across import beside_floats, expected
+from edgeq.planning.ladder import by_activations
+from edgeq.planning.plan import Plan
+from edgeq.planning.proving import held, rank
+from edgeq.planning.rounds import Start, allowed_loss, find, start
+from edgeq.planning.rules import Rule
+from edgeq.planning.search import SAME, Search, searches
+from edgeq.planning.solver import solve
+from edgeq.prepare import Job
+from edgeq.registry.schema import Runtime
+from edgeq.report.wording import times_text
+from edgeq.validation.gates import Limits
+
+FAR = {"latency": 1.25, "size": 1.05}
+"""By what is minimized, how many times what the best plan measured another search must be predicted to find at least,
+to be left unbuilt. Predictions of whole plans are off by less (see `tools/bench/predicted_latency.py`)."""
+
+
+Open = Callable[[str, Runtime], list[Search]]
+"""Makes the searches of a runtime with one type of activations."""
+
+
+class Found(NamedTuple):
+    """What a search found."""
+
+    search: Search
+    plan: Plan
+
+
+@dataclass
+class Contest:
+    """What the searches of one job have found so far.
+
+    Attributes:
+        allowed: the loss that a plan may be predicted at (see `allowed_loss`).
+        beside: by runtime, what makes latencies comparable (see `beside_floats`).
+        passed: of the searches that nothing was built for, why.
+        errors: of those that found nothing.
+    """
+
+    job: Job
+    allowed: float | None
+    beside: Mapping[str, float | None] = field(default_factory=dict)
+    found: list[Found] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    errors: list[EdgeqError] = field(default_factory=list)
+
+    def first(self, runtime: Runtime | None = None) -> Found | None:
+        """The best plan so far, of one runtime or of all."""
+        some = [one for one in self.found if runtime is None or one.search.runtime.name == runtime.name]
+        return min(some, key=self._rank, default=None)
+
+    def carry_out(self, entered: Iterable[Search]) -> None:
+        """Makes the searches in the order of what they are predicted to find."""
+        begun: list[tuple[float, Search, Start]] = []
+        for search in entered:
+            first = start(search, self.allowed)
+            try:
+                begun.append((self._hoped(search, first.caps), search, first))
+            except EdgeqError as error:
+                self.failed(search.runtime, error)
+        for hoped, search, first in sorted(begun, key=lambda one: one[0]):
+            if why := self._hopeless(search, hoped):
+                self.passed.append(f"{search.runtime.format}, {search.precision}: not built, {why}")
+                self.job.clock.progress.note(self.passed[-1])
+                continue
+            try:
+                self.found.append(Found(search, find(search, first)))
+            except EdgeqError as error:
+                self.failed(search.runtime, error)
+
+    def failed(self, runtime: Runtime, error: EdgeqError) -> None:
+        """Another search may find something.
+
+        Raises:
+            EdgeqError: none will: it is not that limits are too tight, and this is the only runtime.
+        """
+        if len(self.job.runtimes) == 1 and not isinstance(error, GateError):
+            raise error
+        self.job.clock.progress.note(f"{runtime.format}: {error.cause}")
+        self.errors.append(error)
+
+    def _rank(self, one: Found) -> tuple[bool, float, float]:
+        return rank(one.plan, self.beside.get(one.search.runtime.name))
+
+    def _hoped(self, search: Search, caps: Mapping[str, float]) -> float:
+        value = expected(search, caps, self.beside.get(search.runtime.name))
+        return inf if value is None else value
+
+    def _hopeless(self, search: Search, hoped: float) -> str:
+        """Why nothing is built for a search; empty if something is."""
+        first = self.first()
+        if first is None or isinf(hoped):
+            return ""
+        assert first.plan.planned is not None
+        measure, proof = first.plan.planned.minimize, first.plan.planned.proof
+        if measure != search.minimize or measure not in FAR or proof is None or not proof.held:
+            return ""
+        times = hoped / self._rank(first)[1]
+        best = f"the plan in {first.search.runtime.format}, {first.search.precision}"
+        return f"predicted at no less than {times_text(times)} the {measure} of {best}" if times > FAR[measure] else ""
+
+
+def best_plan(job: Job, exporter: Exporter, folder: Path, minimize: str, rules: Sequence[Rule]) -> Plan:
+    """The best plan of all runtimes: in every precision of what stays in float, and with wider activations where those
+    of the preferred type cost too much accuracy, or where the rules leave none of it.
+
+    Raises:
+        EdgeqError: no search found anything; the error of the first one.
+    """
+
+    def opened(kind: str, typed: Runtime) -> list[Search]:
+        place = folder / f"{typed.format}-{kind}"
+        place.mkdir()
+        return searches(job, typed, exporter, place, minimize, rules)
+
+    contest = Contest(job, allowed_loss(job))
+    kinds = {runtime.name: iter(by_activations(runtime).items()) for runtime in job.runtimes}
+    entered: dict[str, list[Search]] = {}
+    for runtime in job.runtimes:
+        try:
+            entered[runtime.name] = _first_of(kinds[runtime.name], opened)
+        except EdgeqError as error:
+            contest.failed(runtime, error)
+    runtimes = [runtime for runtime in job.runtimes if runtime.name in entered]
+    contest.beside = beside_floats(job, exporter, runtimes) if runtimes else {}
+    contest.carry_out([search for every in entered.values() for search in every])
+    told = {runtime.name: _wider(contest, runtime, kinds[runtime.name], opened) for runtime in runtimes}
+    best = contest.first()
+    if best is None:
+        raise contest.errors[0]
+    planned = best.plan.planned
+    assert planned is not None
+    notes = [*planned.notes, *told[best.search.runtime.name], *contest.passed]
+    return best.plan.model_copy(update={"planned": planned.model_copy(update={"notes": notes})})
+
+
+def _first_of(kinds: Iterator[tuple[str, Runtime]], opened: Open) -> list[Search]:
+    """The searches with the first type of activations that the rules leave something of."""
+    refused: UsageError | None = None
+    for kind, typed in kinds:
+        try:
+            return opened(kind, typed)
+        except UsageError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _wider(contest: Contest, runtime: Runtime, kinds: Iterator[tuple[str, Runtime]], opened: Open) -> list[str]:
+    """Searches with the wider types of activations, as long as they may mend something; says what came of it."""
+    told = []
+    for kind, typed in kinds:
+        before = contest.first(runtime)
+        why = "" if before is None else _why_wider(*before)
+        if not why:
+            break
+        contest.job.clock.progress.note(f"{kind} activations are tried as well: {why}")
+        failures = len(contest.errors)
+        try:
+            contest.carry_out(opened(kind, typed))
+            outcome = "they are no better" if contest.first(runtime) is before else "they are better"
+            outcome = next((error.cause for error in contest.errors[failures:]), outcome)
+        except EdgeqError as error:  # what was found without them stands
+            outcome = error.cause
+        told.append(f"{kind} activations were tried as well: {why}; {outcome}")
+    return told
+
+
+def _why_wider(search: Search, best: Plan) -> str:
+    """What is wrong with the best plan so far that activations of more bits may mend; empty if nothing is."""
+    planned, measure = best.planned, search.minimize
+    assert planned is not None
+    if planned.proof is not None:
+        enough = held(Limits(max_drop=search.job.limits.max_drop), planned.proof)
+        return "" if enough else "without them the best plan loses too much"
+    if not planned.held:  # it is too large, whatever it may lose
+        return ""
+    others = {name: cap for name, cap in planned.limits.items() if name != "loss"}
+    least, cost = solve(search.problem, minimize=measure, limits=others).costs[measure], planned.predicted[measure]
+    return f"without them the limit on the loss is paid for in {measure}" if cost > least * (1 + SAME) else ""

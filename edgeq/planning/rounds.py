@@ -1,0 +1,189 @@
+"""The rounds of one search: solve, build, measure, and solve again with what was learned, until the limits hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from edgeq.cache import Cache, Entry, cached, content_key
+from edgeq.errors import UsageError
+from edgeq.planning.assign import FLOAT
+from edgeq.planning.budget import allowed_damage
+from edgeq.planning.ladder import uniform
+from edgeq.planning.plan import Attempt, Plan, Proof
+from edgeq.planning.proving import best_proof, held, prove
+from edgeq.planning.record import written
+from edgeq.planning.search import Search, best_of
+from edgeq.planning.solver import Infeasible, Solution, check, cost_of
+from edgeq.planning.unproved import without_proof
+from edgeq.prepare import Job
+from edgeq.validation.accuracy import compare, quick_drop
+from edgeq.validation.gates import Drop, Limits, drop_limit
+from edgeq.validation.metric import identity
+
+ATTEMPTS = 5
+"""Builds that the search may make after the first solution."""
+
+TIGHTER = 0.5
+"""What is left of the loss that was spent after a round that missed the drop."""
+
+ALLOWED_VERSION = 1
+"""To be raised whenever the loss that a drop allows is found in another way."""
+
+
+class Start(NamedTuple):
+    """What the first round is solved under.
+
+    Attributes:
+        caps: by measure, the most that a plan may be predicted to cost.
+        notes: what a reader of the plan has to know.
+    """
+
+    caps: dict[str, float]
+    notes: list[str]
+
+
+def start(search: Search, allowed: float | None) -> Start:
+    """What the limits mean for a search.
+
+    Args:
+        allowed: from `allowed_loss`.
+    """
+    job, notes = search.job, list(search.notes)
+    if allowed is None:
+        allowed = cost_of(search.problem, uniform(search.allowed))["loss"]
+        notes.append("no largest drop was given: no more may be lost than the preferred kernels everywhere would lose")
+    caps = {"loss": allowed}
+    if job.limits.max_size is not None:
+        caps["size"] = float(job.limits.max_size)
+    if job.limits.max_latency is not None and search.costs.latency_from is not None:
+        caps["latency"] = job.limits.max_latency
+    return Start(caps, notes)
+
+
+def find(search: Search, begun: Start | None = None) -> Plan:
+    """The best plan of one search, proved where that can be done; where a limit cannot be held, the best of those that
+    were built.
+
+    Args:
+        begun: its start, if that was made already.
+
+    Raises:
+        GateError: no plan can hold the limits by prediction; nothing was built.
+        UsageError: a drop cannot be judged by these outputs.
+    """
+    job = search.job
+    caps, notes = begun or start(search, allowed_loss(job))
+    if search.where is None:
+        return without_proof(search, caps, notes, ATTEMPTS)
+    preferred, most = uniform(search.allowed), caps["loss"]
+    attempts: list[Attempt] = []
+    with job.clock.stage(f"search in {search.runtime.name}, {search.precision}") as steps:
+        solution = best_of(search, caps)
+        for done in range(1, ATTEMPTS + 1):
+            proof = prove(search, solution.choices)
+            changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
+            attempts.append(Attempt(loss_limit=caps["loss"], predicted=solution.costs, changed=changed, proof=proof))
+            steps.step(done, ATTEMPTS)
+            if proof.held or done == ATTEMPTS:
+                break
+            caps = _tightened(caps, solution, proof, search.provable)
+            try:
+                found = best_of(search, caps)
+            except Infeasible:
+                break
+            if found.choices == solution.choices:
+                break
+            solution = found
+        # what is measured decides: the two plans that anyone would try first must not be better
+        for other in (dict(preferred), dict.fromkeys(preferred, FLOAT)):
+            if _may_be_better(search, solution.choices, other):
+                prove(search, other)
+    choices, proof = best_proof(search)
+    solved = solution if choices == solution.choices else None
+    if solved is None:
+        notes = [*notes, "the plan that was solved for measured worse than this one"]
+    elif solved.costs["loss"] > most:
+        notes = [
+            *notes,
+            "the other limits leave no plan that is predicted to lose no more than it may: this one loses least",
+        ]
+    return written(search, choices, proof, solved, caps, attempts, notes)
+
+
+def allowed_loss(job: Job) -> float | None:
+    """The damage that the limit on the metric allows; None without such a limit.
+
+    Raises:
+        UsageError: a drop cannot be judged by these outputs.
+    """
+    if job.limits.max_drop is None:
+        return None
+    with job.clock.stage("loss that is allowed"):
+        return _damage_of(job, job.limits.max_drop)
+
+
+def _damage_of(job: Job, limit: Drop) -> float:
+    labels = None if job.evaluation is None else job.evaluation.labels
+    itself = compare(job.reference, job.reference, labels, job.metric, seconds=0.0)
+    most = drop_limit(limit, itself)
+    if most is None or quick_drop(job.reference, job.reference, labels, job.metric) is None:
+        raise UsageError(
+            f"a drop of at most {limit} cannot be judged: the outputs hold no answers to compare",
+            remedy="pass labels or --metric package.module:function",
+        )
+
+    def drop(outputs: Sequence[np.ndarray]) -> float:
+        return quick_drop(job.reference, outputs, labels, job.metric) or 0.0
+
+    judge = identity(job.metric)
+    key = content_key(
+        "allowed",
+        ALLOWED_VERSION,
+        model=job.model.fingerprint,
+        evaluation=None if job.evaluation is None else job.evaluation.sha256,
+        metric=judge,
+        most=most,
+        torch=torch.__version__,
+    )
+    allowed: float = cached(
+        job.cache if judge else Cache(None),
+        "allowed",
+        key,
+        lambda: allowed_damage(job.reference, drop, most, slow=job.metric is not None),
+        Entry,
+        lambda entry: float(entry.values),
+    )
+    return allowed
+
+
+def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits: Limits) -> dict[str, float]:
+    """The limits for the next round, where a build missed the user's: a cost is scaled by how far the table was off,
+    and the loss by how far the drop was over."""
+    result = dict(caps)
+    for measure, measured, most in (
+        ("size", proof.size, limits.max_size),
+        ("latency", proof.latency, limits.max_latency),
+    ):
+        if measure in result and measured is not None and most is not None and measured > most:
+            result[measure] = min(result[measure], most * found.costs[measure] / measured) * 0.999
+    if not held(Limits(max_drop=limits.max_drop), proof):
+        result["loss"] = min(result["loss"], found.costs["loss"]) * TIGHTER
+    return result
+
+
+def _may_be_better(search: Search, choices: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether a plan has to be proved as well: it took less time beside the best plan so far, or nothing held yet."""
+    if dict(choices) == dict(other) or check(search.problem, other):
+        return False
+    _, proof = best_proof(search)
+    if not proof.held:
+        return True
+    if search.minimize != "latency" or proof.latency is None:
+        return False
+    floats = all(c == FLOAT for c in other.values())
+    beside = proof.latency_of.get(search.precision if floats else "preferred")
+    return beside is not None and beside < proof.latency
