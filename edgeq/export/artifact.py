@@ -6,9 +6,12 @@ kept writes nothing.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgeq.cache import Cache, cached
@@ -26,6 +29,17 @@ if TYPE_CHECKING:
 
 Converted: TypeAlias = "FloatOnnx | FloatTflite"
 """The float model in a format: what its artefacts are made from."""
+
+
+def import_ahead() -> None:
+    """Imports in the background what every format is written with, for a caller that has something to do which leaves
+    Python alone, and will probably write."""
+
+    def go() -> None:
+        with suppress(ImportError):  # told when it is needed
+            import_module("edgeq.export.kept")
+
+    Thread(target=go, daemon=True).start()
 
 
 @dataclass

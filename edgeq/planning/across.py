@@ -41,15 +41,14 @@ def expected(search: Search, caps: Mapping[str, float], beside: float | None) ->
         Infeasible: no plan is predicted to hold the limits other than that on the loss.
     """
     measure, problem = search.minimize, search.problem
-    if measure not in ("latency", "size"):
+    timed = measure == "latency" and search.costs.latency_from == "measured"
+    if measure != "size" and not (timed and beside is not None):
         return None
     bound = least(problem, minimize=measure, limits=caps)
     if bound == float("inf"):  # the loss cannot be held beside the others, and the plan that loses least is taken
         bound = best_of(search, caps).costs[measure]
-    if measure == "size":
+    if measure == "size" or beside is None:
         return bound
-    if search.costs.latency_from != "measured" or beside is None:
-        return None
     floats = search.costs.problems["float32"]
     unit = cost_of(floats, dict.fromkeys(floats.options, FLOAT))["latency"]
     return bound / unit * beside if unit > 0 else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeq.errors import EdgeqError, GateError, UsageError
-from edgeq.export.artifact import Exporter
+from edgeq.export.artifact import Exporter, import_ahead
 from edgeq.planning.across import beside_floats, expected
 from edgeq.planning.ladder import by_activations
 from edgeq.planning.plan import Plan
@@ -65,6 +65,7 @@ class Contest:
 
     def carry_out(self, entered: Iterable[Search]) -> None:
         """Makes the searches in the order of what they are predicted to find."""
+        import_ahead()
         begun: list[tuple[float, Search, Start]] = []
         for search in entered:
             first = start(search, self.allowed)
