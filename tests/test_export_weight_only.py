@@ -29,7 +29,7 @@ SHAPE = (3, 9, 9)
 
 KERNELS = {
     "onnxruntime": ("w8", "w4", "w4g32", "w4asym", "w4g32asym", "w2", "w2g32"),
-    "openvino": ("w8", "w4", "w4g32", "w4asym", "w4g32asym"),
+    "openvino": ("w8", "w4", "w4g32", "w4asym", "w4g32asym", "w2", "w2g32"),
     "litert": ("w8", "w4", "w2"),
 }
 CASES = [(name, kernel) for name, kernels in KERNELS.items() for kernel in kernels]

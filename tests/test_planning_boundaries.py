@@ -24,10 +24,14 @@ from edgeq.registry.schema import Kernel, Runtime
 RUNTIMES = ["onnxruntime", "openvino", "litert"]
 NETS = ["residual", "split-shuffle", "activations", "gate", "two-inputs", "two-outputs"]
 
-ON_INTEGERS = {"onnxruntime": ("w8a8", "w4a8", "w2a8"), "openvino": ("w8a8", "w4a8"), "litert": ("w8a8", "w4a8")}
+ON_INTEGERS = {
+    "onnxruntime": ("w8a8", "w4a8", "w2a8"),
+    "openvino": ("w8a8", "w4a8", "w2a8"),
+    "litert": ("w8a8", "w4a8"),
+}
 WEIGHTS_ALONE = {
     "onnxruntime": ("w8", "w4", "w4asym", "w2"),
-    "openvino": ("w8", "w4", "w4asym"),
+    "openvino": ("w8", "w4", "w2", "w4asym"),
     "litert": ("w8", "w4", "w2"),
 }
 """What a convolution is offered, by runtime."""

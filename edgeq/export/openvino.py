@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from edgeq.errors import MissingExtraError, UnsupportedError
 from edgeq.export.onnx_float import save
+from edgeq.export.packing import pack, unpack
 
 _PAIR = ["FakeQuantize", "Convert", "Convert", "Subtract", "Multiply"]
 
@@ -32,7 +34,8 @@ def write_openvino(model: ir.Model, path: Path) -> None:
         raise MissingExtraError("openvino", "openvino") from error
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
         onnx_file = Path(folder) / "model.onnx"
-        save(model, onnx_file)
+        readable, two_bits = _without_two_bits(model)
+        save(readable, onnx_file)
         try:
             read = openvino.Core().read_model(onnx_file)
         except RuntimeError as error:
@@ -47,11 +50,47 @@ def write_openvino(model: ir.Model, path: Path) -> None:
         ]:
             port.set_names({str(value.name)})
         _merge_pairs(read)
+        _store_two_bits(read, two_bits)
         # The plugin would round the float inputs of a product with compressed weights to 8 bits, 32 at a time.
         read.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         _number_unnamed(read)
         # what the plan leaves in float stays float32: halving it is not this stage's choice
         openvino.save_model(read, path, compress_to_fp16=False)
+
+
+def _without_two_bits(model: ir.Model) -> tuple[ir.Model, set[str]]:
+    """The model with its 2-bit integers as 4-bit ones, since OpenVINO's front end reads no others; and their names."""
+    found = {name for name, value in model.graph.initializers.items() if value.dtype == ir.DataType.INT2}
+    if not found:
+        return model, found
+    result: ir.Model = ir.from_proto(ir.to_proto(model))
+    for name in found:
+        value = result.graph.initializers[name]
+        assert value.const_value is not None
+        wider = value.const_value.numpy().astype(ir.DataType.INT4.numpy())
+        value.const_value, value.dtype = ir.tensor(wider, name=name), ir.DataType.INT4
+    return result, found
+
+
+def _store_two_bits(model: Any, names: set[str]) -> None:
+    """Stores integers from -2 to 1 as u2 with 2 added, which is subtracted behind each conversion: there is no i2."""
+    import openvino
+    from openvino import opset15 as ops
+
+    for op in [op for op in model.get_ordered_ops() if op.get_friendly_name() in names]:
+        shape = tuple(op.shape)
+        four_bits = np.asarray(op.data).view(np.uint8)
+        values = unpack(four_bits, math.prod(shape), 4)
+        stored = openvino.Tensor(openvino.Type.u2, openvino.Shape(shape))  # one with memory of its own
+        stored.data[:] = pack(values + 2, 2, signed=False)
+        held = ops.constant(stored)
+        held.set_friendly_name(op.get_friendly_name())
+        for reader in [port.get_node() for port in op.output(0).get_target_inputs()]:
+            kind = reader.get_output_element_type(0)
+            shifted = ops.subtract(ops.convert(held, kind), ops.constant(np.array(2, kind.to_dtype())))
+            shifted.set_friendly_name(reader.get_friendly_name())
+            shifted.output(0).set_names(reader.output(0).get_names())
+            reader.output(0).replace(shifted.output(0))
 
 
 def _merge_pairs(model: Any) -> None:

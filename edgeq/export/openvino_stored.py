@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.export.packing import unpack
+from edgeq.export.packing import BITS, unpack
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 
-_FOUR_BITS = {"i4": "int4", "u4": "uint4"}
+_FEW_BITS = {"i4": ("int4", 0), "u4": ("uint4", 0), "u2": ("int2", -2)}
+"""The types that numpy has no word for: what they stand for, and what is added to them for that."""
 _COMPUTES = {"Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData"}
 
 
@@ -71,16 +72,18 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
 
 
 def _integers(op: Any) -> tuple[np.ndarray, str]:
-    """The values of a weight and their type in the file: a constant, or one of 4 bits that is widened to int8."""
-    if op.get_type_name() == "Convert":
+    """The values of a weight and their type in the file: a constant, or one of few bits that is widened to int8."""
+    while op.get_type_name() in ("Convert", "Subtract"):
         op = op.input(0).get_source_output().get_node()
-    dtype = _FOUR_BITS.get(op.get_element_type().get_type_name())
-    if dtype is None:
+    held = op.get_element_type().get_type_name()
+    if held not in _FEW_BITS:
         return np.asarray(op.data), str(op.data.dtype)
+    dtype, added = _FEW_BITS[held]
     shape = tuple(op.shape)
     # OpenVINO gives the bytes themselves, in one row
-    values = unpack(np.asarray(op.data).view(np.uint8), math.prod(shape), 4, signed=dtype == "int4")
-    return values.reshape(shape), dtype
+    data, signed = np.asarray(op.data).view(np.uint8), held.startswith("i")
+    values = unpack(data, math.prod(shape), BITS[dtype], signed=signed)
+    return (values.astype(np.int8) + np.int8(added) if added else values).reshape(shape), dtype
 
 
 def _range(op: Any) -> StoredRange | None:

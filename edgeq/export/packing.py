@@ -8,8 +8,8 @@ BITS = {"int2": 2, "int4": 4, "uint4": 4}
 """Of the types that numpy has no word for."""
 
 
-def pack(integers: np.ndarray, bits: int) -> np.ndarray:
-    """Signed integers to bytes. What is left over of the last byte is zero.
+def pack(integers: np.ndarray, bits: int, *, signed: bool = True) -> np.ndarray:
+    """Integers to bytes. What is left over of the last byte is zero.
 
     Args:
         integers: any shape, taken in C order.
@@ -22,7 +22,8 @@ def pack(integers: np.ndarray, bits: int) -> np.ndarray:
         ValueError: an integer does not fit.
     """
     flat, in_byte, half = np.asarray(integers).reshape(-1), 8 // bits, 1 << (bits - 1)
-    if flat.size and (int(flat.min()) < -half or int(flat.max()) >= half):
+    low = -half if signed else 0
+    if flat.size and (int(flat.min()) < low or int(flat.max()) >= low + 2 * half):
         raise ValueError(f"integers from {flat.min()} to {flat.max()} do not fit {bits} bits")
     parts = np.zeros((-(-flat.size // in_byte), in_byte), np.uint8)
     parts.reshape(-1)[: flat.size] = flat.astype(np.int8).view(np.uint8) & (2 * half - 1)

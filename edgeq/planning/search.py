@@ -36,7 +36,7 @@ from edgeq.validation.gates import Limits
 from edgeq.validation.measure import Ends, ends_of
 
 SAME = 0.01
-"""Relative differences of predicted latency below this are taken for noise."""
+"""Relative differences of predicted latency or loss below this are taken for noise."""
 
 
 class Made(NamedTuple):
@@ -295,7 +295,7 @@ def _cheapest(problem: Problem, minimize: str, caps: Mapping[str, float]) -> Sol
             return solve(problem, minimize=minimize, limits=caps)
     except Infeasible:
         pass
-    return solve(problem, minimize="loss", limits={m: c for m, c in caps.items() if m != "loss"})
+    return solve(problem, minimize="loss", limits={m: c for m, c in caps.items() if m != "loss"}, gap=SAME)
 
 
 def _careful(problem: Problem, best: Solution, caps: Mapping[str, float]) -> Solution:
