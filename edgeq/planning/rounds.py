@@ -176,13 +176,18 @@ def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits:
 
 
 def _may_be_better(search: Search, choices: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether a plan has to be proved as well: it took less time beside the best plan so far, or nothing held yet."""
+    """Whether a plan has to be proved as well: it took less time beside the best plan so far and is not too large, or
+    nothing held yet."""
     if dict(choices) == dict(other) or check(search.problem, other):
         return False
     _, proof = best_proof(search)
     if not proof.held:
         return True
     if search.minimize != "latency" or proof.latency is None:
+        return False
+    made, most = search.made.get(search.name(other)), search.provable.max_size
+    size = made.size if made is not None else cost_of(search.problem, other)["size"]
+    if most is not None and size > most:
         return False
     floats = all(c == FLOAT for c in other.values())
     beside = proof.latency_of.get(search.precision if floats else "preferred")
