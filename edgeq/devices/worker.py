@@ -28,7 +28,9 @@ is not installed), "input" (the arrays do not fit the model) or "runtime" (what 
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -587,6 +589,21 @@ def public_ports(loaded: Loaded) -> Dict[str, Any]:
     return {"inputs": [p._asdict() for p in loaded.inputs], "outputs": [p._asdict() for p in loaded.outputs]}
 
 
+def loading(job: Dict[str, Any], threads: int) -> Dict[str, Callable[[], Loaded]]:
+    """By artefact, what waits until it is loaded, or loads it. Those that will take turns are compiled side by side."""
+    runtime, task, artifacts = job["runtime"], job["task"], job["artifacts"]
+    others = 0 if task == "placement" else len(artifacts) - 1
+
+    def load(name: str) -> Loaded:
+        one = artifacts[name]
+        return LOADERS[runtime](one["path"], one["options"], threads, others, task == "placement")
+
+    if task != "latency" or runtime == "litert":  # LiteRT is fast, and what it writes meanwhile belongs to one model
+        return {name: functools.partial(load, name) for name in artifacts}
+    with concurrent.futures.ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+        return {name: future.result for name, future in [(name, pool.submit(load, name)) for name in artifacts]}
+
+
 def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
     """Do the job. `current[0]` is the artefact at hand, for the message should it fail."""
     runtime, task = job["runtime"], job["task"]
@@ -602,10 +619,9 @@ def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
     rows: Dict[str, List[Dict[str, Any]]] = {}
     begin = time.perf_counter()
     load_seconds = 0.0
-    for name, artifact in job["artifacts"].items():
+    for name, load in loading(job, threads).items():
         current[0] = name
-        others = 0 if task == "placement" else len(job["artifacts"]) - 1
-        loaded = LOADERS[runtime](artifact["path"], artifact["options"], threads, others, task == "placement")
+        loaded, artifact = load(), job["artifacts"][name]
         load_seconds = time.perf_counter() - begin
         if task == "interface":
             return {"interface": public_ports(loaded)}

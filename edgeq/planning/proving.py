@@ -23,7 +23,7 @@ from edgeq.validation.measure import answers, fed
 from edgeq.validation.metric import identity
 
 PROOF_ROUNDS = 200
-PROOF_SECONDS = 1.5
+PROOF_SECONDS = 1.2
 PROOF_VERSION = 2
 """To be raised whenever what is measured for a proof, or how it is kept, changes."""
 

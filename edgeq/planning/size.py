@@ -68,21 +68,24 @@ def fit_sizes(
 
     def added(name: str, choice: str) -> list[float]:
         """How many scales, integer tensors, integer weights and widenings of fewer bits a layer adds; and, where its
-        weights alone are integers, how many scales, weights, groupings and subtractions of zero points."""
+        weights alone are integers, how many scales, weights, groupings and subtractions of zero points; and how many
+        weights of 2 bits, which a format may only have without a sign."""
         kernel = None if choice == FLOAT else runtime.kernel(groups[name].op, choice)
         if kernel is None:
-            return [0.0] * 8
+            return [0.0] * 9
         scheme = kernel.weight_scheme
         scales = 0 if scheme is None else _scales(model, groups[name], scheme)
+        two = float(scheme is not None and scheme.stored_bits == 2)
         if kernel.weight_only:
             return [0.0] * 4 + [
                 float(scales),
                 float(scales > 0),
                 float(scheme is not None and scheme.group is not None),
                 float(scheme is not None and scheme.symmetry == "asymmetric"),
+                two,
             ]
         narrow = scheme is not None and scheme.stored_bits < 8
-        return [float(scales), float(name in left_behind), float(scales > 0), float(narrow), *[0.0] * 4]
+        return [float(scales), float(name in left_behind), float(scales > 0), float(narrow), *[0.0] * 4, two]
 
     rows, rest = [], []
     for picked, size in built:
