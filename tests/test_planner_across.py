@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import device_models as models
 import numpy as np
-import planned_model
 import pytest
 import trained_model
 
 from edgeq.devices import Candidate, Device, open_device
 from edgeq.errors import DeviceError
+from edgeq.planning.choices import Problem
+from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan, Proof
 from edgeq.planning.planner import plan
-from edgeq.planning.proving import rank
 from edgeq.progress import Silent
 from edgeq.validation.alternating import TURNS, alternating
 from edgeq.validation.gates import Limits
@@ -26,14 +27,13 @@ pytest.importorskip("openvino")
 SAMPLE = {"x": models.images(1)}
 
 
-def with_proof(latency: float, float32: float, *, held: bool = True, drop: float = 0.0) -> Plan:
+def with_proof(latency: float, float32: float, *, held: bool = True, drop: float = 0.0) -> Outcome:
     proof = Proof(
         latency=latency, latency_of={"float32": float32}, size=1, metric="top-1", unit="%", score=90.0,
         float_score=90.0 + drop, drop=drop, drop_low=None, drop_high=None, held=held,
     )  # fmt: skip
-    found = planned_model.plan_of()
-    assert found.planned is not None
-    return found.model_copy(update={"planned": found.planned.model_copy(update={"proof": proof})})
+    search: Any = SimpleNamespace(minimize="latency", problem=Problem({"layer": {"float32": {"latency": 1.0}}}))
+    return Outcome(search, {"layer": "float32"}, proof, proof.size)
 
 
 def test_a_latency_counts_beside_what_the_float_models_took_in_turns() -> None:

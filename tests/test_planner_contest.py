@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import planned_model
 import pytest
 import trained_model
 
 from edgeq.errors import DeviceError, GateError
 from edgeq.planning import contest
+from edgeq.planning.choices import Problem
 from edgeq.planning.contest import Contest
-from edgeq.planning.plan import Plan, Proof
+from edgeq.planning.outcome import Outcome
+from edgeq.planning.plan import Proof
 from edgeq.planning.planner import plan
 from edgeq.planning.rounds import Start
 from edgeq.progress import Clock, Silent
 from edgeq.validation.gates import Limits
 
 
-def measured(latency: float, *, held: bool = True) -> Plan:
-    proof = Proof(
+def measured(latency: float, *, held: bool = True) -> Proof:
+    return Proof(
         latency=latency, latency_of={"float32": 10.0}, size=1000, metric="top-1", unit="%", score=90.0,
         float_score=90.0, drop=0.0, drop_low=None, drop_high=None, held=held,
     )  # fmt: skip
-    found = planned_model.plan_of()
-    assert found.planned is not None
-    return found.model_copy(update={"planned": found.planned.model_copy(update={"proof": proof})})
 
 
 def search(name: str, minimize: str = "latency") -> Any:
-    return SimpleNamespace(runtime=SimpleNamespace(name=name, format=name), precision="float32", minimize=minimize)
+    return SimpleNamespace(
+        runtime=SimpleNamespace(name=name, format=name),
+        precision="float32",
+        minimize=minimize,
+        problem=Problem({"layer": {"float32": {"latency": 10.0}}}),
+        costs=SimpleNamespace(
+            latency_from="measured", problems={"float32": Problem({"layer": {"float32": {"latency": 10.0}}})}
+        ),
+    )
 
 
 class Made:
@@ -45,14 +52,15 @@ class Made:
         exact: dict[str, float | None] | None = None,
     ) -> None:
         self.built: list[str] = []
+        self.told: dict[str, str] = {}
 
-        def find(one: Any, _: Start) -> Plan:
+        def find(one: Any, _: Start, hopeless: Callable[[dict[str, float]], str]) -> Outcome:
             self.built.append(one.runtime.name)
             result = found[one.runtime.name]
             if isinstance(result, Exception):
                 raise result
-            assert isinstance(result, Plan)
-            return result
+            self.told[one.runtime.name] = hopeless({"latency": result.latency, "size": result.size})
+            return Outcome(one, {"layer": "float32"}, result, result.size)
 
         def expected(one: Any, *_: Any, solved: bool) -> float | None:
             return (exact if solved and exact else hoped)[one.runtime.name]
@@ -107,6 +115,16 @@ def test_all_are_built_where_no_prediction_can_tell(monkeypatch: pytest.MonkeyPa
     )
     made.run(slow="size" if why == "something else is minimized" else "latency")
     assert sorted(made.built) == ["first", "slow"] and made.contest.passed == []
+
+
+def test_a_further_round_is_not_built_where_its_plan_is_predicted_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second was promising, missed a limit, and what it would build next is slow."""
+    made = Made(
+        monkeypatch, {"first": 0.5, "second": 0.55}, {"first": measured(6.0), "second": measured(9.0, held=False)}
+    )
+    made.run()
+    assert made.told == {"first": "", "second": "predicted at 1.50x the latency of the plan in first, float32, or more"}
+    assert made.contest.passed == [f"second, float32: no further round is built, {made.told['second']}"]
 
 
 def test_one_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,9 @@ WORKER = Path(__file__).with_name("worker.py")
 Inputs = Mapping[str, NDArray[Any]]
 """Arrays by the model's input names, in the dtype that the artefact wants, each of shape [samples, ...]."""
 
+Files = Mapping[str, Path]
+"""The same as `.npy` files."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -143,7 +146,7 @@ class Device:
         return open_device, (self.name,)
 
     def outputs(
-        self, artifact: Candidate, inputs: Inputs, progress: Progress | None = None, *, threads: int = 0
+        self, artifact: Candidate, inputs: Inputs | Files, progress: Progress | None = None, *, threads: int = 0
     ) -> list[NDArray[Any]]:
         """Run every sample.
 
@@ -283,7 +286,7 @@ class Device:
     def _job(
         self,
         task: str,
-        artifacts: Mapping[str, tuple[Candidate, Inputs]],
+        artifacts: Mapping[str, tuple[Candidate, Inputs | Files]],
         threads: int,
         progress: Progress | None = None,
         *,
@@ -330,7 +333,9 @@ class Device:
         raise DeviceError(error["message"], where=paths.get(error["artifact"] or "", self.name), remedy=remedy)
 
 
-def _stage(folder: Path, artifacts: Mapping[str, tuple[Candidate, Inputs]], info: RuntimeInfo) -> dict[str, Any]:
+def _stage(
+    folder: Path, artifacts: Mapping[str, tuple[Candidate, Inputs | Files]], info: RuntimeInfo
+) -> dict[str, Any]:
     """Put artefacts and inputs into the job's folder; returns the job's account of them."""
     written: dict[int, str] = {}
     staged: dict[str, Any] = {}
@@ -346,7 +351,10 @@ def _stage(folder: Path, artifacts: Mapping[str, tuple[Candidate, Inputs]], info
         for array in inputs.values():
             if id(array) not in written:
                 written[id(array)] = f"input{len(written)}.npy"
-                np.save(folder / written[id(array)], array, allow_pickle=False)
+                if isinstance(array, Path):
+                    _link_or_copy(array, folder / written[id(array)])
+                else:
+                    np.save(folder / written[id(array)], array, allow_pickle=False)
         staged[name] = {
             "path": f"{place.name}/{candidate.path.name}",
             "options": dict(candidate.options),

@@ -6,6 +6,7 @@ kept writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,13 +32,15 @@ Converted: TypeAlias = "FloatOnnx | FloatTflite"
 """The float model in a format: what its artefacts are made from."""
 
 
-def import_ahead() -> None:
-    """Imports in the background what every format is written with, for a caller that has something to do which leaves
+def import_ahead(formats: Iterable[str]) -> None:
+    """Imports in the background what formats are written with, for a caller that has something to do which leaves
     Python alone, and will probably write."""
+    modules = dict.fromkeys("edgeq.export.kept_tflite" if f == "tflite" else "edgeq.export.kept_onnx" for f in formats)
 
     def go() -> None:
-        with suppress(ImportError):  # told when it is needed
-            import_module("edgeq.export.kept")
+        for module in modules:
+            with suppress(ImportError):  # told when it is needed
+                import_module(module)
 
     Thread(target=go, daemon=True).start()
 
@@ -59,26 +62,28 @@ class Exporter:
 
     @cached_property
     def _onnx(self) -> FloatOnnx:
-        from edgeq.export import kept, onnx_float
+        from edgeq.export import kept_onnx, onnx_float
 
         def convert() -> FloatOnnx:
             exported = onnx_float.export_float(self.model)
             name_operators(self.model, exported)
             return exported
 
-        return cached(self.cache, "float-onnx", kept.onnx_key(self.model), convert, kept.pack_onnx, kept.unpack_onnx)
+        key = kept_onnx.key(self.model)
+        return cached(self.cache, "float-onnx", key, convert, kept_onnx.pack, kept_onnx.unpack)
 
     @cached_property
     def _tflite(self) -> FloatTflite:
-        from edgeq.export import kept, tflite
+        from edgeq.export import kept_tflite, tflite
 
+        key = kept_tflite.key(self.model)
         return cached(
             self.cache,
             "float-tflite",
-            kept.tflite_key(self.model),
+            key,
             lambda: tflite.export_float(self.model),
-            kept.pack_tflite,
-            kept.unpack_tflite,
+            kept_tflite.pack,
+            kept_tflite.unpack,
         )
 
     def conversion(self, form: str) -> Converted:
@@ -140,15 +145,16 @@ def write_artifact(model: Model, quantized: Quantized, conversion: Converted, fo
     """
     form = quantized.runtime.format
     path = folder / FILE_NAMES[form]
-    from edgeq.export.onnx_float import FloatOnnx, save
+    if form == "tflite":
+        from edgeq.export.tflite import FloatTflite, export_quantized
 
-    if not isinstance(conversion, FloatOnnx):
-        from edgeq.export import tflite
-
-        tflite.export_quantized(model, quantized, conversion, path)
+        assert isinstance(conversion, FloatTflite)
+        export_quantized(model, quantized, conversion, path)
         return [path]
     from edgeq.export.onnx import quantize_onnx
+    from edgeq.export.onnx_float import FloatOnnx, save
 
+    assert isinstance(conversion, FloatOnnx)
     if form == "onnx":
         save(quantize_onnx(model, quantized, conversion), path)
         return [path]
@@ -160,14 +166,15 @@ def write_artifact(model: Model, quantized: Quantized, conversion: Converted, fo
 
 def read_artifact(model: Model, quantized: Quantized, conversion: Converted, path: Path) -> Stored:
     """What a written file stores."""
+    if quantized.runtime.format == "tflite":
+        from edgeq.export.tflite import FloatTflite, stored
+
+        assert isinstance(conversion, FloatTflite)
+        return stored(model, quantized, conversion, path)
     from edgeq.export.onnx_float import FloatOnnx
-
-    if not isinstance(conversion, FloatOnnx):
-        from edgeq.export import tflite
-
-        return tflite.stored(model, quantized, conversion, path)
     from edgeq.export.onnx_stored import read_onnx
     from edgeq.export.openvino_stored import read_openvino
 
+    assert isinstance(conversion, FloatOnnx)
     read = read_onnx if quantized.runtime.format == "onnx" else read_openvino
     return read(model, path, conversion.values)

@@ -43,9 +43,9 @@ class FloatOnnx:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process, as the cache keeps it."""
-        from edgeq.export.kept import pack_onnx, unpack_onnx
+        from edgeq.export.kept_onnx import pack, unpack
 
-        return unpack_onnx, (pack_onnx(self),)
+        return unpack, (pack(self),)
 
 
 def export_float(model: Model) -> FloatOnnx:

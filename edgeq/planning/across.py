@@ -42,17 +42,24 @@ def expected(search: Search, caps: Mapping[str, float], beside: float | None, *,
         Infeasible: no plan is predicted to hold the limits other than that on the loss.
     """
     measure, problem = search.minimize, search.problem
-    timed = measure == "latency" and search.costs.latency_from == "measured"
-    if measure != "size" and not (timed and beside is not None):
+    if ranked_at(search, {measure: 1.0}, beside) is None:
         return None
     bound = float("inf") if solved else least(problem, minimize=measure, limits=caps)
     if bound == float("inf"):  # or the loss cannot be held beside the others, and the plan that loses least is taken
         bound = best_of(search, caps).costs[measure]
-    if measure == "size" or beside is None:
-        return bound
+    return ranked_at(search, {measure: bound}, beside)
+
+
+def ranked_at(search: Search, predicted: Mapping[str, float], beside: float | None) -> float | None:
+    """What a plan is predicted to be ranked by; None where no prediction is as good as a measurement."""
+    measure = search.minimize
+    if measure == "size":
+        return predicted[measure]
+    if measure != "latency" or search.costs.latency_from != "measured" or beside is None:
+        return None
     floats = search.costs.problems["float32"]
     unit = cost_of(floats, dict.fromkeys(floats.options, FLOAT))["latency"]
-    return bound / unit * beside if unit > 0 else None
+    return predicted[measure] / unit * beside if unit > 0 else None
 
 
 def _floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> Mapping[str, float]:

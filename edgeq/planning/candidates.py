@@ -17,8 +17,9 @@ from edgeq.planning.fleet_file import Considered, Verdict
 from edgeq.planning.ladder import uniform
 from edgeq.planning.losses import arithmetic
 from edgeq.planning.offered import offered_too, refusal
+from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan, Proof, TensorPlan
-from edgeq.planning.proving import held, prove, rank
+from edgeq.planning.proving import held, prove
 from edgeq.planning.record import written
 from edgeq.planning.rounds import find
 from edgeq.planning.rules import Rule
@@ -236,10 +237,9 @@ def _of_runtime(
     for group, is_common in ((searched, False), (common, True)):
         if not group:
             continue
-        plans = [(one, _found(one)) for one in group]
-        search, plan = min(plans, key=lambda pair: rank(pair[1]))
+        best = min((_found(one) for one in group), key=rank)
         name = f"{job.target.name}/{runtime.format}" + ("/common" if is_common else "")
-        found.append(Candidate(name, job, runtime, plan, search, is_common))
+        found.append(Candidate(name, job, runtime, written(best), best.search, is_common))
     return found
 
 
@@ -265,16 +265,14 @@ def _plannable(job: Job) -> Job:
     return answered(away) if job.limits.max_drop is not None else away
 
 
-def _found(search: Search) -> Plan:
+def _found(search: Search) -> Outcome:
     """The best plan of a search; the preferred kernels everywhere where none is expected to hold the limits."""
     try:
         return find(search)
     except GateError as refused:
         choices, notes = uniform(search.allowed), [*search.notes, refused.cause]
-        if search.where is None:
-            size = search.built(choices).size
-            return written(search, choices, None, None, {}, [], notes, size)
-        return written(search, choices, prove(search, choices), None, {}, [], notes)
+        proof = None if search.where is None else prove(search, choices)
+        return Outcome(search, choices, proof, search.built(choices).size if proof is None else proof.size, notes=notes)
 
 
 def _of_all(search: Search, runtime: Runtime, others: Sequence[Job], shop: Workshop) -> Search | None:

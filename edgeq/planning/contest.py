@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf, isinf
 from pathlib import Path
-from typing import NamedTuple
 
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter, import_ahead
-from edgeq.planning.across import beside_floats, expected
+from edgeq.planning.across import beside_floats, expected, ranked_at
 from edgeq.planning.ladder import by_activations
+from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan
-from edgeq.planning.proving import held, rank
+from edgeq.planning.proving import held
+from edgeq.planning.record import written
 from edgeq.planning.rounds import Start, allowed_loss, find, start
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import SAME, Search, searches
@@ -33,13 +35,6 @@ Open = Callable[[str, Runtime], list[Search]]
 """Makes the searches of a runtime with one type of activations."""
 
 
-class Found(NamedTuple):
-    """What a search found."""
-
-    search: Search
-    plan: Plan
-
-
 @dataclass
 class Contest:
     """What the searches of one job have found so far.
@@ -47,27 +42,28 @@ class Contest:
     Attributes:
         allowed: the loss that a plan may be predicted at (see `allowed_loss`).
         beside: by runtime, what makes latencies comparable (see `beside_floats`).
-        passed: of the searches that nothing was built for, why.
+        passed: of the searches that nothing, or nothing more, was built for, why.
         errors: of those that found nothing.
     """
 
     job: Job
     allowed: float | None
     beside: Mapping[str, float | None] = field(default_factory=dict)
-    found: list[Found] = field(default_factory=list)
+    found: list[Outcome] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
     errors: list[EdgeqError] = field(default_factory=list)
 
-    def first(self, runtime: Runtime | None = None) -> Found | None:
+    def first(self, runtime: Runtime | None = None) -> Outcome | None:
         """The best plan so far, of one runtime or of all."""
         some = [one for one in self.found if runtime is None or one.search.runtime.name == runtime.name]
         return min(some, key=self._rank, default=None)
 
     def carry_out(self, entered: Iterable[Search]) -> None:
         """Makes the searches in the order of what they are predicted to find."""
-        import_ahead()
+        searches = list(entered)
+        import_ahead(search.runtime.format for search in searches)
         begun: list[tuple[float, Search, Start]] = []
-        for search in entered:
+        for search in searches:
             first = start(search, self.allowed)
             try:
                 begun.append((self._hoped(search, first.caps, solved=False), search, first))
@@ -78,10 +74,9 @@ class Contest:
                 why = self._hopeless(search, bound)
                 why = why or self._hopeless(search, self._hoped(search, first.caps, solved=True))
                 if why:
-                    self.passed.append(f"{search.runtime.format}, {search.precision}: not built, {why}")
-                    self.job.clock.progress.note(self.passed[-1])
+                    self._give_up(search, f"not built, {why}")
                 else:
-                    self.found.append(Found(search, find(search, first)))
+                    self.found.append(find(search, first, partial(self._later, search)))
             except EdgeqError as error:
                 self.failed(search.runtime, error)
 
@@ -96,20 +91,31 @@ class Contest:
         self.job.clock.progress.note(f"{runtime.format}: {error.cause}")
         self.errors.append(error)
 
-    def _rank(self, one: Found) -> tuple[bool, float, float]:
-        return rank(one.plan, self.beside.get(one.search.runtime.name))
+    def _rank(self, one: Outcome) -> tuple[bool, float, float]:
+        return rank(one, self.beside.get(one.search.runtime.name))
 
     def _hoped(self, search: Search, caps: Mapping[str, float], *, solved: bool) -> float:
         value = expected(search, caps, self.beside.get(search.runtime.name), solved=solved)
         return inf if value is None else value
+
+    def _later(self, search: Search, predicted: Mapping[str, float]) -> str:
+        """Why no further round of a search is built; empty if one is."""
+        value = ranked_at(search, predicted, self.beside.get(search.runtime.name))
+        why = self._hopeless(search, inf if value is None else value)
+        if why:
+            self._give_up(search, f"no further round is built, {why}")
+        return why
+
+    def _give_up(self, search: Search, why: str) -> None:
+        self.passed.append(f"{search.runtime.format}, {search.precision}: {why}")
+        self.job.clock.progress.note(self.passed[-1])
 
     def _hopeless(self, search: Search, hoped: float) -> str:
         """Why nothing is built for a search; empty if something is."""
         first = self.first()
         if first is None or isinf(hoped):
             return ""
-        assert first.plan.planned is not None
-        measure, proof = first.plan.planned.minimize, first.plan.planned.proof
+        measure, proof = first.search.minimize, first.proof
         if measure != search.minimize or measure not in FAR or proof is None or not proof.held:
             return ""
         times = hoped / self._rank(first)[1]
@@ -145,10 +151,7 @@ def best_plan(job: Job, exporter: Exporter, folder: Path, minimize: str, rules: 
     best = contest.first()
     if best is None:
         raise contest.errors[0]
-    planned = best.plan.planned
-    assert planned is not None
-    notes = [*planned.notes, *told[best.search.runtime.name], *contest.passed]
-    return best.plan.model_copy(update={"planned": planned.model_copy(update={"notes": notes})})
+    return written(best._replace(notes=[*best.notes, *told[best.search.runtime.name], *contest.passed]))
 
 
 def _first_of(kinds: Iterator[tuple[str, Runtime]], opened: Open) -> list[Search]:
@@ -168,7 +171,7 @@ def _wider(contest: Contest, runtime: Runtime, kinds: Iterator[tuple[str, Runtim
     told = []
     for kind, typed in kinds:
         before = contest.first(runtime)
-        why = "" if before is None else _why_wider(*before)
+        why = "" if before is None else _why_wider(before)
         if not why:
             break
         contest.job.clock.progress.note(f"{kind} activations are tried as well: {why}")
@@ -183,15 +186,14 @@ def _wider(contest: Contest, runtime: Runtime, kinds: Iterator[tuple[str, Runtim
     return told
 
 
-def _why_wider(search: Search, best: Plan) -> str:
+def _why_wider(best: Outcome) -> str:
     """What is wrong with the best plan so far that activations of more bits may mend; empty if nothing is."""
-    planned, measure = best.planned, search.minimize
-    assert planned is not None
-    if planned.proof is not None:
-        enough = held(Limits(max_drop=search.job.limits.max_drop), planned.proof)
-        return "" if enough else "without them the best plan loses too much"
-    if not planned.held:  # it is too large, whatever it may lose
+    search, measure = best.search, best.search.minimize
+    if best.proof is not None:
+        enough = held(Limits(max_drop=search.job.limits.max_drop), best.proof)
+        return "" if enough or best.given_up else "without them the best plan loses too much"
+    if not best.held:  # it is too large, whatever it may lose
         return ""
-    others = {name: cap for name, cap in planned.limits.items() if name != "loss"}
-    least, cost = solve(search.problem, minimize=measure, limits=others).costs[measure], planned.predicted[measure]
+    others = {name: cap for name, cap in best.caps.items() if name != "loss"}
+    least, cost = solve(search.problem, minimize=measure, limits=others).costs[measure], best.predicted[measure]
     return f"without them the limit on the loss is paid for in {measure}" if cost > least * (1 + SAME) else ""

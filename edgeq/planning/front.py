@@ -19,6 +19,7 @@ from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.ladder import uniform
+from edgeq.planning.outcome import Outcome
 from edgeq.planning.plan import Plan
 from edgeq.planning.proving import build_unproved, prove
 from edgeq.planning.record import written
@@ -143,7 +144,8 @@ def _along(search: Search, points: int, steps: Progress) -> dict[str, Plan]:
         key = tuple(choices[group] for group in problem.options)
         if key not in seen:
             seen.add(key)
-            found[name] = written(search, choices, prove(search, choices), solved, {}, [], list(search.notes))
+            proof = prove(search, choices)
+            found[name] = written(Outcome(search, choices, proof, proof.size, solved, notes=search.notes))
         steps.step(done, len(wanted))
     return found
 

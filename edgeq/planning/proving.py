@@ -1,9 +1,10 @@
-"""What a plan measures in its runtime, whether that holds the limits, and which of several plans ranks first."""
+"""What a plan measures in its runtime, whether that holds the limits, and which proof of a search ranks first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.devices import Candidate
 from edgeq.engine import LOCAL
 from edgeq.planning.costs import precisions
-from edgeq.planning.plan import Plan, Proof
-from edgeq.planning.search import Search
+from edgeq.planning.plan import Proof
+from edgeq.planning.search import Made, Search
 from edgeq.planning.solver import cost_of
 from edgeq.progress import Silent
 from edgeq.report.summary import shown_drop
@@ -47,14 +48,46 @@ def prove(search: Search, choices: Mapping[str, str]) -> Proof:
 
 def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
     """Builds, before they are proved one after the other, those of the plans that no earlier run proved."""
-    unknown = []
-    for choices in plans:
-        cache, key = _kept_as(search, choices)
-        if search.name(choices) not in search.proofs and cache.get("proof", key) is None:
-            unknown.append(choices)
+    unknown = [choices for choices in plans if not _is_known(search, choices)]
     if unknown and not search.device.emulated:
         unknown.append(search.preferred)
     search.build(unknown)
+
+
+def size_of(search: Search, choices: Mapping[str, str]) -> int:
+    """Bytes of a plan's files, which are built if no earlier run proved the plan."""
+    return prove(search, choices).size if _is_known(search, choices) else _made(search, choices).size
+
+
+def _is_known(search: Search, choices: Mapping[str, str]) -> bool:
+    cache, key = _kept_as(search, choices)
+    return search.name(choices) in search.proofs or cache.get("proof", key) is not None
+
+
+def _made(search: Search, choices: Mapping[str, str]) -> Made:
+    """The artefact of a plan, and what it will be fed with."""
+    with ThreadPoolExecutor(max_workers=1) as beside:  # writing leaves the interpreter free
+        samples = beside.submit(_sample_files, search)
+        made = search.built(choices)
+        samples.result()
+    return made
+
+
+def _sample_files(search: Search) -> dict[str, Path] | None:
+    """The evaluation data as files, written once: jobs are given them by link, not 300 MB for every proof. None where
+    they are given parts of it, or integers."""
+    data = search.evaluation
+    if search.job.engine is not LOCAL or search.runtime.io != "float":
+        return None
+    folder = search.exporter.scratch / "samples" / data.sha256[:16]
+    files = {name: folder / f"{number}.npy" for number, name in enumerate(data.inputs)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in files.items():
+        if not path.exists():
+            part = path.with_suffix(".part.npy")
+            np.save(part, data.inputs[name], allow_pickle=False)
+            part.replace(path)
+    return files
 
 
 def _kept_as(search: Search, choices: Mapping[str, str]) -> tuple[Cache, str]:
@@ -76,11 +109,13 @@ def _measure(search: Search, choices: Mapping[str, str]) -> Proof:
     """Builds come first, then answers, and the clock runs when both are done and every worker rests."""
     job = search.job
     beside_it = [] if search.device.emulated else [search.preferred]
-    search.build([choices, *beside_it] if job.engine is not LOCAL else [choices])
-    artifact, ends, size = search.made[search.name(choices)]
+    if job.engine is not LOCAL:
+        search.build([choices, *beside_it])
+    artifact, ends, size = _made(search, choices)
     with ThreadPoolExecutor(max_workers=1) as beside:  # the answers come from another process
         rest = beside.submit(search.build, beside_it)
-        outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine)
+        files = _sample_files(search)
+        outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine, files)
         rest.result()
     accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)
     latency, others = _latencies(search, choices)
@@ -161,21 +196,3 @@ def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
         key=lambda item: proof_rank(item[1], search.minimize, cost_of(search.problem, choices(item[0]))),
     )
     return choices(key), proof
-
-
-def rank(found: Plan, beside: float | None = 1.0) -> tuple[bool, float, float]:
-    """The same of plans, also of those that nothing could be run of.
-
-    Args:
-        beside: what a latency in units of the float model's is multiplied by, the same for plans of one runtime; None
-            where it is not known, and seconds have to do.
-    """
-    planned = found.planned
-    assert planned is not None
-    if planned.proof is not None:
-        proof = planned.proof if beside is not None else planned.proof.model_copy(update={"latency_of": {}})
-        failed, value, drop = proof_rank(proof, planned.minimize, planned.predicted)
-        in_units = not failed and planned.minimize == "latency" and "float32" in proof.latency_of
-        return failed, value * (beside or 1.0) if in_units else value, drop
-    value = float(planned.size or 0) if planned.minimize == "size" else planned.predicted[planned.minimize]
-    return planned.held is False, value, planned.predicted["loss"]

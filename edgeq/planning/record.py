@@ -7,41 +7,18 @@ from collections.abc import Mapping
 from edgeq.planning.choices import Change, changes_of
 from edgeq.planning.describe import describe
 from edgeq.planning.memory import peak_memory
-from edgeq.planning.plan import (
-    Attempt,
-    Compiled,
-    Condition,
-    Conversion,
-    Plan,
-    Planned,
-    Proof,
-)
+from edgeq.planning.outcome import Outcome
+from edgeq.planning.plan import Condition, Conversion, Plan, Planned
 from edgeq.planning.search import Search
-from edgeq.planning.solver import Solution, cost_of
 from edgeq.report.wording import seconds_text
 
 
-def written(
-    search: Search,
-    choices: Mapping[str, str],
-    proof: Proof | None,
-    solution: Solution | None,
-    caps: Mapping[str, float],
-    attempts: list[Attempt],
-    notes: list[str],
-    size: int | None = None,
-    compiled: Compiled | None = None,
-) -> Plan:
-    """The plan with everything that is known of it.
-
-    Args:
-        proof: None where nothing can be run; then `size` is that of the build.
-    """
+def written(found: Outcome) -> Plan:
+    """The plan with everything that is known of it."""
+    search, choices, solution = found.search, found.choices, found.solution
     job, problem, costs = search.job, search.problem, search.costs
     quantized = search.quantize(choices)
-    size = proof.size if proof is not None else size
-    limit = job.limits.max_size
-    predicted = cost_of(problem, choices)
+    predicted = found.predicted
     basis = describe(
         job.model, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=search.precision
     )
@@ -58,7 +35,7 @@ def written(
     ]
     planned = Planned(
         minimize=search.minimize,
-        limits=dict(caps),
+        limits=dict(found.caps),
         predicted=predicted,
         latency_from=costs.latency_from,
         latency_by=costs.latency_by,
@@ -68,14 +45,14 @@ def written(
         method=solution.method if solution is not None else "given",
         gap=solution.gap if solution is not None else None,
         fixed=dict(problem.fixed),
-        attempts=attempts,
-        proof=proof,
-        size=size,
-        held=proof.held if proof is not None else limit is None or size is None or size <= limit,
+        attempts=list(found.attempts),
+        proof=found.proof,
+        size=found.size,
+        held=found.held,
         peak_memory=peak_memory(job.model, quantized, search.precision),
-        compiled=compiled,
+        compiled=found.compiled,
         unvalidated=search.unvalidated,
-        notes=[*notes, *_over(search, predicted)],
+        notes=[*found.notes, *_over(search, predicted)],
         conditions=[
             Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
             for n in problem.needs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +13,16 @@ from edgeq.errors import UsageError
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.budget import allowed_damage
 from edgeq.planning.ladder import uniform
-from edgeq.planning.plan import Attempt, Plan, Proof
-from edgeq.planning.proving import best_proof, held, prove
-from edgeq.planning.record import written
+from edgeq.planning.outcome import Outcome
+from edgeq.planning.plan import Attempt, Proof
+from edgeq.planning.proving import best_proof, held, prove, size_of
 from edgeq.planning.search import Search, best_of
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
 from edgeq.planning.unproved import without_proof
 from edgeq.prepare import Job
-from edgeq.validation.accuracy import compare, quick_drop
+from edgeq.validation.accuracy import check_outputs, quick_drop
 from edgeq.validation.gates import Drop, Limits, drop_limit
-from edgeq.validation.metric import identity
+from edgeq.validation.metric import identity, per_sample
 
 ATTEMPTS = 5
 """Builds that the search may make after the first solution."""
@@ -64,12 +64,15 @@ def start(search: Search, allowed: float | None) -> Start:
     return Start(caps, notes)
 
 
-def find(search: Search, begun: Start | None = None) -> Plan:
+def find(
+    search: Search, begun: Start | None = None, hopeless: Callable[[Mapping[str, float]], str] = lambda _: ""
+) -> Outcome:
     """The best plan of one search, proved where that can be done; where a limit cannot be held, the best of those that
     were built.
 
     Args:
         begun: its start, if that was made already.
+        hopeless: why no further round is built, by what its plan is predicted to cost; empty if one is.
 
     Raises:
         GateError: no plan can hold the limits by prediction; nothing was built.
@@ -81,8 +84,9 @@ def find(search: Search, begun: Start | None = None) -> Plan:
         return without_proof(search, caps, notes, ATTEMPTS)
     preferred, most = uniform(search.allowed), caps["loss"]
     attempts: list[Attempt] = []
+    given_up = False
     with job.clock.stage(f"search in {search.runtime.name}, {search.precision}") as steps:
-        solution = best_of(search, caps)
+        solution, caps = _small_enough(search, best_of(search, caps), caps)
         for done in range(1, ATTEMPTS + 1):
             proof = prove(search, solution.choices)
             changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
@@ -95,12 +99,15 @@ def find(search: Search, begun: Start | None = None) -> Plan:
                 found = best_of(search, caps)
             except Infeasible:
                 break
+            if given_up := bool(hopeless(found.costs)):
+                break
+            found, caps = _small_enough(search, found, caps)
             if found.choices == solution.choices:
                 break
             solution = found
         # what is measured decides: the two plans that anyone would try first must not be better
         for other in (dict(preferred), dict.fromkeys(preferred, FLOAT)):
-            if _may_be_better(search, solution.choices, other):
+            if not given_up and _may_be_better(search, solution.choices, other):
                 prove(search, other)
     choices, proof = best_proof(search)
     solved = solution if choices == solution.choices else None
@@ -111,7 +118,7 @@ def find(search: Search, begun: Start | None = None) -> Plan:
             *notes,
             "the other limits leave no plan that is predicted to lose no more than it may: this one loses least",
         ]
-    return written(search, choices, proof, solved, caps, attempts, notes)
+    return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes, given_up=given_up)
 
 
 def allowed_loss(job: Job) -> float | None:
@@ -128,8 +135,10 @@ def allowed_loss(job: Job) -> float | None:
 
 def _damage_of(job: Job, limit: Drop) -> float:
     labels = None if job.evaluation is None else job.evaluation.labels
-    itself = compare(job.reference, job.reference, labels, job.metric, seconds=0.0)
-    most = drop_limit(limit, itself)
+    check_outputs(job.reference, job.reference)
+    metric = job.metric
+    of_metric = None if metric is None or not limit.percent else metric.score(per_sample(job.reference), labels)
+    most = drop_limit(limit, "%" if metric is None else metric.unit, of_metric)
     if most is None or quick_drop(job.reference, job.reference, labels, job.metric) is None:
         raise UsageError(
             f"a drop of at most {limit} cannot be judged: the outputs hold no answers to compare",
@@ -158,6 +167,21 @@ def _damage_of(job: Job, limit: Drop) -> float:
         lambda entry: float(entry.values),
     )
     return allowed
+
+
+def _small_enough(search: Search, found: Solution, caps: dict[str, float]) -> tuple[Solution, dict[str, float]]:
+    """A plan whose file is no larger than it may be: where the prediction was a little short, it is solved for again,
+    since a build is cheap beside a proof. Also the limits that it was solved under."""
+    most = search.provable.max_size
+    for _ in range(ATTEMPTS):
+        if most is None or (size := size_of(search, found.choices)) <= most:
+            break
+        caps = {**caps, "size": min(caps["size"], most * found.costs["size"] / size) * 0.999}
+        try:
+            found = best_of(search, caps)
+        except Infeasible:
+            break
+    return found, caps
 
 
 def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits: Limits) -> dict[str, float]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from edgeq.errors import UnsupportedError
 from edgeq.planning.estimates import asked_of_vela
 from edgeq.planning.ladder import uniform
-from edgeq.planning.plan import Attempt, Compiled, Plan
-from edgeq.planning.record import written
+from edgeq.planning.outcome import Outcome
+from edgeq.planning.plan import Attempt, Compiled
 from edgeq.planning.search import Search, best_of
 from edgeq.planning.solver import Infeasible
 from edgeq.planning.vela import estimate
 
 
-def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], attempts: int) -> Plan:
+def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], attempts: int) -> Outcome:
     """The best plan by prediction whose files are as small as they have to be.
 
     Args:
@@ -45,7 +45,7 @@ def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], a
                 break
     compiled, told = _compiled(search, artifact.path)
     notes = [*notes, *told, "not validated: no accuracy, latency or energy of this plan was measured"]
-    return written(search, solution.choices, None, solution, held, made, notes, size, compiled)
+    return Outcome(search, solution.choices, None, size, solution, held, made, notes, compiled)
 
 
 def _compiled(search: Search, path: Path) -> tuple[Compiled | None, list[str]]:

@@ -62,7 +62,7 @@ def compare(
         DeviceError: the artefact's outputs have another count or shape than the model's, or hold NaN or infinity.
         UsageError: no samples; the float model itself gives NaN or infinity; labels do not fit; the metric fails.
     """
-    _check(reference, measured)
+    check_outputs(reference, measured)
     n = len(reference[0])
     score: float | None = None
     float_score: float | None = None
@@ -194,7 +194,12 @@ def _judge(
     return metric.score(before, labels), metric.score(after, labels), interval
 
 
-def _check(reference: Sequence[Array], measured: Sequence[Array]) -> None:
+def check_outputs(reference: Sequence[Array], measured: Sequence[Array]) -> None:
+    """Refuses what cannot be compared.
+
+    Raises:
+        DeviceError, UsageError: see `compare`.
+    """
     if not reference or reference[0].ndim == 0 or len(reference[0]) == 0:
         raise UsageError("there are no samples to compare", remedy="give evaluation data, or fewer skipped samples")
     if len(reference) != len(measured):

@@ -150,14 +150,14 @@ def judge(
     return gates
 
 
-def drop_limit(limit: Drop, accuracy: Accuracy) -> float | None:
-    """The limit in the unit of `accuracy.drop`, or of 100 - agreement where there is no drop.
+def drop_limit(limit: Drop, unit: str, float_score: float | None) -> float | None:
+    """The limit in the unit of a score.
 
     None where a relative limit has nothing to relate to (a float score of 0).
     """
-    if not limit.percent or accuracy.unit == "%" or accuracy.drop is None:
+    if not limit.percent or unit == "%":
         return limit.value
-    return limit.value / 100 * abs(accuracy.float_score) if accuracy.float_score else None
+    return limit.value / 100 * abs(float_score) if float_score else None
 
 
 def _drop_gate(limit: Drop, accuracy: Accuracy | None, not_validated_because: str | None) -> Gate:
@@ -165,7 +165,7 @@ def _drop_gate(limit: Drop, accuracy: Accuracy | None, not_validated_because: st
     if accuracy is None:
         why = not_validated_because or "the artefact was not run"
         return _unjudged(name, stated, why, "choose a target that can be run here, or drop this limit")
-    drop, most = shown_drop(accuracy), drop_limit(limit, accuracy)
+    drop, most = shown_drop(accuracy), drop_limit(limit, accuracy.unit, accuracy.float_score)
     if drop is None:
         why = "there are no labels, no metric, and the output has no classes to agree on"
         return _unjudged(name, stated, why, "pass labels or --metric package.module:function")

@@ -144,16 +144,19 @@ def answers(
     ends: Ends,
     progress: Progress,
     engine: Engine = LOCAL,
+    files: Mapping[str, Path] | None = None,
 ) -> list[Array]:
     """The artefact's outputs as real numbers, in the shapes of the float model's.
 
     Args:
         engine: shares out the samples where its workers and the device are on this machine.
+        files: the inputs of `data`, if they lie in `.npy` files already.
     """
-    feed = fed(data.inputs, ends)
     parts = min(engine.workers or 1, len(data)) if engine.here and device.shares_host else 1
     if parts == 1:
-        return _real(device.outputs(artifact, feed, progress), reference, ends)
+        whole = files if files is not None and not ends.inputs else fed(data.inputs, ends)
+        return _real(device.outputs(artifact, whole, progress), reference, ends)
+    feed = fed(data.inputs, ends)
     cuts = np.linspace(0, len(data), parts + 1).round().astype(int)
     given = [(artifact, device, {n: a[i:j] for n, a in feed.items()}) for i, j in itertools.pairwise(cuts)]
     found = engine.map(_answer, given, progress=progress)

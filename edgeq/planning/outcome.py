@@ -1,0 +1,64 @@
+"""What a search came to, and which of several outcomes ranks first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from edgeq.planning.plan import Attempt, Compiled, Proof
+from edgeq.planning.proving import proof_rank
+from edgeq.planning.search import Search
+from edgeq.planning.solver import Solution, cost_of
+
+
+class Outcome(NamedTuple):
+    """A plan that is not written down yet (see `edgeq.planning.record.written`), which takes a second.
+
+    Attributes:
+        proof: what it measured; None where nothing can be run.
+        solution: None where the plan was not solved for.
+        caps: by measure, what it was solved under.
+        attempts: what was built on the way.
+        size: bytes of its files.
+        given_up: it misses a limit, and no more was built because a plan of another search is far ahead.
+    """
+
+    search: Search
+    choices: Mapping[str, str]
+    proof: Proof | None
+    size: int
+    solution: Solution | None = None
+    caps: Mapping[str, float] = {}
+    attempts: Sequence[Attempt] = ()
+    notes: Sequence[str] = ()
+    compiled: Compiled | None = None
+    given_up: bool = False
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        """By measure, what the plan is expected to cost."""
+        return cost_of(self.search.problem, self.choices)
+
+    @property
+    def held(self) -> bool:
+        """Whether every limit holds that could be judged."""
+        limit = self.search.job.limits.max_size
+        return self.proof.held if self.proof is not None else limit is None or self.size <= limit
+
+
+def rank(found: Outcome, beside: float | None = 1.0) -> tuple[bool, float, float]:
+    """Smaller is better; also of plans that nothing could be run of.
+
+    Args:
+        beside: what a latency in units of the float model's is multiplied by, the same for plans of one runtime; None
+            where it is not known, and seconds have to do.
+    """
+    minimize, proof, predicted = found.search.minimize, found.proof, found.predicted
+    if proof is None:
+        value = float(found.size) if minimize == "size" else predicted[minimize]
+        return not found.held, value, predicted["loss"]
+    if beside is None:
+        proof = proof.model_copy(update={"latency_of": {}})
+    failed, value, drop = proof_rank(proof, minimize, predicted)
+    in_units = not failed and minimize == "latency" and "float32" in proof.latency_of
+    return failed, value * (beside or 1.0) if in_units else value, drop
