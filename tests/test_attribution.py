@@ -471,7 +471,7 @@ def test_a_widened_range_is_widened_for_all_that_share_it() -> None:
         t = quantized.activations[node]
         cut[node] = replace(t, q=qparams(torch.tensor(t.low / 2), torch.tensor(t.high / 2), t.q.scheme))
     planted = replace(quantized, activations={**quantized.activations, **cut})
-    widest = quantize_activations(model, BY, quantized.assignment, calibration, estimator="min-max")
+    widest = quantize_activations(model, BY, quantized.assignment, calibration, estimator="min-max").tensors
     place = next(p for p in places(model, planted) if set(p.tensors) & set(nodes))
     edit = widening(planted, widest, place)
     assert edit is not None and set(edit.tensors) >= set(nodes)

@@ -27,7 +27,7 @@ NETS = ["residual", "split-shuffle", "activations", "gate", "two-inputs", "two-o
 ON_INTEGERS = {
     "onnxruntime": ("w8a8", "w4a8", "w2a8"),
     "openvino": ("w8a8", "w4a8", "w2a8"),
-    "litert": ("w8a8", "w4a8"),
+    "litert": ("w8a8", "w4a8", "w8a16"),
 }
 WEIGHTS_ALONE = {
     "onnxruntime": ("w8", "w4", "w4asym", "w2"),
@@ -96,14 +96,22 @@ def test_a_tensor_that_is_an_output_and_is_read_inside_can_be_integers() -> None
 def test_like_neighbours_need_no_conversion_and_unlike_ones_need_one() -> None:
     edge = Edge("x", "a", False, ("b",), 1)
     assert crossings([edge], {"a": "w8a8", "b": "w8a8"}) == []
-    assert crossings([edge], {"a": "w8a8", "b": FLOAT}) == [(edge, "dequantize")]
-    assert crossings([edge], {"a": FLOAT, "b": "w8a8"}) == [(edge, "quantize")]
+    assert crossings([edge], {"a": "w8a8", "b": FLOAT}) == [(edge, "dequantize", None)]
+    assert crossings([edge], {"a": FLOAT, "b": "w8a8"}) == [(edge, "quantize", "a8")]
+    assert crossings([edge], {"a": "w4a8", "b": "w8a16"}) == [(edge, "requantize", "a16")]
+    assert crossings([edge], {"a": "a16", "b": "a8"}) == [(edge, "requantize", "a8")]
 
 
 def test_readers_of_both_kinds_need_one_conversion() -> None:
     edge = Edge("x", "a", False, ("b", "c", "d"), 1)
-    assert crossings([edge], {"a": FLOAT, "b": "w8a8", "c": "w4a8", "d": FLOAT}) == [(edge, "quantize")]
-    assert crossings([edge], {"a": "w8a8", "b": FLOAT, "c": "w4a8", "d": FLOAT}) == [(edge, "dequantize")]
+    assert crossings([edge], {"a": FLOAT, "b": "w8a8", "c": "w4a8", "d": FLOAT}) == [(edge, "quantize", "a8")]
+    assert crossings([edge], {"a": "w8a8", "b": FLOAT, "c": "w4a8", "d": FLOAT}) == [(edge, "dequantize", None)]
+    assert crossings([edge], {"a": "w8a8", "b": "a16", "c": FLOAT, "d": "w8a16"}) == [
+        (edge, "requantize", "a16"),
+        (edge, "dequantize", None),
+    ]
+    both = crossings([edge], {"a": FLOAT, "b": "w8a16", "c": "a8", "d": FLOAT})
+    assert both == [(edge, "quantize", "a16"), (edge, "quantize", "a8")]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -124,11 +132,12 @@ def test_crossings_are_those_that_the_graph_itself_shows(name: str, runtime: str
             if not is_float(node):
                 continue
             readers = [owner[u] for u in node.users if u in owner and owner[u] is not owner.get(node)]
-            integer = node in owner and _integers(choices[owner[node].name]) and _leaves_integers(node, owner, by)
-            kinds = {_integers(choices[r.name]) for r in readers}
-            if (not integer) in kinds:
-                expected.add((node.name, "dequantize" if integer else "quantize"))
-        got = [(edge.tensor, kind) for edge, kind in crossings(found_edges, choices)]
+            leaves = node in owner and _leaves_integers(node, owner, by)
+            own = _width(choices[owner[node].name]) if leaves else 32
+            for width in {_width(choices[r.name]) for r in readers} - {own}:
+                kind = "quantize" if own == 32 else "dequantize" if width == 32 else "requantize"
+                expected.add((node.name, kind, None if width == 32 else f"a{width}"))
+        got = [(edge.tensor, kind, form) for edge, kind, form in crossings(found_edges, choices)]
         assert len(got) == len(set(got))
         assert set(got) == expected
         seen += len(got)
@@ -136,7 +145,12 @@ def test_crossings_are_those_that_the_graph_itself_shows(name: str, runtime: str
 
 
 def _integers(choice: str) -> bool:
-    return choice in ("w8a8", "w4a8", "w2a8", "a8")
+    return _width(choice) < 32
+
+
+def _width(choice: str) -> int:
+    """Bits of what a layer reads and writes."""
+    return 8 if choice in ("w8a8", "w4a8", "w2a8", "a8") else 16 if choice in ("w8a16", "a16") else 32
 
 
 def _leaves_integers(node: Node, owner: dict[Node, Group], by: Runtime) -> bool:
@@ -218,6 +232,7 @@ def test_every_choice_that_is_offered_is_one_that_is_followed(runtime: str) -> N
         given = assign(model, by, histograms, uniform(found, choice))
         assert [given.choice(name) for name in ("stem", "inner", "head")] == [choice] * 3
         assert (set(given.kernels) == set()) == (not _integers(choice)), "an addition is float among floats"
+        assert {k.activations.removeprefix("u") for k in given.kernels.values()} <= {f"int{_width(choice)}"}
 
 
 def test_groups_of_weights_are_offered_where_they_fit() -> None:
@@ -236,27 +251,54 @@ def test_what_is_not_to_be_offered_is_not() -> None:
     model, by, histograms = small.model("residual"), small.runtime("litert"), small.calibration("residual").histograms
     op = {g.name: g.op for g in model.groups}["stem"]
     found = ladder(model, by, histograms, {(op, "w8a8"), (op, "w4")})
-    assert found["stem"] == ("w4a8", "w8", "w2", FLOAT)
+    assert found["stem"] == ("w4a8", "w8a16", "w8", "w2", FLOAT)
     assert uniform(found)["stem"] == "w4a8"
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_kernels_of_another_activation_type_are_not_offered(runtime: str) -> None:
+def test_kernels_of_another_type_of_activations_are_offered_as_well(runtime: str) -> None:
     model, by, histograms = small.model("residual"), small.runtime(runtime), small.calibration("residual").histograms
     others = {k.name for k in by.kernels if k.activations == "int16"}
     assert bool(others) == (runtime == "litert")
-    assert not others.intersection(c for options in ladder(model, by, histograms).values() for c in options)
     wide = Kernel(ops=["conv2d"], activations="int16", weights="int8", bias="int64", source="invented")
     first = by.model_copy(update={"kernels": [wide, *by.kernels]})
     found = ladder(model, first, histograms)
-    assert found["stem"] == ("w8a16", *WEIGHTS_ALONE[runtime], FLOAT)
-    linear = dict.fromkeys((*ON_INTEGERS[runtime], *(["w2a8"] if runtime == "litert" else [])))
-    assert found["head"] == (*linear, *WEIGHTS_ALONE[runtime], FLOAT)
+    assert found["stem"] == tuple(dict.fromkeys(("w8a16", *ON_INTEGERS[runtime], *WEIGHTS_ALONE[runtime], FLOAT)))
+    assert uniform(found)["stem"] == "w8a16" and uniform(found)["head"] == "w8a8"
+
+
+def test_one_type_of_activations_has_one_scheme() -> None:
+    """Whatever reads a tensor in 8 bits, reads it on one grid."""
+    model, by, histograms = small.model("residual"), small.runtime("litert"), small.calibration("residual").histograms
+    other = Kernel(
+        ops=["conv2d"],
+        activations="int8",
+        activation_symmetry="symmetric",
+        weights="int2",
+        bias="int32",
+        source="invented",
+    )
+    found = ladder(model, by.model_copy(update={"kernels": [*by.kernels, other]}), histograms)
+    assert "w2a8" not in found["stem"]
+
+
+def test_a_layer_is_not_offered_a_type_in_which_its_activation_does_not_run() -> None:
+    """LiteRT computes hard swish in 8 bits, and not in 16."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardswish(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 3))
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = load(net.eval(), example=(x[:2],))
+    histograms = calibrate(model, {model.inputs[0].name: x.numpy()}).histograms
+    found = ladder(model, small.runtime("litert"), histograms)
+    assert all("w8a8" in found[layer] for layer in "024")
+    assert [name for name, options in found.items() if "w8a16" in options] == ["2", "4"]
 
 
 def test_uniform_takes_the_wanted_choice_where_there_is_one() -> None:
     offered = {"a": ("w8a8", "w4a8", FLOAT), "b": ("a8", FLOAT), "c": (FLOAT,)}
     assert uniform(offered, "w4a8") == {"a": "w4a8", "b": "a8", "c": FLOAT}
     assert uniform(offered, FLOAT) == dict.fromkeys("abc", FLOAT)
+    wide = {"a": ("w8a8", "w8a16", FLOAT), "b": ("a8", "a16", FLOAT), "c": ("w8a8", "w4a8", FLOAT)}
+    assert uniform(wide, "w8a16") == {"a": "w8a16", "b": "a16", "c": "w8a8"}
+    assert uniform(wide, "w4a8") == {"a": "w8a8", "b": "a8", "c": "w4a8"}
     assert uniform(offered, "w3a8") == uniform(offered)
     assert uniform(offered | {"a": ("w8a8", "w8", FLOAT)}, "w8") == {"a": "w8", "b": FLOAT, "c": FLOAT}

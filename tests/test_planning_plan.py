@@ -6,8 +6,9 @@ import json
 import random
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from edgeq.errors import UsageError
 from edgeq.model.ops import MOVEMENT
 from edgeq.planning.assign import FLOAT, assign
-from edgeq.planning.boundaries import crossings, edges
+from edgeq.planning.boundaries import Kind, crossings, edges
 from edgeq.planning.choices import Problem, check, cost_of
 from edgeq.planning.describe import describe
 from edgeq.planning.explain import explain, guiltiest, recost
@@ -42,14 +43,14 @@ def stated(name: str, runtime: str, timed: bool = True) -> tuple[Problem, Sensit
     options, found = ladder(model, by, histograms), edges(model, by)
     rng = np.random.default_rng(0)
     rounded = sorted(assign(model, by, histograms).tensors)
-    tensors = {node: 2.0**i for i, node in enumerate(rounded)}
+    tensors = {(node, form): 2.0**i for i, (node, form) in enumerate(product(rounded, ("a8", "a16")))}
     keys = [(g, c) for g, offered in options.items() for c in offered if c.startswith("w")]
     weights: dict[str, dict[str, float]] = {}
     for position, (group, choice) in enumerate(keys, start=1):
         weights.setdefault(group, {})[choice] = 2.0**-position
     timing = Timing(
         {g: {c: rng.uniform(1, 100) * 1e-6 for c in offered} for g, offered in options.items()},
-        {e.tensor: {"quantize": rng.uniform(1, 9) * 1e-6, "dequantize": rng.uniform(1, 9) * 1e-6} for e in found},
+        {e.tensor: {kind: rng.uniform(1, 9) * 1e-6 for kind in get_args(Kind)} for e in found},
     )
     sizes = Sizes({g: {c: float(rng.integers(50, 5000)) for c in o} for g, o in options.items()}, 131.0, 4000.0)
     sensitivity = Sensitivity(weights, tensors)
@@ -67,7 +68,7 @@ def test_the_program_costs_a_plan_what_its_parts_were_measured_to_cost(name: str
     model, by, histograms = small.model(name), small.runtime(runtime), small.calibration(name).histograms
     problem, sensitivity, timing, sizes = stated(name, runtime)
     found, rng, seen = edges(model, by), random.Random(name), 0
-    for _ in range(200):
+    for _ in range(3000):
         choices = random_choices(problem, rng)
         if check(problem, choices):
             continue
@@ -76,11 +77,13 @@ def test_the_program_costs_a_plan_what_its_parts_were_measured_to_cost(name: str
         assert costs["latency"] == pytest.approx(timing.of(found, choices), rel=1e-12)
         assert costs["size"] == pytest.approx(sizes.of(found, choices), rel=1e-12)
         # each tensor that the exporter would round, once; each layer's rounded weights. Integers that only move are
-        # those of another tensor
+        # those of another tensor, and those that were rounded to 8 bits are rounded by no 16
         moved = {g.output for g in model.groups if g.op in MOVEMENT and on_integers(choices[g.name])}
-        tensors = assign(model, by, histograms, choices).tensors.keys() - moved
+        given = assign(model, by, histograms, choices)
+        rounds = {(n, "a8") for n, dtype in given.again if dtype.endswith("8")}
+        rounds |= {(n, "a16" if "16" in share[1] else "a8") for n, share in given.tensors.items() if n not in moved}
         weights = sum(sensitivity.weights.get(g, {}).get(c, 0.0) for g, c in choices.items())
-        assert costs["loss"] == sum(sensitivity.tensors[t] for t in tensors) + weights
+        assert costs["loss"] == sum(sensitivity.tensors[r] for r in rounds) + weights
     assert seen > 10
 
 
@@ -446,5 +449,5 @@ def test_the_program_has_a_conversion_where_the_graph_has_a_crossing() -> None:
         choices = random_choices(problem, rng)
         layers = sum(problem.options[g][c]["size"] for g, c in choices.items())
         paid = cost_of(problem, choices)["size"] - layers - problem.fixed["size"]
-        quantized = [kind for _, kind in crossings(found, choices) if kind == "quantize"]
+        quantized = [one for one in crossings(found, choices) if one.kind != "dequantize"]
         assert paid == pytest.approx(131.0 * len(quantized))

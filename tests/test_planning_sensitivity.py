@@ -115,7 +115,8 @@ def movements(model: Model, found: Quantized, x: np.ndarray) -> dict[str, np.nda
 
 
 def measured(found: Sensitivity, choice: str) -> dict[str, float]:
-    return {layer: costs[choice] for layer, costs in found.weights.items()} | found.tensors
+    tensors = {node: moved for (node, form), moved in found.tensors.items() if form == "a8"}
+    return {layer: costs[choice] for layer, costs in found.weights.items()} | tensors
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -201,7 +202,7 @@ def test_predictions_rank_layers_and_tensors_as_simulation_does(name: str) -> No
     ]
     pairs += [
         (moved, simulated(model, given_alternatives["w8a8"], "", (node,), data))
-        for node, moved in found.tensors.items()
+        for (node, _), moved in found.tensors.items()
     ]
     assert len(pairs) > 8
     predicted, real = np.array(pairs).T
@@ -232,7 +233,7 @@ def test_integers_that_only_move_are_paid_for_once(name: str) -> None:
     moved = [g for g in model.groups if g.op in MOVEMENT and on_integers(offered[g.name][0])]
     assert moved and all(problem.options[g.name][offered[g.name][0]]["loss"] == 0 for g in moved)
     assert 0.6 < predicted / real < 1.7
-    again = sum(found.tensors[g.output] for g in moved)
+    again = sum(found.tensors[g.output, "a8"] for g in moved)
     assert again > 0.05 * real, "it would have been charged"
 
 

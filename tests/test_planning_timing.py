@@ -28,6 +28,11 @@ Choices = Mapping[str, str]
 
 
 INTEGERS = ("w8a8", "w4a8", "w2a8", "a8")
+FLOATS = ("w8", "w4", "w4asym", "w2", FLOAT)
+WIDTH = dict.fromkeys(INTEGERS, 8) | dict.fromkeys(("w8a16", "a16"), 16) | dict.fromkeys(FLOATS, 32)
+"""Bits of what a layer reads and writes."""
+
+KINDS = ("quantize", "dequantize", "requantize")
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class Truth:
 
     edges: Sequence[Edge]
     layers: Mapping[str, Mapping[str, float]]
-    read: Mapping[tuple[str, bool], float]
-    write: Mapping[tuple[str, bool], float]
+    read: Mapping[tuple[str, str], float]
+    write: Mapping[tuple[str, str], float]
 
     @classmethod
     def invent(cls, name: str, runtime: str, seed: int) -> Truth:
@@ -50,22 +55,22 @@ class Truth:
         found = edges(model, by)
         options = ladder(model, by, small.calibration(name).histograms)
         layers = {g: {c: rng.uniform(5e-6, 2e-4) for c in offered} for g, offered in options.items()}
-        per = {(side, integer): rng.uniform(3e-9, 5e-8) for side in ("read", "write") for integer in (True, False)}
-        read = {(e.tensor, i): per["read", i] * e.elements for e in found for i in (True, False)}
-        write = {
-            (e.tensor, i): per["write", i] * e.elements if e.producer else 0.0 for e in found for i in (True, False)
-        }
+        per = {(side, kind): rng.uniform(3e-9, 5e-8) for side in ("read", "write") for kind in KINDS}
+        read = {(e.tensor, k): per["read", k] * e.elements for e in found for k in KINDS}
+        write = {(e.tensor, k): per["write", k] * e.elements if e.producer else 0.0 for e in found for k in KINDS}
         return cls(found, layers, read, write)
 
     def seconds(self, choices: Choices) -> dict[str, float]:
         result = {g: self.layers[g][choice] for g, choice in choices.items()}
         for edge in self.edges:
-            integer = not edge.float_anyway and choices[edge.producer or ""] in INTEGERS
-            unlike = [r for r in edge.readers if (choices[r] in INTEGERS) is not integer]
-            if unlike:
-                result[unlike[0]] += self.read[edge.tensor, integer]
-                if edge.producer is not None:
-                    result[edge.producer] += self.write[edge.tensor, integer]
+            own = 32 if edge.float_anyway else WIDTH[choices[edge.producer or ""]]
+            for width in {8, 16, 32} - {own}:
+                unlike = [r for r in edge.readers if WIDTH[choices[r]] == width]
+                kind = "quantize" if own == 32 else "dequantize" if width == 32 else "requantize"
+                if unlike:
+                    result[unlike[0]] += self.read[edge.tensor, kind]
+                if unlike and edge.producer is not None:
+                    result[edge.producer] += self.write[edge.tensor, kind]
         return result
 
     def total(self, choices: Choices) -> float:

@@ -54,7 +54,9 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         kernel = quantized.assignment.kernel(group.name)
         kind = None if kernel is None else kernel.bias
         if kind in ("int32", "int64"):
-            input_scale = quantized.activations[group.inputs[0]].q.scale
+            read = quantized.read(group, group.inputs[0])
+            assert read is not None
+            input_scale = read.q.scale
             expected = quantize_bias(bias, input_scale, weight.q).numpy().astype(kind)
             wanted_scales = bias_scale(input_scale, weight.q, len(bias)).numpy()
             if found.bias_scale is not None and not np.array_equal(found.bias_scale.reshape(-1), wanted_scales):
@@ -68,7 +70,8 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         checked += 2
         weight_bytes = -(-wanted.size * weight.q.scheme.stored_bits // 8)
         bytes_checked += weight_bytes + expected.nbytes + scale.nbytes
-    for node, tensor in quantized.activations.items():
+    again = ((node, tensor) for (node, _), tensor in quantized.again.items())
+    for node, tensor in (*quantized.activations.items(), *again):
         if node not in stored.held:
             continue  # merged into the operator behind it, which carries the same scale
         forms = stored.tensors.get(node, ())

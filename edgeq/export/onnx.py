@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import output_channels_axis
 from edgeq.numerics import QParams
+from edgeq.planning.assign import Version
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.weights import QuantizedWeight, bias_scale, quantize_bias
 
@@ -59,12 +60,17 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
             if product is not None:
                 product.name = group.name
     outputs = {id(v) for v in graph.outputs}
+    readers = _readers(model, quantized, values, source)
     for graph_node, tensor in quantized.activations.items():
         name = source.values.get(graph_node)
         if name is None:
             continue
         integer_io = quantized.runtime.io == "integer"
-        _round_trip(graph, values[name], tensor.q, is_output=id(values[name]) in outputs, integer_io=integer_io)
+        is_output = id(values[name]) in outputs
+        real = _round_trip(graph, values[name], tensor.q, is_output=is_output, integer_io=integer_io)
+        again = {dtype: other.q for (node, dtype), other in quantized.again.items() if node == graph_node}
+        for dtype, q in again.items():
+            _round_again(graph, real, f"{name}_{dtype}", q, readers[graph_node, dtype])
     if quantized.runtime.rounds_float_layers:
         keep_float_layers(graph)
     used = {str(v.name) for node in graph for v in node.inputs if v is not None}
@@ -120,7 +126,9 @@ def _store_weights(
     _replace_input(graph, node, 1, real)
     kernel = quantized.assignment.kernels[group.name]
     if kernel.bias == "int32":
-        input_scale = quantized.activations[group.inputs[0]].q.scale
+        read = quantized.read(group, group.inputs[0])
+        assert read is not None
+        input_scale = read.q.scale
         scale = bias_scale(input_scale, weight.q, len(bias))
         small = constant(graph, f"{group.bias}_quantized", quantize_bias(bias, input_scale, weight.q).numpy())
         zero = torch.zeros(len(bias), dtype=torch.int32)
@@ -252,8 +260,70 @@ def _dequantize(
     return node.outputs[0]
 
 
-def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool, integer_io: bool) -> None:
-    """Every reader of `value` reads it through a Q/DQ pair from now on."""
+def _readers(
+    model: Model, quantized: Quantized, values: Mapping[str, ir.Value], source: FloatOnnx
+) -> dict[Version, list[tuple[ir.Node, int]]]:
+    """By what is rounded anew, the operators that read it so, and the places of their inputs. They are found by what
+    they compute: the way back from a layer's value to what it reads leads through operators of its own alone.
+
+    Raises:
+        UnsupportedError: there is no such way.
+    """
+    found: dict[Version, list[tuple[ir.Node, int]]] = {}
+    for group in model.groups:
+        kernel = quantized.assignment.kernels.get(group.name)
+        versions = [v for n in group.inputs if kernel and (v := (n, kernel.activations)) in quantized.again]
+        for node, dtype in versions:
+            wanted = values.get(source.values.get(node, ""))
+            inputs = {source.values[n] for n in group.inputs if n in source.values}
+            places = _on_the_way(values.get(source.values.get(group.root, "")), inputs, wanted)
+            if not places:
+                raise UnsupportedError(
+                    "what it reads is not to be found in the exported ONNX model",
+                    where=f"layer {group.name}",
+                    remedy=f"give it a choice that reads {quantized.activations[node].q.scheme.dtype}",
+                )
+            found.setdefault((node, dtype), []).extend(places)
+    return found
+
+
+def _on_the_way(result: ir.Value | None, ends: Collection[str], wanted: ir.Value | None) -> list[tuple[ir.Node, int]]:
+    """Where a value is read on the ways back from a result, which do not lead beyond the ends; nothing if an operator
+    there gives what it computes from the value to others as well."""
+    node = result.producer() if result is not None else None
+    found: list[tuple[ir.Node, int]] = []
+    for index, value in enumerate(node.inputs if node is not None else ()):
+        if node is not None and value is not None and value is wanted:
+            found.append((node, index))
+        elif value is not None and str(value.name) not in ends:
+            behind = _on_the_way(value, ends, wanted)
+            if behind and len(list(value.uses())) > 1:
+                return []
+            found += behind
+    return found
+
+
+def _round_again(
+    graph: ir.Graph, real: ir.Value, name: str, q: QParams, readers: Sequence[tuple[ir.Node, int]]
+) -> None:
+    """These readers read a value, which was rounded before, through another Q/DQ pair."""
+    scale = constant(graph, f"{name}_scale", q.scale.numpy())
+    zero = constant(graph, f"{name}_zero_point", q.zero_point.numpy().astype(_TYPES[q.scheme.dtype].numpy()))
+    quantize = ir.Node("", "QuantizeLinear", [real, scale, zero], name=f"{name}_quantize")
+    integers = quantize.outputs[0]
+    integers.name, integers.dtype, integers.shape = f"{name}_integers", _TYPES[q.scheme.dtype], real.shape
+    dequantize = ir.Node("", "DequantizeLinear", [integers, scale, zero], name=f"{name}_dequantize")
+    again = dequantize.outputs[0]
+    again.name, again.dtype, again.shape = f"{name}_real", ir.DataType.FLOAT, real.shape
+    producer = real.producer()
+    assert producer is not None
+    graph.insert_after(producer, [quantize, dequantize])
+    for reader, index in readers:
+        reader.replace_input_with(index, again)
+
+
+def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool, integer_io: bool) -> ir.Value:
+    """Every reader of `value` reads it through a Q/DQ pair from now on, of which the end is returned."""
     name = str(value.name)
     producer = value.producer()
     is_input = producer is None
@@ -289,3 +359,4 @@ def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool
         value.name = f"{name}_before"
         leaving.name = name
         graph.outputs[position] = leaving
+    return real

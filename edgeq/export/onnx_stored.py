@@ -37,10 +37,12 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
 
     tensors: dict[str, frozenset[StoredTensor | StoredRange]] = {}
     for graph_node, value in values.items():
-        quantized = _quantization(value, readers, producer)
-        if quantized is not None:
+        forms: set[StoredTensor] = set()
+        for quantized in _quantizations(value, readers, producer):
             scale, zero = constants[quantized.input[1]], constants[quantized.input[2]]
-            tensors[graph_node] = frozenset(StoredTensor(str(zero.dtype), s, z) for s, z in _steps(scale, zero))
+            forms |= {StoredTensor(str(zero.dtype), s, z) for s, z in _steps(scale, zero)}
+        if forms:
+            tensors[graph_node] = frozenset(forms)
 
     weights: dict[str, StoredWeight] = {}
     integer: set[str] = set()
@@ -152,6 +154,18 @@ def _expanded(
         integers, scale = np.moveaxis(integers, -1, 0), np.moveaxis(scale, -1, 0)
         zero = np.moveaxis(zero, -1, 0) if zero.ndim else zero
     return StoredWeight(integers, types[made_float.input[0]], scale, zero, None, "")
+
+
+def _quantizations(
+    value: str, readers: Mapping[str, list[onnx.NodeProto]], producer: Mapping[str, onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """The node that quantizes a value, and those that round it anew behind it."""
+    first = _quantization(value, readers, producer)
+    if first is None:
+        return []
+    integers = first.input[0] if first.op_type == "DequantizeLinear" else first.output[0]
+    reals = [n.output[0] for n in readers.get(integers, ()) if n.op_type == "DequantizeLinear"]
+    return [first, *(n for real in reals for n in readers.get(real, ()) if n.op_type == "QuantizeLinear")]
 
 
 def _quantization(

@@ -79,7 +79,7 @@ def quantize(model: Model, quantized: Quantized, graph: Graph, nodes: dict[int, 
     Raises:
         UnsupportedError: a weight is not where it should be, or a type has no place in a `.tflite` file.
     """
-    for tensor in quantized.activations.values():
+    for tensor in (*quantized.activations.values(), *quantized.again.values()):
         if tensor.q.scheme.dtype not in _ACTIVATION_TYPES:
             raise UnsupportedError(
                 f"a .tflite file has no {tensor.q.scheme.dtype} activations", remedy="choose int8 activations"
@@ -95,6 +95,7 @@ class _Rewriter:
         self.owner = owners(model)
         self.same = origins(model)
         self.grids = {name: _grid(t.q) for name, t in quantized.activations.items()}
+        self.again = {version: _grid(t.q) for version, t in quantized.again.items()}
         self.by_value: dict[str, Grid] = {}
         for name, grid in self.grids.items():
             self.by_value.setdefault(self.same[name], grid)
@@ -216,7 +217,7 @@ class _Rewriter:
             wanted = self.grids.get(group.activation)
         if wanted is None or kind not in INTEGER_FORMS.get(form or "", ()):
             return None
-        given = self._inputs(operator, [group.root] if alone else list(group.inputs), reads, alone)
+        given = self._inputs(operator, [group.root] if alone else list(group.inputs), reads, wanted.dtype, alone)
         if given is None:
             return None
         keeps = kind in _KEEPS_SCALE
@@ -227,13 +228,15 @@ class _Rewriter:
         apart = self.graph.kind(operator) not in INTEGER_FORMS.get(group.op, ())
         return apart and self.nodes[output] == group.activation
 
-    def _inputs(self, operator: Any, names: list[str], reads: list[int], alone: bool) -> dict[int, Grid] | None:
-        """The planned grid of each input, by slot; None if one of them is not planned."""
+    def _inputs(
+        self, operator: Any, names: list[str], reads: list[int], dtype: str, alone: bool
+    ) -> dict[int, Grid] | None:
+        """The planned grid of each input in this type, by slot; None if one of them is not planned."""
         found: dict[int, Grid] = {}
         for slot in reads:
             value = self.source[int(operator.inputs[slot])]
             fits = [n for n in names if self.same[n] == value] or (names if len(names) == 1 else [])
-            grid = self.grids.get(fits[0]) if fits else None
+            grid = self.again.get((fits[0], dtype)) or self.grids.get(fits[0]) if fits else None
             if grid is None and alone:
                 grid = self._available(int(operator.inputs[slot]))
             if grid is None:

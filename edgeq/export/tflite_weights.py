@@ -62,7 +62,9 @@ def store_weights(
     _check(model, group, graph, operator)
     _put_integers(quantized, group, graph, operator)
     weight, channels = quantized.weights[group.name], len(quantized.biases[group.name])
-    input_scale = quantized.activations[group.inputs[0]].q.scale
+    read = quantized.read(group, group.inputs[0])
+    assert read is not None
+    input_scale = read.q.scale
     bias_type = _BIAS_TYPES[activations]
     bias = quantize_bias(quantized.biases[group.name], input_scale, weight.q).numpy().astype(bias_type)
     scales = bias_scale(input_scale, weight.q, channels).numpy()[: weight.q.scale.numel()]

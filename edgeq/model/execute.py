@@ -18,6 +18,10 @@ Hook = Callable[[Node, list[Any]], list[Any]]
 """Sees a node and its value in each batch, returns the values to go on with. Values may be views of one another:
 a hook replaces them and never writes into them."""
 
+Reads = Mapping[tuple[str, str], Sequence[Callable[[Any], Any] | None]]
+"""By the names of a node and of one that it reads, what is done to that value on its way, in each batch; None leaves it
+as it is. Others read it without."""
+
 
 def constants(program: Program) -> dict[str, torch.Tensor]:
     """Parameters, buffers and lifted constants by the name of their placeholder."""
@@ -48,6 +52,7 @@ def execute(
     batches: Sequence[Sequence[torch.Tensor]],
     hook: Hook | None = None,
     replace: Mapping[str, Constant] | None = None,
+    reads: Reads | None = None,
     batch_factors: Sequence[int] = (),
     differentiable: bool = False,
 ) -> list[list[torch.Tensor]]:
@@ -62,6 +67,7 @@ def execute(
         hook: called for every user input and every computed node with the values of all batches.
         replace: values for constants, by placeholder name, in place of the program's own; a list holds one for each
             batch.
+        reads: what is changed for one reader alone.
         batch_factors: how many times larger each batch is than the one the graph was traced with, where
             that one is fixed.
         differentiable: record what is needed for gradients.
@@ -70,7 +76,7 @@ def execute(
         For each batch the user outputs, in order.
     """
     with torch.enable_grad() if differentiable else torch.inference_mode():
-        return _execute(program, batches, hook, replace or {}, batch_factors or [1] * len(batches))
+        return _execute(program, batches, hook, replace or {}, reads or {}, batch_factors or [1] * len(batches))
 
 
 def _execute(
@@ -78,6 +84,7 @@ def _execute(
     batches: Sequence[Sequence[torch.Tensor]],
     hook: Hook | None,
     replace: Mapping[str, Constant],
+    reads: Reads,
     factors: Sequence[int],
 ) -> list[list[torch.Tensor]]:
     env: dict[Node, list[Any]] = {}
@@ -102,13 +109,29 @@ def _execute(
         elif node.op == "get_attr":
             env[node] = [getattr(program.graph_module, str(node.target))] * len(batches)
         elif node.op == "call_function":
-            computed = _all_batches(node, env, factors)
+            computed = _all_batches(node, _read(node, env, reads), factors)
             env[node] = hook(node, computed) if hook else computed
         elif node.op == "output":
             return [[env[o][i] for o in node.args[0]] for i in range(len(batches))]
         for dead in dies_at.get(node, ()):
             del env[dead]
     raise AssertionError("a graph without an output node")
+
+
+def _read(node: Node, env: Mapping[Node, list[Any]], reads: Reads) -> Mapping[Node, list[Any]]:
+    """The values of all nodes as one of them reads them."""
+    changed = {source: ways for source in node.all_input_nodes if (ways := reads.get((node.name, source.name)))}
+    if not changed:
+        return env
+    found = dict(env)
+    for source, ways in changed.items():
+        done: dict[tuple[int, int], Any] = {}
+        for value, way in zip(env[source], ways, strict=True):
+            key = (id(value), id(way))
+            if key not in done:
+                done[key] = value if way is None else way(value)
+        found[source] = [done[id(value), id(way)] for value, way in zip(env[source], ways, strict=True)]
+    return found
 
 
 def _once(given: Sequence[torch.Tensor], work: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:

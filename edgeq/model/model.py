@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from edgeq.data.dataset import InputSpec
 from edgeq.errors import UnsupportedError
-from edgeq.model.execute import Constant, Hook, execute
+from edgeq.model.execute import Constant, Hook, Reads, execute
 from edgeq.model.fold import normalise
 from edgeq.model.groups import Group, find_groups, find_trailing
 from edgeq.model.load import read
@@ -135,6 +135,7 @@ class Model:
         batches: Sequence[Sequence[torch.Tensor]],
         hook: Hook | None = None,
         replace: Mapping[str, Constant] | None = None,
+        reads: Reads | None = None,
         *,
         differentiable: bool = False,
     ) -> list[list[torch.Tensor]]:
@@ -145,12 +146,13 @@ class Model:
                 if `batchable`.
             hook: sees and may change every value (see `edgeq.model.execute`).
             replace: constants to use in place of the model's own, by graph node.
+            reads: what is done to a value on its way to one reader alone (see `edgeq.model.execute`).
             differentiable: record what is needed for gradients.
         """
         if self.dynamic_batch:
-            return execute(self.program, batches, hook, replace, differentiable=differentiable)
+            return execute(self.program, batches, hook, replace, reads, differentiable=differentiable)
         factors = [len(batch[0]) // len(self.example[0]) for batch in batches]
-        return execute(self.program, batches, hook, replace, factors, differentiable)
+        return execute(self.program, batches, hook, replace, reads, factors, differentiable)
 
 
 def load(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from edgeq.calibration.histogram import Histogram
-from edgeq.model.groups import Group
+from edgeq.model.groups import Group, only_moves
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, conv_groups, is_float, op_class, output_channels_axis
 from edgeq.registry.schema import Kernel, Runtime
@@ -19,6 +19,9 @@ WIDEST_SHARE = 4.0
 
 _TWO_TENSORS = frozenset({"add", "sub", "mul", "matmul"})
 
+Version = tuple[str, str]
+"""A graph node, and a type of integers that its value is rounded to."""
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -28,15 +31,17 @@ class Assignment:
         kernels: by group name, the integer kernel; groups that stay in float are absent.
         weight_only: by group name, what stores integer weights of a group that stays in float.
         reasons: by group name, why it got what it got.
-        tensors: graph nodes whose values are quantized, each with the name of its share: nodes of one share
-            carry one scale and zero point.
+        tensors: graph nodes whose values are quantized, each with its share, which is named after one of its versions:
+            all of them carry one scale and zero point.
+        again: the same of what is rounded anew for layers that read another type than the layer before them writes.
         schemes: by share, the kernel that decides its scheme.
     """
 
     kernels: dict[str, Kernel]
     reasons: dict[str, str]
-    tensors: dict[str, str]
-    schemes: dict[str, Kernel]
+    tensors: dict[str, Version]
+    again: dict[Version, Version]
+    schemes: dict[Version, Kernel]
     weight_only: dict[str, Kernel]
 
     def kernel(self, group: str) -> Kernel | None:
@@ -57,7 +62,8 @@ def assign(
 
     Groups stay in float if the runtime has no integer kernel for them; if they only rearrange or reshape values on
     the way to a float output of the model (an integer there costs accuracy and saves nothing); or if nothing
-    in front of them runs on integers.
+    in front of them runs on integers. Groups that only move values take the kernel for integers that they are given,
+    whichever was chosen.
 
     Args:
         choices: by group name, the name of a kernel of the runtime, or `float32`.
@@ -68,7 +74,7 @@ def assign(
     kernels: dict[str, Kernel] = {}
     weight_only: dict[str, Kernel] = {}
     reasons: dict[str, str] = {}
-    integer_nodes: set[str] = set(model.input_nodes)
+    found: dict[str, str | None] = dict.fromkeys(model.input_nodes)  # the type of integers; any at an input
     trailing = model.trailing if runtime.io == "float" else frozenset()
     for group in model.groups:
         chosen = choices.get(group.name)
@@ -79,7 +85,10 @@ def assign(
                 reasons[group.name] = f"the plan chose {kernel.name}: {kernel.weights} weights, computed in float"
                 weight_only[group.name] = kernel
             continue
-        refusal = _refusal(model, group, runtime, kernel, integer_nodes, trailing, histograms)
+        asked = kernel
+        if asked is not None:
+            kernel = _moving(model, group, runtime, asked, found)
+        refusal = _refusal(model, group, runtime, kernel, found.keys(), trailing, histograms)
         if chosen == FLOAT:
             refusal = "the plan leaves it in float"
         if refusal or kernel is None:
@@ -88,10 +97,14 @@ def assign(
         kernels[group.name] = kernel
         whole = _activation_kernel(group, runtime, trailing) != "float"
         why = f"the plan chose {kernel.name}" if chosen else f"{runtime.name} has an integer kernel for {group.op}"
+        why = why if kernel is asked else f"it moves {kernel.activations} values"
         reasons[group.name] = why + ("" if whole else f"; its {group.activation_op} stays in float")
-        integer_nodes.add(group.output if whole else group.root)
-    tensors, schemes = _tensors(model, runtime, kernels, trailing)
-    return Assignment(kernels, reasons, _shares(model, runtime, kernels, tensors), schemes, weight_only)
+        found[group.output if whole else group.root] = kernel.activations
+    types, schemes = _versions(model, runtime, kernels, trailing)
+    shares = _shares(model, runtime, kernels, schemes.keys())
+    tensors = {node: shares[node, types[node]] for node in sorted(types)}
+    again = {version: share for version, share in shares.items() if types[version[0]] != version[1]}
+    return Assignment(kernels, reasons, tensors, again, schemes, weight_only)
 
 
 def weight_only_refusal(model: Model, group: Group, kernel: Kernel) -> str:
@@ -111,6 +124,16 @@ def weight_only_refusal(model: Model, group: Group, kernel: Kernel) -> str:
     return ""
 
 
+def _moving(
+    model: Model, group: Group, runtime: Runtime, kernel: Kernel, types: Mapping[str, str | None]
+) -> Kernel | None:
+    """For a group that only moves integers, the kernel for those that it is given; None where the runtime has none."""
+    given = {types[name] for name in group.inputs if name in types}
+    if not given or None in given or kernel.activations in given or not only_moves(group, model.nodes[group.root]):
+        return kernel
+    return next((k for k in runtime.kernels if group.op in k.ops and k.activations in given), None)
+
+
 def writes_integers(model: Model, runtime: Runtime, group: Group) -> bool:
     """Whether an integer kernel of this group would leave integers behind, and not write float at its end."""
     trailing = model.trailing if runtime.io == "float" else frozenset()
@@ -124,7 +147,7 @@ def _refusal(
     group: Group,
     runtime: Runtime,
     kernel: Kernel | None,
-    integer_nodes: set[str],
+    integer_nodes: Set[str],
     trailing: Set[str],
     histograms: dict[str, Histogram],
 ) -> str:
@@ -167,28 +190,45 @@ def _prescribed(model: Model, name: str, runtime: Runtime) -> bool:
     return node.op == "call_function" and op_class(node) in {fixed.op for fixed in runtime.fixed_outputs}
 
 
-def _tensors(
+def _versions(
     model: Model, runtime: Runtime, kernels: dict[str, Kernel], trailing: Set[str]
-) -> tuple[set[str], dict[str, Kernel]]:
-    """Quantized nodes: what integer groups read and write, and the model's ends where those are integers."""
-    found: dict[str, Kernel] = {}
+) -> tuple[dict[str, str], dict[Version, Kernel]]:
+    """By quantized node, the type that its value has first, and every version of it with the kernel that wants it so:
+    what integer groups read and write, and the model's ends where those are integers.
+
+    A value has the type that its layer writes; one that is computed in float is rounded to the widest type that is
+    read. Whoever reads another type, reads it from that.
+    """
+    written: dict[str, Kernel] = {}
+    read: dict[str, dict[str, Kernel]] = {}
     for group in model.groups:
         kernel = kernels.get(group.name)
         if kernel is None:
             continue
         for name in group.inputs:
-            found.setdefault(name, kernel)
+            read.setdefault(name, {}).setdefault(kernel.activations, kernel)
         if _writes_float(model, group, runtime, trailing):
             continue
         activation = _activation_kernel(group, runtime, trailing)
         if activation != "fused":
-            found.setdefault(group.root, kernel)
+            written[group.root] = kernel
         if activation != "float":
-            found.setdefault(group.output, kernel)
+            written[group.output] = kernel
     if runtime.io == "integer":  # also where a float operator reads the input or writes the output
-        ends = (n for n in (*model.input_nodes, *model.output_nodes) if is_float(model.nodes[n]))
-        found = dict.fromkeys(ends, runtime.kernels[0]) | found
-    return set(found), found
+        first = runtime.kernels[0]
+        for name in (n for n in (*model.input_nodes, *model.output_nodes) if is_float(model.nodes[n])):
+            if name not in written and name not in read:
+                written[name] = first
+    types: dict[str, str] = {}
+    schemes: dict[Version, Kernel] = {}
+    for name in dict.fromkeys([*written, *read]):
+        readers = read.get(name, {})
+        widest = max(readers.values(), key=lambda k: k.activation_scheme.stored_bits, default=None)
+        own = written.get(name, widest)
+        assert own is not None
+        types[name] = own.activations
+        schemes |= {(name, dtype): kernel for dtype, kernel in ({own.activations: own} | readers).items()}
+    return types, schemes
 
 
 def _writes_float(model: Model, group: Group, runtime: Runtime, trailing: Set[str]) -> bool:
@@ -199,22 +239,25 @@ def _writes_float(model: Model, group: Group, runtime: Runtime, trailing: Set[st
     return all(u.op == "output" or u.name in trailing for u in node.users)
 
 
-def _shares(model: Model, runtime: Runtime, kernels: dict[str, Kernel], tensors: set[str]) -> dict[str, str]:
-    parent = {name: name for name in tensors}
+def _shares(
+    model: Model, runtime: Runtime, kernels: dict[str, Kernel], versions: Collection[Version]
+) -> dict[Version, Version]:
+    parent = {version: version for version in versions}
 
-    def root(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
+    def root(version: Version) -> Version:
+        while parent[version] != version:
+            version = parent[version]
+        return version
 
     for group in model.groups:
         if group.name not in kernels or group.op not in runtime.shared_scale:
             continue
-        tied = [n for n in (*group.inputs, group.output) if n in parent]
+        dtype = kernels[group.name].activations
+        tied = [v for n in (*group.inputs, group.output) if (v := (n, dtype)) in parent]
         for other in tied[1:]:
             a, b = root(tied[0]), root(other)
             parent[max(a, b)] = min(a, b)
-    return {name: root(name) for name in sorted(tensors)}
+    return {version: root(version) for version in sorted(versions)}
 
 
 def _compatible(histograms: Iterable[Histogram]) -> bool:

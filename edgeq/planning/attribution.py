@@ -21,6 +21,7 @@ from edgeq.planning.causes import Place, observe, places, removals, spread, wide
 from edgeq.planning.counterfactual import Edit, Outcome, difference, run_edits
 from edgeq.planning.explain import explain, runtime_of
 from edgeq.planning.follow import planned_choices
+from edgeq.planning.form import form_of
 from edgeq.planning.fusion import Charged, LostFusion, charged, lost_fusion
 from edgeq.planning.ladder import ladder, of_choices
 from edgeq.planning.plan import Plan
@@ -286,7 +287,9 @@ def measure_causes(
     progress = progress or Silent()
     asked = alternatives or {}
     seen = observe(model, quantized, calibration, spread(inputs, LOOKED_AT), picked)
-    widest = quantize_activations(model, quantized.runtime, quantized.assignment, calibration, estimator="min-max")
+    widest = quantize_activations(
+        model, quantized.runtime, quantized.assignment, calibration, estimator="min-max"
+    ).tensors
     edits: dict[tuple[str, str], Edit] = {}
     together = Edit()
     for place in picked:
@@ -338,14 +341,15 @@ def _expected(
         found = measure_sensitivity(model, inputs, dict.fromkeys(kernels, quantized), progress)
         return {
             place.name: sum(found.weights.get(place.name, {}).values())
-            + sum(found.tensors.get(node, 0.0) for node in place.tensors)
+            + sum(
+                found.tensors.get((node, form_of(quantized.activations[node].q.scheme)), 0.0) for node in place.tensors
+            )
             for place in every
         }
-    converted = {
-        edge.tensor: entry.costs.get("loss", 0.0)
-        for edge, kind, entry in conversions
-        if kind == "quantize" and entry is not None
-    }
+    converted: dict[str, float] = {}
+    for crossing, entry in conversions:
+        loss = 0.0 if entry is None else entry.costs.get("loss", 0.0)
+        converted[crossing.edge.tensor] = converted.get(crossing.edge.tensor, 0.0) + loss
     own = {name: problem.options[name].get(choice, {}).get("loss", 0.0) for name, choice in choices.items()}
     return {
         place.name: own.get(place.name, 0.0) + sum(converted.get(node, 0.0) for node in place.tensors)

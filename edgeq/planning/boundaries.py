@@ -1,10 +1,11 @@
-"""Where a plan changes between float and integers: the tensors that then have to be converted."""
+"""Where a plan changes between float and integers, or from one type of integers to another: the tensors that then have
+to be converted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -12,10 +13,10 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of
 from edgeq.planning.assign import writes_integers
-from edgeq.planning.form import on_integers
+from edgeq.planning.form import form
 from edgeq.registry.schema import Runtime
 
-Kind = Literal["quantize", "dequantize"]
+Kind = Literal["quantize", "dequantize", "requantize"]
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,32 @@ def edges(model: Model, runtime: Runtime) -> tuple[Edge, ...]:
     return tuple(result)
 
 
-def crossings(found: Sequence[Edge], choices: Mapping[str, str]) -> list[tuple[Edge, Kind]]:
+class Crossing(NamedTuple):
+    """A conversion of a tensor into what some of its readers want.
+
+    Attributes:
+        form: of integers, or None for float (see `edgeq.planning.form`).
+    """
+
+    edge: Edge
+    kind: Kind
+    form: str | None
+
+
+def kind_of(before: str | None, after: str | None) -> Kind:
+    """What a conversion between two different forms is called."""
+    return "quantize" if before is None else "dequantize" if after is None else "requantize"
+
+
+def crossings(found: Sequence[Edge], choices: Mapping[str, str]) -> list[Crossing]:
     """The conversions that a plan needs: a float tensor that an integer group reads is quantized, an integer tensor
-    that a float group reads is dequantized. What comes into the model is float."""
-    result: list[tuple[Edge, Kind]] = []
+    that a float group reads is dequantized, and one that is read in another type of integers is requantized. What comes
+    into the model is float."""
+    result = []
     for edge in found:
-        integer = not edge.float_anyway and on_integers(choices[edge.producer or ""])
-        if not integer and any(on_integers(choices[r]) for r in edge.readers):
-            result.append((edge, "quantize"))
-        if integer and not all(on_integers(choices[r]) for r in edge.readers):
-            result.append((edge, "dequantize"))
+        own = None if edge.float_anyway else form(choices[edge.producer or ""])
+        wanted = dict.fromkeys(form(choices[reader]) for reader in edge.readers)
+        result += [Crossing(edge, kind_of(own, one), one) for one in wanted if one != own]
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import Edge, alternating
+from edgeq.planning.form import form, on_integers
 from edgeq.planning.ladder import Ladder, uniform
 from edgeq.planning.plan import FloatPrecision, run_options
 from edgeq.planning.timing import Observed, attribute
@@ -56,7 +58,9 @@ def probing_plans(groups: Sequence[Group], choices: Ladder, edges: Sequence[Edge
 
     Returns:
         By name: `float32`; one uniform plan for each kernel, the preferred one first; two that alternate between
-        float and integers from layer to layer; two that are random, each the other's opposite.
+        float and integers from layer to layer; two that are random, each the other's opposite; one in which half of the
+        layers store integers for weights alone; and for each other type of integers two that alternate between that and
+        the preferred kernels, and one with that beside float where some layers do not have it.
     """
     preferred, floats = uniform(choices), dict.fromkeys(choices, FLOAT)
     others = dict.fromkeys(c for options in choices.values() for c in options[1:] if c != FLOAT)
@@ -68,6 +72,21 @@ def probing_plans(groups: Sequence[Group], choices: Ladder, edges: Sequence[Edge
         for side in (True, False):
             plan = {group: preferred[group] if coloured[group] is side else FLOAT for group in choices}
             found[f"{name} {'a' if side else 'b'}"] = plan
+    alone = next((choice for choice in others if not on_integers(choice)), None)
+    if alone is not None:  # uniform plans cannot tell what a scale adds to a file from what a layer does
+        found[f"random {alone}"] = {g: c if second[g] else FLOAT for g, c in uniform(choices, alone).items()}
+    types = {form(choice): choice for choice in reversed([*preferred.values(), *others]) if on_integers(choice)}
+    main = Counter(map(form, preferred.values()))
+    for one, choice in types.items():
+        other = uniform(choices, choice)
+        if one == max(types, key=lambda name: main[name]) or other == preferred:
+            continue
+        for side in (True, False):
+            plan = {group: (other if first[group] is side else preferred)[group] for group in choices}
+            found[f"alternating {one} {'a' if side else 'b'}"] = plan
+        if set(map(form, other.values())) - {one, None}:
+            # a layer between others that do not have this type would never be seen without a conversion to it
+            found[f"{one} beside float32"] = {group: c if form(c) == one else FLOAT for group, c in other.items()}
     return found
 
 

@@ -15,7 +15,7 @@ parts do not add up to that, is interaction.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import constants
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
+from edgeq.numerics import QParams
 from edgeq.planning.counterfactual import Edit, Rounding, clipped, copies, exact, rounded, same_steps, unclipped
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.activations import QuantizedTensor
@@ -42,7 +43,8 @@ class Place:
     Attributes:
         name: the layer's; for an input of the model, `input` and its name.
         group: None for an input.
-        tensors: graph nodes that are rounded here: what the layer leaves behind.
+        tensors: graph nodes that are rounded here: what the layer leaves behind. Where readers want it in another type,
+            it is rounded anew for them, which counts as a part of this.
     """
 
     name: str
@@ -138,11 +140,16 @@ def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> di
     `correction` is no cause: it takes away what the analytic bias correction did (see `bias_shift`).
     """
     scales = {node: quantized.activations[node].q for node in place.tensors}
+    reads = {pair: t.q for pair, t in quantized.read_again(model).items() if pair[1] in scales}
     found: dict[str, Edit] = {}
-    everything = Edit(dict.fromkeys(scales, exact))
+
+    def changed(how: Callable[[QParams], Rounding]) -> Edit:
+        return Edit({node: how(q) for node, q in scales.items()}, {}, {pair: how(q) for pair, q in reads.items()})
+
+    everything = changed(lambda _: exact)
     if scales:
-        found["clipping"] = Edit({node: unclipped(q) for node, q in scales.items()})
-        found["activations"] = Edit({node: clipped(q) for node, q in scales.items()})
+        found["clipping"] = changed(unclipped)
+        found["activations"] = changed(clipped)
     group = place.group
     if group is not None and group.name in quantized.weights:
         held = constants(model.program)
@@ -167,11 +174,11 @@ def widening(quantized: Quantized, widest: Mapping[str, QuantizedTensor], place:
     Args:
         widest: by graph node, the scale for the true extremes.
     """
-    shares = {quantized.activations[node].share for node in place.tensors}
+    shares = {(own.share, own.q.scheme) for node in place.tensors for own in [quantized.activations[node]]}
     tensors: dict[str, Rounding] = {
         node: rounded(widest[node].q)
         for node, tensor in quantized.activations.items()
-        if tensor.share in shares and not same_steps(tensor.q, widest[node].q)
+        if (tensor.share, tensor.q.scheme) in shares and not same_steps(tensor.q, widest[node].q)
     }
     return Edit(tensors) if tensors else None
 

@@ -40,13 +40,17 @@ class Edit:
     Attributes:
         tensors: by graph node, what is done to its values.
         constants: by graph node, what takes its place: float32.
+        reads: by a reader's graph node and the one that it reads, what is done to the values on their way.
     """
 
     tensors: Mapping[str, Rounding] = field(default_factory=dict)
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    reads: Mapping[tuple[str, str], Rounding] = field(default_factory=dict)
 
     def and_also(self, other: Edit) -> Edit:
-        return Edit({**self.tensors, **other.tensors}, {**self.constants, **other.constants})
+        return Edit(
+            {**self.tensors, **other.tensors}, {**self.constants, **other.constants}, {**self.reads, **other.reads}
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def copies(model: Model, quantized: Quantized) -> set[str]:
         own = scales.get(group.output)
         if own is None or not only_moves(group, model.nodes[group.root]):
             continue
-        if all(node in scales and same_steps(scales[node], own) for node in group.inputs):
+        read = [quantized.read(group, node) for node in group.inputs]
+        if all(tensor is not None and same_steps(tensor.q, own) for tensor in read):
             found.add(group.output)
     return found
 
@@ -115,7 +120,15 @@ def difference(model: Model, quantized: Quantized, other: Quantized) -> Edit:
         for node in own.keys() | new.keys()
         if node not in own or node not in new or not torch.equal(own[node], new[node])
     }
-    return Edit(tensors, changed)
+    reads: dict[tuple[str, str], Rounding] = {}
+    before, after = quantized.read_again(model), other.read_again(model)
+    for pair in before.keys() | after.keys():
+        was, now = before.get(pair), after.get(pair)
+        if now is None:
+            reads[pair] = exact
+        elif was is None or not same_steps(was.q, now.q):
+            reads[pair] = rounded(now.q)
+    return Edit(tensors, changed, reads)
 
 
 def same_steps(one: QParams, other: QParams) -> bool:
@@ -147,7 +160,8 @@ def run_edits(
     columns = list(batches(model, inputs, BATCH))
     copied = copies(model, quantized)
     plan = {node: rounded(tensor.q) for node, tensor in quantized.activations.items() if node not in copied}
-    work = partial(_one_batch, model, plan, rounded_constants(model, quantized), constants(model.program))
+    reads = {pair: rounded(tensor.q) for pair, tensor in quantized.read_again(model).items()}
+    work = partial(_one_batch, model, plan, reads, rounded_constants(model, quantized), constants(model.program))
     given = [(part, batch) for part in parts for batch in columns]
     losses: list[list[NDArray[np.float64]]] = [[] for _ in range(len(edits) + 1)]
     ties: list[list[tuple[int, float | None]]] = [[] for _ in range(len(edits) + 1)]
@@ -165,6 +179,7 @@ def run_edits(
 def _one_batch(
     model: Model,
     plan: Mapping[str, Rounding],
+    reads: Mapping[tuple[str, str], Rounding],
     own: Mapping[str, torch.Tensor],
     held: Mapping[str, torch.Tensor],
     given: tuple[Sequence[Edit], list[torch.Tensor]],
@@ -173,6 +188,7 @@ def _one_batch(
 
     Args:
         plan: by graph node, what the quantized model does to its values.
+        reads: by a reader's graph node and the one that it reads, what it does to those on their way.
         own, held: constants of the quantized model and of the float one.
     """
     edits, batch = given
@@ -196,7 +212,12 @@ def _one_batch(
         node: [held[node], *(edit.constants.get(node, own.get(node, held[node])) for edit in everyone)]
         for node in touched
     }
-    reference, *outputs = model.run([batch] * (len(everyone) + 1), hook, replaced)
+    pairs = dict.fromkeys([*reads, *(pair for edit in edits for pair in edit.reads)])
+    on_the_way = {
+        pair: [None, *(None if (way := edit.reads.get(pair, reads.get(pair))) is exact else way for edit in everyone)]
+        for pair in pairs
+    }
+    reference, *outputs = model.run([batch] * (len(everyone) + 1), hook, replaced, on_the_way)
     samples = len(batch[0]) if model.inputs[0].batched else 1
     return [(_by_sample(found, reference, samples), tied_percent(_first(found))) for found in outputs]
 

@@ -114,7 +114,7 @@ def _between(edges: Sequence[Edge], runtime: Runtime, roof: Roofline | str) -> d
     """Seconds of conversions, which are the CPU's; 0 where nothing is known."""
     if isinstance(roof, Roofline):
         return conversion_table(edges, runtime, roof, "float32")
-    return {edge.tensor: {"quantize": 0.0, "dequantize": 0.0} for edge in edges}
+    return {edge.tensor: {"quantize": 0.0, "dequantize": 0.0, "requantize": 0.0} for edge in edges}
 
 
 def _by_vela(

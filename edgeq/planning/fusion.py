@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from edgeq.model.model import Model
-from edgeq.planning.assign import FLOAT, writes_integers
-from edgeq.planning.boundaries import Edge, crossings, edges
+from edgeq.planning.assign import writes_integers
+from edgeq.planning.boundaries import Crossing, crossings, edges
 from edgeq.planning.explain import Change, Explanation
-from edgeq.planning.form import on_integers
+from edgeq.planning.form import form, on_integers
 from edgeq.planning.solver import Boundary, Problem
 from edgeq.quantization.quantize import Quantized
 
@@ -23,7 +23,7 @@ class LostFusion(BaseModel):
 
     layer: str
     """The layer to change."""
-    what: Literal["quantize", "dequantize", "activation"]
+    what: Literal["quantize", "dequantize", "requantize", "activation"]
     neighbours: list[str]
     """The layers whose choices differ from this one's; none for an activation."""
     latency: float | None
@@ -35,24 +35,31 @@ class LostFusion(BaseModel):
     None where it has no other choice, or the plan holds no costs."""
 
 
-Charged = list[tuple[Edge, Literal["quantize", "dequantize"], Boundary | None]]
+Charged = list[tuple[Crossing, Boundary | None]]
 """Conversions that a plan needs, each with its entry in the plan's costs."""
 
 
 def charged(model: Model, quantized: Quantized, choices: Mapping[str, str], problem: Problem | None) -> Charged:
     """The conversions that these choices need, and what the plan says of their costs."""
-    known: dict[tuple[str | None, str, frozenset[str]], list[Boundary]] = {}
+    Forms = tuple[str | None, str | None]  # before and after
+    known: dict[tuple[str | None, frozenset[str]], dict[Forms, list[Boundary]]] = {}
     for boundary in problem.boundaries if problem else ():
-        kind = "quantize" if FLOAT in boundary.leaves else "dequantize"
-        known.setdefault((boundary.producer, kind, frozenset(boundary.readers)), []).append(boundary)
-    found: dict[tuple[str, str], Boundary | None] = {}
+        before = next(map(form, boundary.leaves), None)
+        after = next((form(c) for entering in boundary.readers.values() for c in entering), None)
+        alike = known.setdefault((boundary.producer, frozenset(boundary.readers)), {})
+        alike.setdefault((before, after), []).append(boundary)
+    found: dict[str, dict[Forms, Boundary]] = {}
     every = edges(model, quantized.runtime)
     for edge in every:  # entries that look alike stand in the order of the edges
         producer = None if edge.float_anyway else edge.producer
-        for kind in ("quantize", "dequantize"):
-            alike = known.get((producer, kind, frozenset(edge.readers)))
-            found[edge.tensor, kind] = alike.pop(0) if alike else None
-    return [(edge, kind, found[edge.tensor, kind]) for edge, kind in crossings(every, choices)]
+        same = known.get((producer, frozenset(edge.readers)), {})
+        found[edge.tensor] = {forms: entries.pop(0) for forms, entries in same.items() if entries}
+
+    def entry(one: Crossing) -> Boundary | None:
+        before = None if one.edge.float_anyway else form(choices[one.edge.producer or ""])
+        return found[one.edge.tensor].get((before, one.form))
+
+    return [(one, entry(one)) for one in crossings(every, choices)]
 
 
 def lost_fusion(
@@ -73,17 +80,18 @@ def lost_fusion(
     changes = {layer.name: layer.alternatives for layer in explained.layers} if explained is not None else {}
     groups = {group.name: group for group in model.groups}
     found = []
-    for edge, kind, entry in conversions:
+    for (edge, kind, wanted), entry in conversions:
         seconds = None if entry is None else entry.costs.get("latency")
-        integers = [r for r in edge.readers if on_integers(choices[r])]
+        readers = [r for r in edge.readers if form(choices[r]) == wanted]
         if kind == "quantize" and edge.producer is not None:
             group = groups[edge.producer]
             own = f"its {group.activation_op}" if on_integers(choices[group.name]) and group.activation else "it"
-            text = f"{own} writes float, which is made integers for {_names(integers)}"
-            found.append(LostFusion(layer=group.name, what=kind, neighbours=integers, latency=seconds, text=text))
-        if kind == "dequantize":
-            for reader in (r for r in edge.readers if not on_integers(choices[r])):
-                text = f"it reads float, which is made from the integers of {edge.producer}"
+            text = f"{own} writes float, which is made integers for {_names(readers)}"
+            found.append(LostFusion(layer=group.name, what=kind, neighbours=readers, latency=seconds, text=text))
+        if kind != "quantize":
+            reads = "float, which is" if wanted is None else f"{wanted.removeprefix('a')}-bit integers, which are"
+            for reader in readers:
+                text = f"it reads {reads} made from the integers of {edge.producer}"
                 found.append(
                     LostFusion(layer=reader, what=kind, neighbours=[edge.producer or ""], latency=seconds, text=text)
                 )

@@ -8,7 +8,7 @@ from edgeq.calibration.histogram import Histogram
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT, assign, weight_only_refusal
-from edgeq.planning.form import on_integers
+from edgeq.planning.form import form, on_integers
 from edgeq.registry.schema import Kernel, Runtime
 
 Ladder = Mapping[str, tuple[str, ...]]
@@ -16,20 +16,20 @@ Ladder = Mapping[str, tuple[str, ...]]
 
 
 def by_activations(runtime: Runtime) -> dict[str, Runtime]:
-    """A runtime once for each type of integers that it computes activations in, the preferred one first, each with the
-    kernels of that type and with those that only store weights. A plan is of one of them: a tensor between two layers
-    has one type. By that type; by `float32` where nothing is computed on integers."""
-    types = dict.fromkeys(k.activations for k in runtime.kernels if not k.weight_only)
+    """A runtime as far as each type of integers that it computes activations in: with the kernels of the preferred one
+    alone, then with those of the next one as well, and so on; those that only store weights are always there. By the
+    type that is new in it; by `float32` where nothing is computed on integers."""
+    types = list(dict.fromkeys(k.activations for k in runtime.kernels if not k.weight_only))
     return {
         one: runtime.model_copy(
-            update={"kernels": [k for k in runtime.kernels if k.weight_only or k.activations == one]}
+            update={"kernels": [k for k in runtime.kernels if k.weight_only or k.activations in types[:number]]}
         )
-        for one in types
+        for number, one in enumerate(types, start=1)
     } or {FLOAT: runtime}
 
 
 def of_choices(runtime: Runtime, choices: Iterable[str]) -> Runtime:
-    """Of `by_activations`, the one with all of these choices; the first where none has."""
+    """Of `by_activations`, the first with all of these choices; the first of all where none has."""
     wanted = set(filter(on_integers, choices))
     every = list(by_activations(runtime).values())
     return next((one for one in every if wanted <= {k.name for k in one.kernels}), every[0])
@@ -40,8 +40,8 @@ def ladder(
 ) -> dict[str, tuple[str, ...]]:
     """The choices of every group, in the model's order.
 
-    Kernels whose activations are integers of another type than the preferred kernel's are left out: a tensor between
-    two layers has one type.
+    Kernels of one type of integers read and write a tensor alike: those with another scheme than the first one's are
+    left out, and those of a type in which the activation behind a layer does not run as it does in the preferred one.
 
     Args:
         without: operator classes and kernel names that are not to be offered.
@@ -53,8 +53,14 @@ def ladder(
             return False
         if kernel.weight_only:
             return not weight_only_refusal(model, group, kernel)
-        first = preferred.get(group.name)
-        return first is not None and kernel.activation_scheme == first.activation_scheme
+        first = next(k for k in runtime.kernels if group.op in k.ops and k.activations == kernel.activations)
+        if group.name not in preferred or kernel.activation_scheme != first.activation_scheme:
+            return False
+        behind = group.activation_op
+        if behind is None or behind in runtime.fused_activations:
+            return True
+        its_own = [k.activations for k in runtime.kernels if behind in k.ops and not k.weight_only]
+        return not its_own or kernel.activations in its_own
 
     found: dict[str, tuple[str, ...]] = {}
     for group in model.groups:
@@ -65,10 +71,12 @@ def ladder(
 
 
 def uniform(choices: Ladder, wanted: str | None = None) -> dict[str, str]:
-    """The plan that gives each layer the choice `wanted` where it has it, or else the preferred one; beside layers
-    that compute in float, float."""
-    floats = wanted is not None and not on_integers(wanted)
-    return {
-        name: wanted if wanted is not None and wanted in options else FLOAT if floats else options[0]
-        for name, options in choices.items()
-    }
+    """The plan that gives each layer the choice `wanted` where it has it, or else the first one that reads and writes
+    the same integers, or else the preferred one; beside layers that compute in float, float."""
+
+    def fitting(options: tuple[str, ...]) -> str:
+        if wanted is None or wanted in options:
+            return wanted or options[0]
+        return next((c for c in options if form(c) == form(wanted)), options[0]) if on_integers(wanted) else FLOAT
+
+    return {name: fitting(options) for name, options in choices.items()}

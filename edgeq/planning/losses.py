@@ -22,7 +22,7 @@ from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 
-LOSSES_VERSION = 4
+LOSSES_VERSION = 5
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -131,7 +131,7 @@ def _pack(found: Losses) -> Entry:
     return Entry(
         {
             "weights": found.sensitivity.weights,
-            "tensors": found.sensitivity.tensors,
+            "tensors": [[node, form, value] for (node, form), value in found.sensitivity.tensors.items()],
             "alone": [one.model_dump() for one in found.alone],
             "ranges": pack_ranges(found.ranges),
             "correlation": found.correlation,
@@ -142,7 +142,7 @@ def _pack(found: Losses) -> Entry:
 def _unpack(entry: Entry) -> Losses:
     kept = entry.values
     return Losses(
-        Sensitivity(kept["weights"], kept["tensors"]),
+        Sensitivity(kept["weights"], {(node, form): value for node, form, value in kept["tensors"]}),
         [AloneLoss.model_validate(one) for one in kept["alone"]],
         unpack_ranges(kept["ranges"]),
         kept["correlation"],

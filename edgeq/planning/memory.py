@@ -101,7 +101,7 @@ class _Schedule:
             return  # of constants alone, which are computed once, or a part of what was computed before
         kernel = self.quantized.assignment.kernels.get(group.name)
         integer = kernel is not None and not kernel.activations.startswith(("float", "bfloat"))
-        wanted = {n: self._integer(n) if integer else self._float(n) for n in read}
+        wanted = {n: self._integer(n, group) if integer else self._float(n) for n in read}
         reads = frozenset(self.as_wanted(name, form) for name, form in wanted.items())
         leaves = integer and writes_integers(self.model, self.quantized.runtime, group)
         written = []
@@ -129,8 +129,9 @@ class _Schedule:
         integer = self.quantized.runtime.io == "integer"
         return self._integer(name) if integer else self._value_type(name)
 
-    def _integer(self, name: str) -> str:
-        tensor = self.quantized.activations.get(name)
+    def _integer(self, name: str, reader: Group | None = None) -> str:
+        quantized = self.quantized
+        tensor = quantized.activations.get(name) if reader is None else quantized.read(reader, name)
         return self.made.get(name, self._value_type(name)) if tensor is None else tensor.q.scheme.dtype
 
     def _float(self, name: str) -> str:

@@ -194,12 +194,15 @@ def conversion_table(
 ) -> dict[str, dict[Kind, float]]:
     """By tensor and kind, seconds or joules of reading one form and writing the other."""
     price = 1 / by.bandwidth if isinstance(by, Roofline) else by.byte
-    integer = WIDTHS[runtime.kernels[0].activations.removeprefix("u")]
-    both = WIDTHS[precision] + integer
-    kinds: tuple[Kind, ...] = ("quantize", "dequantize")
+    widths = [WIDTHS[k.activations.removeprefix("u")] for k in runtime.kernels if not k.weight_only] or [0.0]
+    both = WIDTHS[precision] + widths[0]
+    bytes_of: dict[Kind, float] = {"quantize": both, "dequantize": both, "requantize": min(widths) + max(widths)}
     # a model whose ends are integers is given them
     given = {edge.tensor for edge in edges if edge.producer is None and runtime.io == "integer"}
-    return {e.tensor: dict.fromkeys(kinds, 0.0 if e.tensor in given else e.elements * both * price) for e in edges}
+    return {
+        e.tensor: {kind: 0.0 if e.tensor in given else e.elements * moved * price for kind, moved in bytes_of.items()}
+        for e in edges
+    }
 
 
 def table(

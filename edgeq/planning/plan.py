@@ -64,11 +64,14 @@ class LayerPlan(_Strict):
     """By choice, what it is expected to cost: `latency` in seconds, `size` in bytes, `loss` (see `Planned`)."""
     weight: WeightPlan | None = None
     output: TensorPlan | None = None
+    reads_again: dict[str, TensorPlan] = {}
+    """By graph node, what it reads in another type of integers than that is written in."""
 
 
 class Conversion(_Strict):
-    """What it costs to convert a tensor between float and integers: paid once if the layer that writes it takes one of
-    `leaves` and a layer that reads it one of the choices that `readers` gives for it."""
+    """What it costs to convert a tensor between float and integers, or between two types of those: paid once if the
+    layer that writes it takes one of `leaves` and a layer that reads it one of the choices that `readers` gives for
+    it."""
 
     producer: str | None
     leaves: list[str]

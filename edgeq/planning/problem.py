@@ -8,8 +8,8 @@ from edgeq.model.groups import only_moves
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.assign import FLOAT, writes_integers
-from edgeq.planning.boundaries import Edge, Kind
-from edgeq.planning.form import on_integers
+from edgeq.planning.boundaries import Edge, Kind, kind_of
+from edgeq.planning.form import form, on_integers
 from edgeq.planning.ladder import Ladder
 from edgeq.planning.plan import Plan
 from edgeq.planning.sensitivity import Sensitivity
@@ -79,12 +79,11 @@ def predicted_losses(
     left_behind = {g.output for g in model.groups if writes_integers(model, runtime, g)} - moved
     found: dict[tuple[str, str], float] = {}
     for group in model.groups:
-        written = sum(
-            sensitivity.tensors.get(node, 0.0) for node in group.members if node != group.output or node in left_behind
-        )
+        written = [node for node in group.members if node != group.output or node in left_behind]
         weights = sensitivity.weights.get(group.name, {})
         found |= {
-            (group.name, c): weights.get(c, 0.0) + (written if on_integers(c) else 0.0)
+            (group.name, c): weights.get(c, 0.0)
+            + sum(sensitivity.tensors.get((n, form(c) or ""), 0.0) for n in written)
             for c in choices[group.name]
             if c != FLOAT
         }
@@ -118,28 +117,39 @@ def _integers(options: Collection[str]) -> frozenset[str]:
     return frozenset(filter(on_integers, options))
 
 
+def _by_form(options: Collection[str]) -> dict[str | None, frozenset[str]]:
+    return {one: frozenset(c for c in options if form(c) == one) for one in dict.fromkeys(map(form, options))}
+
+
 def _conversions(
     edge: Edge, choices: Ladder, sensitivity: Sensitivity, tables: Mapping[str, Timing], sizes: Sizes
 ) -> list[Boundary]:
     def priced(kind: Kind) -> dict[str, float]:
         return {measure: table.conversions[edge.tensor][kind] for measure, table in tables.items()}
 
-    integers = {r: _integers(choices[r]) for r in edge.readers}
-    floats = {r: frozenset(choices[r]) - integers[r] for r in edge.readers}
+    readers = {r: _by_form(choices[r]) for r in edge.readers}
     producer = None if edge.float_anyway else edge.producer
-    own = frozenset() if producer is None else _integers(choices[producer])
-    left = frozenset() if producer is None else frozenset(choices[producer]) - own
+    own = {None: frozenset[str]()} if producer is None else _by_form(choices[producer])
     found = []
-    if any(integers.values()):
-        costs = {"loss": sensitivity.tensors.get(edge.tensor, 0.0), "size": sizes.conversion}
-        found.append(Boundary(producer, left, integers, costs | priced("quantize")))
-    if own:
-        found.append(Boundary(producer, own, floats, priced("dequantize")))
+    for after in dict.fromkeys(one for forms in readers.values() for one in forms):
+        entering = {r: forms.get(after, frozenset()) for r, forms in readers.items()}
+        for before, leaving in own.items():
+            if before == after:
+                continue
+            costs = {} if after is None else {"size": sizes.conversion}
+            if after is not None and (before is None or _bits(after) < _bits(before)):
+                costs["loss"] = sensitivity.tensors.get((edge.tensor, after), 0.0)  # fewer bits, or the first ones
+            found.append(Boundary(producer, leaving, entering, costs | priced(kind_of(before, after))))
     return found
 
 
+def _bits(form: str) -> int:
+    return int(form.removeprefix("a"))
+
+
 def _needs(model: Model, choices: Ladder, edges: Sequence[Edge]) -> list[Need]:
-    """A layer without weights runs on integers only behind one that does (see `assign`)."""
+    """A layer without weights runs on integers only behind one that does; where it only moves them, on those that it is
+    given (see `assign`)."""
     sources = {e.tensor: e for e in edges}
     inputs = set(model.input_nodes)
     found = []
@@ -148,5 +158,10 @@ def _needs(model: Model, choices: Ladder, edges: Sequence[Edge]) -> list[Need]:
         if not integers or group.op in WEIGHTED or inputs.intersection(group.inputs):
             continue
         producers = [e.producer for n in group.inputs if (e := sources.get(n)) and e.producer and not e.float_anyway]
-        found.append(Need(group.name, integers, tuple((p, _integers(choices[p])) for p in producers)))
+        if only_moves(group, model.nodes[group.root]):
+            for one, own in _by_form(integers).items():
+                alike = [(p, _by_form(choices[p]).get(one, frozenset())) for p in producers]
+                found.append(Need(group.name, own, tuple(alike)))
+        else:
+            found.append(Need(group.name, integers, tuple((p, _integers(choices[p])) for p in producers)))
     return found

@@ -29,7 +29,7 @@ from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.numerics import QParams, fake_quantize
 from edgeq.planning.assign import writes_integers
-from edgeq.planning.form import on_integers
+from edgeq.planning.form import form_of, on_integers
 from edgeq.progress import Progress
 from edgeq.quantization.quantize import Quantized
 
@@ -42,6 +42,9 @@ ALONE_BATCH = 4
 Choice = tuple[str, str]
 """A group's name and the name of a choice."""
 
+Rounded = tuple[str, str]
+"""A graph node and the form of integers that its values are rounded to."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -49,11 +52,11 @@ class Sensitivity:
 
     Attributes:
         weights: by group name and choice, of its rounded weights with their corrected bias.
-        tensors: by graph node, of its rounded values.
+        tensors: by graph node and form (see `edgeq.planning.form`), of its rounded values.
     """
 
     weights: dict[str, dict[str, float]]
-    tensors: dict[str, float]
+    tensors: dict[Rounded, float]
 
 
 def measure_sensitivity(
@@ -68,25 +71,29 @@ def measure_sensitivity(
     Args:
         inputs: by input name, [N, ...].
         alternatives: by the name of a choice, the model with every layer that can have it quantized so. All of them
-            round the same tensors alike.
+            round the same tensors to the same type alike.
         engine: where the samples are spread over; their order decides the sums.
     """
     errors = _weight_errors(model, alternatives)
-    tensors = {name: t.q for found in alternatives.values() for name, t in found.activations.items()}
+    tensors = {
+        (name, form_of(tensor.q.scheme)): tensor.q
+        for found in alternatives.values()
+        for name, tensor in (*found.activations.items(), *((node, t) for (node, _), t in found.again.items()))
+    }
     few = {name: array[:SAMPLES] for name, array in inputs.items()}
     # one sample at a time: the gradient of a weight sums over the batch, and its square must not
     given = enumerate(_own(batch) for batch in batches(model, few, 1))
     by_weight: dict[tuple[str, str], list[float]] = {}
-    by_tensor: dict[str, list[float]] = {}
+    by_tensor: dict[Rounded, list[float]] = {}
     for weights, values in engine.map(_one_sample, given, model, errors, tensors, progress=progress):
         for key, moved in weights:
             by_weight.setdefault(key, []).append(moved**2)
-        for name, moved in values:
-            by_tensor.setdefault(name, []).append(moved**2)
+        for rounded, moved in values:
+            by_tensor.setdefault(rounded, []).append(moved**2)
     result: dict[str, dict[str, float]] = {}
     for (group, choice), moves in by_weight.items():
         result.setdefault(group, {})[choice] = float(np.mean(moves))
-    return Sensitivity(result, {name: float(np.mean(moves)) for name, moves in by_tensor.items()})
+    return Sensitivity(result, {rounded: float(np.mean(moves)) for rounded, moves in by_tensor.items()})
 
 
 def contenders(predicted: Mapping[Choice, float], count: int = CONTENDERS) -> list[Choice]:
@@ -217,13 +224,13 @@ class _Moves(NamedTuple):
     """v^T J e of one sample and one probe each."""
 
     weights: list[tuple[tuple[str, str], float]]
-    tensors: list[tuple[str, float]]
+    tensors: list[tuple[Rounded, float]]
 
 
 def _one_sample(
     model: Model,
     errors: Mapping[str, Sequence[_Error]],
-    tensors: Mapping[str, QParams],
+    tensors: Mapping[Rounded, QParams],
     given: tuple[int, list[torch.Tensor]],
 ) -> _Moves:
     number, batch = given
@@ -232,8 +239,12 @@ def _one_sample(
     held = constants(model.program)
     leaves = {name: held[name].clone().requires_grad_() for name in errors}
 
+    forms: dict[str, list[str]] = {}
+    for name, one in tensors:
+        forms.setdefault(name, []).append(one)
+
     def keep(node: Node, found: list[torch.Tensor]) -> list[torch.Tensor]:
-        if node.name not in tensors or not is_float(node):
+        if node.name not in forms or not is_float(node):
             return found
         found = [v if v.requires_grad else v.clone().requires_grad_() for v in found]
         values[node.name] = found[0]
@@ -243,7 +254,11 @@ def _one_sample(
     result = _Moves([], [])
     if not outputs:
         return result
-    rounding = {name: fake_quantize(v.detach(), tensors[name]) - v.detach() for name, v in values.items()}
+    rounding = {
+        (name, one): fake_quantize(v.detach(), tensors[name, one]) - v.detach()
+        for name, v in values.items()
+        for one in forms[name]
+    }
     for probe in range(PROBES):
         with torch.enable_grad():
             moved = torch.stack([random_direction(o, generator) for o in outputs]).sum()
@@ -256,6 +271,6 @@ def _one_sample(
                 by_key[error.key] = by_key.get(error.key, 0.0) + float(torch.sum(gradient * error.value))
         result.weights.extend(by_key.items())
         for name, gradient in zip(values, gradients[len(leaves) :], strict=True):
-            if gradient is not None:
-                result.tensors.append((name, float(torch.sum(gradient * rounding[name]))))
+            for one in forms[name] if gradient is not None else ():
+                result.tensors.append(((name, one), float(torch.sum(gradient * rounding[name, one]))))
     return result

@@ -12,7 +12,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import Scheme
 from edgeq.planning.assign import FLOAT, writes_integers
-from edgeq.planning.boundaries import Edge, crossings
+from edgeq.planning.boundaries import Crossing, Edge, crossings
 from edgeq.registry.schema import Kernel, Runtime
 
 
@@ -22,7 +22,8 @@ class Sizes:
 
     Attributes:
         layers: by group name and choice.
-        conversion: of a float tensor that is quantized; what is dequantized was an integer tensor anyway.
+        conversion: of a tensor that is made integers, or integers of another type; what is dequantized was an integer
+            tensor anyway.
         fixed: whatever the plan.
     """
 
@@ -90,7 +91,7 @@ def fit_sizes(
     rows, rest = [], []
     for picked, size in built:
         layers = np.sum([added(name, choice) for name, choice in picked.items()], axis=0)
-        # a float tensor that is quantized is one more integer tensor
+        # a tensor that is made integers is one more integer tensor
         layers[1] += len(_quantized(edges, picked))
         rows.append([1.0, *layers])
         rest.append(size - sum(stored[name][choice] for name, choice in picked.items()))
@@ -102,8 +103,8 @@ def fit_sizes(
     return Sizes(costs, prices[1], fixed)
 
 
-def _quantized(edges: Sequence[Edge], choices: Mapping[str, str]) -> list[Edge]:
-    return [edge for edge, kind in crossings(edges, choices) if kind == "quantize"]
+def _quantized(edges: Sequence[Edge], choices: Mapping[str, str]) -> list[Crossing]:
+    return [crossing for crossing in crossings(edges, choices) if crossing.form is not None]
 
 
 def _channels(model: Model, group: Group) -> int:

@@ -1,4 +1,4 @@
-"""How long each layer takes with each choice, and each conversion between float and integers: fitted to what a runtime
+"""How long each layer takes with each choice, and each conversion between forms: fitted to what a runtime
 says of a few builds of the whole model.
 
 A layer's time depends on its neighbours: an integer convolution may write float at no cost in one runtime and need an
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from edgeq.export.onnx_names import layer_of
 from edgeq.model.model import Model
 from edgeq.planning.boundaries import Edge, Kind, crossings
-from edgeq.planning.form import on_integers
+from edgeq.planning.form import form
 from edgeq.report.schema import Placement
 
 
@@ -52,7 +53,7 @@ class Timing:
 
     Attributes:
         layers: by group name and choice, where all neighbours are of one kind.
-        conversions: by tensor (graph node) and kind.
+        conversions: by tensor (graph node) and kind; those from integers to integers where a build had any.
     """
 
     layers: dict[str, dict[str, float]]
@@ -61,7 +62,7 @@ class Timing:
     def of(self, edges: Sequence[Edge], choices: Mapping[str, str]) -> float:
         """Seconds that a plan is expected to take."""
         own = sum(self.layers[name][choice] for name, choice in choices.items() if name in self.layers)
-        return own + sum(self.conversions[edge.tensor][kind] for edge, kind in crossings(edges, choices))
+        return own + sum(self.conversions[edge.tensor][kind] for edge, kind, _ in crossings(edges, choices))
 
 
 def attribute(
@@ -107,7 +108,8 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
     def layer_column(name: str, choice: str) -> int:
         return column("layer", name, one_kernel[name, choice])
 
-    kinds: tuple[Kind, ...] = ("quantize", "dequantize")
+    met = {kind for build in observed for _, kind, _ in crossings(edges, build.choices)}
+    kinds: list[Kind] = [kind for kind in get_args(Kind) if kind != "requantize" or kind in met]
     for build in observed:
         for name in build.seconds:
             layer_column(name, build.choices[name])
@@ -125,8 +127,8 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
     scale = float(np.mean([build.total for build in observed])) / max(1, len(model.groups))
     for build in observed:
         own = {name: {layer_column(name, build.choices[name]): 1.0} for name in build.seconds}
-        for edge, kind in crossings(edges, build.choices):
-            differing = [r for r in edge.readers if on_integers(build.choices[r]) == (kind == "quantize")]
+        for edge, kind, wanted in crossings(edges, build.choices):
+            differing = [r for r in edge.readers if form(build.choices[r]) == wanted]
             # the first reader meets the conversion; the others find its result
             own[differing[0]][column("read", edge.tensor, kind)] = 1.0
             if edge.producer is not None:
@@ -176,7 +178,7 @@ def _one_kernel(observed: Sequence[Observed]) -> dict[tuple[str, str], str]:
         a, b = first[name, one], first[name, other]
         low, high = sorted((a.seconds[name], b.seconds[name]))
         told = name in a.ran_as and a.ran_as[name] == b.ran_as.get(name)
-        return told and on_integers(one) == on_integers(other) and high <= ALIKE * low
+        return told and form(one) == form(other) and high <= ALIKE * low
 
     found: dict[tuple[str, str], str] = {}
     standing: dict[str, list[str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 
@@ -15,7 +16,7 @@ from edgeq.calibration.impact import Impact
 from edgeq.model.model import Model
 from edgeq.model.ops import op_class
 from edgeq.numerics import QParams, Scheme, qparams
-from edgeq.planning.assign import Assignment
+from edgeq.planning.assign import Assignment, Version
 from edgeq.registry.schema import FixedOutput, Runtime
 
 
@@ -39,6 +40,18 @@ class QuantizedTensor:
     reason: str
 
 
+class Activations(NamedTuple):
+    """Every quantized tensor.
+
+    Attributes:
+        tensors: by graph node, in the type that its value has first.
+        again: by graph node and type, rounded anew for those that read another type.
+    """
+
+    tensors: dict[str, QuantizedTensor]
+    again: dict[Version, QuantizedTensor]
+
+
 Ranges = dict[tuple[str, Scheme, bool, tuple[str, ...]], QuantizedTensor]
 """Found ranges, by estimator, scheme, whether the runtime prescribed them, and the tensors that share them."""
 
@@ -51,8 +64,8 @@ def quantize_activations(
     impact: Impact | None = None,
     estimator: str = "auto",
     ranges: Ranges | None = None,
-) -> dict[str, QuantizedTensor]:
-    """Scale and zero point of every quantized tensor, by graph node.
+) -> Activations:
+    """Scale and zero point of every quantized tensor.
 
     Args:
         impact: what the rule minimizes.
@@ -60,25 +73,29 @@ def quantize_activations(
         ranges: what was found for other plans of the same model; what is found now is added to it.
     """
     known = {} if ranges is None else ranges
-    shares: dict[str, list[str]] = defaultdict(list)
-    for name, share in assignment.tensors.items():
+    shares: dict[Version, list[str]] = defaultdict(list)
+    own = assignment.tensors.items()
+    for name, share in (*own, *((name, share) for (name, _), share in assignment.again.items())):
         shares[share].append(name)
     ends = {*model.input_nodes, *model.output_nodes}
-    result: dict[str, QuantizedTensor] = {}
+    found: dict[Version, QuantizedTensor] = {}
     for share, names in shares.items():
         scheme = assignment.schemes[share].activation_scheme
         fixed = next((f for n in names if (f := _fixed(model, n, runtime, scheme)) is not None), None)
         key = (estimator, scheme, fixed is not None, tuple(sorted(names)))
         if key not in known:
             known[key] = (
-                _prescribed(fixed, share, runtime.name)
+                _prescribed(fixed, share[0], runtime.name)
                 if fixed
                 else _estimated(
-                    names, share, scheme, calibration, impact, estimator, boundary=not ends.isdisjoint(names)
+                    names, share[0], scheme, calibration, impact, estimator, boundary=not ends.isdisjoint(names)
                 )
             )
-        result.update(dict.fromkeys(names, known[key]))
-    return {name: result[name] for name in sorted(result)}
+        found[share] = known[key]
+    return Activations(
+        {name: found[share] for name, share in own},
+        {version: found[share] for version, share in assignment.again.items()},
+    )
 
 
 def _fixed(model: Model, name: str, runtime: Runtime, scheme: Scheme) -> FixedOutput | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.fx import Node
@@ -12,10 +13,11 @@ from edgeq.calibration.calibrate import Calibration
 from edgeq.calibration.impact import Impact
 from edgeq.model.batches import one_thread
 from edgeq.model.execute import Hook
+from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
 from edgeq.numerics import fake_quantize
-from edgeq.planning.assign import Assignment, assign
+from edgeq.planning.assign import Assignment, Version, assign
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
 from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.weights import QuantizedWeight, quantize_weight
@@ -29,7 +31,8 @@ class Quantized:
     Attributes:
         runtime: whose kernels it is for.
         assignment: which groups run on integers, and which only store them.
-        activations: by graph node.
+        activations: by graph node, in the type that its value has first.
+        again: by graph node and type, rounded anew for those that read another type.
         weights: by group name.
         biases: float32, corrected, by group name; also of groups that stay in float.
     """
@@ -37,8 +40,26 @@ class Quantized:
     runtime: Runtime
     assignment: Assignment
     activations: dict[str, QuantizedTensor]
+    again: dict[Version, QuantizedTensor]
     weights: dict[str, QuantizedWeight]
     biases: dict[str, torch.Tensor]
+
+    def read(self, group: Group, node: str) -> QuantizedTensor | None:
+        """A value as a group reads it; None where that is float."""
+        kernel = self.assignment.kernels.get(group.name)
+        if kernel is None:
+            return None
+        return self.again.get((node, kernel.activations)) or self.activations.get(node)
+
+    def read_again(self, model: Model) -> dict[tuple[str, str], QuantizedTensor]:
+        """What is rounded anew on its way to a reader: by the reader's graph node and that of the value."""
+        return {
+            (group.root, node): tensor
+            for group in model.groups
+            if (kernel := self.assignment.kernels.get(group.name)) is not None
+            for node in group.inputs
+            if (tensor := self.again.get((node, kernel.activations))) is not None
+        }
 
 
 @one_thread()
@@ -63,10 +84,10 @@ def quantize_model(
         correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
     """
     assignment = assign(model, runtime, calibration.histograms, choices)
-    activations = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
+    activations, again = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
     state = model.program.state_dict
-    weights: dict[str, QuantizedWeight] = {}
-    biases: dict[str, torch.Tensor] = {}
+    result = Quantized(runtime, assignment, activations, again, weights={}, biases={})
+    weights, biases = result.weights, result.biases
     for group in model.groups:
         if group.op not in WEIGHTED or group.weight is None or group.bias is None or not group.inputs:
             continue  # computed weights are no constants; a layer that reads constants alone is one itself
@@ -76,12 +97,13 @@ def quantize_model(
         if kernel is None or kernel.weight_scheme is None:
             continue
         axis = output_channels_axis(group.op)
-        input_scale = activations[group.inputs[0]].q.scale if kernel.bias in ("int32", "int64") else None
+        read = result.read(group, group.inputs[0]) if kernel.bias in ("int32", "int64") else None
+        input_scale = None if read is None else read.q.scale
         weights[group.name] = quantize_weight(weight, bias, kernel.weight_scheme, axis, input_scale)
         if correct_bias:
             error = weights[group.name].real - weight
             biases[group.name] = bias - bias_shift(model.nodes[group.root], error, calibration.mean_inputs[group.root])
-    return Quantized(runtime, assignment, activations, weights, biases)
+    return result
 
 
 def simulate(
@@ -99,7 +121,8 @@ def simulate(
         rounded = values if tensor is None else [fake_quantize(v, tensor.q) for v in values]
         return see(node, rounded) if see else rounded
 
-    return model.run([batch], hook, rounded_constants(model, quantized))[0]
+    reads = {pair: [partial(fake_quantize, q=t.q)] for pair, t in quantized.read_again(model).items()}
+    return model.run([batch], hook, rounded_constants(model, quantized), reads)[0]
 
 
 def rounded_constants(model: Model, quantized: Quantized) -> dict[str, torch.Tensor]:
