@@ -172,7 +172,7 @@ def _quantization(
     value: str, readers: Mapping[str, list[onnx.NodeProto]], producer: Mapping[str, onnx.NodeProto]
 ) -> onnx.NodeProto | None:
     """The node that quantizes a value, also where an output's name moved behind it, or an input is integer itself."""
-    for name in (value, f"{value}_before"):
+    for name in (f"{value}_before", value):
         for node in readers.get(name, []):
             if node.op_type == "QuantizeLinear":
                 return node

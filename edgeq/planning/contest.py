@@ -194,6 +194,8 @@ def _why_wider(best: Outcome) -> str:
         return "" if enough or best.given_up else "without them the best plan loses too much"
     if not best.held:  # it is too large, whatever it may lose
         return ""
+    if best.loses_too_much:
+        return "without them no plan is predicted to lose little enough"
     others = {name: cap for name, cap in best.caps.items() if name != "loss"}
     least, cost = solve(search.problem, minimize=measure, limits=others).costs[measure], best.predicted[measure]
     return f"without them the limit on the loss is paid for in {measure}" if cost > least * (1 + SAME) else ""

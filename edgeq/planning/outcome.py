@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from edgeq.planning.plan import Attempt, Compiled, Proof
 from edgeq.planning.proving import proof_rank
 from edgeq.planning.search import Search
 from edgeq.planning.solver import Solution, cost_of
+
+LOSES_LEAST = "the other limits leave no plan that is predicted to lose no more than it may: this one loses least"
 
 
 class Outcome(NamedTuple):
@@ -45,6 +48,11 @@ class Outcome(NamedTuple):
         limit = self.search.job.limits.max_size
         return self.proof.held if self.proof is not None else limit is None or self.size <= limit
 
+    @property
+    def loses_too_much(self) -> bool:
+        """Whether it is predicted to lose more than it may, though nothing could be run to see it."""
+        return self.proof is None and self.predicted["loss"] > self.caps.get("loss", inf)
+
 
 def rank(found: Outcome, beside: float | None = 1.0) -> tuple[bool, float, float]:
     """Smaller is better; also of plans that nothing could be run of.
@@ -55,8 +63,9 @@ def rank(found: Outcome, beside: float | None = 1.0) -> tuple[bool, float, float
     """
     minimize, proof, predicted = found.search.minimize, found.proof, found.predicted
     if proof is None:
-        value = float(found.size) if minimize == "size" else predicted[minimize]
-        return not found.held, value, predicted["loss"]
+        if not found.held or found.loses_too_much:
+            return True, predicted["loss"] if found.held else inf, float(found.size)
+        return False, float(found.size) if minimize == "size" else predicted[minimize], predicted["loss"]
     if beside is None:
         proof = proof.model_copy(update={"latency_of": {}})
     failed, value, drop = proof_rank(proof, minimize, predicted)

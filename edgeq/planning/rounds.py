@@ -13,7 +13,7 @@ from edgeq.errors import UsageError
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.budget import allowed_damage
 from edgeq.planning.ladder import uniform
-from edgeq.planning.outcome import Outcome
+from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Attempt, Proof
 from edgeq.planning.proving import best_proof, held, prove, size_of
 from edgeq.planning.search import Search, best_of
@@ -114,10 +114,7 @@ def find(
     if solved is None:
         notes = [*notes, "the plan that was solved for measured worse than this one"]
     elif solved.costs["loss"] > most:
-        notes = [
-            *notes,
-            "the other limits leave no plan that is predicted to lose no more than it may: this one loses least",
-        ]
+        notes = [*notes, LOSES_LEAST]
     return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes, given_up=given_up)
 
 

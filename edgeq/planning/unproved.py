@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeq.errors import UnsupportedError
 from edgeq.planning.estimates import asked_of_vela
 from edgeq.planning.ladder import uniform
-from edgeq.planning.outcome import Outcome
+from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Attempt, Compiled
 from edgeq.planning.search import Search, best_of
 from edgeq.planning.solver import Infeasible
@@ -43,6 +43,8 @@ def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], a
                 solution = best_of(search, held)
             except Infeasible:
                 break
+    if solution.costs["loss"] > caps["loss"]:
+        notes = [*notes, LOSES_LEAST]
     compiled, told = _compiled(search, artifact.path)
     notes = [*notes, *told, "not validated: no accuracy, latency or energy of this plan was measured"]
     return Outcome(search, solution.choices, None, size, solution, held, made, notes, compiled)

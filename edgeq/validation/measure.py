@@ -112,7 +112,7 @@ def measure(
     """
     feed = fed(data.inputs, ends)
     raw = device.outputs(artifact, feed, progress)
-    outputs = _real(raw, reference, ends)
+    outputs = real_outputs(raw, reference, ends)
     accuracy = compare(reference, outputs, data.labels, metric, ends.limits)
     one = {name: array[:1] for name, array in feed.items()}
     placements = device.placement(artifact, one, threads=threads)
@@ -155,12 +155,12 @@ def answers(
     parts = min(engine.workers or 1, len(data)) if engine.here and device.shares_host else 1
     if parts == 1:
         whole = files if files is not None and not ends.inputs else fed(data.inputs, ends)
-        return _real(device.outputs(artifact, whole, progress), reference, ends)
+        return real_outputs(device.outputs(artifact, whole, progress), reference, ends)
     feed = fed(data.inputs, ends)
     cuts = np.linspace(0, len(data), parts + 1).round().astype(int)
     given = [(artifact, device, {n: a[i:j] for n, a in feed.items()}) for i, j in itertools.pairwise(cuts)]
     found = engine.map(_answer, given, progress=progress)
-    return _real([np.concatenate(column) for column in zip(*found, strict=True)], reference, ends)
+    return real_outputs([np.concatenate(column) for column in zip(*found, strict=True)], reference, ends)
 
 
 def _answer(given: tuple[Candidate, Device, dict[str, Array]]) -> list[Array]:
@@ -175,7 +175,8 @@ def fed(inputs: Mapping[str, Array], ends: Ends) -> dict[str, Array]:
     }
 
 
-def _real(raw: list[Array], reference: list[Array], ends: Ends) -> list[Array]:
+def real_outputs(raw: Sequence[Array], reference: Sequence[Array], ends: Ends) -> list[Array]:
+    """What a runtime gave as real numbers, in the shapes of the float model's outputs."""
     real = [
         dequantize(torch.from_numpy(array), q).numpy() if q is not None else array
         for array, q in zip(raw, ends.outputs, strict=True)
