@@ -14,7 +14,7 @@ from edgeq.devices import Device
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.planning.fleet_file import Considered, Verdict
-from edgeq.planning.ladder import uniform
+from edgeq.planning.ladder import uniform, with_preferred
 from edgeq.planning.losses import arithmetic
 from edgeq.planning.offered import offered_too, refusal
 from edgeq.planning.outcome import Outcome, rank
@@ -230,7 +230,7 @@ def _over(what: str, value: float | None, most: object) -> str:
 def _of_runtime(
     job: Job, runtime: Runtime, jobs: Sequence[Job], shop: Workshop, minimize: str, rules: Sequence[Rule]
 ) -> list[Candidate]:
-    searched = _searches(_plannable(job), runtime, shop, minimize, rules)
+    searched = _searches(_plannable(job), with_preferred(runtime), shop, minimize, rules)
     others = [other for other in jobs if other is not job]
     common = [left for one in searched if (left := _of_all(one, runtime, others, shop)) is not None]
     found = []

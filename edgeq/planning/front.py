@@ -18,7 +18,7 @@ from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
-from edgeq.planning.ladder import uniform
+from edgeq.planning.ladder import uniform, with_preferred
 from edgeq.planning.outcome import Outcome
 from edgeq.planning.plan import Plan
 from edgeq.planning.proving import build_unproved, prove
@@ -111,7 +111,7 @@ def front(
         folder = Path(scratch) / "front"
         folder.mkdir()
         plans: dict[str, Plan] = {}
-        for search in searches(job, aim.runtimes[0], exporter, folder, over, rules):
+        for search in searches(job, with_preferred(aim.runtimes[0]), exporter, folder, over, rules):
             if search.where is None:
                 raise UsageError(f"a front is measured, and {job.device}", remedy="plan without --pareto")
             if over == "latency" and search.costs.latency_from != "measured":

@@ -15,7 +15,7 @@ from edgeq.devices import Candidate, Device
 from edgeq.export.artifact import Exporter
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.costs import measure_costs
-from edgeq.planning.ladder import ladder, uniform
+from edgeq.planning.ladder import ladder, uniform, with_preferred
 from edgeq.planning.solver import Problem, cost_of, solve
 from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
@@ -37,7 +37,7 @@ def main() -> None:
     given = parser.parse_args()
     aim = take_aim(load_target(given.target), given.format)
     (job,) = prepare(Case(given.model, given.calib, given.eval), [aim], Clock(Silent()))
-    runtime, model, device = job.runtimes[0], job.model, job.device
+    runtime, model, device = with_preferred(job.runtimes[0]), job.model, job.device
     assert isinstance(device, Device) and job.evaluation is not None
     offered = ladder(model, runtime, job.calibration.histograms)
     options = {name: tuple(c for c in found if c != FLOAT) or found for name, found in offered.items()}

@@ -26,7 +26,7 @@ from edgeq.model.model import load
 from edgeq.planning.assign import FLOAT, assign
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import Built, build_all, probing_plans
-from edgeq.planning.ladder import ladder, uniform
+from edgeq.planning.ladder import ladder, uniform, with_preferred
 from edgeq.planning.problem import predicted_losses, state
 from edgeq.planning.sensitivity import contenders, measure_alone, measure_sensitivity
 from edgeq.planning.size import fit_sizes
@@ -94,7 +94,7 @@ def measure(layers: int, form: str) -> tuple[int, int, int, dict[str, float]]:
     program = torch.export.export(Net(layers).eval(), (torch.randn(2, 3, 16, 16),), dynamic_shapes=batch)
     model = lap("load", lambda: load(program))
     inputs = {"image": torch.randn(SAMPLES, 3, 16, 16).numpy()}
-    runtime = runtimes_for(load_target("x86-avx512"), form)[0]
+    runtime = with_preferred(runtimes_for(load_target("x86-avx512"), form)[0])
     seen = lap("calibrate", lambda: calibrate(model, inputs))
     tensors = sorted(assign(model, runtime, seen.histograms).tensors)
     impact = lap("impact", lambda: measure_impact(model, inputs, seen.histograms, tensors))

@@ -22,7 +22,7 @@ from edgeq.model.model import load
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import build_all, observe, probing_plans
-from edgeq.planning.ladder import ladder
+from edgeq.planning.ladder import ladder, with_preferred
 from edgeq.planning.size import fit_sizes
 from edgeq.planning.timing import fit
 from edgeq.prepare import runtimes_for
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     model = load(given.model)
-    runtime = runtimes_for(load_target(given.target), given.format)[0]
+    runtime = with_preferred(runtimes_for(load_target(given.target), given.format)[0])
     data = load_data(given.calib, model.inputs, role="calibration")
     seen = calibrate(model, {name: array[:16] for name, array in data.inputs.items()})
     one = {name: array[:1] for name, array in data.inputs.items()}

@@ -11,7 +11,7 @@ from statistics import median
 
 from edgeq.case import Case
 from edgeq.planning.assign import FLOAT
-from edgeq.planning.ladder import ladder, uniform
+from edgeq.planning.ladder import ladder, uniform, with_preferred
 from edgeq.planning.losses import rank_correlation
 from edgeq.planning.problem import predicted_losses
 from edgeq.planning.sensitivity import Choice, contenders, measure_alone, measure_sensitivity
@@ -34,7 +34,7 @@ def main() -> None:
     given = parser.parse_args()
     aim = take_aim(load_target(given.target), given.format)
     (job,) = prepare(Case(given.model, given.calib), [aim], Clock(Silent()))
-    runtime, model, inputs = job.runtimes[0], job.model, job.calibration_data.inputs
+    runtime, model, inputs = with_preferred(job.runtimes[0]), job.model, job.calibration_data.inputs
     offered, ranges = ladder(model, runtime, job.calibration.histograms), Ranges()
     alternatives = {
         name: quantize_model(model, runtime, job.calibration, job.impact, choices=uniform(offered, name), ranges=ranges)
