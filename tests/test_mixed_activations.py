@@ -16,7 +16,7 @@ from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import Candidate, open_device
-from edgeq.export.artifact import read_artifact, write_artifact
+from edgeq.export.artifact import Exporter, read_artifact, write_artifact
 from edgeq.export.audit import AuditError, audit
 from edgeq.model.groups import only_moves
 from edgeq.model.model import Model, load
@@ -33,6 +33,8 @@ from edgeq.registry.schema import Runtime
 from edgeq.validation.measure import ends_of, fed, real_outputs
 
 pytest.importorskip("litert_torch", reason="the tflite extra (litert-torch) is not installed")
+
+from edgeq.export.tflite_graph import Graph
 
 NETS = ["residual", "split-shuffle", "pools", "gate", "two-inputs", "two-outputs"]
 RUNTIMES = [("x86-avx512", "litert"), ("npu-hexagon", "onnxruntime-qnn"), ("npu-ethos-u", "vela")]
@@ -214,3 +216,23 @@ def test_both_versions_of_a_tensor_take_memory_while_the_second_is_made() -> Non
     alone = peak_memory(model, chosen(first="w8a16", second="w8a16", beside="w8a16"))
     both = peak_memory(model, chosen(first="w8a16", second="w8a16", beside="w8a8"))
     assert (alone, both) == (146, 202)
+
+
+def test_a_padding_that_the_converter_puts_in_front_of_a_layer_is_rounded_anew(tmp_path: Path) -> None:
+    """TFLite pads a strided convolution with an operator of its own, behind which its 16 bits begin."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2, padding=1)).eval()
+        x = torch.randn(16, 3, 8, 8)
+    model, by = load(net, example=(x[:2],)), small.runtime("litert")
+    calibration = calibrate(model, {model.inputs[0].name: x.numpy()})
+    quantized = quantize_model(model, by, calibration, choices={"0": "w8a8", "2": "w8a16"})
+    conversion = Exporter(model, tmp_path).conversion("tflite")
+    path = write_artifact(model, quantized, conversion, tmp_path)[0]
+    graph = Graph(path.read_bytes())
+    padded = [graph.dtype(int(op.outputs[0])) for op in graph.operators if graph.kind(op) in ("PAD", "PADV2")]
+    assert padded == ["int8"] and len(quantized.again) == 1
+    audit(model, quantized, read_artifact(model, quantized, conversion, path))
+    (got,) = open_device("local").outputs(Candidate(path, "litert"), {model.inputs[0].name: x.numpy()})
+    (near,) = simulate(model, quantized, [x])
+    assert np.abs(got - near.numpy()).max() <= 0.02 * np.abs(near.numpy()).max()

@@ -12,6 +12,7 @@ import torch
 
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.export.tflite_graph import Graph
+from edgeq.export.tflite_match import MOVERS
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 
@@ -81,6 +82,10 @@ def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor | S
             continue  # a weight may carry the name of its layer
         quantization = _quantization(graph, index)
         forms.setdefault(_base(graph.name(index)), set()).update([quantization] if quantization else ())
+    for name in list(forms):  # what the converter moves, such as a padding in front of a layer, is the same values
+        stem, _, kind = re.sub(r"#\d+$", "", name).partition("/")
+        if kind.upper() in MOVERS:
+            forms.setdefault(stem, set()).update(forms[name])
     wanted = dict(zip(model.input_nodes, (spec.name for spec in model.inputs), strict=True))
     for group in model.groups:
         separate = f"{group.name}/{group.activation_op}"
