@@ -106,3 +106,22 @@ def test_of_all_formats_the_fastest_plan_is_kept(tmp_path: Path, monkeypatch: py
     seen.clear()
     assert planned().runtime == found.runtime
     assert "float model in every runtime" not in seen
+
+
+def unproved(loss: float, latency: float, size: int = 100, most: float = 0.5) -> Outcome:
+    """A plan for a device that nothing can run, of which 1000 bytes are the most."""
+    costs = {"latency": latency, "loss": loss}
+    search: Any = SimpleNamespace(
+        minimize="latency",
+        problem=Problem({"layer": {"float32": costs}}),
+        job=SimpleNamespace(limits=Limits(max_size=1000)),
+    )
+    return Outcome(search, {"layer": "float32"}, None, size, caps={"loss": most})
+
+
+def test_a_plan_that_is_predicted_to_lose_too_much_ranks_behind_a_slower_one_that_is_not() -> None:
+    fast, slow, worse, large = unproved(0.6, 1.0), unproved(0.4, 2.0), unproved(0.7, 0.5), unproved(0.1, 0.1, 2000)
+    assert [one.loses_too_much for one in (fast, slow, worse, large)] == [True, False, True, False]
+    assert [one.held for one in (fast, slow, worse, large)] == [True, True, True, False]
+    assert sorted((large, worse, fast, slow), key=rank) == [slow, fast, worse, large]
+    assert rank(unproved(0.4, 1.0)) < rank(slow)
