@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import small_models as small
 import torch
@@ -234,5 +235,37 @@ def test_a_padding_that_the_converter_puts_in_front_of_a_layer_is_rounded_anew(t
     assert padded == ["int8"] and len(quantized.again) == 1
     audit(model, quantized, read_artifact(model, quantized, conversion, path))
     (got,) = open_device("local").outputs(Candidate(path, "litert"), {model.inputs[0].name: x.numpy()})
+    (near,) = simulate(model, quantized, [x])
+    assert np.abs(got - near.numpy()).max() <= 0.02 * np.abs(near.numpy()).max()
+
+
+@pytest.mark.parametrize(
+    ("target", "runtime", "choices"),
+    [
+        ("npu-hexagon", "onnxruntime-qnn", {"0": "w8a8", "2": "a8", "3": "w8a16"}),
+        ("npu-hexagon", "onnxruntime-qnn", {"0": "w8a16", "2": "float32", "3": "w8a8"}),
+        ("x86-avx512", "onnxruntime", {"0": "float32", "2": "float32", "3": "w8a8"}),
+    ],
+)
+def test_what_the_exporter_made_a_part_of_a_layer_is_rounded_in_front_of_it(
+    target: str, runtime: str, choices: dict[str, str], tmp_path: Path
+) -> None:
+    """A padding by itself becomes one of the convolution behind it: there is no value between them in the file."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 4, 3, stride=2)
+        ).eval()
+        x = torch.randn(16, 3, 9, 9)
+    model, by = load(net, example=(x[:2],)), small.runtime(runtime, target)
+    calibration = calibrate(model, {model.inputs[0].name: x.numpy()})
+    names = {g.name.split(".")[0]: g.name for g in model.groups}
+    quantized = quantize_model(model, by, calibration, choices={names[n]: c for n, c in choices.items()})
+    conversion = Exporter(model, tmp_path).conversion("onnx")
+    path = write_artifact(model, quantized, conversion, tmp_path)[0]
+    assert not any(node.op_type == "Pad" for node in onnx.load(path).graph.node)
+    found = audit(model, quantized, read_artifact(model, quantized, conversion, path))
+    assert "3" not in {one.layer for one in found.float_operators}
+    (got,) = open_device("local").outputs(Candidate(path, "onnxruntime"), {model.inputs[0].name: x.numpy()})
     (near,) = simulate(model, quantized, [x])
     assert np.abs(got - near.numpy()).max() <= 0.02 * np.abs(near.numpy()).max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from edgeq.export.onnx_float_layers import keep_float_layers
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import output_channels_axis
-from edgeq.numerics import QParams
+from edgeq.numerics import QParams, same_steps
 from edgeq.planning.assign import Version
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.weights import QuantizedWeight, bias_scale, quantize_bias
@@ -60,17 +61,17 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
             if product is not None:
                 product.name = group.name
     outputs = {id(v) for v in graph.outputs}
-    readers = _readers(model, quantized, values, source)
+    anew = _anew(model, quantized, values, source)
+    reals: dict[str, ir.Value] = {}
     for graph_node, tensor in quantized.activations.items():
         name = source.values.get(graph_node)
         if name is None:
             continue
         integer_io = quantized.runtime.io == "integer"
         is_output = id(values[name]) in outputs
-        real = _round_trip(graph, values[name], tensor.q, is_output=is_output, integer_io=integer_io)
-        again = {dtype: other.q for (node, dtype), other in quantized.again.items() if node == graph_node}
-        for dtype, q in again.items():
-            _round_again(graph, real, f"{name}_{dtype}", q, readers[graph_node, dtype])
+        reals[graph_node] = _round_trip(graph, values[name], tensor.q, is_output=is_output, integer_io=integer_io)
+    for one in anew:
+        _round_again(graph, reals.get(one.node) or values[source.values[one.node]], one.name, one.q, one.readers)
     if quantized.runtime.rounds_float_layers:
         keep_float_layers(graph)
     used = {str(v.name) for node in graph for v in node.inputs if v is not None}
@@ -260,31 +261,50 @@ def _dequantize(
     return node.outputs[0]
 
 
-def _readers(
-    model: Model, quantized: Quantized, values: Mapping[str, ir.Value], source: FloatOnnx
-) -> dict[Version, list[tuple[ir.Node, int]]]:
-    """By what is rounded anew, the operators that read it so, and the places of their inputs. They are found by what
-    they compute: the way back from a layer's value to what it reads leads through operators of its own alone.
+class _Anew(NamedTuple):
+    """What some operators read in another way than the value is rounded for all others.
+
+    Attributes:
+        node: graph node whose value the file holds.
+        name: what the constants are called after.
+        readers: operators, and the places of their inputs.
+    """
+
+    node: str
+    name: str
+    q: QParams
+    readers: list[tuple[ir.Node, int]]
+
+
+def _anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value], source: FloatOnnx) -> list[_Anew]:
+    """Everything that is rounded for single readers: in another type than it is written in, or where what was rounded
+    (a padding that the exporter made a part of its convolution) has no value of its own in the file. The readers are
+    found by what they compute: the way back from a layer's value to what it reads leads through its own operators.
 
     Raises:
         UnsupportedError: there is no such way.
     """
-    found: dict[Version, list[tuple[ir.Node, int]]] = {}
+    found: dict[Version, _Anew] = {}
+    makers = {group.output: group for group in model.groups}
     for group in model.groups:
-        kernel = quantized.assignment.kernels.get(group.name)
-        versions = [v for n in group.inputs if kernel and (v := (n, kernel.activations)) in quantized.again]
-        for node, dtype in versions:
-            wanted = values.get(source.values.get(node, ""))
-            inputs = {source.values[n] for n in group.inputs if n in source.values}
-            places = _on_the_way(values.get(source.values.get(group.root, "")), inputs, wanted)
+        for node in group.inputs:
+            read, held = quantized.read(group, node), node
+            while held not in source.values and held in makers and len(makers[held].inputs) == 1:
+                (held,) = makers[held].inputs
+            before = quantized.activations.get(held)
+            if read is None or held not in source.values or (before is not None and same_steps(before.q, read.q)):
+                continue  # it reads what everyone reads; a constant of the file is not rounded at all
+            inputs = {source.values[n] for n in (*group.inputs, held) if n in source.values}
+            places = _on_the_way(values.get(source.values.get(group.root, "")), inputs, values[source.values[held]])
             if not places:
                 raise UnsupportedError(
                     "what it reads is not to be found in the exported ONNX model",
                     where=f"layer {group.name}",
-                    remedy=f"give it a choice that reads {quantized.activations[node].q.scheme.dtype}",
+                    remedy="give it the choice of the layer that it reads from",
                 )
-            found.setdefault((node, dtype), []).extend(places)
-    return found
+            name = f"{node}_{read.q.scheme.dtype}"
+            found.setdefault((node, name), _Anew(held, name, read.q, [])).readers.extend(places)
+    return list(found.values())
 
 
 def _on_the_way(result: ir.Value | None, ends: Collection[str], wanted: ir.Value | None) -> list[tuple[ir.Node, int]]:
@@ -306,7 +326,7 @@ def _on_the_way(result: ir.Value | None, ends: Collection[str], wanted: ir.Value
 def _round_again(
     graph: ir.Graph, real: ir.Value, name: str, q: QParams, readers: Sequence[tuple[ir.Node, int]]
 ) -> None:
-    """These readers read a value, which was rounded before, through another Q/DQ pair."""
+    """These readers alone read a value through a Q/DQ pair of their own."""
     scale = constant(graph, f"{name}_scale", q.scale.numpy())
     zero = constant(graph, f"{name}_zero_point", q.zero_point.numpy().astype(_TYPES[q.scheme.dtype].numpy()))
     quantize = ir.Node("", "QuantizeLinear", [real, scale, zero], name=f"{name}_quantize")
@@ -316,8 +336,10 @@ def _round_again(
     again = dequantize.outputs[0]
     again.name, again.dtype, again.shape = f"{name}_real", ir.DataType.FLOAT, real.shape
     producer = real.producer()
-    assert producer is not None
-    graph.insert_after(producer, [quantize, dequantize])
+    if producer is not None:
+        graph.insert_after(producer, [quantize, dequantize])
+    else:
+        graph.insert_before(graph[0], [quantize, dequantize])
     for reader, index in readers:
         reader.replace_input_with(index, again)
 

@@ -1,6 +1,6 @@
 """The arithmetic of quantization, once: used by calibration, simulation, export and audit alike."""
 
-from edgeq.numerics.quantize import QParams, dequantize, fake_quantize, qparams, quantize, sqnr_db
+from edgeq.numerics.quantize import QParams, dequantize, fake_quantize, qparams, quantize, same_steps, sqnr_db
 from edgeq.numerics.scheme import DType, Granularity, Scheme, Symmetry
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "fake_quantize",
     "qparams",
     "quantize",
+    "same_steps",
     "sqnr_db",
 ]

@@ -53,6 +53,15 @@ class QParams:
         return self.scale.reshape(shape), self.zero_point.reshape(shape)
 
 
+def same_steps(one: QParams, other: QParams) -> bool:
+    """Whether two scales and zero points give the same integers."""
+    return (
+        one.scheme == other.scheme
+        and torch.equal(one.scale, other.scale)
+        and torch.equal(one.zero_point, other.zero_point)
+    )
+
+
 def qparams(low: torch.Tensor, high: torch.Tensor, scheme: Scheme, axis: int | None = None) -> QParams:
     """Scale and zero point for a range, which is first widened to contain zero.
 

@@ -28,8 +28,8 @@ from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import constants
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
-from edgeq.numerics import QParams
-from edgeq.planning.counterfactual import Edit, Rounding, clipped, copies, exact, rounded, same_steps, unclipped
+from edgeq.numerics import QParams, same_steps
+from edgeq.planning.counterfactual import Edit, Rounding, clipped, copies, exact, rounded, unclipped
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.bias_correction import bias_shift

@@ -18,7 +18,7 @@ from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import constants
 from edgeq.model.groups import only_moves
 from edgeq.model.model import Model
-from edgeq.numerics import QParams, Scheme, fake_quantize
+from edgeq.numerics import QParams, Scheme, fake_quantize, same_steps
 from edgeq.planning.sensitivity import damage
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.quantize import Quantized, rounded_constants
@@ -129,15 +129,6 @@ def difference(model: Model, quantized: Quantized, other: Quantized) -> Edit:
         elif was is None or not same_steps(was.q, now.q):
             reads[pair] = rounded(now.q)
     return Edit(tensors, changed, reads)
-
-
-def same_steps(one: QParams, other: QParams) -> bool:
-    """Whether two scales and zero points give the same integers."""
-    return (
-        one.scheme == other.scheme
-        and torch.equal(one.scale, other.scale)
-        and torch.equal(one.zero_point, other.zero_point)
-    )
 
 
 def run_edits(
