@@ -69,6 +69,16 @@ def test_outputs_agree_with_numpy(quantized: Candidate, temporary: Path, name: s
     assert list(temporary.iterdir()) == []
 
 
+def test_inputs_that_lie_in_files_are_read_from_there(quantized: Candidate, temporary: Path, tmp_path: Path) -> None:
+    x, path = models.images(6), tmp_path / "x.npy"
+    np.save(path, x)
+    before = path.read_bytes()
+    (y,) = open_device("local").outputs(quantized, {"x": path})
+    np.testing.assert_array_equal(y, models.quantized_answer(x))
+    assert path.read_bytes() == before
+    assert list(temporary.iterdir()) == []
+
+
 def test_placement_tells_integer_kernels_from_float_ones(quantized: Candidate, tmp_path: Path) -> None:
     local = open_device("local")
     inputs = {"x": models.images(1)}

@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,12 +25,13 @@ from edgeq.cli.app import run
 from edgeq.deploy import deploy
 from edgeq.errors import GateError, UsageError
 from edgeq.model.model import load
+from edgeq.planning import rounds
 from edgeq.planning.explain import explain, recost
 from edgeq.planning.plan import Plan, read_plan
 from edgeq.planning.planner import plan
 from edgeq.planning.problem import restate
 from edgeq.planning.rules import Rule
-from edgeq.planning.solver import cost_of
+from edgeq.planning.solver import Infeasible, cost_of
 from edgeq.progress import Silent
 from edgeq.validation.gates import Limits
 
@@ -198,6 +202,29 @@ def test_a_size_that_no_plan_reaches_is_refused_with_the_least_there_is(files: P
     with pytest.raises(GateError) as refused:
         planned(files, limits=Limits.parse(max_size="100"))
     assert "size" in str(refused.value)
+
+
+def test_a_file_that_is_larger_than_predicted_is_solved_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are a tenth larger than they are predicted to be; nothing below 500 bytes can be solved for."""
+    search: Any = SimpleNamespace(provable=Limits(max_size=1000))
+
+    def solved(_: object, caps: Mapping[str, float]) -> Any:
+        if caps["size"] < 500:
+            raise Infeasible("it is too small", "allow more", {}, ())
+        return SimpleNamespace(choices={"a": str(caps["size"])}, costs={"size": caps["size"]})
+
+    monkeypatch.setattr(rounds, "best_of", solved)
+    monkeypatch.setattr(rounds, "size_of", lambda _, choices: int(1.1 * float(choices["a"])))
+    first = {"loss": 1.0, "size": 1000.0}
+    found, caps = rounds._small_enough(search, solved(search, first), first)
+    assert 890 < found.costs["size"] == caps["size"] < 910 and caps["loss"] == 1.0
+    again, same = rounds._small_enough(search, found, caps)
+    assert again is found and same is caps
+    monkeypatch.setattr(rounds, "size_of", lambda *_: 5000)
+    largest, _ = rounds._small_enough(search, found, caps)
+    assert largest is found, "the last one that could be solved for is kept, and its proof says that it is too large"
+    search.provable = Limits()
+    assert rounds._small_enough(search, found, caps) == (found, caps)
 
 
 def test_a_limit_that_no_build_holds_gives_the_best_build_and_exit_code_3(
