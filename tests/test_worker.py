@@ -185,3 +185,18 @@ def test_a_broken_artifact_is_the_runtimes_message_in_one_line(tmp_path: Path, r
     error = run_job(tmp_path, "interface", runtime, artifacts={"m": artifact(broken, {})})["error"]
     assert error["kind"] == "runtime"
     assert error["message"] and "\n" not in error["message"]
+
+
+def test_models_that_are_loaded_side_by_side_do_not_wait_for_one_another() -> None:
+    """Eight threads ask OpenVINO for a NumPy type at the same moment, and change places all the time."""
+    code = (
+        "import os, sys, threading, openvino; from edgeq.devices import worker; sys.setswitchinterval(1e-6); "
+        "met = threading.Barrier(8); worker.usable_cores = lambda: 8; "
+        "worker.LOADERS['openvino'] = lambda *_: (met.wait(), openvino.Type.f32.to_dtype()); "
+        "one = {'path': '', 'options': {}}; "
+        "job = {'runtime': 'openvino', 'task': 'latency', 'artifacts': {str(i): one for i in range(8)}}; "
+        "print(len([load() for load in worker.loading(job, 1).values()]))"
+    )
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr

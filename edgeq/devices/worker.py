@@ -600,6 +600,10 @@ def loading(job: Dict[str, Any], threads: int) -> Dict[str, Callable[[], Loaded]
 
     if task != "latency" or runtime == "litert":  # LiteRT is fast, and what it writes meanwhile belongs to one model
         return {name: functools.partial(load, name) for name in artifacts}
+    if runtime == "openvino":
+        # its table of NumPy types is made when the first one is asked for; threads that ask at the same time wait for
+        # one another for ever, one with the interpreter's lock and one with that of the table
+        find_runtime(runtime)[0].Type.f32.to_dtype()
     with concurrent.futures.ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         return {name: future.result for name, future in [(name, pool.submit(load, name)) for name in artifacts]}
 
