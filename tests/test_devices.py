@@ -79,6 +79,35 @@ def test_inputs_that_lie_in_files_are_read_from_there(quantized: Candidate, temp
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.parametrize("linked", [True, False], ids=["linked", "copied"])
+def test_inputs_in_files_give_the_same_answers_and_the_files_stay_as_they_are(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("links are not allowed")
+
+    if not linked:
+        monkeypatch.setattr(os, "link", refuse)
+    local = open_device("local")
+    floating = Candidate(models.write_float_onnx(tmp_path / "f.onnx"), "onnxruntime")
+    integer = Candidate(models.write_tflite(tmp_path / "m.tflite", signature=True), "litert")
+    for candidate, arrays in (
+        (floating, {"a": models.samples(5, 1), "b": models.samples(5, 2)}),
+        (integer, {"args_0": models.integers(5, 1), "args_1": models.integers(5, 2)}),
+    ):
+        files = {name: tmp_path / f"{name}.npy" for name in arrays}
+        for name, path in files.items():
+            np.save(path, arrays[name])
+        before = {path: (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns) for path in files.values()}
+        got, expected = local.outputs(candidate, files), local.outputs(candidate, arrays)
+        assert len(got) == len(expected) == 2
+        for ours, theirs in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs, strict=True)
+        after = {path: (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns) for path in files.values()}
+        assert after == before and all(path.stat().st_nlink == 1 for path in files.values())
+    assert list(temporary.iterdir()) == []
+
+
 def test_placement_tells_integer_kernels_from_float_ones(quantized: Candidate, tmp_path: Path) -> None:
     local = open_device("local")
     inputs = {"x": models.images(1)}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +24,18 @@ from torch import nn
 
 from edgeq.cli.app import run
 from edgeq.deploy import deploy
+from edgeq.devices import Candidate, Device
+from edgeq.devices.device import Files
 from edgeq.errors import GateError, UsageError
 from edgeq.model.model import load
-from edgeq.planning import rounds
+from edgeq.planning import contest, proving, rounds
 from edgeq.planning.explain import explain, recost
-from edgeq.planning.plan import Plan, read_plan
+from edgeq.planning.front import front
+from edgeq.planning.plan import Plan, Proof, read_plan
 from edgeq.planning.planner import plan
 from edgeq.planning.problem import restate
 from edgeq.planning.rules import Rule
+from edgeq.planning.search import Search, searches
 from edgeq.planning.solver import Infeasible, cost_of
 from edgeq.progress import Silent
 from edgeq.validation.gates import Limits
@@ -72,6 +77,13 @@ def planned(files: Path, form: str = "onnx", **changes: object) -> Plan:
     }
     options.update(changes)
     return plan(files / "model.pt2", **options)  # type: ignore[arg-type]
+
+
+def fewer(files: Path, folder: Path) -> Path:
+    """Evaluation data that no plan was proved with yet."""
+    with np.load(files / "eval.npz") as whole:
+        np.savez(folder / "fewer.npz", **{name: array[:100] for name, array in whole.items()})
+    return folder / "fewer.npz"
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -225,6 +237,118 @@ def test_a_file_that_is_larger_than_predicted_is_solved_for_again(monkeypatch: p
     assert largest is found, "the last one that could be solved for is kept, and its proof says that it is too large"
     search.provable = Limits()
     assert rounds._small_enough(search, found, caps) == (found, caps)
+
+
+def test_a_file_that_is_too_large_is_solved_for_anew_before_any_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sizes are predicted 300 bytes short, so that the plan that is solved for first does not fit, by one byte."""
+    files = trained_model.make(tmp_path, width=32)
+    free = planned(files, limits=Limits(), minimize="loss").planned
+    assert free is not None and free.attempts[0].proof is not None
+    most = free.attempts[0].proof.size - 1
+    measured: list[int] = []
+    looked: list[int] = []
+
+    def short(*given: Any) -> list[Search]:
+        found = searches(*given)
+        for one in found:
+            fixed = {**one.problem.fixed, "size": one.problem.fixed.get("size", 0.0) - 300}
+            one.problem = replace(one.problem, fixed=fixed)
+        return found
+
+    def size_of(search: Search, choices: Mapping[str, str]) -> int:
+        looked.append(proving.size_of(search, choices))
+        return looked[-1]
+
+    def measure(search: Search, choices: Mapping[str, str]) -> Proof:
+        measured.append(search.built(choices).size)
+        return measure_it(search, choices)
+
+    measure_it = proving._measure
+    monkeypatch.setattr(contest, "searches", short)
+    monkeypatch.setattr(rounds, "size_of", size_of)
+    monkeypatch.setattr(proving, "_measure", measure)
+    evaluation = fewer(files, tmp_path)
+    found = planned(files, evaluation=evaluation, limits=Limits(max_size=most), minimize="loss").planned
+    assert found is not None and found.held and found.proof is not None and found.proof.size <= most
+    assert measured == [found.proof.size] and len(found.attempts) == 1
+    assert looked == [most + 1, found.proof.size] and found.limits["size"] < most
+
+
+def test_a_search_that_is_given_up_proves_nothing_more(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proof holds, so that every search goes on as long as it may."""
+    proved: list[Mapping[str, str]] = []
+
+    def prove(search: Search, choices: Mapping[str, str]) -> Proof:
+        proved.append(choices)
+        return proving.prove(search, choices)
+
+    for module in (proving, rounds):
+        monkeypatch.setattr(module, "held", lambda *_: False)
+    monkeypatch.setattr(rounds, "prove", prove)
+    on = planned(files).planned
+    assert on is not None and not on.held and len(proved) > 1
+    proved.clear()
+    monkeypatch.setattr(contest.Contest, "_later", lambda *_: "another plan is far ahead")
+    up = planned(files).planned
+    assert up is not None and not up.held and len(proved) == len(up.attempts) == 1
+
+
+def test_the_evaluation_data_is_written_once_for_all_proofs(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = fewer(files, tmp_path)
+    outputs = Device.outputs
+    fed: list[np.ndarray] = []
+    written: set[tuple[Path, int, int]] = set()
+
+    def noted(device: Device, artifact: Candidate, inputs: Files, *given: Any, **named: Any) -> Any:
+        (path,) = inputs.values()
+        written.add((path, path.stat().st_ino, path.stat().st_mtime_ns))
+        fed.append(np.load(path))
+        return outputs(device, artifact, inputs, *given, **named)
+
+    monkeypatch.setattr(Device, "outputs", noted)
+    front(
+        files / "model.pt2",
+        target="x86-avx512",
+        calibration=files / "calib.npz",
+        evaluation=evaluation,
+        format="onnx",
+        points=2,
+        over="size",
+    )
+    assert len(fed) >= 2 and len(written) == 1
+    given = np.load(evaluation)["image"]
+    assert all(np.array_equal(array, given) for array in fed)
+
+
+def test_writing_a_tflite_plan_does_not_import_onnx(files: Path, tmp_path: Path) -> None:
+    """The costs and the float model are kept, the proof with this evaluation data is not: a plan is built."""
+    pytest.importorskip("ai_edge_litert")
+    planned(files, "tflite")
+    work = """
+import sys
+from pathlib import Path
+from edgeq.export import tflite
+from edgeq.planning.planner import plan
+written, write = [], tflite.export_quantized
+tflite.export_quantized = lambda *given: (written.append(1), write(*given))
+files, evaluation = map(Path, sys.argv[1:])
+found = plan(
+    files / "model.pt2", target="x86-avx512", calibration=files / "calib.npz", evaluation=evaluation, format="tflite"
+)
+assert written and found.planned.proof is not None
+print("wrote", *(name for name in ("onnx", "onnx_ir", "onnxscript") if name in sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", work, str(files), str(fewer(files, tmp_path))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1].split() == ["wrote"]
 
 
 def test_a_limit_that_no_build_holds_gives_the_best_build_and_exit_code_3(
