@@ -69,16 +69,6 @@ def test_outputs_agree_with_numpy(quantized: Candidate, temporary: Path, name: s
     assert list(temporary.iterdir()) == []
 
 
-def test_inputs_that_lie_in_files_are_read_from_there(quantized: Candidate, temporary: Path, tmp_path: Path) -> None:
-    x, path = models.images(6), tmp_path / "x.npy"
-    np.save(path, x)
-    before = path.read_bytes()
-    (y,) = open_device("local").outputs(quantized, {"x": path})
-    np.testing.assert_array_equal(y, models.quantized_answer(x))
-    assert path.read_bytes() == before
-    assert list(temporary.iterdir()) == []
-
-
 @pytest.mark.parametrize("linked", [True, False], ids=["linked", "copied"])
 def test_inputs_in_files_give_the_same_answers_and_the_files_stay_as_they_are(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
