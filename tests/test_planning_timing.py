@@ -18,9 +18,9 @@ from scipy.optimize import nnls
 from edgeq.export.onnx_names import layer_of
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.assign import FLOAT, assign
-from edgeq.planning.boundaries import Edge, edges
+from edgeq.planning.boundaries import Edge, crossings, edges
 from edgeq.planning.builds import probing_plans
-from edgeq.planning.ladder import ladder
+from edgeq.planning.ladder import ladder, uniform
 from edgeq.planning.timing import Observed, Timing, _non_negative, attribute, fit
 from edgeq.report.schema import Placement
 
@@ -170,6 +170,18 @@ def test_two_percent_of_noise_stays_about_two_percent(name: str, runtime: str) -
             errors.append(timing.of(truth.edges, plan) / truth.total(plan) - 1)
     assert np.abs(errors).mean() < 0.015
     assert np.abs(errors).max() < 0.06
+
+
+def test_two_types_that_never_met_have_a_conversion_all_the_same() -> None:
+    """Builds of one type each: a plan may mix them, and is costed."""
+    name, by = "residual", small.runtime("litert")
+    found, truth = edges(small.model(name), by), Truth.invent("residual", "litert", 0)
+    options = ladder(small.model(name), by, small.calibration(name).histograms)
+    alone = [followed(name, "litert", uniform(options, choice)) for choice in ("w8a8", "w8a16")]
+    timing = fit(small.model(name), found, [truth.observe(plan, 0.0, np.random.default_rng(0)) for plan in alone])
+    mixed = {g: (alone[0] if number % 2 else alone[1])[g] for number, g in enumerate(options)}
+    assert any(kind == "requantize" for _, kind, _ in crossings(found, mixed))
+    assert timing.of(found, mixed) > 0
 
 
 def test_without_conversions_each_layers_own_time_is_found() -> None:

@@ -17,7 +17,6 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import output_channels_axis
 from edgeq.numerics import QParams, same_steps
-from edgeq.planning.assign import Version
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.weights import QuantizedWeight, bias_scale, quantize_bias
 
@@ -284,7 +283,7 @@ def _anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value], so
     Raises:
         UnsupportedError: there is no such way.
     """
-    found: dict[Version, _Anew] = {}
+    found: dict[str, _Anew] = {}
     makers = {group.output: group for group in model.groups}
     for group in model.groups:
         for node in group.inputs:
@@ -303,7 +302,7 @@ def _anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value], so
                     remedy="give it the choice of the layer that it reads from",
                 )
             name = f"{node}_{read.q.scheme.dtype}"
-            found.setdefault((node, name), _Anew(held, name, read.q, [])).readers.extend(places)
+            found.setdefault(name, _Anew(held, name, read.q, [])).readers.extend(places)
     return list(found.values())
 
 

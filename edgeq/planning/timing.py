@@ -1,5 +1,5 @@
-"""How long each layer takes with each choice, and each conversion between forms: fitted to what a runtime
-says of a few builds of the whole model.
+"""How long each layer takes with each choice, and each conversion between forms: fitted to what a runtime says of a few
+builds of the whole model.
 
 A layer's time depends on its neighbours: an integer convolution may write float at no cost in one runtime and need an
 operator of its own for it in the next. So the builds are uniform ones, in which no neighbours differ, and alternating
@@ -53,7 +53,7 @@ class Timing:
 
     Attributes:
         layers: by group name and choice, where all neighbours are of one kind.
-        conversions: by tensor (graph node) and kind; those from integers to integers where a build had any.
+        conversions: by tensor (graph node) and kind; those from integers to integers where builds had several types.
     """
 
     layers: dict[str, dict[str, float]]
@@ -108,8 +108,8 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
     def layer_column(name: str, choice: str) -> int:
         return column("layer", name, one_kernel[name, choice])
 
-    met = {kind for build in observed for _, kind, _ in crossings(edges, build.choices)}
-    kinds: list[Kind] = [kind for kind in get_args(Kind) if kind != "requantize" or kind in met]
+    types = {form(choice) for build in observed for choice in build.choices.values()} - {None}
+    kinds: list[Kind] = [kind for kind in get_args(Kind) if kind != "requantize" or len(types) > 1]
     for build in observed:
         for name in build.seconds:
             layer_column(name, build.choices[name])
