@@ -54,9 +54,7 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         kernel = quantized.assignment.kernel(group.name)
         kind = None if kernel is None else kernel.bias
         if kind in ("int32", "int64"):
-            read = quantized.read(group, group.inputs[0])
-            assert read is not None
-            input_scale = read.q.scale
+            input_scale = quantized.input_scale(group)
             expected = quantize_bias(bias, input_scale, weight.q).numpy().astype(kind)
             wanted_scales = bias_scale(input_scale, weight.q, len(bias)).numpy()
             if found.bias_scale is not None and not np.array_equal(found.bias_scale.reshape(-1), wanted_scales):

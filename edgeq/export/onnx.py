@@ -126,9 +126,7 @@ def _store_weights(
     _replace_input(graph, node, 1, real)
     kernel = quantized.assignment.kernels[group.name]
     if kernel.bias == "int32":
-        read = quantized.read(group, group.inputs[0])
-        assert read is not None
-        input_scale = read.q.scale
+        input_scale = quantized.input_scale(group)
         scale = bias_scale(input_scale, weight.q, len(bias))
         small = constant(graph, f"{group.bias}_quantized", quantize_bias(bias, input_scale, weight.q).numpy())
         zero = torch.zeros(len(bias), dtype=torch.int32)

@@ -62,9 +62,7 @@ def store_weights(
     _check(model, group, graph, operator)
     _put_integers(quantized, group, graph, operator)
     weight, channels = quantized.weights[group.name], len(quantized.biases[group.name])
-    read = quantized.read(group, group.inputs[0])
-    assert read is not None
-    input_scale = read.q.scale
+    input_scale = quantized.input_scale(group)
     bias_type = _BIAS_TYPES[activations]
     bias = quantize_bias(quantized.biases[group.name], input_scale, weight.q).numpy().astype(bias_type)
     scales = bias_scale(input_scale, weight.q, channels).numpy()[: weight.q.scale.numel()]

@@ -140,7 +140,7 @@ def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> di
     `correction` is no cause: it takes away what the analytic bias correction did (see `bias_shift`).
     """
     scales = {node: quantized.activations[node].q for node in place.tensors}
-    reads = {pair: t.q for pair, t in quantized.read_again(model).items() if pair[1] in scales}
+    reads = {pair: t.q for pair, t in quantized.all_read_anew(model).items() if pair[1] in scales}
     found: dict[str, Edit] = {}
 
     def changed(how: Callable[[QParams], Rounding]) -> Edit:

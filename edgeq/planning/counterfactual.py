@@ -121,7 +121,7 @@ def difference(model: Model, quantized: Quantized, other: Quantized) -> Edit:
         if node not in own or node not in new or not torch.equal(own[node], new[node])
     }
     reads: dict[tuple[str, str], Rounding] = {}
-    before, after = quantized.read_again(model), other.read_again(model)
+    before, after = quantized.all_read_anew(model), other.all_read_anew(model)
     for pair in before.keys() | after.keys():
         was, now = before.get(pair), after.get(pair)
         if now is None:
@@ -151,7 +151,7 @@ def run_edits(
     columns = list(batches(model, inputs, BATCH))
     copied = copies(model, quantized)
     plan = {node: rounded(tensor.q) for node, tensor in quantized.activations.items() if node not in copied}
-    reads = {pair: rounded(tensor.q) for pair, tensor in quantized.read_again(model).items()}
+    reads = {pair: rounded(tensor.q) for pair, tensor in quantized.all_read_anew(model).items()}
     work = partial(_one_batch, model, plan, reads, rounded_constants(model, quantized), constants(model.program))
     given = [(part, batch) for part in parts for batch in columns]
     losses: list[list[NDArray[np.float64]]] = [[] for _ in range(len(edits) + 1)]

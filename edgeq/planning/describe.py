@@ -6,7 +6,6 @@ import hashlib
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
-from edgeq.planning.assign import Version
 from edgeq.planning.plan import FloatPrecision, LayerPlan, Plan, TensorPlan, WeightPlan
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.quantize import Quantized
@@ -45,17 +44,8 @@ def _layer(quantized: Quantized, group: Group) -> LayerPlan:
         reason=quantized.assignment.reasons[group.name],
         weight=_weight(quantized, group),
         output=_tensor(written, quantized.activations[written]) if written else None,
-        reads_again={
-            node: _tensor(node, quantized.again[node, dtype])
-            for node, dtype in _read(quantized, group)
-            if (node, dtype) in quantized.again
-        },
+        reads_again={node: _tensor(node, tensor) for node, tensor in quantized.read_anew(group).items()},
     )
-
-
-def _read(quantized: Quantized, group: Group) -> list[Version]:
-    kernel = quantized.assignment.kernels.get(group.name)
-    return [] if kernel is None else [(node, kernel.activations) for node in group.inputs]
 
 
 def _tensor(node: str, tensor: QuantizedTensor) -> TensorPlan:

@@ -51,15 +51,21 @@ class Quantized:
             return None
         return self.again.get((node, kernel.activations)) or self.activations.get(node)
 
-    def read_again(self, model: Model) -> dict[tuple[str, str], QuantizedTensor]:
-        """What is rounded anew on its way to a reader: by the reader's graph node and that of the value."""
-        return {
-            (group.root, node): tensor
-            for group in model.groups
-            if (kernel := self.assignment.kernels.get(group.name)) is not None
-            for node in group.inputs
-            if (tensor := self.again.get((node, kernel.activations))) is not None
-        }
+    def input_scale(self, group: Group) -> torch.Tensor:
+        """The scale, [], of what an integer group multiplies its weights by."""
+        read = self.read(group, group.inputs[0])
+        assert read is not None
+        return read.q.scale
+
+    def read_anew(self, group: Group) -> dict[str, QuantizedTensor]:
+        """By graph node, what a group reads in another type than that is written in."""
+        kernel = self.assignment.kernels.get(group.name)
+        versions = [] if kernel is None else [(node, kernel.activations) for node in group.inputs]
+        return {version[0]: self.again[version] for version in versions if version in self.again}
+
+    def all_read_anew(self, model: Model) -> dict[tuple[str, str], QuantizedTensor]:
+        """The same of all groups: by the graph nodes of the reader and of what it reads."""
+        return {(g.root, node): tensor for g in model.groups for node, tensor in self.read_anew(g).items()}
 
 
 @one_thread()
@@ -97,8 +103,7 @@ def quantize_model(
         if kernel is None or kernel.weight_scheme is None:
             continue
         axis = output_channels_axis(group.op)
-        read = result.read(group, group.inputs[0]) if kernel.bias in ("int32", "int64") else None
-        input_scale = None if read is None else read.q.scale
+        input_scale = result.input_scale(group) if kernel.bias in ("int32", "int64") else None
         weights[group.name] = quantize_weight(weight, bias, kernel.weight_scheme, axis, input_scale)
         if correct_bias:
             error = weights[group.name].real - weight
@@ -121,7 +126,7 @@ def simulate(
         rounded = values if tensor is None else [fake_quantize(v, tensor.q) for v in values]
         return see(node, rounded) if see else rounded
 
-    reads = {pair: [partial(fake_quantize, q=t.q)] for pair, t in quantized.read_again(model).items()}
+    reads = {pair: [partial(fake_quantize, q=t.q)] for pair, t in quantized.all_read_anew(model).items()}
     return model.run([batch], hook, rounded_constants(model, quantized), reads)[0]
 
 
