@@ -54,7 +54,7 @@ class Heavy(nn.Module):
         super().__init__()
         self.stem, self.heavy, self.side = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 48, 9, padding=4), nn.Conv2d(24, 48, 1)
         # OpenVINO's profile knows whole microseconds: a smaller head takes none of them on a fast machine
-        self.down, self.head = nn.Conv2d(48, 12, 1), nn.Linear(12, 1000)
+        self.down, self.head = nn.Conv2d(48, 64, 1), nn.Linear(64, 1000)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.stem(image))
