@@ -265,10 +265,10 @@ def test_a_file_that_is_too_large_is_solved_for_anew_before_any_proof(
         measured.append(search.built(choices).size)
         return measure_it(search, choices)
 
-    measure_it = proving._measure
+    measure_it = proving._judged
     monkeypatch.setattr(contest, "searches", short)
     monkeypatch.setattr(rounds, "size_of", size_of)
-    monkeypatch.setattr(proving, "_measure", measure)
+    monkeypatch.setattr(proving, "_judged", measure)
     evaluation = fewer(files, tmp_path)
     found = planned(files, evaluation=evaluation, limits=Limits(max_size=most), minimize="loss").planned
     assert found is not None and found.held and found.proof is not None and found.proof.size <= most
@@ -280,13 +280,13 @@ def test_a_search_that_is_given_up_proves_nothing_more(files: Path, monkeypatch:
     """No proof holds, so that every search goes on as long as it may."""
     proved: list[Mapping[str, str]] = []
 
-    def prove(search: Search, choices: Mapping[str, str]) -> Proof:
+    def judge(search: Search, choices: Mapping[str, str]) -> Proof:
         proved.append(choices)
-        return proving.prove(search, choices)
+        return proving.judge(search, choices)
 
     for module in (proving, rounds):
         monkeypatch.setattr(module, "held", lambda *_: False)
-    monkeypatch.setattr(rounds, "prove", prove)
+    monkeypatch.setattr(rounds, "judge", judge)
     on = planned(files).planned
     assert on is not None and not on.held and len(proved) > 1
     proved.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from edgeq.errors import GateError
 from edgeq.planning import program, solver
 from edgeq.planning.choices import changes_of
+from edgeq.planning.highs import Answer
 from edgeq.planning.search import SAME, solve_within
 from edgeq.planning.solver import Boundary, Costs, Infeasible, Need, Problem, Solution, check, cost_of, solve
 
@@ -224,7 +226,7 @@ def test_if_neither_finds_a_plan_in_time_the_error_says_so() -> None:
     problem = Problem(options, needs=needs)
     assert solve(problem, minimize="size", limits={"size": 4.0}).choices == {"a": "int8", "b": "int8"}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(GateError, match="within 5 s") as caught:
-        patch.setattr(program, "_integers", lambda *_: program._Answer("time limit", None, -float("inf")))
+        patch.setattr(program, "_integers", lambda *_: Answer("time limit", None, -float("inf")))
         solve(problem, minimize="size", limits={"size": 4.0}, time_limit=5)
     assert not isinstance(caught.value, Infeasible)
 
@@ -234,7 +236,7 @@ def test_a_plan_that_highs_has_when_time_is_up_is_used_with_its_gap() -> None:
     best = solve(problem, minimize="latency", limits=limits)
     real = program._integers
 
-    def interrupted(scaled: program._Scaled, gap: float, seconds: float) -> program._Answer:
+    def interrupted(scaled: program._Scaled, gap: float, seconds: float) -> Answer:
         answer = real(scaled, gap, seconds)
         return answer._replace(state="time limit", proved=answer.proved * 0.9)
 
@@ -352,6 +354,7 @@ def test_within_a_limit_on_the_loss_no_plan_is_faster_than_noise(problem: Proble
     # a limit that the plan without one would hold changes nothing, so that its proof can be kept
     free = solve_within(problem, "latency", {})
     assert all(one.choices == free.choices for most, one in found.items() if most >= free.costs.get("loss", 0.0))
+    assert solve_within(problem, "latency", {**free.costs, "size": math.inf}).choices == free.choices
 
 
 def two_layers() -> Problem:
@@ -497,6 +500,6 @@ def test_the_same_problem_gives_the_same_plan_in_every_process() -> None:
 
 
 def test_nothing_is_written_to_the_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
-    """HiGHS 1.12 does, in searches such as this one."""
+    """HiGHS 1.12 and 1.16 do, in searches such as this one."""
     solve(network(40, seed=3), minimize="latency", limits={"loss": 1e-3}, gap=1e-6)
     assert capfd.readouterr().out == ""

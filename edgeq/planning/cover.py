@@ -7,11 +7,11 @@ candidate serves which target is then a facility location problem with the numbe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeq.planning.program import muted
+from edgeq.planning.highs import Vector, minimized, rows, stacked
 
 _SCALE = 1e4
 """What the largest cost is scaled to: HiGHS ends within an absolute gap of a millionth."""
@@ -51,37 +51,24 @@ def cover(serving: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 
 def _solve(
-    objective: NDArray[np.float64],
+    objective: Vector,
     serving: Mapping[str, Mapping[str, float]],
     candidates: list[str],
     ways: list[tuple[str, str]],
     most: int,
-) -> NDArray[np.float64]:
+) -> Vector:
     """The columns of the best cover with at most so many candidates."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
     number = {name: column for column, name in enumerate(candidates)}
-    once = np.zeros((len(serving), len(objective)))
-    only_taken = np.zeros((len(ways), len(objective)))
-    row = {target: index for index, target in enumerate(serving)}
-    for index, (target, name) in enumerate(ways):
-        column = len(candidates) + index
-        once[row[target], column] = 1.0
-        only_taken[index, column] = 1.0
-        only_taken[index, number[name]] = -1.0
-    count = np.concatenate([np.ones(len(candidates)), np.zeros(len(ways))])[None]
-    with muted():
-        result = milp(
-            objective,
-            constraints=[
-                LinearConstraint(once, 1.0, 1.0),
-                LinearConstraint(only_taken, -np.inf, 0.0),
-                LinearConstraint(count, 0.0, most),
-            ],
-            integrality=np.ones(len(objective)),
-            bounds=Bounds(0.0, 1.0),
-            options={"mip_rel_gap": 0.0},
-        )
-    assert result.success and result.x is not None, result.message
-    found: NDArray[np.float64] = np.round(result.x)
-    return found
+    once: dict[str, dict[int, float]] = {target: {} for target in serving}
+    only_taken: list[dict[int, float]] = []
+    for column, (target, name) in enumerate(ways, start=len(candidates)):
+        once[target][column] = 1.0
+        only_taken.append({column: 1.0, number[name]: -1.0})
+    count = dict.fromkeys(range(len(candidates)), 1.0)
+    within = stacked(
+        rows([*once.values()], 1.0, 1.0), rows([*only_taken, count], -inf, [*[0.0] * len(ways), float(most)])
+    )
+    none, all_of_it = np.zeros(len(objective)), np.ones(len(objective))
+    found = minimized(objective, none, all_of_it, within, integers=len(objective), gap=0.0, seconds=inf)
+    assert found.state == "optimal" and found.values is not None
+    return np.round(found.values)

@@ -91,7 +91,7 @@ class Proof(_Strict):
     """What was measured on a build of the plan, in its own runtime."""
 
     latency: float | None
-    """Median seconds."""
+    """Median seconds; None where the device has no clock, and for a build that lost too much and was not kept."""
     latency_of: dict[str, float] = {}
     """Median seconds of what took turns with it: the float baselines, and the preferred kernels everywhere."""
     size: int

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import pairwise
 from math import fsum, inf, isfinite
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeq.planning.choices import Boundary, Costs, Problem, cost_of, crossed, measures, over, touched
+from edgeq.planning.highs import Answer, Rows, State, Vector, dense_rows, minimized, rows, stacked
 
 # The program. A column for every choice of every group, one for every boundary, and a last one that is always 1 and
 # carries what every plan costs, so that HiGHS measures its gap against whole costs.
@@ -24,7 +21,7 @@ _ROW = 1e3
 _OBJECTIVE = 1e4
 """What the dearest choice that can still be taken is scaled to in the objective."""
 _TOLERANCE = 1e-6
-"""HiGHS's absolute tolerance of rows and of the gap, which scipy gives no way to change."""
+"""HiGHS's absolute tolerance of rows and of the gap."""
 _PRICE_TOLERANCE = 1e-7
 """By how much HiGHS may misjudge the price of each column, and so its bound."""
 _ROUNDING = 1e-12
@@ -32,24 +29,20 @@ _ROUNDING = 1e-12
 _LARGE = 400
 """With more columns than this, a part of the program is solved first."""
 
-_State = Literal["optimal", "time limit", "infeasible"]
-
 
 class Program(NamedTuple):
     problem: Problem
     columns: dict[tuple[str, str], int]
-    costs: dict[str, NDArray[np.float64]]
+    costs: dict[str, Vector]
     """By measure, for each column: what it costs beyond the cheapest choice of its group; never negative."""
     base: dict[str, float]
     """By measure, what the cheapest choices and nothing else cost."""
-    equal: tuple[Any, NDArray[np.float64]]
-    """Sparse rows and what each is equal to."""
-    below: tuple[Any, NDArray[np.float64]]
-    """Sparse rows and what each is at most."""
+    rows: Rows
+    """What every plan keeps, whatever the limits."""
 
 
 class Found(NamedTuple):
-    state: _State
+    state: State
     choices: dict[str, str] | None = None
     bound: float = -inf
     unseen: float = 0.0
@@ -57,8 +50,6 @@ class Found(NamedTuple):
 
 
 def build(problem: Problem) -> Program:
-    from scipy.sparse import csr_array
-
     columns = {key: i for i, key in enumerate((g, c) for g, offered in problem.options.items() for c in offered)}
     size = len(columns) + len(problem.boundaries) + 1
     equal: list[tuple[dict[int, float], float]] = []
@@ -87,12 +78,9 @@ def build(problem: Problem) -> Program:
             sharing = [column for group in sorted(tie) for column in taken(group, [choice])]
             equal += [({one: 1.0, other: -1.0}, 0.0) for one, other in pairwise(sharing)]
 
-    def matrix(rows: Sequence[tuple[dict[int, float], float]]) -> tuple[Any, NDArray[np.float64]]:
-        entries = [(i, column, value) for i, (row, _) in enumerate(rows) for column, value in row.items()]
-        at, to, values = zip(*entries, strict=True) if entries else ((), (), ())
-        return csr_array((values, (at, to)), shape=(len(rows), size)), np.array([limit for _, limit in rows])
-
-    costs: dict[str, NDArray[np.float64]] = {}
+    entries, limits = [row for row, _ in (*equal, *below)], [limit for _, limit in (*equal, *below)]
+    kept = rows(entries, [*limits[: len(equal)], *[-inf] * len(below)], limits)
+    costs: dict[str, Vector] = {}
     base: dict[str, float] = {}
     for measure in measures(problem):
         values, least = np.zeros(size), [problem.fixed.get(measure, 0.0)]
@@ -102,7 +90,7 @@ def build(problem: Problem) -> Program:
                 values[columns[group, choice]] = paid.get(measure, 0.0) - least[-1]
         values[len(columns) : -1] = [b.costs.get(measure, 0.0) for b in problem.boundaries]
         costs[measure], base[measure] = values, fsum(least)
-    return Program(problem, columns, costs, base, matrix(equal), matrix(below))
+    return Program(problem, columns, costs, base, kept)
 
 
 def search(program: Program, minimize: str, limits: Costs, gap: float, seconds: float) -> Found:
@@ -158,10 +146,8 @@ def _run(
     Args:
         relax: choices may be split; the bound is then all that is to be read.
     """
-    from scipy.sparse import csr_array, vstack
-
-    problem, columns, costs, base, equal, below = program
-    upper = np.ones(below[0].shape[1])
+    problem, columns, costs, base, kept = program
+    upper = np.ones(len(columns) + len(problem.boundaries) + 1)
     nothing = np.zeros(len(upper))
     room = {m: limit - base.get(m, 0.0) for m, limit in limits.items() if isfinite(limit)}
     for measure, left in (*room.items(), (minimize, ceiling - base.get(minimize, 0.0))):
@@ -171,8 +157,7 @@ def _run(
         upper[costs.get(measure, nothing) > left + rounding] = 0.0  # no huge coefficient may hide behind a tolerance
     possible = {m: values * upper for m, values in costs.items()}
     tight = [m for m, left in room.items() if left > 0.0 and m in costs]
-    rows = vstack([below[0], *(csr_array(possible[m][None] * (_ROW / room[m])) for m in tight)]).tocsr()
-    most = np.concatenate([below[1], np.full(len(tight), _ROW)])
+    limited = [possible[m] * (_ROW / room[m]) for m in tight]
 
     least = base.get(minimize, 0.0)
     objective = possible.get(minimize, nothing).copy()
@@ -184,33 +169,32 @@ def _run(
         objective += possible[measure] * (share * weight / sum(weights.values()) / possible[measure].sum())
     objective[-1] = least
 
-    scaled = _Scaled(objective * scale, upper, equal, (rows, most), 0 if relax else len(columns))
-    state, values, proved = _highs(program, scaled, gap * 0.98, seconds)
+    scaled = _Scaled(objective * scale, upper, kept, limited, 0 if relax else len(columns))
+    answer = _highs(program, scaled, gap * 0.98, seconds)
     unseen = (_TOLERANCE + _PRICE_TOLERANCE * len(upper)) / scale
-    bound = proved / scale - share - unseen
+    bound, values = answer.proved / scale - share - unseen, answer.values
     if values is None:
-        return Found(state, None, bound)
+        return Found(answer.state, None, bound)
     picked = {g: max(offered, key=lambda c: values[columns[g, c]]) for g, offered in problem.options.items()}
-    return Found(state, picked, bound, unseen)
+    return Found(answer.state, picked, bound, unseen)
 
 
 class _Scaled(NamedTuple):
-    """Minimize `objective` over columns from 0 to `upper`, the last fixed at 1, the first `whole` of them integers."""
+    """Minimize `objective` over columns from 0 to `upper`, the last fixed at 1, the first `whole` of them integers.
 
-    objective: NDArray[np.float64]
-    upper: NDArray[np.float64]
-    equal: tuple[Any, NDArray[np.float64]]
-    below: tuple[Any, NDArray[np.float64]]
+    Attributes:
+        kept: rows of needs, ties and boundaries.
+        limited: for each limit, what every column uses of the `_ROW` that all of them may use together.
+    """
+
+    objective: Vector
+    upper: Vector
+    kept: Rows
+    limited: list[Vector]
     whole: int
 
 
-class _Answer(NamedTuple):
-    state: _State
-    values: NDArray[np.float64] | None
-    proved: float
-
-
-def _highs(program: Program, scaled: _Scaled, gap: float, seconds: float) -> _Answer:
+def _highs(program: Program, scaled: _Scaled, gap: float, seconds: float) -> Answer:
     """Solves a program, a large one in two steps.
 
     The relaxation without integers is fast, and splits no more than a few groups between choices. So at first only
@@ -219,49 +203,39 @@ def _highs(program: Program, scaled: _Scaled, gap: float, seconds: float) -> _An
     """
     if scaled.whole <= _LARGE or seconds <= 0.0:
         return _integers(scaled, gap, seconds)
-    from scipy.optimize import linprog
-
     until = time.perf_counter() + seconds
-    lower = np.zeros(len(scaled.upper))
-    lower[-1] = 1.0
-    relaxed = linprog(
-        scaled.objective,
-        *scaled.below,
-        *scaled.equal,
-        bounds=np.stack([lower, scaled.upper], axis=1),
-        method="highs",
-        options={"time_limit": seconds},
-    )
-    if relaxed.status == 2:
-        return _Answer("infeasible", None, inf)
-    if relaxed.status != 0:
+    relaxed = _integers(scaled._replace(whole=0), gap, seconds)
+    if relaxed.state == "infeasible":
+        return relaxed
+    if relaxed.values is None or relaxed.row_prices is None or relaxed.column_prices is None:
         return _integers(scaled, gap, until - time.perf_counter())
-    limits = program.below[0].shape[0]  # the rows from here on
-    prices = scaled.objective - relaxed.ineqlin.marginals[limits:] @ scaled.below[0][limits:]
-    regret = _regrets(program, relaxed.x, prices)
+    prices = scaled.objective.copy()
+    for price, row in zip(relaxed.row_prices[len(scaled.kept) :], scaled.limited, strict=True):
+        prices -= price * row
+    regret = _regrets(program, relaxed.values, prices)
     regret[scaled.upper[: scaled.whole] == 0.0] = inf
-    regret[relaxed.x[: scaled.whole] > _TOLERANCE] = -inf
+    regret[relaxed.values[: scaled.whole] > _TOLERANCE] = -inf
     groups = len(program.problem.options)
     narrow, wide = scaled.upper.copy(), scaled.upper.copy()
     narrow[np.argsort(regret, kind="stable")[groups + 2 * groups // 5 :]] = 0.0
     part = _integers(scaled._replace(upper=narrow), gap / 2, until - time.perf_counter())
     if part.values is None:
         whole = _integers(scaled, gap, until - time.perf_counter())
-        return whole._replace(proved=max(whole.proved, relaxed.fun))
+        return whole._replace(proved=max(whole.proved, relaxed.proved))
     cost = float(scaled.objective @ part.values)
-    between = cost - relaxed.fun
+    between = cost - relaxed.proved
     if between <= gap * abs(cost):
-        return part._replace(state="optimal", proved=relaxed.fun)
-    useless = relaxed.lower.marginals[: scaled.whole] > between * (1 + _TOLERANCE) + _TOLERANCE
+        return part._replace(state="optimal", proved=relaxed.proved)
+    useless = relaxed.column_prices[: scaled.whole] > between * (1 + _TOLERANCE) + _TOLERANCE
     wide[: scaled.whole][useless] = 0.0
     whole = _integers(scaled._replace(upper=wide), gap, until - time.perf_counter())
-    proved = max(min(whole.proved, cost), relaxed.fun)
+    proved = max(min(whole.proved, cost), relaxed.proved)
     better = whole.values is not None and float(scaled.objective @ whole.values) <= cost
-    state: _State = "time limit" if whole.state == "time limit" else "optimal"
-    return _Answer(state, whole.values if better else part.values, proved)
+    state: State = "time limit" if whole.state == "time limit" else "optimal"
+    return Answer(state, whole.values if better else part.values, proved)
 
 
-def _regrets(program: Program, relaxed: NDArray[np.float64], prices: NDArray[np.float64]) -> NDArray[np.float64]:
+def _regrets(program: Program, relaxed: Vector, prices: Vector) -> Vector:
     """For each choice, what it would add to the rounded relaxation if all other groups stayed as they are."""
     problem, columns = program.problem, program.columns
     now = {g: max(offered, key=lambda c: relaxed[columns[g, c]]) for g, offered in problem.options.items()}
@@ -282,53 +256,11 @@ def _regrets(program: Program, relaxed: NDArray[np.float64], prices: NDArray[np.
     return regrets
 
 
-def _integers(scaled: _Scaled, gap: float, seconds: float) -> _Answer:
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    if seconds <= 0.0:
-        return _Answer("time limit", None, -inf)
+def _integers(scaled: _Scaled, gap: float, seconds: float) -> Answer:
     lower = np.zeros(len(scaled.upper))
     lower[-1] = 1.0
-    with muted():
-        result = milp(
-            scaled.objective,
-            integrality=np.arange(len(lower)) < scaled.whole,
-            bounds=Bounds(lower, scaled.upper),
-            constraints=[
-                LinearConstraint(scaled.equal[0], scaled.equal[1], scaled.equal[1]),
-                LinearConstraint(scaled.below[0], -inf, scaled.below[1]),
-            ],
-            options={"time_limit": seconds, "mip_rel_gap": gap},
-        )
-    if result.x is None and "infeasible" in result.message:
-        return _Answer("infeasible", None, inf)
-    proved = result.mip_dual_bound
-    if proved is None or not scaled.whole:
-        proved = result.fun if result.status == 0 and not scaled.whole else -inf
-    return _Answer("optimal" if result.status == 0 else "time limit", result.x, proved)
-
-
-@contextmanager
-def muted() -> Iterator[None]:
-    """Keeps a line away that HiGHS 1.12 (in scipy 1.17) still prints for its authors, past Python to descriptor 1.
-
-    What other threads print meanwhile is lost as well.
-    """
-    if sys.stdout:
-        sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # there is no standard output
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+    within = stacked(scaled.kept, dense_rows(scaled.limited, _ROW))
+    return minimized(scaled.objective, lower, scaled.upper, within, integers=scaled.whole, gap=gap, seconds=seconds)
 
 
 def relative_gap(value: float, bound: float) -> float:

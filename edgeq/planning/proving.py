@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,24 +32,20 @@ PROOF_VERSION = 2
 
 def prove(search: Search, choices: Mapping[str, str]) -> Proof:
     """What a plan measures in its runtime, beside the preferred kernels everywhere and the float model."""
-    name = search.name(choices)
-    if name not in search.proofs:
-        cache, key = _kept_as(search, choices)
-        measured = cached(
-            cache,
-            "proof",
-            key,
-            lambda: _measure(search, choices),
-            lambda proof: Entry(proof.model_dump(mode="json")),
-            lambda entry: Proof.model_validate(entry.values),
-        )
-        search.proofs[name] = measured.model_copy(update={"held": held(search.provable, measured)})
-    return search.proofs[name]
+    return _noted(search, choices, _known(search, choices, timed=True) or _kept(search, choices, "proof", _timed))
+
+
+def judge(search: Search, choices: Mapping[str, str]) -> Proof:
+    """The same without the times of a plan that loses too much: nobody wants them if another one loses less."""
+    found = _known(search, choices, timed=False) or _kept(search, choices, "answers", _judged)
+    if held(Limits(max_drop=search.provable.max_drop), found):
+        return prove(search, choices)
+    return _noted(search, choices, found)
 
 
 def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
     """Builds, before they are proved one after the other, those of the plans that no earlier run proved."""
-    unknown = [choices for choices in plans if not _is_known(search, choices)]
+    unknown = [choices for choices in plans if _known(search, choices, timed=True) is None]
     if unknown and not search.device.emulated:
         unknown.append(search.preferred)
     search.build(unknown)
@@ -56,12 +53,45 @@ def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
 
 def size_of(search: Search, choices: Mapping[str, str]) -> int:
     """Bytes of a plan's files, which are built if no earlier run proved the plan."""
-    return prove(search, choices).size if _is_known(search, choices) else _made(search, choices).size
+    known = _known(search, choices, timed=False)
+    return _made(search, choices).size if known is None else known.size
 
 
-def _is_known(search: Search, choices: Mapping[str, str]) -> bool:
+def _noted(search: Search, choices: Mapping[str, str], proof: Proof) -> Proof:
+    search.proofs[search.name(choices)] = found = proof.model_copy(update={"held": held(search.provable, proof)})
+    return found
+
+
+def _known(search: Search, choices: Mapping[str, str], *, timed: bool) -> Proof | None:
+    """The proof of a plan, from this search or an earlier run.
+
+    Args:
+        timed: only one with the times that the device can measure.
+    """
+    here = search.proofs.get(search.name(choices))
+    if here is not None and (here.latency is not None or search.device.emulated or not timed):
+        return here
     cache, key = _kept_as(search, choices)
-    return search.name(choices) in search.proofs or cache.get("proof", key) is not None
+    for stage in ("proof",) if timed else ("proof", "answers"):
+        entry = cache.get(stage, key)
+        with contextlib.suppress(ValueError):  # of another kind: it is measured again, and said so
+            if entry is not None:
+                return Proof.model_validate(entry.values)
+    return None
+
+
+def _kept(
+    search: Search, choices: Mapping[str, str], stage: str, measure: Callable[[Search, Mapping[str, str]], Proof]
+) -> Proof:
+    cache, key = _kept_as(search, choices)
+    return cached(
+        cache,
+        stage,
+        key,
+        lambda: measure(search, choices),
+        lambda proof: Entry(proof.model_dump(mode="json")),
+        lambda entry: Proof.model_validate(entry.values),
+    )
 
 
 def _made(search: Search, choices: Mapping[str, str]) -> Made:
@@ -105,8 +135,15 @@ def _kept_as(search: Search, choices: Mapping[str, str]) -> tuple[Cache, str]:
     return search.job.cache if judge else Cache(None), key
 
 
-def _measure(search: Search, choices: Mapping[str, str]) -> Proof:
-    """Builds come first, then answers, and the clock runs when both are done and every worker rests."""
+def _timed(search: Search, choices: Mapping[str, str]) -> Proof:
+    """The clock runs when all is built, the plan has given its answers, and every worker rests."""
+    judged = _known(search, choices, timed=False) or _kept(search, choices, "answers", _judged)
+    latency, others = _latencies(search, choices)
+    return judged.model_copy(update={"latency": latency, "latency_of": others})
+
+
+def _judged(search: Search, choices: Mapping[str, str]) -> Proof:
+    """Size and answers of a plan; what will take turns with it is built meanwhile."""
     job = search.job
     beside_it = [] if search.device.emulated else [search.preferred]
     if job.engine is not LOCAL:
@@ -118,11 +155,9 @@ def _measure(search: Search, choices: Mapping[str, str]) -> Proof:
         outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine, files)
         rest.result()
     accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)
-    latency, others = _latencies(search, choices)
     drop = shown_drop(accuracy)
     return Proof(
-        latency=latency,
-        latency_of=others,
+        latency=None,
         size=size,
         metric=accuracy.metric,
         unit=accuracy.unit,

@@ -15,7 +15,7 @@ from edgeq.planning.budget import allowed_damage
 from edgeq.planning.ladder import uniform
 from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Attempt, Proof
-from edgeq.planning.proving import best_proof, held, prove, size_of
+from edgeq.planning.proving import best_proof, held, judge, prove, size_of
 from edgeq.planning.search import Search, best_of
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
 from edgeq.planning.unproved import without_proof
@@ -83,14 +83,13 @@ def find(
     if search.where is None:
         return without_proof(search, caps, notes, ATTEMPTS)
     preferred, most = uniform(search.allowed), caps["loss"]
-    attempts: list[Attempt] = []
+    rounds: list[tuple[float, Solution]] = []
     given_up = False
     with job.clock.stage(f"search in {search.runtime.name}, {search.precision}") as steps:
         solution, caps = _small_enough(search, best_of(search, caps), caps)
         for done in range(1, ATTEMPTS + 1):
-            proof = prove(search, solution.choices)
-            changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
-            attempts.append(Attempt(loss_limit=caps["loss"], predicted=solution.costs, changed=changed, proof=proof))
+            proof = judge(search, solution.choices)
+            rounds.append((caps["loss"], solution))
             steps.step(done, ATTEMPTS)
             if proof.held or done == ATTEMPTS:
                 break
@@ -108,14 +107,22 @@ def find(
         # what is measured decides: the two plans that anyone would try first must not be better
         for other in (dict(preferred), dict.fromkeys(preferred, FLOAT)):
             if not given_up and _may_be_better(search, solution.choices, other):
-                prove(search, other)
-    choices, proof = best_proof(search)
+                judge(search, other)
+        choices, _ = best_proof(search)
+        proof = prove(search, choices)
+    attempts = [_attempt(search, preferred, *one) for one in rounds]
     solved = solution if choices == solution.choices else None
     if solved is None:
         notes = [*notes, "the plan that was solved for measured worse than this one"]
     elif solved.costs["loss"] > most:
         notes = [*notes, LOSES_LEAST]
     return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes, given_up=given_up)
+
+
+def _attempt(search: Search, preferred: Mapping[str, str], most: float, solution: Solution) -> Attempt:
+    changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
+    proof = search.proofs[search.name(solution.choices)]
+    return Attempt(loss_limit=most, predicted=solution.costs, changed=changed, proof=proof)
 
 
 def allowed_loss(job: Job) -> float | None:

@@ -14,6 +14,7 @@ from edgeq.errors import UsageError
 from edgeq.export.artifact import Converted, Exporter
 from edgeq.export.elsewhere import Written, fetch, write_for
 from edgeq.model.model import Model
+from edgeq.planning.choices import over
 from edgeq.planning.costs import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
 from edgeq.planning.estimates import asked_of_vela
 from edgeq.planning.ladder import Ladder, uniform
@@ -37,6 +38,9 @@ from edgeq.validation.measure import Ends, ends_of
 
 SAME = 0.01
 """Relative differences of predicted latency or loss below this are taken for noise."""
+
+NEAR = SAME / 2
+"""How far a plan may be from the best, of what is minimized: proving the rest takes most of a search's time."""
 
 
 class Made(NamedTuple):
@@ -273,41 +277,45 @@ def solve_within(problem: Problem, minimize: str, caps: Mapping[str, float]) -> 
     """The cheapest plan within the limits; where the loss cannot be held beside the others, the one with the least.
 
     Of plans whose latencies the table cannot tell apart, the one that loses least: a microsecond that may be noise
-    must not cost accuracy. It is looked for without the limit on the loss first: where it holds that anyway, every
-    looser limit gives the same plan, whose proof an earlier run may have kept.
+    must not cost accuracy. It is looked for without the limits first: where they hold anyway, every looser limit gives
+    the same plan, whose proof an earlier run may have kept.
     """
     if minimize != "latency":
         return _cheapest(problem, minimize, caps)
-    free = {measure: cap for measure, cap in caps.items() if measure != "loss"}
-    most = caps.get("loss", float("inf"))
-    fastest = solve(problem, minimize=minimize, limits=free)
-    if least(problem, minimize="loss", limits=_as_fast(fastest, free)) <= most:
-        careful = _careful(problem, fastest, free)
-        if careful.costs.get("loss", 0.0) <= most:
-            return careful
+    fewer = {measure: cap for measure, cap in caps.items() if measure not in ("latency", "loss")}
+    for some in [{}, fewer] if fewer else [fewer]:
+        fastest = solve(problem, minimize=minimize, limits=some, gap=NEAR)
+        if fastest.costs.get(minimize, 0.0) > caps.get(minimize, float("inf")):
+            break
+        within = _as_fast(fastest, {**some, minimize: caps.get(minimize, float("inf"))})
+        if least(problem, minimize="loss", limits=within) <= caps.get("loss", float("inf")):
+            careful = _careful(problem, fastest, within)
+            if not over(careful.costs, caps):
+                return careful
     best = _cheapest(problem, minimize, caps)
-    return best if best.costs["loss"] > most else _careful(problem, best, caps)
+    return best if over(best.costs, caps) else _careful(problem, best, _as_fast(best, caps))
 
 
 def _cheapest(problem: Problem, minimize: str, caps: Mapping[str, float]) -> Solution:
     try:
         if least(problem, minimize=minimize, limits=caps) < float("inf"):
-            return solve(problem, minimize=minimize, limits=caps)
+            return solve(problem, minimize=minimize, limits=caps, gap=NEAR)
     except Infeasible:
         pass
     return solve(problem, minimize="loss", limits={m: c for m, c in caps.items() if m != "loss"}, gap=SAME)
 
 
-def _careful(problem: Problem, best: Solution, caps: Mapping[str, float]) -> Solution:
+def _careful(problem: Problem, best: Solution, within: Mapping[str, float]) -> Solution:
     """The plan that loses least among those that are as fast as the best, to what the table can tell."""
-    careful = solve(problem, minimize="loss", limits=_as_fast(best, caps), gap=SAME)
+    careful = solve(problem, minimize="loss", limits=within, gap=SAME)
     value = careful.costs.get("latency", 0.0)
     gap = max(0.0, (value - best.bound) / value) if value else 0.0
     return replace(careful, bound=best.bound, gap=gap, method=best.method)
 
 
 def _as_fast(best: Solution, caps: Mapping[str, float]) -> dict[str, float]:
-    return {**caps, "latency": min(best.costs.get("latency", 0.0) * (1 + SAME), caps.get("latency", float("inf")))}
+    enough = max(best.costs.get("latency", 0.0), best.bound * (1 + SAME))
+    return {**caps, "latency": min(enough, caps.get("latency", float("inf")))}
 
 
 def best_of(search: Search, caps: Mapping[str, float]) -> Solution:
