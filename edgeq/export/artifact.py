@@ -33,12 +33,12 @@ Converted: TypeAlias = "FloatOnnx | FloatTflite"
 
 
 def import_ahead(formats: Iterable[str]) -> None:
-    """Imports in the background what formats are written with, for a caller that has something to do which leaves
-    Python alone, and will probably write."""
-    modules = dict.fromkeys("edgeq.export.kept_tflite" if f == "tflite" else "edgeq.export.kept_onnx" for f in formats)
+    """Imports in the background what formats are written with and answers judged by, for a caller that waits for
+    another process: beside work in Python it would only take turns with it."""
+    writers = dict.fromkeys("edgeq.export.kept_tflite" if f == "tflite" else "edgeq.export.kept_onnx" for f in formats)
 
     def go() -> None:
-        for module in modules:
+        for module in ("scipy.special", "scipy.optimize", *writers):
             with suppress(ImportError):  # told when it is needed
                 import_module(module)
 

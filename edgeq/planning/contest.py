@@ -10,7 +10,7 @@ from math import inf, isinf
 from pathlib import Path
 
 from edgeq.errors import EdgeqError, GateError, UsageError
-from edgeq.export.artifact import Exporter, import_ahead
+from edgeq.export.artifact import Exporter
 from edgeq.planning.across import beside_floats, expected, ranked_at
 from edgeq.planning.ladder import by_activations
 from edgeq.planning.outcome import Outcome, rank
@@ -26,9 +26,9 @@ from edgeq.registry.schema import Runtime
 from edgeq.report.wording import times_text
 from edgeq.validation.gates import Limits
 
-FAR = {"latency": 1.2, "size": 1.03}
+FAR = {"latency": 1.1, "size": 1.03}
 """By what is minimized, how many times what the best plan measured another search must be predicted to find at least,
-to be left unbuilt. Predictions of whole plans are off by less (see `tools/bench/predicted_latency.py`)."""
+to be left unbuilt. Predictions of whole plans are mostly off by less (see `tools/bench/predicted_latency.py`)."""
 
 
 Open = Callable[[str, Runtime], list[Search]]
@@ -61,7 +61,6 @@ class Contest:
     def carry_out(self, entered: Iterable[Search]) -> None:
         """Makes the searches in the order of what they are predicted to find."""
         searches = list(entered)
-        import_ahead(search.runtime.format for search in searches)
         begun: list[tuple[float, Search, Start]] = []
         for search in searches:
             first = start(search, self.allowed)

@@ -12,6 +12,7 @@ import numpy as np
 from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.devices import Candidate
 from edgeq.engine import LOCAL
+from edgeq.export.artifact import import_ahead
 from edgeq.planning.costs import precisions
 from edgeq.planning.plan import Proof
 from edgeq.planning.search import Made, Search
@@ -152,6 +153,7 @@ def _judged(search: Search, choices: Mapping[str, str]) -> Proof:
     with ThreadPoolExecutor(max_workers=1) as beside:  # the answers come from another process
         rest = beside.submit(search.build, beside_it)
         files = _sample_files(search)
+        import_ahead(runtime.format for runtime in job.runtimes)
         outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine, files)
         rest.result()
     accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)

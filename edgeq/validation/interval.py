@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, stdtrit
 
 from edgeq.report.schema import Interval
 
@@ -56,7 +55,7 @@ def tango(lost: int, won: int, n: int) -> tuple[float, float]:
         won: samples wrong before and right after.
         n: all samples, at least 1.
     """
-    from scipy.optimize import brentq  # takes most of a second to import, and most commands need no interval
+    from scipy.optimize import brentq  # scipy takes a second to import, and most commands need no interval
 
     observed = (lost - won) / n
 
@@ -95,6 +94,8 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Interval
         before: [N] which samples the float model has right.
         after: [N] which samples the artefact has right.
     """
+    from scipy.special import bdtr
+
     n = int(before.size)
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
     low, high = tango(lost, won, n)
@@ -143,6 +144,8 @@ def paired_bootstrap(
         low, high = (float(v) for v in np.percentile(drops, [2.5, 97.5]))
         method = f"paired bootstrap, percentiles of {len(drops)} resamples{left_out}"
     else:
+        from scipy.special import stdtrit
+
         half = float(stdtrit(len(drops) - 1, 0.975) * np.std(drops, ddof=1))
         low, high = value - half, value + half
         method = f"paired bootstrap, standard error from {len(drops)} resamples{left_out} (the metric is slow)"
