@@ -146,7 +146,9 @@ def prepare(
 def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None, engine: Engine) -> list[Job]:
     cache = cache or open_cache(clock.progress.note)
     loaded = load_case(case, clock, cache)
-    calibration, impact = _calibrated(loaded, [r for aim in aims for r in aim.runtimes], clock, cache)
+    # of all formats of a target, so that a plan for another one finds it
+    every = [r for aim in aims for r in (*aim.runtimes, *aim.target.runtimes)]
+    calibration, impact = _calibrated(loaded, every, clock, cache)
     references: dict[str, list[Array]] = {}
     jobs = []
     for aim in aims:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from edgeq.data import Dataset, InputSpec, load_data, overlap
 from edgeq.data.preprocess import Preprocess, read_preprocess
+from edgeq.data.stored import read_ahead, stored_arrays
 from edgeq.errors import UsageError
 
 IMAGE = InputSpec("x", (1, 3, 4, 6), "float32")
@@ -181,6 +183,42 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path, data: st.Da
         assert error.remedy and "\n" not in error.cause
         return
     np.testing.assert_array_equal(loaded.inputs["x"], PIXELS)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    array=arrays(
+        st.sampled_from(["f4", ">f4", "f2", "i1", "u8", "?", "c8", "M8[s]", "S3", "i4,f8"]),
+        array_shapes(min_dims=0, max_dims=4, min_side=0),
+    ),
+    turned=st.booleans(),
+    packed=st.booleans(),
+    ahead=st.booleans(),
+)
+def test_stored_arrays_are_what_numpy_reads(
+    tmp_path: Path, array: np.ndarray, turned: bool, packed: bool, ahead: bool
+) -> None:
+    """The members of an archive are read without NumPy: every type, order and shape has to come out the same."""
+    (np.savez_compressed if packed else np.savez)(tmp_path / "a.npz", a=array.T if turned else array, b=PIXELS)
+    if ahead:
+        read_ahead([str(tmp_path / "a.npz"), None, "package:function"])
+    found = stored_arrays(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as expected:
+        assert set(found) == (set() if packed else {"a", "b"})
+        for name, read in found.items():
+            assert read.dtype == expected[name].dtype and read.shape == expected[name].shape
+            assert read.flags.f_contiguous == expected[name].flags.f_contiguous and read.flags.writeable
+            assert read.tobytes() == expected[name].tobytes()
+
+
+def test_what_is_wrong_with_a_file_that_was_read_ahead_is_told_when_it_is_used(tmp_path: Path) -> None:
+    whole = npz(tmp_path, x=PIXELS).read_bytes()
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(whole.replace(PIXELS[3].tobytes(), PIXELS[4].tobytes()))
+    read_ahead([broken, tmp_path / "none.npz"])
+    assert "CRC-32 of 'x.npy'" in refused(broken)
+    broken.write_bytes(whole)
+    assert len(load(broken)) == 7
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -98,6 +98,9 @@ def deploy(
     assert target is not None and calib is not None
     limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower)
     with shell.stages() as stages:
+        from edgeq.data.stored import read_ahead
+
+        read_ahead([calib, evaluation])  # while the rest is imported
         from edgeq.deploy import deploy as build
 
         report = build(

@@ -109,6 +109,9 @@ def plan(
     else:
         limits = limits_from(max_drop, max_latency, max_size, None, True)
     with shell.stages() as stages:
+        from edgeq.data.stored import read_ahead
+
+        read_ahead([calib, evaluation])  # while the rest is imported
         from edgeq.engine import open_engine
         from edgeq.planning.rules import read_rules
 

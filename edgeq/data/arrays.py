@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeq.data.check import fit, fit_labels
 from edgeq.data.dataset import Dataset, InputSpec, make_dataset
+from edgeq.data.stored import stored_arrays
 from edgeq.errors import UsageError
 
 LABELS = "labels"
@@ -63,15 +64,13 @@ def _read_npy(path: Path, specs: Sequence[InputSpec]) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path, specs: Sequence[InputSpec], role: str) -> dict[str, np.ndarray]:
-    """All arrays of the file, `labels` among them only where they are wanted. Reading to the end checks each CRC."""
+    """All arrays of the file, `labels` among them only where they are wanted. Every CRC is checked."""
+    unread = role != "evaluation" and all(spec.name != LABELS for spec in specs)
     try:
+        stored = stored_arrays(path)
         with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            arrays = {}
-            for name in names:
-                if name == LABELS and role != "evaluation" and all(spec.name != LABELS for spec in specs):
-                    continue
-                arrays[name] = archive[name]
+            names = [name for name in archive.files if not (unread and name == LABELS)]
+            arrays = {name: stored[name] if name in stored else archive[name] for name in names}
     except _BROKEN as error:
         raise _unreadable(path, error) from error
     stray = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]

@@ -42,7 +42,7 @@ def import_ahead(formats: Iterable[str]) -> None:
             with suppress(ImportError):  # told when it is needed
                 import_module(module)
 
-    Thread(target=go, daemon=True).start()
+    Thread(target=go).start()  # no daemon: an interpreter that ends amid an import aborts
 
 
 @dataclass

@@ -53,9 +53,13 @@ def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
 
 
 def size_of(search: Search, choices: Mapping[str, str]) -> int:
-    """Bytes of a plan's files, which are built if no earlier run proved the plan."""
+    """Bytes of a plan's files, which are built if no earlier run did."""
     known = _known(search, choices, timed=False)
-    return _made(search, choices).size if known is None else known.size
+    if known is not None:
+        return known.size
+    cache, key = _kept_as(search, choices)
+    size: int = cached(cache, "size", key, lambda: _made(search, choices).size, Entry, lambda entry: entry.values)
+    return size
 
 
 def _noted(search: Search, choices: Mapping[str, str], proof: Proof) -> Proof:
