@@ -274,6 +274,9 @@ def test_a_file_that_is_too_large_is_solved_for_anew_before_any_proof(
     assert found is not None and found.held and found.proof is not None and found.proof.size <= most
     assert measured == [found.proof.size] and len(found.attempts) == 1
     assert looked == [most + 1, found.proof.size] and found.limits["size"] < most
+    monkeypatch.setattr(Search, "built", lambda *_: pytest.fail("what the first run built is known"))
+    again = planned(files, evaluation=evaluation, limits=Limits(max_size=most), minimize="loss").planned
+    assert again is not None and again.proof == found.proof and looked[2:] == looked[:2]
 
 
 def test_a_search_that_is_given_up_proves_nothing_more(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import trained_model
 
+from edgeq.cache import Cache
 from edgeq.case import Case
 from edgeq.devices import Device
 from edgeq.errors import DeviceError, UsageError
@@ -70,6 +73,14 @@ def test_calibration_for_several_targets_is_that_for_each(case: Case) -> None:
             for name in tensors:
                 assert np.array_equal(alone.impact.gradients[name], job.impact.gradients[name])
                 assert np.array_equal(alone.impact.centers[name], job.impact.centers[name])
+
+
+def test_what_calibration_shows_serves_every_format_of_a_target(case: Case, tmp_path: Path) -> None:
+    target, cache = load_target("x86-avx512"), Cache(tmp_path)
+    for form in ("onnx", "tflite", "auto"):
+        prepare(case, [take_aim(target, form)], Clock(Silent()), cache)
+    for stage in ("calibration", "impact"):
+        assert len(list((tmp_path / stage).glob("*"))) == 1
 
 
 def test_an_emulated_device_sees_fewer_samples_and_their_own_answers(case: Case) -> None:
