@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
@@ -13,8 +15,9 @@ import trained_model
 from edgeq.cli.app import run
 from edgeq.errors import UsageError
 from edgeq.lock import changed_files, read_lock
+from edgeq.planning import fleet as fleet_of
 from edgeq.planning.fleet import fleet
-from edgeq.planning.fleet_file import Fleet, Verdict, is_fleet, read_fleet, write_fleet
+from edgeq.planning.fleet_file import Fleet, Status, Verdict, is_fleet, read_fleet, write_fleet
 from edgeq.planning.plan import Plan
 from edgeq.progress import Silent
 from edgeq.validation.gates import Drop, Limits
@@ -155,6 +158,18 @@ def test_a_latency_that_nobody_knows_does_not_stop_the_fleet(made: Made) -> None
     found, _ = made.again("full", "away", limits={"away": Limits.parse(max_latency="1us", max_drop="4%")})
     away = found.targets[1].verdict
     assert away.status == "not validated" and "nobody measured its latency" in away.because
+
+
+def test_what_is_predicted_to_lose_too_much_serves_only_where_nothing_else_does() -> None:
+    def verdict(status: Status, doubtful: bool) -> Verdict:
+        return Verdict(target="a", status=status, because="", runtime="litert", device=None, doubtful=doubtful)
+
+    found: Any = {name: SimpleNamespace(size=size) for name, size in (("small", 1), ("large", 3), ("missed", 1))}
+    verdicts = {"small": verdict("not validated", True), "large": verdict("not validated", False)}
+    verdicts["missed"] = verdict("missed", False)
+    assert fleet_of._serving(verdicts, found, "size") == {"large": 1.0}
+    del verdicts["large"]
+    assert fleet_of._serving(verdicts, found, "size") == {"small": 1.0}
 
 
 def test_a_target_is_told_what_its_own_artefact_would_gain(made: Made) -> None:

@@ -12,7 +12,10 @@ import trained_model
 from torch import nn
 
 from edgeq.deploy import deploy
+from edgeq.planning.fleet import fleet
+from edgeq.planning.front import front
 from edgeq.planning.ladder import by_activations, of_choices
+from edgeq.planning.plan import Plan
 from edgeq.planning.planner import plan
 from edgeq.planning.rules import Rule
 from edgeq.registry.load import load_target
@@ -38,6 +41,32 @@ def data(files: Path) -> dict[str, Path]:
     return {"calibration": files / "calib.npz", "evaluation": files / "eval.npz"}
 
 
+def uneven(folder: Path) -> nn.Module:
+    """A network whose samples differ a hundredfold in size, so that 8 bits are too coarse for most of them; its data is
+    written to the folder."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),
+        nn.Flatten(),
+        nn.Linear(1024, 10),
+    )
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((160, 3, 10, 10), np.float32) * np.exp(
+        1.5 * rng.standard_normal((160, 1, 1, 1), np.float32)
+    )
+    for name, part in (("calib", x[:32]), ("eval", x[32:])):
+        np.savez(folder / f"{name}.npz", input=part)
+    return net
+
+
+def wide(found: Plan) -> set[str]:
+    return {layer.name for layer in found.layers if layer.choice.endswith("a16")}
+
+
 def test_a_runtime_is_parted_by_the_type_of_its_activations() -> None:
     litert = small.runtime("litert")
     eight, both = by_activations(litert).values()
@@ -61,9 +90,9 @@ def test_a_rule_may_ask_for_16_bits_and_the_file_has_them(files: Path, tmp_path:
         details = interpreter(str(path)).get_tensor_details()
         return {t["dtype"].__name__ for t in details if t["quantization_parameters"]["scales"].size}
 
-    wide = Rule(match="stem.*", choice="w8a16")
+    rule = Rule(match="stem.*", choice="w8a16")
     model = files / "model.pt2"
-    found = plan(model, target="x86-avx512", format="tflite", rules=[wide], **data(files))  # type: ignore[arg-type]
+    found = plan(model, target="x86-avx512", format="tflite", rules=[rule], **data(files))  # type: ignore[arg-type]
     choices = {layer.name: layer.choice for layer in found.layers}
     assert any(c == "w8a16" for n, c in choices.items() if n.startswith("stem"))
     assert found.planned is not None and found.planned.proof is not None
@@ -84,30 +113,68 @@ def test_a_rule_may_ask_for_16_bits_and_the_file_has_them(files: Path, tmp_path:
     ("target", "why"), [("npu-hexagon", "is paid for in size"), ("npu-ethos-u", "lose little enough")]
 )
 def test_16_bits_take_the_place_of_float_where_8_lose_too_much(target: str, why: str, tmp_path: Path) -> None:
-    """Samples differ a hundredfold in size, so that 8 bits are too coarse for most of them. Float is no way out on an
-    Ethos-U, whose time Vela does not know."""
+    """Float is no way out on an Ethos-U, whose time Vela does not know."""
     kernels = load_target(target).runtimes[0].kernels
     assert {k.activations.removeprefix("u") for k in kernels if not k.weight_only} == {"int8", "int16"}
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 32, 3),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3),
-        nn.Flatten(),
-        nn.Linear(1024, 10),
-    )
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((160, 3, 10, 10), np.float32) * np.exp(
-        1.5 * rng.standard_normal((160, 1, 1, 1), np.float32)
-    )
-    for name, part in (("calib", x[:32]), ("eval", x[32:])):
-        np.savez(tmp_path / f"{name}.npz", input=part)
-    for drop, wide in (("40%", False), ("2%", True)):
+    net = uneven(tmp_path)
+    for drop, wider in (("40%", False), ("2%", True)):
         limits = Limits.parse(max_drop=drop)
         found = plan(net, target=target, inputs=["1x3x10x10"], limits=limits, **data(tmp_path))  # type: ignore[arg-type]
         assert found.planned is not None
         told = [note for note in found.planned.notes if "int16 activations were tried as well" in note]
-        assert len(told) == wide and all(note.endswith("; they are better") and why in note for note in told)
-        assert any(layer.choice.endswith("a16") for layer in found.layers) is wide
+        assert len(told) == wider and all(note.endswith("; they are better") and why in note for note in told)
+        assert bool(wide(found)) is wider
+
+
+NO_WEIGHTS_ALONE = """
+extends = "x86-avx512"
+schema = 1
+name = "no-weights-alone"
+[[runtimes]]
+name = "litert"
+"""
+KERNEL = """
+[[runtimes.kernels]]
+ops = ["conv2d", "linear"]
+activations = "{}"
+activation_symmetry = "{}"
+weights = "int8"
+weight_narrow = true
+bias = "{}"
+source = "a test"
+"""
+
+
+def test_a_front_has_16_bits_where_they_are_smaller_than_float(tmp_path: Path) -> None:
+    target = tmp_path / "target.toml"
+    kernels = KERNEL.format("int8", "asymmetric", "int32"), KERNEL.format("int16", "symmetric", "int64")
+    target.write_text("".join([NO_WEIGHTS_ALONE, *kernels]))
+    where = {"target": str(target), "format": "tflite", "inputs": ["1x3x10x10"], **data(tmp_path)}
+    found = front(uneven(tmp_path), over="size", points=4, **where)  # type: ignore[arg-type]
+    by_name = {point.name: point for point in found.points}
+    wider = {name for name, point in by_name.items() if wide(point.plan)}
+    assert wider and wider == {name for name in by_name if name.endswith(", int16")}
+    assert any(by_name[name].on_front for name in wider)
+    for name in wider:
+        narrow = by_name.get(name.split(",")[0])
+        assert narrow is None or by_name[name].value < narrow.value
+    assert {"preferred", "float32"} <= by_name.keys(), "once, whatever else is tried"
+
+
+def test_a_fleet_has_16_bits_for_a_target_that_needs_them(tmp_path: Path) -> None:
+    """And what is predicted to lose too much where there is nothing else."""
+    net = uneven(tmp_path)
+    for drop, wider in (("40%", False), ("2%", True), ("0.001%", True)):
+        found, plans = fleet(
+            net,
+            targets=["x86-avx512", "npu-hexagon"],
+            format="onnx",
+            minimize="size",
+            limits={"npu-hexagon": Limits.parse(max_drop=drop, max_size="100kB")},
+            inputs=["1x3x10x10"],
+            **data(tmp_path),
+        )
+        member = next(one for one in found.targets if one.target == "npu-hexagon")
+        assert bool(wide(plans[member.artefact])) is wider and member.verdict.status == "not validated"
+        assert member.verdict.doubtful is (drop == "0.001%")
+        assert ("predicted to be too large" in member.verdict.because) is member.verdict.doubtful

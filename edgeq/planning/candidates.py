@@ -14,16 +14,17 @@ from edgeq.devices import Device
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.planning.fleet_file import Considered, Verdict
-from edgeq.planning.ladder import uniform, with_preferred
+from edgeq.planning.ladder import by_activations, uniform
 from edgeq.planning.losses import arithmetic
 from edgeq.planning.offered import offered_too, refusal
 from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan, Proof, TensorPlan
 from edgeq.planning.proving import held, prove
 from edgeq.planning.record import written
-from edgeq.planning.rounds import find
+from edgeq.planning.rounds import allowed_loss, find
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
+from edgeq.planning.wider import why_wider
 from edgeq.prepare import Job, answered
 from edgeq.registry.schema import Runtime
 from edgeq.validation.gates import Limits
@@ -81,7 +82,7 @@ def workshop(exporter: Exporter, scratch: Path) -> Workshop:
 
 def candidates(jobs: Sequence[Job], shop: Workshop, minimize: str, rules: Sequence[Rule]) -> list[Candidate]:
     """The best plan of every runtime of every target, and beside it the best one of what every target offers that has
-    its format.
+    its format; with activations of more bits where those of the preferred type cost too much accuracy.
 
     A target whose device is not here is planned for as `edgeq plan` does it, with what can be modelled.
 
@@ -146,13 +147,21 @@ def _away(candidate: Candidate, job: Job, runtime: Runtime, elsewhere: Sequence[
     most = job.limits.max_size
     large = "" if most is None or candidate.size <= most else _over("size in bytes", candidate.size, most)
     missed = large or next(filter(None, lost), "")
+    doubtful = not elsewhere and _predicted_too_lossy(candidate, job)
+    told = missed or ("its loss is predicted to be too large" if doubtful else "its target file has every kernel")
     return Verdict(
         target=job.target.name,
         status="missed" if missed else "not validated",
-        because=f"{job.device}; {missed or 'its target file has every kernel'}{unknown}",
+        because=f"{job.device}; {told}{unknown}",
         runtime=runtime.name,
         device=None,
+        doubtful=doubtful,
     )
+
+
+def _predicted_too_lossy(candidate: Candidate, job: Job) -> bool:
+    allowed, planned = allowed_loss(answered(job)) if job.limits.max_drop is not None else None, candidate.plan.planned
+    return allowed is not None and planned is not None and planned.predicted["loss"] > allowed
 
 
 def considered(candidate: Candidate, verdicts: Sequence[Verdict]) -> Considered:
@@ -230,16 +239,34 @@ def _over(what: str, value: float | None, most: object) -> str:
 def _of_runtime(
     job: Job, runtime: Runtime, jobs: Sequence[Job], shop: Workshop, minimize: str, rules: Sequence[Rule]
 ) -> list[Candidate]:
-    searched = _searches(_plannable(job), with_preferred(runtime), shop, minimize, rules)
     others = [other for other in jobs if other is not job]
-    common = [left for one in searched if (left := _of_all(one, runtime, others, shop)) is not None]
+    own: list[Outcome] = []
+    common: list[Outcome] = []
+    refused: UsageError | None = None
+    for typed in by_activations(runtime).values():
+        bests = [min(group, key=rank) for group in (own, common) if group]
+        if bests and not any(map(why_wider, bests)):
+            break
+        try:
+            searched = _searches(_plannable(job), typed, shop, minimize, rules)
+            own += map(_found, searched)
+            common += [_found(left) for one in searched if (left := _of_all(one, runtime, others, shop)) is not None]
+        except EdgeqError as error:
+            if own:  # what was found without these stands
+                job.clock.progress.note(f"{job.target.name}, {runtime.format}: {error.cause}")
+                break
+            if not isinstance(error, UsageError):
+                raise
+            refused = refused or error  # the rules leave nothing of these
+    if not own:
+        assert refused is not None
+        raise refused
     found = []
-    for group, is_common in ((searched, False), (common, True)):
-        if not group:
-            continue
-        best = min((_found(one) for one in group), key=rank)
-        name = f"{job.target.name}/{runtime.format}" + ("/common" if is_common else "")
-        found.append(Candidate(name, job, runtime, written(best), best.search, is_common))
+    for group, is_common in ((own, False), (common, True)):
+        if group:
+            best = min(group, key=rank)
+            name = f"{job.target.name}/{runtime.format}" + ("/common" if is_common else "")
+            found.append(Candidate(name, job, runtime, written(best), best.search, is_common))
     return found
 
 

@@ -15,16 +15,14 @@ from edgeq.planning.across import beside_floats, expected, ranked_at
 from edgeq.planning.ladder import by_activations
 from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan
-from edgeq.planning.proving import held
 from edgeq.planning.record import written
 from edgeq.planning.rounds import Start, allowed_loss, find, start
 from edgeq.planning.rules import Rule
-from edgeq.planning.search import SAME, Search, searches
-from edgeq.planning.solver import solve
+from edgeq.planning.search import Search, searches
+from edgeq.planning.wider import why_wider
 from edgeq.prepare import Job
 from edgeq.registry.schema import Runtime
 from edgeq.report.wording import times_text
-from edgeq.validation.gates import Limits
 
 FAR = {"latency": 1.05, "size": 1.03}
 """By what is minimized, how many times what the best plan measured another search must be predicted to find at least,
@@ -170,7 +168,7 @@ def _wider(contest: Contest, runtime: Runtime, kinds: Iterator[tuple[str, Runtim
     told = []
     for kind, typed in kinds:
         before = contest.first(runtime)
-        why = "" if before is None else _why_wider(before)
+        why = "" if before is None else why_wider(before)
         if not why:
             break
         contest.job.clock.progress.note(f"{kind} activations are tried as well: {why}")
@@ -183,18 +181,3 @@ def _wider(contest: Contest, runtime: Runtime, kinds: Iterator[tuple[str, Runtim
             outcome = error.cause
         told.append(f"{kind} activations were tried as well: {why}; {outcome}")
     return told
-
-
-def _why_wider(best: Outcome) -> str:
-    """What is wrong with the best plan so far that activations of more bits may mend; empty if nothing is."""
-    search, measure = best.search, best.search.minimize
-    if best.proof is not None:
-        enough = held(Limits(max_drop=search.job.limits.max_drop), best.proof)
-        return "" if enough or best.given_up else "without them the best plan loses too much"
-    if not best.held:  # it is too large, whatever it may lose
-        return ""
-    if best.loses_too_much:
-        return "without them no plan is predicted to lose little enough"
-    others = {name: cap for name, cap in best.caps.items() if name != "loss"}
-    least, cost = solve(search.problem, minimize=measure, limits=others).costs[measure], best.predicted[measure]
-    return f"without them the limit on the loss is paid for in {measure}" if cost > least * (1 + SAME) else ""

@@ -122,6 +122,7 @@ def _serving(verdicts: Mapping[str, Verdict], found: Mapping[str, Candidate], mi
     limits, the best of those that were tried."""
     offered = {name: v for name, v in verdicts.items() if v.status != "not offered"}
     able = [name for name, verdict in offered.items() if verdict.status != "missed"]
+    able = [name for name in able if not offered[name].doubtful] or able
     if not able:
         ranked = {name: _ranked(verdict, found[name], minimize) for name, verdict in offered.items()}
         able = [name for name in offered if ranked[name] == min(ranked.values())]

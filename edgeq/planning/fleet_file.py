@@ -37,6 +37,8 @@ class Verdict(_Strict):
     """Where it was measured; None where it was not."""
     emulated: bool = False
     proof: Proof | None = None
+    doubtful: bool = False
+    """Nobody measured it, and it is predicted to lose more than it may."""
 
 
 class Considered(_Strict):

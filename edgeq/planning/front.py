@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +19,13 @@ from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
-from edgeq.planning.ladder import uniform, with_preferred
+from edgeq.planning.ladder import by_activations, uniform
 from edgeq.planning.outcome import Outcome
 from edgeq.planning.plan import Plan
 from edgeq.planning.proving import build_unproved, prove
 from edgeq.planning.record import written
 from edgeq.planning.rules import Rule
-from edgeq.planning.search import Search, searches, solve_within
+from edgeq.planning.search import SAME, Search, searches, solve_within
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
 from edgeq.prepare import Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
@@ -111,37 +112,82 @@ def front(
         folder = Path(scratch) / "front"
         folder.mkdir()
         plans: dict[str, Plan] = {}
-        for search in searches(job, with_preferred(aim.runtimes[0]), exporter, folder, over, rules):
-            if search.where is None:
-                raise UsageError(f"a front is measured, and {job.device}", remedy="plan without --pareto")
-            if over == "latency" and search.costs.latency_from != "measured":
-                raise UsageError(f"no latency is measured on {search.where.name}", remedy="choose --minimize size")
+        for search, wanted in _wanted(job, exporter, folder, points, over, rules):
             with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
-                along = _along(search, points, steps)
+                along = _proved(search, wanted, steps)
                 plans |= {name: found.model_copy(update={"rules": list(rules)}) for name, found in along.items()}
     return _front(job, plans, over)
 
 
-def _along(search: Search, points: int, steps: Progress) -> dict[str, Plan]:
-    problem, preferred = search.problem, uniform(search.allowed)
-    everywhere = max(cost_of(problem, preferred)["loss"], 1e-9)
-    most = sum(max(c.get("loss", 0.0) for c in offered.values()) for offered in problem.options.values())
-    suffix = "" if search.precision == "float32" else f", {search.precision}"
-    wanted: dict[str, tuple[dict[str, str], Solution | None]] = {}
-    for name, other in (("preferred", dict(preferred)), (FLOAT, dict.fromkeys(preferred, FLOAT))):
-        if not check(problem, other):
-            wanted[f"{name}{suffix}"] = other, None
-    for number, cap in enumerate(np.geomspace(everywhere / 8, max(min(most, WORST), everywhere), points), start=1):
+Wanted = dict[str, tuple[dict[str, str], Solution | None]]
+"""Plans to be proved by the name of their point; those that were solved for with their solution."""
+
+
+def _wanted(
+    job: Job, exporter: Exporter, folder: Path, points: int, over: str, rules: Sequence[Rule]
+) -> Iterator[tuple[Search, Wanted]]:
+    """The points of every search; with activations of more bits those alone that they make cheaper."""
+    caps: list[float] = []
+    least: dict[tuple[str, int], float] = {}
+    refused: UsageError | None = None
+    for kind, typed in by_activations(job.runtimes[0]).items():
+        place, wider = folder / kind, bool(caps)
+        place.mkdir()
         try:
-            solution = solve_within(problem, search.minimize, {"loss": float(cap)})
+            found = searches(job, typed, exporter, place, over, rules)
+        except UsageError as error:  # the rules leave nothing of these
+            refused = refused or error
+            continue
+        for search in found:
+            if search.where is None:
+                raise UsageError(f"a front is measured, and {job.device}", remedy="plan without --pareto")
+            if over == "latency" and search.costs.latency_from != "measured":
+                raise UsageError(f"no latency is measured on {search.where.name}", remedy="choose --minimize size")
+            caps = caps or _caps(search, points)
+            yield search, _along(search, kind if wider else "", caps, least)
+    if not caps:
+        assert refused is not None
+        raise refused
+
+
+def _caps(search: Search, points: int) -> list[float]:
+    """Losses to solve within, from an eighth of that of the preferred kernels everywhere."""
+    everywhere = max(cost_of(search.problem, uniform(search.allowed))["loss"], 1e-9)
+    most = sum(max(c.get("loss", 0.0) for c in offered.values()) for offered in search.problem.options.values())
+    return [float(cap) for cap in np.geomspace(everywhere / 8, max(min(most, WORST), everywhere), points)]
+
+
+def _along(search: Search, wider: str, caps: Sequence[float], least: dict[tuple[str, int], float]) -> Wanted:
+    """A plan within each of the losses that is cheaper than those of earlier searches.
+
+    Args:
+        wider: the type of the activations, if not the preferred one.
+        least: by precision and number of the cap, what the cheapest plan so far costs.
+    """
+    problem, preferred = search.problem, uniform(search.allowed)
+    suffix = "".join(f", {name}" for name in (wider, search.precision) if name not in ("", FLOAT))
+    wanted: Wanted = {}
+    for name, other in (("preferred", dict(preferred)), (FLOAT, dict.fromkeys(preferred, FLOAT))):
+        if not wider and not check(problem, other):
+            wanted[f"{name}{suffix}"] = other, None
+    for number, cap in enumerate(caps, start=1):
+        try:
+            solution = solve_within(problem, search.minimize, {"loss": cap})
         except Infeasible:
             continue
-        wanted[f"planned {number}{suffix}"] = solution.choices, solution
+        value, before = solution.costs[search.minimize], least.get((search.precision, number), inf)
+        if value < before * (1 - SAME):
+            wanted[f"planned {number}{suffix}"] = solution.choices, solution
+        least[search.precision, number] = min(value, before)
+    return wanted
+
+
+def _proved(search: Search, wanted: Wanted, steps: Progress) -> dict[str, Plan]:
     build_unproved(search, [choices for choices, _ in wanted.values()])
     found: dict[str, Plan] = {}
     seen: set[tuple[str, ...]] = set()
     for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
-        key = tuple(choices[group] for group in problem.options)
+        key = tuple(choices[group] for group in search.problem.options)
         if key not in seen:
             seen.add(key)
             proof = prove(search, choices)
