@@ -12,7 +12,7 @@ from math import fsum
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeq.errors import GateError
@@ -334,8 +334,15 @@ def test_accuracy_never_costs_more_than_the_gap() -> None:
     assert set(found.choices.values()) == {"a"}
 
 
+ONE_OF_TWO_EQUALS = Problem(
+    {"g0": {"a": {}}, "g1": {"a": {"latency": 2.0**-20}, "b": {"latency": 2.0**-20}, "c": {}, "d": {}}},
+    [Boundary("g0", frozenset("a"), {"g0": frozenset(), "g1": frozenset("abcd")}, {"latency": 2.0**-20})],
+)
+
+
 @settings(deadline=None, max_examples=80)
 @given(problems(), st.lists(st.integers(0, 60), min_size=2, max_size=4))
+@example(ONE_OF_TWO_EQUALS, [0])
 def test_within_a_limit_on_the_loss_no_plan_is_faster_than_noise(problem: Problem, amounts: list[int]) -> None:
     found: dict[float, Solution] = {}
     for most in sorted(amount * 2.0**-30 for amount in amounts):

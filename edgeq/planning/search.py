@@ -287,7 +287,7 @@ def solve_within(problem: Problem, minimize: str, caps: Mapping[str, float]) -> 
         fastest = solve(problem, minimize=minimize, limits=some, gap=NEAR)
         if fastest.costs.get(minimize, 0.0) > caps.get(minimize, float("inf")):
             break
-        within = _as_fast(fastest, {**some, minimize: caps.get(minimize, float("inf"))})
+        within = _as_fast(fastest, some)  # and no limit of the user's, which would decide between equals
         if least(problem, minimize="loss", limits=within) <= caps.get("loss", float("inf")):
             careful = _careful(problem, fastest, within)
             if not over(careful.costs, caps):
