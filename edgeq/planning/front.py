@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from edgeq.case import Case
 from edgeq.data.dataset import Dataset
 from edgeq.engine import LOCAL, Engine
-from edgeq.errors import UsageError
+from edgeq.errors import EdgeqError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
@@ -135,8 +135,13 @@ def _wanted(
         place.mkdir()
         try:
             found = searches(job, typed, exporter, place, over, rules)
-        except UsageError as error:  # the rules leave nothing of these
-            refused = refused or error
+        except EdgeqError as error:
+            if wider:  # the points without these stand
+                job.clock.progress.note(f"{kind} activations: {error.cause}")
+                return
+            if not isinstance(error, UsageError):
+                raise
+            refused = refused or error  # the rules leave nothing of these
             continue
         for search in found:
             if search.where is None:
