@@ -414,6 +414,29 @@ def test_the_size_of_a_tiny_file_is_predicted_within_1500_bytes(net: str, name: 
     expect_sizes(known(net), small.runtime(name), tmp_path, bytes_off=1500)
 
 
+class Tied(nn.Module):
+    """Nearly all of it is a table that is looked up and multiplied with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.first, self.second = nn.Embedding(600, 48), nn.Linear(48, 96), nn.Linear(96, 48)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.second(F.relu(self.first(self.embedding(tokens))))
+        return F.linear(x, self.embedding.weight)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_weights_that_are_looked_up_as_well_are_stored_as_often_as_the_format_does(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 600, (16, 8))
+    model = load(Tied().eval(), example=(tokens[:2],))
+    calibration = calibrate(model, {"tokens": tokens.numpy()})
+    (tmp_path / "float").mkdir()
+    subject = Subject(model, calibration, Exporter(model, tmp_path / "float"), {"tokens": tokens[:1].numpy()})
+    expect_sizes(subject, small.runtime(name), tmp_path, bytes_off=1500)
+
+
 def test_a_layer_is_counted_with_what_it_stores(heavy: Subject, tmp_path: Path) -> None:
     by = small.runtime("onnxruntime")
     options = heavy.options(by)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -66,14 +67,18 @@ def fit_sizes(
         for name, options in choices.items()
     }
     left_behind = {g.name for g in model.groups if writes_integers(model, runtime, g)}
+    # how much of such weights a format stores twice is found out from the builds
+    shared = {name: 4.0 * (groups[name].parameters - _channels(model, groups[name])) for name in _shared(model)}
+    for name in shared.keys() & stored.keys():
+        stored[name][FLOAT] -= shared[name]
 
     def added(name: str, choice: str) -> list[float]:
         """How many scales, integer tensors, integer weights and widenings of fewer bits a layer adds; and, where its
-        weights alone are integers, how many scales, weights, groupings and subtractions of zero points; and how many
-        weights of 2 bits, which a format may only have without a sign."""
+        weights alone are integers, how many scales, weights, groupings and subtractions of zero points; how many
+        weights of 2 bits, which a format may only have without a sign; and how many bytes of float that it shares."""
         kernel = None if choice == FLOAT else runtime.kernel(groups[name].op, choice)
         if kernel is None:
-            return [0.0] * 9
+            return [0.0] * 9 + [shared.get(name, 0.0)]
         scheme = kernel.weight_scheme
         scales = 0 if scheme is None else _scales(model, groups[name], scheme)
         two = float(scheme is not None and scheme.stored_bits == 2)
@@ -84,9 +89,10 @@ def fit_sizes(
                 float(scheme is not None and scheme.group is not None),
                 float(scheme is not None and scheme.symmetry == "asymmetric"),
                 two,
+                0.0,
             ]
         narrow = scheme is not None and scheme.stored_bits < 8
-        return [float(scales), float(name in left_behind), float(scales > 0), float(narrow), *[0.0] * 4, two]
+        return [float(scales), float(name in left_behind), float(scales > 0), float(narrow), *[0.0] * 4, two, 0.0]
 
     rows, rest = [], []
     for picked, size in built:
@@ -105,6 +111,17 @@ def fit_sizes(
 
 def _quantized(edges: Sequence[Edge], choices: Mapping[str, str]) -> list[Crossing]:
     return [crossing for crossing in crossings(edges, choices) if crossing.form is not None]
+
+
+def _shared(model: Model) -> list[str]:
+    """The groups whose weights stand for something else as well that is never made integers, such as an embedding."""
+    state, weights = model.program.state_dict, {g.weight for g in model.groups}
+    others = [value for name, value in state.items() if name not in weights]
+    return [
+        g.name
+        for g in model.groups
+        if g.weight and any(o.shape == state[g.weight].shape and torch.equal(o, state[g.weight]) for o in others)
+    ]
 
 
 def _channels(model: Model, group: Group) -> int:
