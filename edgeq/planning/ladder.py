@@ -28,6 +28,11 @@ def by_activations(runtime: Runtime) -> dict[str, Runtime]:
     } or {FLOAT: runtime}
 
 
+def with_preferred(runtime: Runtime) -> Runtime:
+    """The first of `by_activations`: no other integers than those of the preferred kernels."""
+    return next(iter(by_activations(runtime).values()))
+
+
 def of_choices(runtime: Runtime, choices: Iterable[str]) -> Runtime:
     """Of `by_activations`, the first with all of these choices; the first of all where none has."""
     wanted = set(filter(on_integers, choices))
