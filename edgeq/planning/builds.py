@@ -18,6 +18,7 @@ from edgeq.export.artifact import Converted, Exporter
 from edgeq.export.elsewhere import Written, fetch, write_for
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
+from edgeq.model.ops import WEIGHTED
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import Edge, alternating
 from edgeq.planning.form import form, on_integers
@@ -58,9 +59,10 @@ def probing_plans(groups: Sequence[Group], choices: Ladder, edges: Sequence[Edge
 
     Returns:
         By name: `float32`; one uniform plan for each kernel, the preferred one first; two that alternate between
-        float and integers from layer to layer; two that are random, each the other's opposite; one in which half of the
-        layers store integers for weights alone; and for each other type of integers two that alternate between that and
-        the preferred kernels, and one with that beside float where some layers do not have it.
+        float and integers from layer to layer; two that are random, each the other's opposite; one in which only layers
+        with weights compute on integers; one in which half of the layers store integers for weights alone; and for each
+        other type of integers two that alternate between that and the preferred kernels, and one with that beside float
+        where some layers do not have it.
     """
     preferred, floats = uniform(choices), dict.fromkeys(choices, FLOAT)
     others = dict.fromkeys(c for options in choices.values() for c in options[1:] if c != FLOAT)
@@ -72,6 +74,10 @@ def probing_plans(groups: Sequence[Group], choices: Ladder, edges: Sequence[Edge
         for side in (True, False):
             plan = {group: preferred[group] if coloured[group] is side else FLOAT for group in choices}
             found[f"{name} {'a' if side else 'b'}"] = plan
+    weighted = {group.name for group in groups if group.op in WEIGHTED}
+    without = {name: choice if name in weighted else FLOAT for name, choice in preferred.items()}
+    if without not in (preferred, floats):  # else weights and tensors of integers always come together
+        found["preferred weights"] = without
     alone = next((choice for choice in others if not on_integers(choice)), None)
     if alone is not None:  # uniform plans cannot tell what a scale adds to a file from what a layer does
         found[f"random {alone}"] = {g: c if second[g] else FLOAT for g, c in uniform(choices, alone).items()}
