@@ -288,7 +288,7 @@ def test_sensitivities_and_built_files_are_the_same_to_the_bit(
         found = measure_sensitivity(model, inputs, alternatives, None, where)
         wanted = contenders({(g, c): v for g, costs in found.weights.items() for c, v in costs.items()})
         assert wanted
-        plans = probing_plans(model.groups, options, edges(model, runtime))
+        plans = probing_plans(model.groups, runtime, options, edges(model, runtime))
         built = build_all(model, runtime, calibration, plans, exporter, folder, Silent(), where)
         files = {
             name: [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(b.candidate.path.parent.iterdir())]

@@ -83,7 +83,7 @@ class Subject:
         return ladder(self.model, runtime, self.calibration.histograms)
 
     def probes(self, runtime: Runtime) -> dict[str, dict[str, str]]:
-        return probing_plans(self.model.groups, self.options(runtime), edges(self.model, runtime))
+        return probing_plans(self.model.groups, runtime, self.options(runtime), edges(self.model, runtime))
 
     @property
     def weighted(self) -> list[str]:

@@ -90,7 +90,9 @@ def followed(name: str, runtime: str, plan: Choices) -> dict[str, str]:
 def probes(name: str, runtime: str) -> list[dict[str, str]]:
     model, by = small.model(name), small.runtime(runtime)
     options = ladder(model, by, small.calibration(name).histograms)
-    return [followed(name, runtime, plan) for plan in probing_plans(model.groups, options, edges(model, by)).values()]
+    return [
+        followed(name, runtime, plan) for plan in probing_plans(model.groups, by, options, edges(model, by)).values()
+    ]
 
 
 def random_plans(name: str, runtime: str, count: int, seed: int) -> list[dict[str, str]]:
@@ -312,7 +314,7 @@ def test_probing_plans_give_each_layer_each_choice_among_like_and_unlike_neighbo
     name, by = "residual", small.runtime("onnxruntime")
     model = small.model(name)
     options, found = ladder(model, by, small.calibration(name).histograms), edges(model, by)
-    plans = probing_plans(model.groups, options, found)
+    plans = probing_plans(model.groups, by, options, found)
     assert list(plans)[:8] == [FLOAT, "preferred", "w4a8", "w2a8", "w8", "w4", "w4asym", "w2"]
     for layer, offered in options.items():
         assert {plan[layer] for plan in plans.values()} == set(offered)
@@ -324,7 +326,7 @@ def test_probing_plans_give_each_layer_each_choice_among_like_and_unlike_neighbo
     kinds = {(plan[e.producer] == FLOAT, plan[r] == FLOAT) for plan in plans.values() for e in found if e.producer
              for r in e.readers}  # fmt: skip
     assert len(kinds) == 4
-    assert probing_plans(model.groups, options, found) == plans
+    assert probing_plans(model.groups, by, options, found) == plans
 
 
 @given(st.integers(1, 12), st.integers(1, 30), st.integers(0, 2**31))

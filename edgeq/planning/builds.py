@@ -54,15 +54,18 @@ class Built:
     ends: Ends
 
 
-def probing_plans(groups: Sequence[Group], choices: Ladder, edges: Sequence[Edge]) -> dict[str, dict[str, str]]:
+def probing_plans(
+    groups: Sequence[Group], runtime: Runtime, choices: Ladder, edges: Sequence[Edge]
+) -> dict[str, dict[str, str]]:
     """Plans that between them give every layer every choice among like and among unlike neighbours.
 
     Returns:
         By name: `float32`; one uniform plan for each kernel, the preferred one first; two that alternate between
         float and integers from layer to layer; two that are random, each the other's opposite; one in which only layers
-        with weights compute on integers; one in which half of the layers store integers for weights alone; and for each
-        other type of integers two that alternate between that and the preferred kernels, and one with that beside float
-        where some layers do not have it.
+        with weights compute on integers; one in which the larger layers have integers for weights alone, with scales of
+        groups where there are such, and without them the smaller ones have none; and for each other type of integers
+        two that alternate between that and the preferred kernels, and one with that beside float where some layers do
+        not have it.
     """
     preferred, floats = uniform(choices), dict.fromkeys(choices, FLOAT)
     others = dict.fromkeys(c for options in choices.values() for c in options[1:] if c != FLOAT)
@@ -78,9 +81,10 @@ def probing_plans(groups: Sequence[Group], choices: Ladder, edges: Sequence[Edge
     without = {name: choice if name in weighted else FLOAT for name, choice in preferred.items()}
     if without not in (preferred, floats):  # else weights and tensors of integers always come together
         found["preferred weights"] = without
-    alone = next((choice for choice in others if not on_integers(choice)), None)
-    if alone is not None:  # uniform plans cannot tell what a scale adds to a file from what a layer does
-        found[f"random {alone}"] = {g: c if second[g] else FLOAT for g, c in uniform(choices, alone).items()}
+    alone = [choice for choice in others if not on_integers(choice)]
+    if alone:
+        # from uniform plans alone nobody could tell what a scale adds to a file from what a layer with scales adds
+        found["weights alone"] = _by_weights(groups, runtime, choices, alone)
     types = {form(choice): choice for choice in reversed([*preferred.values(), *others]) if on_integers(choice)}
     main = Counter(map(form, preferred.values()))
     for one, choice in types.items():
@@ -93,6 +97,20 @@ def probing_plans(groups: Sequence[Group], choices: Ladder, edges: Sequence[Edge
         if set(map(form, other.values())) - {one, None}:
             # a layer between others that do not have this type would never be seen without a conversion to it
             found[f"{one} beside float32"] = {group: c if form(c) == one else FLOAT for group, c in other.items()}
+    return found
+
+
+def _by_weights(groups: Sequence[Group], runtime: Runtime, choices: Ladder, alone: Sequence[str]) -> dict[str, str]:
+    """A plan in which the half of the layers that has more weights has them alone as integers: in groups, and the other
+    half without groups; where there are no groups, the other half stays in float."""
+    grouped = {kernel.name for kernel in runtime.kernels if kernel.weight_group is not None}
+    plain = next((choice for choice in alone if choice not in grouped), FLOAT)
+    in_groups = next((choice for choice in alone if choice in grouped), None)
+    weighted = sorted((g for g in groups if len(choices[g.name]) > 1 and g.op in WEIGHTED), key=lambda g: g.parameters)
+    found = dict.fromkeys(choices, FLOAT)
+    for at, group in enumerate(weighted):
+        wanted = (in_groups or plain) if 2 * at >= len(weighted) else plain if in_groups else FLOAT
+        found[group.name] = next((c for c in (wanted, plain) if c in choices[group.name]), FLOAT)
     return found
 
 

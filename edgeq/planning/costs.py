@@ -24,7 +24,7 @@ from edgeq.quantization.activations import Ranges
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
 
-COSTS_VERSION = 12
+COSTS_VERSION = 13
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -62,7 +62,7 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
     found_edges = edges(model, runtime)
     losses = measure_losses(job, runtime, options)
     with clock.stage(f"builds for {runtime.name}") as steps:
-        plans = probing_plans(model.groups, options, found_edges)
+        plans = probing_plans(model.groups, runtime, options, found_edges)
         built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps, job.engine)
     labels = exporter.labels(runtime.format)
     timings: dict[FloatPrecision, Timing] = {}

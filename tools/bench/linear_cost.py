@@ -115,7 +115,7 @@ def measure(layers: int, form: str) -> tuple[int, int, int, dict[str, float]]:
         if alternatives[choice].assignment.choice(name) == choice
     }
     measured = lap("alone", lambda: measure_alone(model, inputs, alternatives, contenders(predicted)))
-    plans = probing_plans(model.groups, options, found_edges)
+    plans = probing_plans(model.groups, runtime, options, found_edges)
     with tempfile.TemporaryDirectory() as scratch:
         exporter = Exporter(model, Path(scratch))
         lap("conversion", lambda: exporter.conversion(form))

@@ -59,7 +59,13 @@ def main() -> None:
             folder.mkdir()
         exporter = Exporter(model, folders[0])
         built = build_all(
-            model, runtime, seen, probing_plans(model.groups, options, found_edges), exporter, folders[1], Silent()
+            model,
+            runtime,
+            seen,
+            probing_plans(model.groups, runtime, options, found_edges),
+            exporter,
+            folders[1],
+            Silent(),
         )
         tried = build_all(model, runtime, seen, plans, exporter, folders[2], Silent())
         observed = observe(model, built, device, one, exporter.labels(runtime.format), 1, Silent())
