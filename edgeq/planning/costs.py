@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeq.cache import Entry
 from edgeq.devices import Device
 from edgeq.export.artifact import Exporter
+from edgeq.planning.as_run import as_run
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import build_all, observe, probing_plans
 from edgeq.planning.estimates import modelled, modelled_energy
@@ -24,7 +25,7 @@ from edgeq.quantization.activations import Ranges
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
 
-COSTS_VERSION = 13
+COSTS_VERSION = 14
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -71,7 +72,8 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
         for precision in precisions(runtime, device):
             with clock.stage(f"times in {runtime.name}, {precision}") as steps:
                 observed = observe(model, built, device, one, labels, job.threads, steps, precision)
-                timings[precision] = fit(model, found_edges, observed)
+                ran = [replace(o, choices=as_run(model, runtime, found_edges, options, o.choices)) for o in observed]
+                timings[precision] = fit(model, found_edges, ran)
         estimates = modelled_energy(model, runtime, options, found_edges, profile, list(timings))
     else:
         reduced = not isinstance(device, Device)  # an emulated device computes in float32

@@ -2,6 +2,8 @@
 
     python tools/bench/predicted_latency.py model.pt2 --calib c.npz --format onnx
 
+A layer that a runtime takes for one on integers is one in these plans: the planner has it so (see `as_run`).
+
 The machine's speed drifts, so that the prediction is scaled by the two uniform builds that take turns with the plans.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from edgeq.data.load import load_data
 from edgeq.devices import open_device
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import load
+from edgeq.planning.as_run import as_run
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import build_all, observe, probing_plans
@@ -49,10 +53,11 @@ def main() -> None:
     plans = {}
     for number in range(given.plans):
         share = rng.choice((0.1, 0.3, 0.5, 0.7, 0.9))
-        plans[f"random {number}"] = {
+        drawn = {
             name: FLOAT if rng.random() < share else rng.choice(offered[:-1] or (FLOAT,))
             for name, offered in options.items()
         }
+        plans[f"random {number}"] = as_run(model, runtime, found_edges, options, drawn)
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / name for name in ("float", "table", "plans")]
         for folder in folders:
@@ -69,7 +74,8 @@ def main() -> None:
         )
         tried = build_all(model, runtime, seen, plans, exporter, folders[2], Silent())
         observed = observe(model, built, device, one, exporter.labels(runtime.format), 1, Silent())
-        timing = fit(model, found_edges, observed)
+        ran = [replace(o, choices=as_run(model, runtime, found_edges, options, o.choices)) for o in observed]
+        timing = fit(model, found_edges, ran)
         sizes = fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()])
         uniform = {name: built[name] for name in ("preferred", FLOAT)}
         runs = device.latency({name: b.candidate for name, b in (tried | uniform).items()}, one, rounds=60)
