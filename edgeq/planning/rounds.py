@@ -189,8 +189,8 @@ def _small_enough(search: Search, found: Solution, caps: dict[str, float]) -> tu
 
 
 def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits: Limits) -> dict[str, float]:
-    """The limits for the next round, where a build missed the user's: a cost is scaled by how far the table was off,
-    and the loss by how far the drop was over."""
+    """The limits for the next round, where a build missed the user's. A cost is scaled by how far the table was off.
+    The loss that may be predicted shrinks by one factor, however far the drop was over: that is mostly chance."""
     result = dict(caps)
     for measure, measured, most in (
         ("size", proof.size, limits.max_size),
