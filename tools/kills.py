@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", default="onnx")
-    parser.add_argument("--max-size", default="0.03MB")
+    parser.add_argument("--max-size", default="0.2MB")
     parser.add_argument("--scratch", type=Path, default=Path("build/kills"))
     given = parser.parse_args()
     _import_everything(given.format)
