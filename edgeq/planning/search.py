@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,46 +188,13 @@ def searches(
     options, warnings = proven_choices(job.target, runtime, model, job.calibration.histograms)
     ops = {group.name: group.op for group in model.groups}
     allowed = narrowed(options, ops, rules, runtime)
-    key = content_key(
-        "costs",
-        COSTS_VERSION,
-        model=model.fingerprint,
-        calibration=job.calibration_data.sha256,
-        runtime=runtime.model_dump(mode="json"),
-        device=None if where is None else where.name,
-        environment=None if where is None else where.environment(runtime.name),
-        threads=job.threads,
-        profile=None if profile is None else profile.model_dump(mode="json", exclude={"summary", "notes"}),
-        vela=asked_of_vela(runtime, profile),
-        options=options,
-    )
-    costs = cached(
-        job.cache,
-        "costs",
-        key,
-        lambda: measure_costs(job, runtime, exporter, folder, options),
-        pack_costs,
-        unpack_costs,
-    )
-    notes = [*warnings, *costs.notes]
-    name = job.target.name if where is None else where.name
-    if costs.latency_by is not None:
-        notes.append(
-            f"latency is modelled, not measured: by {costs.latency_by.by} for {costs.latency_by.profile}; "
-            f"{name} has no clock here"
-        )
-    elif costs.latency_from is None:
-        notes.append(f"{name} cannot be timed: the plan knows sizes and losses, and no latency")
-        if job.limits.max_latency is not None:
-            raise UsageError(
-                f"a latency on {name} can neither be measured nor modelled here: {'; '.join(costs.notes)}",
-                remedy="drop --max-latency, or give a --profile with the figures",
-            )
-        if minimize == "latency":
-            minimize = "size"
-            notes.append("size was minimized instead of latency")
-    if costs.energy_by is not None:
-        notes.append(f"energy is modelled, not measured: from {costs.energy_by.by}, for {costs.energy_by.profile}")
+    key = _key_of_costs(job, runtime, where, options)
+    measure = partial(measure_costs, job, runtime, exporter, folder, options)
+    costs = cached(job.cache, "costs", key, measure, pack_costs, unpack_costs)
+    notes = [*warnings, *costs.notes, *_origins(job, where, costs)]
+    if costs.latency_from is None and minimize == "latency":
+        minimize = "size"
+        notes.append("size was minimized instead of latency")
     for text in idle(options, ops, rules, runtime):
         notes.append(text)
         job.clock.progress.note(text)
@@ -234,10 +202,11 @@ def searches(
     found = []
     for precision, whole in costs.problems.items():
         of_precision, told = allowed, list(notes)
-        for measure in counted:
-            if measure == "energy" or costs.latency_from == "modelled":
-                of_precision, nothing = known(whole, of_precision, measure)
-                told += _unknown(measure, allowed, of_precision, nothing)
+        for counts in counted:
+            if counts == "energy" or costs.latency_from == "modelled":
+                of_precision, nothing = known(whole, of_precision, counts)
+                told += _unknown(counts, allowed, of_precision, nothing)
+        left = replace(whole, options={n: {c: whole.options[n][c] for c in of_precision[n]} for n in allowed})
         found.append(
             Search(
                 job,
@@ -250,7 +219,7 @@ def searches(
                 options,
                 of_precision,
                 costs,
-                replace(whole, options={n: {c: whole.options[n][c] for c in of_precision[n]} for n in allowed}),
+                left,
                 precision,
                 key,
                 minimize,
@@ -258,6 +227,48 @@ def searches(
             )
         )
     return found
+
+
+def _key_of_costs(job: Job, runtime: Runtime, where: Device | None, options: Ladder) -> str:
+    """What the costs of a runtime depend on; the proofs of its plans as well."""
+    profile = job.profile
+    return content_key(
+        "costs",
+        COSTS_VERSION,
+        model=job.model.fingerprint,
+        calibration=job.calibration_data.sha256,
+        runtime=runtime.model_dump(mode="json"),
+        device=None if where is None else where.name,
+        environment=None if where is None else where.environment(runtime.name),
+        threads=job.threads,
+        profile=None if profile is None else profile.model_dump(mode="json", exclude={"summary", "notes"}),
+        vela=asked_of_vela(runtime, profile),
+        options=options,
+    )
+
+
+def _origins(job: Job, where: Device | None, costs: Costs) -> list[str]:
+    """Says of latency and energy that they are modelled, or not known, where that is so.
+
+    Raises:
+        UsageError: a latency is limited of which nothing is known.
+    """
+    name, notes = job.target.name if where is None else where.name, []
+    if costs.latency_by is not None:
+        notes.append(
+            f"latency is modelled, not measured: by {costs.latency_by.by} for {costs.latency_by.profile}; "
+            f"{name} has no clock here"
+        )
+    elif costs.latency_from is None:
+        notes.append(f"{name} cannot be timed: the plan knows sizes and losses, and no latency")
+        if job.limits.max_latency is not None:
+            raise UsageError(
+                f"a latency on {name} can neither be measured nor modelled here: {'; '.join(costs.notes)}",
+                remedy="drop --max-latency, or give a --profile with the figures",
+            )
+    if costs.energy_by is not None:
+        notes.append(f"energy is modelled, not measured: from {costs.energy_by.by}, for {costs.energy_by.profile}")
+    return notes
 
 
 def _unknown(measure: str, before: Ladder, after: Ladder, nothing: Sequence[str]) -> list[str]:
