@@ -28,7 +28,7 @@ from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
 from edgeq.errors import GateError, UsageError
 from edgeq.model.model import load
-from edgeq.planning import contest, proving, rounds
+from edgeq.planning import contest, proving, rounds, search
 from edgeq.planning.explain import explain, recost
 from edgeq.planning.front import front
 from edgeq.planning.plan import Plan, Proof, read_plan
@@ -210,10 +210,29 @@ def test_a_second_plan_takes_what_the_first_one_measured(files: Path, kept: Path
     assert "sensitivity for onnxruntime" in stages.seen
 
 
-def test_a_size_that_no_plan_reaches_is_refused_with_the_least_there_is(files: Path) -> None:
-    with pytest.raises(GateError) as refused:
-        planned(files, limits=Limits.parse(max_size="100"))
-    assert "size" in str(refused.value)
+def test_limits_that_no_plan_reaches_give_the_plan_that_comes_nearest(files: Path) -> None:
+    """It holds nothing, says how far each limit can be held, and is not float for the sake of its accuracy."""
+    smallest = planned(files, limits=Limits(), minimize="size").planned
+    fastest = planned(files, limits=Limits(), minimize="latency").planned
+    assert smallest is not None and fastest is not None
+    for tight in ({"max_size": "100"}, {"max_latency": "1ns"}, {"max_size": "100", "max_latency": "1ns"}):
+        found = planned(files, limits=Limits.parse(**tight)).planned
+        assert found is not None and found.proof is not None and not found.held
+        (told,) = [note for note in found.notes if "comes nearest" in note]
+        assert all(f"{limit.removeprefix('max_')} to at least" in told for limit in tight)
+        if "max_size" in tight:
+            assert found.size <= 1.02 * smallest.size
+        else:
+            assert found.predicted["latency"] <= 1.02 * fastest.predicted["latency"]
+
+
+def test_rules_that_leave_no_plan_are_still_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def contradiction(*_: object) -> None:
+        raise Infeasible("no plan is possible", "offer the groups more choices")
+
+    monkeypatch.setattr(search, "solve_within", contradiction)
+    with pytest.raises(GateError, match="no plan is possible"):
+        planned(files)
 
 
 def test_a_file_that_is_larger_than_predicted_is_solved_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from edgeq.planning.choices import Problem
 from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan, Proof
 from edgeq.planning.planner import plan
+from edgeq.planning.proving import proof_rank
 from edgeq.progress import Silent
 from edgeq.validation.alternating import TURNS, alternating
 from edgeq.validation.gates import Limits
@@ -32,7 +33,8 @@ def with_proof(latency: float, float32: float, *, held: bool = True, drop: float
         latency=latency, latency_of={"float32": float32}, size=1, metric="top-1", unit="%", score=90.0,
         float_score=90.0 + drop, drop=drop, drop_low=None, drop_high=None, held=held,
     )  # fmt: skip
-    search: Any = SimpleNamespace(minimize="latency", problem=Problem({"layer": {"float32": {"latency": 1.0}}}))
+    problem = Problem({"layer": {"float32": {"latency": 1.0}}})
+    search: Any = SimpleNamespace(minimize="latency", problem=problem, provable=Limits())
     return Outcome(search, {"layer": "float32"}, proof, proof.size)
 
 
@@ -46,6 +48,23 @@ def test_a_latency_counts_beside_what_the_float_models_took_in_turns() -> None:
     missed = with_proof(1e-3, 10e-3, held=False, drop=2.0)
     assert rank(missed, 6e-3) > rank(fast_minute, 6e-3)
     assert rank(missed, 6e-3) == rank(missed, 1e-3), "a drop is no time"
+
+
+def test_of_plans_that_miss_a_limit_the_one_that_is_least_over_goes_first() -> None:
+    """Whatever it is over, and only then the drop: float everywhere loses nothing, and is no answer to a limit."""
+    limits = Limits(max_size=1000, max_latency=1e-3)
+
+    def ranked(size: int, latency: float | None, drop: float) -> tuple[bool, float, float]:
+        proof = with_proof(1.0, 1.0, held=False, drop=drop).proof
+        assert proof is not None
+        return proof_rank(
+            proof.model_copy(update={"size": size, "latency": latency}), "latency", {"latency": 2e-3}, limits
+        )
+
+    fits, near, far = ranked(900, 0.9e-3, 5.0), ranked(1100, 0.9e-3, 3.0), ranked(4000, 0.9e-3, 0.0)
+    assert fits < ranked(900, 0.9e-3, 6.0) < near < far
+    assert ranked(900, 1.05e-3, 3.0) < near < ranked(1000, 1.2e-3, 3.0) < ranked(1100, 1.15e-3, 3.0)
+    assert ranked(900, None, 3.0) == ranked(900, 2e-3, 3.0), "nobody timed what loses too much: the prediction counts"
 
 
 @pytest.mark.parametrize("drift", [1.0, 1.3, 0.8])

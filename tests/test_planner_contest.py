@@ -32,6 +32,7 @@ def measured(latency: float, *, held: bool = True) -> Proof:
 def search(name: str, minimize: str = "latency") -> Any:
     return SimpleNamespace(
         runtime=SimpleNamespace(name=name, format=name),
+        provable=Limits(),
         precision="float32",
         minimize=minimize,
         problem=Problem({"layer": {"float32": {"latency": 10.0}}}),

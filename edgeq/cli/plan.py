@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,10 @@ from edgeq.cli.plan_front import plan_front
 from edgeq.cli.plan_show import show_plan
 from edgeq.cli.shell import Shell
 from edgeq.errors import GateError, UsageError
+
+if TYPE_CHECKING:
+    from edgeq.planning.plan import Plan, Proof
+    from edgeq.validation.gates import Limits
 
 
 class Minimize(str, Enum):
@@ -145,7 +149,6 @@ def plan(
 
 def _plan_one(shell: Shell, out: Path, model: str, how: dict[str, Any]) -> int:
     from edgeq.files import write_json
-    from edgeq.planning.explain import guiltiest
     from edgeq.planning.planner import plan as find
 
     found = find(model, **how)
@@ -172,6 +175,23 @@ def _plan_one(shell: Shell, out: Path, model: str, how: dict[str, Any]) -> int:
         GateError(
             "no plan that was built holds every limit; the best one is written",
             where=str(out),
-            remedy=f"loosen a limit; most of what is lost comes from {', '.join(guiltiest(found)) or 'no layer'}",
+            remedy="; ".join(_ways_out(found, planned.proof, how["limits"])),
         )
     )
+
+
+def _ways_out(found: Plan, proof: Proof, limits: Limits) -> list[str]:
+    """For each limit that was missed, what it would have to be."""
+    from edgeq.planning.explain import guiltiest
+    from edgeq.planning.proving import held
+    from edgeq.report.wording import seconds_text
+    from edgeq.validation.gates import Limits as Some
+
+    ways = []
+    if not held(Some(max_size=limits.max_size), proof):
+        ways.append(f"allow {proof.size} bytes")
+    if proof.latency is not None and not held(Some(max_latency=limits.max_latency), proof):
+        ways.append(f"allow {seconds_text(proof.latency)}")
+    if not held(Some(max_drop=limits.max_drop), proof):
+        ways.append(f"allow a larger drop: most of it comes from {', '.join(guiltiest(found)) or 'no layer'}")
+    return ways

@@ -16,9 +16,10 @@ from edgeq.planning.ladder import by_activations
 from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan
 from edgeq.planning.record import written
-from edgeq.planning.rounds import Start, allowed_loss, find, start
+from edgeq.planning.rounds import Start, allowed_loss, find, nearest, start
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
+from edgeq.planning.solver import Infeasible
 from edgeq.planning.wider import why_wider
 from edgeq.prepare import Job
 from edgeq.registry.schema import Runtime
@@ -42,6 +43,7 @@ class Contest:
         beside: by runtime, what makes latencies comparable (see `beside_floats`).
         passed: of the searches that nothing, or nothing more, was built for, why.
         errors: of those that found nothing.
+        refused: those whose limits no plan can hold, and why.
     """
 
     job: Job
@@ -50,6 +52,7 @@ class Contest:
     found: list[Outcome] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
     errors: list[EdgeqError] = field(default_factory=list)
+    refused: list[tuple[Search, Start, Infeasible]] = field(default_factory=list)
 
     def first(self, runtime: Runtime | None = None) -> Outcome | None:
         """The best plan so far, of one runtime or of all."""
@@ -65,7 +68,7 @@ class Contest:
             try:
                 begun.append((self._hoped(search, first.caps, solved=False), search, first))
             except EdgeqError as error:
-                self.failed(search.runtime, error)
+                self._failed(search, first, error)
         for bound, search, first in sorted(begun, key=lambda one: one[0]):
             try:
                 why = self._hopeless(search, bound)
@@ -75,7 +78,20 @@ class Contest:
                 else:
                     self.found.append(find(search, first, partial(self._later, search)))
             except EdgeqError as error:
-                self.failed(search.runtime, error)
+                self._failed(search, first, error)
+
+    def come_near(self) -> None:
+        """Where no limits can be held, the plans that come nearest to them."""
+        for search, first, why in self.refused:
+            try:
+                self.found.append(find(search, nearest(search, first, why)))
+            except EdgeqError as error:
+                self.errors.append(error)
+
+    def _failed(self, search: Search, first: Start, error: EdgeqError) -> None:
+        self.failed(search.runtime, error)
+        if isinstance(error, Infeasible):
+            self.refused.append((search, first, error))
 
     def failed(self, runtime: Runtime, error: EdgeqError) -> None:
         """Another search may find something.
@@ -145,6 +161,8 @@ def best_plan(job: Job, exporter: Exporter, folder: Path, minimize: str, rules: 
     contest.beside = beside_floats(job, exporter, runtimes) if runtimes else {}
     contest.carry_out([search for every in entered.values() for search in every])
     told = {runtime.name: _wider(contest, runtime, kinds[runtime.name], opened) for runtime in runtimes}
+    if contest.first() is None:
+        contest.come_near()
     best = contest.first()
     if best is None:
         raise contest.errors[0]

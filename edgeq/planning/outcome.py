@@ -68,6 +68,6 @@ def rank(found: Outcome, beside: float | None = 1.0) -> tuple[bool, float, float
         return False, float(found.size) if minimize == "size" else predicted[minimize], predicted["loss"]
     if beside is None:
         proof = proof.model_copy(update={"latency_of": {}})
-    failed, value, drop = proof_rank(proof, minimize, predicted)
+    failed, value, drop = proof_rank(proof, minimize, predicted, found.search.provable)
     in_units = not failed and minimize == "latency" and "float32" in proof.latency_of
     return failed, value * (beside or 1.0) if in_units else value, drop

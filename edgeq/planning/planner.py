@@ -72,7 +72,7 @@ def plan(
         UsageError: wrong arguments or data.
         UnsupportedError: the model cannot be handled.
         DeviceError: a device or runtime failed.
-        GateError: no plan can hold the limits; it says which.
+        GateError: no plan is possible at all under the rules, or none reaches a latency that is only modelled.
     """
     if minimize not in ("latency", "size", "loss", "energy"):
         raise UsageError(f"cannot minimize {minimize!r}", remedy="choose latency, size, loss or energy")

@@ -211,15 +211,20 @@ def held(limits: Limits, proof: Proof) -> bool:
     return limits.max_size is None or proof.size <= limits.max_size
 
 
-def proof_rank(proof: Proof, minimize: str, predicted: Mapping[str, float]) -> tuple[bool, float, float]:
-    """Smaller is better: limits held, then what is minimized, then the drop.
+def proof_rank(
+    proof: Proof, minimize: str, predicted: Mapping[str, float], limits: Limits
+) -> tuple[bool, float, float]:
+    """Smaller is better: limits held, then what is minimized, then the drop; where they are not, how far size and
+    latency are over, then the drop. A float model loses nothing, and is no answer to a limit on the size.
 
     Latency counts in units of the float model's in the same turns: the machine's speed moves from one build to the
     next. Where it has no clock, and for energy, what was predicted counts.
     """
     drop = proof.drop if proof.drop is not None else 0.0
     if not proof.held:
-        return True, drop, 0.0
+        latency = proof.latency if proof.latency is not None else predicted.get("latency", 0.0)
+        pairs = ((float(proof.size), limits.max_size), (latency, limits.max_latency))
+        return True, sum(max(0.0, value / most - 1) for value, most in pairs if most is not None), drop
     measured = {"latency": proof.latency, "size": float(proof.size), "loss": drop}.get(minimize)
     value = predicted.get(minimize, float("inf")) if measured is None else measured
     beside = proof.latency_of.get("float32") if minimize == "latency" else None
@@ -234,6 +239,8 @@ def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
 
     key, proof = min(
         search.proofs.items(),
-        key=lambda item: proof_rank(item[1], search.minimize, cost_of(search.problem, choices(item[0]))),
+        key=lambda item: proof_rank(
+            item[1], search.minimize, cost_of(search.problem, choices(item[0])), search.provable
+        ),
     )
     return choices(key), proof

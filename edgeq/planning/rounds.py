@@ -16,8 +16,8 @@ from edgeq.planning.ladder import uniform
 from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Attempt, Proof
 from edgeq.planning.proving import best_proof, held, judge, prove, size_of
-from edgeq.planning.search import Search, best_of
-from edgeq.planning.solver import Infeasible, Solution, check, cost_of
+from edgeq.planning.search import NEAR, SAME, Search, best_of
+from edgeq.planning.solver import Infeasible, Solution, check, cost_of, solve
 from edgeq.planning.unproved import without_proof
 from edgeq.prepare import Job
 from edgeq.validation.accuracy import check_outputs, quick_drop
@@ -62,6 +62,26 @@ def start(search: Search, allowed: float | None) -> Start:
     if job.limits.max_latency is not None and search.costs.latency_from is not None:
         caps["latency"] = job.limits.max_latency
     return Start(caps, notes)
+
+
+def nearest(search: Search, begun: Start, refused: Infeasible) -> Start:
+    """The start of a search for the plan that comes nearest to limits which cannot be held together: each as it was
+    given, or else the least of any plan that holds those before it. Size goes first, since what does not fit a device
+    is of no use there.
+
+    Raises:
+        Infeasible: `refused`, where no plan is possible at all, or where the limit is on a latency that nobody can
+            measure: that a plan misses it would be no more than a guess.
+    """
+    if not refused.conflict or ("latency" in refused.conflict and search.costs.latency_from == "modelled"):
+        raise refused
+    eased: dict[str, float] = {}
+    for measure in ("size", "latency"):
+        if measure in begun.caps:
+            best = solve(search.problem, minimize=measure, limits=eased, gap=NEAR).costs[measure]
+            eased[measure] = max(begun.caps[measure], best * (1 + SAME))
+    told = f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}"
+    return Start({**begun.caps, **eased}, [*begun.notes, told])
 
 
 def find(
@@ -204,18 +224,18 @@ def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits:
 
 
 def _may_be_better(search: Search, choices: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether a plan has to be proved as well: it took less time beside the best plan so far and is not too large, or
-    nothing held yet."""
+    """Whether a plan has to be proved as well: it is not too large, and took less time beside the best plan so far, or
+    that holds nothing. Where that is too large itself, a smaller one may be better."""
     if dict(choices) == dict(other) or check(search.problem, other):
         return False
     _, proof = best_proof(search)
+    made, most = search.made.get(search.name(other)), search.provable.max_size
+    size = made.size if made is not None else cost_of(search.problem, other)["size"]
+    if most is not None and size > max(most, 0 if proof.held else proof.size):
+        return False
     if not proof.held:
         return True
     if search.minimize != "latency" or proof.latency is None:
-        return False
-    made, most = search.made.get(search.name(other)), search.provable.max_size
-    size = made.size if made is not None else cost_of(search.problem, other)["size"]
-    if most is not None and size > most:
         return False
     floats = all(c == FLOAT for c in other.values())
     beside = proof.latency_of.get(search.precision if floats else "preferred")
