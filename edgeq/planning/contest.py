@@ -68,7 +68,7 @@ class Contest:
             try:
                 begun.append((self._hoped(search, first.caps, solved=False), search, first))
             except EdgeqError as error:
-                self._failed(search, first, error)
+                self._found_nothing(search, first, error)
         for bound, search, first in sorted(begun, key=lambda one: one[0]):
             try:
                 why = self._hopeless(search, bound)
@@ -78,7 +78,7 @@ class Contest:
                 else:
                     self.found.append(find(search, first, partial(self._later, search)))
             except EdgeqError as error:
-                self._failed(search, first, error)
+                self._found_nothing(search, first, error)
 
     def come_near(self) -> None:
         """Where no limits can be held, the plans that come nearest to them."""
@@ -88,7 +88,7 @@ class Contest:
             except EdgeqError as error:
                 self.errors.append(error)
 
-    def _failed(self, search: Search, first: Start, error: EdgeqError) -> None:
+    def _found_nothing(self, search: Search, first: Start, error: EdgeqError) -> None:
         self.failed(search.runtime, error)
         if isinstance(error, Infeasible):
             self.refused.append((search, first, error))
