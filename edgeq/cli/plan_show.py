@@ -32,7 +32,7 @@ def show_plan(shell: Shell, found: Plan, out: Path) -> None:
             console.print(Text(f"{what}: {cost_text('latency', seconds)}{_times(planned.proof, seconds)}"))
     if planned.compiled is not None:
         console.print(Text(_compiler(planned.compiled)), soft_wrap=True)
-    how = planned.method if planned.method != "given" else "the best of what was measured"
+    how: str = planned.method if planned.method != "given" else "the best of what was measured"
     if planned.gap:
         how += f", within {100 * planned.gap:.2g} % of the best predicted"
     done = "built and measured" if planned.proof is not None else "built, none of them run"
