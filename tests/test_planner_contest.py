@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import pytest
 import trained_model
 
-from edgeq.errors import DeviceError, GateError
+from edgeq.errors import DeviceError, EdgeqError, GateError
 from edgeq.planning import contest
 from edgeq.planning.choices import Problem
 from edgeq.planning.contest import Contest
 from edgeq.planning.outcome import Outcome
 from edgeq.planning.plan import Proof
 from edgeq.planning.planner import plan
-from edgeq.planning.rounds import Start
+from edgeq.planning.rounds import Rounds, Start
 from edgeq.progress import Clock, Silent
 from edgeq.validation.gates import Limits
 
@@ -29,111 +28,142 @@ def measured(latency: float, *, held: bool = True) -> Proof:
     )  # fmt: skip
 
 
-def search(name: str, minimize: str = "latency") -> Any:
+def search(name: str, minimize: str = "latency", by: str = "measured") -> Any:
+    problem = Problem({"layer": {"float32": {"latency": 10.0}}})
     return SimpleNamespace(
         runtime=SimpleNamespace(name=name, format=name),
         provable=Limits(),
+        job=SimpleNamespace(limits=Limits()),
         precision="float32",
         minimize=minimize,
-        problem=Problem({"layer": {"float32": {"latency": 10.0}}}),
-        costs=SimpleNamespace(
-            latency_from="measured", problems={"float32": Problem({"layer": {"float32": {"latency": 10.0}}})}
-        ),
+        problem=problem,
+        costs=SimpleNamespace(latency_from=by, problems={"float32": problem}),
     )
 
 
 class Made:
-    """A contest of searches whose predictions and findings are made up, as many as have a name here."""
+    """A contest of searches whose predictions and findings are made up.
+
+    Args:
+        bounds: by search, in units of the float model, what none of its plans can beat.
+        plans: by search, what it builds one after the other, each with what it is predicted at; or how it fails.
+    """
 
     def __init__(
         self,
         monkeypatch: pytest.MonkeyPatch,
-        hoped: dict[str, float | None],
-        found: dict[str, Any],
-        exact: dict[str, float | None] | None = None,
+        bounds: dict[str, float],
+        plans: dict[str, list[tuple[float, Proof]] | EdgeqError],
     ) -> None:
         self.built: list[str] = []
-        self.told: dict[str, str] = {}
+        self.accounted: list[str] = []
 
-        def find(one: Any, _: Start, hopeless: Callable[[dict[str, float]], str]) -> Outcome:
-            self.built.append(one.runtime.name)
-            result = found[one.runtime.name]
-            if isinstance(result, Exception):
-                raise result
-            self.told[one.runtime.name] = hopeless({"latency": result.latency, "size": result.size})
-            return Outcome(one, {"layer": "float32"}, result, result.size)
-
-        def expected(one: Any, *_: Any, solved: bool) -> float | None:
-            return (exact if solved and exact else hoped)[one.runtime.name]
+        def rounds(one: Any, _: Start) -> Rounds:
+            name, found = one.runtime.name, plans[one.runtime.name]
+            if isinstance(found, EdgeqError):
+                raise found
+            for predicted, proof in found:
+                yield {"latency": 10 * predicted, "size": 100.0}
+                self.built.append(name)
+                if proof.held:
+                    return Outcome(one, {"layer": "float32"}, proof, proof.size)
+            yield None
+            self.accounted.append(name)
+            return Outcome(one, {"layer": "float32"}, proof, proof.size)
 
         monkeypatch.setattr(contest, "start", lambda *_: Start({}, []))
-        monkeypatch.setattr(contest, "expected", expected)
-        monkeypatch.setattr(contest, "find", find)
-        job: Any = SimpleNamespace(runtimes=list(hoped), clock=Clock(Silent()))
-        self.contest = Contest(job, None, dict.fromkeys(hoped, 1.0))
+        monkeypatch.setattr(contest, "at_best", lambda one, *_: bounds[one.runtime.name])
+        monkeypatch.setattr(contest, "rounds", rounds)
+        job: Any = SimpleNamespace(runtimes=list(bounds), clock=Clock(Silent()))
+        self.contest = Contest(job, None, dict.fromkeys(bounds, 1.0))
 
-    def run(self, **minimize: str) -> None:
+    def run(self, by: str = "measured", **minimize: str) -> None:
         names = list(self.contest.beside)
-        self.contest.carry_out([search(name, minimize.get(name, "latency")) for name in names])
+        self.contest.carry_out([search(name, minimize.get(name, "latency"), by) for name in names])
+
+    @property
+    def best(self) -> str:
+        found = self.contest.first()
+        assert found is not None
+        return str(found.search.runtime.name)
 
 
 def test_the_most_promising_search_goes_first_and_what_is_far_behind_is_not_built(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In units of the float model: 0.5 was hoped for and 0.6 measured, so that 0.62 is not yet too far."""
+    """In units of the float model: 0.5 was predicted and 0.6 measured, so that 0.62 is not yet too far."""
     made = Made(
         monkeypatch,
-        {"far": 0.76, "near": 0.62, "first": 0.5},
-        {"first": measured(6.0), "near": measured(5.9)},
+        {"far": 0.76, "near": 0.61, "first": 0.4},
+        {"far": [], "near": [(0.62, measured(5.9))], "first": [(0.5, measured(6.0))]},
     )
     made.run()
-    assert made.built == ["first", "near"]
-    best = made.contest.first()
-    assert best is not None and best.search.runtime.name == "near"
+    assert made.built == ["first", "near"] and made.best == "near"
     assert made.contest.passed == [
         "far, float32: not built, predicted at 1.29x the latency of the plan in near, float32, or more"
     ]
 
 
 def test_what_a_bound_leaves_open_is_solved_for_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one with the lower bound turns out to be the slower one: it waits, and is not built."""
     made = Made(
-        monkeypatch,
-        {"far": 0.6, "first": 0.5},
-        {"first": measured(6.0)},
-        {"far": 0.75, "first": 0.55},
+        monkeypatch, {"far": 0.4, "first": 0.5}, {"far": [(0.75, measured(7.0))], "first": [(0.55, measured(6.0))]}
     )
     made.run()
-    assert made.built == ["first"] and "1.25x" in made.contest.passed[0]
+    assert made.built == ["first"] and "far, float32: not built, predicted at 1.25x" in made.contest.passed[0]
 
 
 @pytest.mark.parametrize("why", ["the best holds nothing", "nothing is predicted", "something else is minimized"])
 def test_all_are_built_where_no_prediction_can_tell(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    unknown = why == "nothing is predicted"
     made = Made(
         monkeypatch,
-        {"slow": None if unknown else 5.0, "first": None if unknown else 0.5},
-        {"first": measured(5.0, held=why != "the best holds nothing"), "slow": measured(50.0)},
+        {"slow": 5.0, "first": 0.5},
+        {"first": [(0.5, measured(5.0, held=why != "the best holds nothing"))], "slow": [(5.0, measured(50.0))]},
     )
-    made.run(slow="size" if why == "something else is minimized" else "latency")
-    assert sorted(made.built) == ["first", "slow"] and made.contest.passed == []
+    made.run("modelled" if why == "nothing is predicted" else "measured", slow=(
+        "size" if why == "something else is minimized" else "latency"
+    ))  # fmt: skip
+    assert sorted(made.built) == ["first", "slow"]
+    told = ["first, float32: no plan that was built holds every limit"] if why == "the best holds nothing" else []
+    assert made.contest.passed == told
 
 
-def test_a_further_round_is_not_built_where_its_plan_is_predicted_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second was promising, missed a limit, and what it would build next is slow."""
+def test_the_next_build_is_always_the_one_that_is_predicted_to_be_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One misses a limit and would try something slower: the others that are faster come first, and once one of them
+    holds, a further round is only made where it is not far behind."""
+    slow, missed = measured(9.0), measured(5.0, held=False)
     made = Made(
-        monkeypatch, {"first": 0.5, "second": 0.55}, {"first": measured(6.0), "second": measured(9.0, held=False)}
+        monkeypatch,
+        {"a": 0.4, "b": 0.4, "c": 0.4},
+        {
+            "a": [(0.5, missed), (0.57, missed), (0.7, slow)],
+            "b": [(0.55, missed), (0.9, slow)],
+            "c": [(0.6, measured(6.0))],
+        },
     )
     made.run()
-    assert made.told == {"first": "", "second": "predicted at 1.50x the latency of the plan in first, float32, or more"}
-    assert made.contest.passed == [f"second, float32: no further round is built, {made.told['second']}"]
+    assert made.built == ["a", "b", "a", "c"] and made.best == "c" and made.accounted == []
+    assert made.contest.passed == [
+        "a, float32: no further plan is built, predicted at 1.17x the latency of the plan in c, float32, or more",
+        "b, float32: no further plan is built, predicted at 1.50x the latency of the plan in c, float32, or more",
+    ]
+
+
+def test_where_no_plan_holds_the_limits_every_search_says_what_came_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    missed = {"a": [(0.5, measured(5.0, held=False))], "b": [(9.0, measured(90.0, held=False))]}
+    made = Made(monkeypatch, {"a": 0.4, "b": 0.4}, {**missed})
+    made.run()
+    assert made.accounted == ["a", "b"] and made.contest.passed == [] and made.best in ("a", "b")
+    made = Made(monkeypatch, {"a": 0.4, "b": 0.4, "c": 0.4}, {**missed, "c": [(9.0, measured(95.0))]})
+    made.run()
+    assert made.accounted == [] and made.best == "c", "nobody wants the times of plans that lose too much"
 
 
 def test_one_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = DeviceError("the runtime crashed", where="here", remedy="none")
-    made = Made(monkeypatch, {"broken": 0.1, "sound": 0.9}, {"broken": broken, "sound": measured(9.0)})
+    made = Made(monkeypatch, {"broken": 0.1, "sound": 0.9}, {"broken": broken, "sound": [(0.9, measured(9.0))]})
     made.run()
-    best = made.contest.first()
-    assert best is not None and best.search.runtime.name == "sound" and made.contest.errors == [broken]
+    assert made.best == "sound" and made.contest.errors == [broken]
 
 
 def test_alone_a_runtime_that_crashes_is_an_error_and_a_limit_that_is_too_tight_is_not_yet(
@@ -167,6 +197,6 @@ def test_of_all_formats_only_the_promising_ones_are_built(tmp_path: Path, monkey
         )  # fmt: skip
         assert found.planned is not None and found.planned.held and found.planned.proof is not None
         built = [stage for stage in seen if stage.startswith("search in")]
-        assert len(built) == 1 and built[0].startswith(f"search in {found.runtime}")
+        assert built and all(stage.startswith(f"search in {found.runtime}") for stage in built)
         passed = [note for note in found.planned.notes if "not built" in note]
         assert len(passed) >= 2 and all(f"the {minimize} of the plan in {found.format}" in note for note in passed)

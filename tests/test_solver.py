@@ -20,7 +20,8 @@ from edgeq.planning import program, solver
 from edgeq.planning.choices import changes_of
 from edgeq.planning.highs import Answer
 from edgeq.planning.search import SAME, solve_within
-from edgeq.planning.solver import Boundary, Costs, Infeasible, Need, Problem, Solution, check, cost_of, solve
+from edgeq.planning.solver import Boundary, Costs, Infeasible, Need, Problem, Solution, _show, check, cost_of, solve
+from edgeq.validation.gates import parse_bytes, parse_seconds
 
 MEASURES = ("latency", "size", "loss", "energy")
 TICK = 2.0**-20
@@ -428,10 +429,16 @@ def test_a_limit_that_no_plan_reaches_is_named_with_the_least_there_is() -> None
     error = caught.value
     assert error.cause == (
         "no plan keeps within the limits: latency 12.5 s (least of any plan 12.75 s), "
-        "size 50 bytes (least of any plan 35 bytes); latency cannot be held even alone"
+        "size 50 B (least of any plan 35 B); latency cannot be held even alone"
     )
     assert error.remedy == "raise latency to at least 12.75 s"
     assert (error.exit_code, error.least, error.conflict) == (3, {"latency": 12.75, "size": 35.0}, ("latency",))
+
+
+@given(st.floats(1e-9, 1e4), st.integers(1, 10**12))
+def test_a_limit_that_is_set_to_what_is_shown_holds(seconds: float, size: int) -> None:
+    assert seconds <= parse_seconds(_show("latency", seconds)) <= seconds * 1.0001
+    assert size <= parse_bytes(_show("size", size)) <= size * 1.0001 + 1
 
 
 def test_limits_that_contradict_one_another_are_told_from_those_that_do_not() -> None:

@@ -357,6 +357,7 @@ def test_speed_without_baseline_and_with_unpaired_rounds() -> None:
         (parse_seconds, "1.5 s", 1.5),
         (parse_seconds, "800us", 0.0008),
         (parse_bytes, "4MB", 4_000_000),
+        (parse_bytes, "2.01MB", 2_010_000),
         (parse_bytes, "512KiB", 524_288),
         (parse_bytes, "1.5 kB", 1500),
         (parse_bytes, "4096", 4096),

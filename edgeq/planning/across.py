@@ -29,14 +29,13 @@ def beside_floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> 
     return {runtime.name: floats.get(runtime.name) for runtime in runtimes}
 
 
-def expected(search: Search, caps: Mapping[str, float], beside: float | None, *, solved: bool = False) -> float | None:
-    """The least that any plan of a search is predicted to be ranked by (see `rank`), before anything is built; None
+def at_best(search: Search, caps: Mapping[str, float], beside: float | None) -> float | None:
+    """A bound on what any plan of a search is predicted to be ranked by (see `rank`), before one is solved for; None
     where no prediction is as good as a measurement.
 
     Args:
         caps: by measure, the most that a plan may be predicted to cost.
         beside: of the search's runtime, from `beside_floats`.
-        solved: not a bound, which is there in a hundredth of a second, but what the search will begin with.
 
     Raises:
         Infeasible: no plan is predicted to hold the limits other than that on the loss.
@@ -44,8 +43,8 @@ def expected(search: Search, caps: Mapping[str, float], beside: float | None, *,
     measure, problem = search.minimize, search.problem
     if ranked_at(search, {measure: 1.0}, beside) is None:
         return None
-    bound = float("inf") if solved else least(problem, minimize=measure, limits=caps)
-    if bound == float("inf"):  # or the loss cannot be held beside the others, and the plan that loses least is taken
+    bound = least(problem, minimize=measure, limits=caps)
+    if bound == float("inf"):  # the loss cannot be held beside the others, and the plan that loses least is taken
         bound = best_of(search, caps).costs[measure]
     return ranked_at(search, {measure: bound}, beside)
 

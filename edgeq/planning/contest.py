@@ -3,20 +3,21 @@ kept of theirs. What is predicted to be far behind a plan that was proved is not
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import inf, isinf
 from pathlib import Path
+from typing import NamedTuple
 
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
-from edgeq.planning.across import beside_floats, expected, ranked_at
+from edgeq.planning.across import at_best, beside_floats, ranked_at
 from edgeq.planning.ladder import by_activations
 from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan
 from edgeq.planning.record import written
-from edgeq.planning.rounds import Start, allowed_loss, find, nearest, start
+from edgeq.planning.rounds import Rounds, Start, allowed_loss, find, nearest, rounds, start, within_error
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
 from edgeq.planning.solver import Infeasible
@@ -32,6 +33,26 @@ to be left unbuilt. Predictions of whole plans are mostly off by less (see `tool
 
 Open = Callable[[str, Runtime], list[Search]]
 """Makes the searches of a runtime with one type of activations."""
+
+
+class Entrant(NamedTuple):
+    """A search that stands in line, in the order of the fields: those that would build no more come last.
+
+    Attributes:
+        ended: it would build no more, and no plan of it holds the limits.
+        hoped: what its next plan is predicted to be ranked by, infinite where that cannot be told.
+        solved: what is hoped for is a plan, not a bound.
+        begun: it has built something.
+    """
+
+    ended: bool
+    hoped: float
+    number: int
+    search: Search
+    start: Start
+    rounds: Rounds
+    solved: bool = False
+    begun: bool = False
 
 
 @dataclass
@@ -60,25 +81,49 @@ class Contest:
         return min(some, key=self._rank, default=None)
 
     def carry_out(self, entered: Iterable[Search]) -> None:
-        """Makes the searches in the order of what they are predicted to find."""
-        searches = list(entered)
-        begun: list[tuple[float, Search, Start]] = []
-        for search in searches:
+        """Makes the searches, a build at a time: always the one that is predicted to be best."""
+        line: list[Entrant] = []
+        for number, search in enumerate(entered):
             first = start(search, self.allowed)
             try:
-                begun.append((self._hoped(search, first.caps, solved=False), search, first))
+                bound, first = self._at_best(search, first)
+                heapq.heappush(line, Entrant(False, bound, number, search, first, rounds(search, first)))
             except EdgeqError as error:
                 self._found_nothing(search, first, error)
-        for bound, search, first in sorted(begun, key=lambda one: one[0]):
-            try:
-                why = self._hopeless(search, bound)
-                why = why or self._hopeless(search, self._hoped(search, first.caps, solved=True))
-                if why:
-                    self._give_up(search, f"not built, {why}")
-                else:
-                    self.found.append(find(search, first, partial(self._later, search)))
-            except EdgeqError as error:
-                self._found_nothing(search, first, error)
+        while line:
+            one = heapq.heappop(line)
+            if one.ended and any(outcome.held for outcome in self.found):
+                self._give_up(one.search, "no plan that was built holds every limit")
+            elif why := self._hopeless(one.search, one.hoped):
+                self._give_up(one.search, f"{'no further plan is' if one.begun else 'not'} built, {why}")
+            elif following := self._built(one):
+                heapq.heappush(line, following)
+
+    def _built(self, one: Entrant) -> Entrant | None:
+        """What a search would build next, after it built what it stood in line for; None where it is over."""
+        try:
+            predicted = next(one.rounds)
+        except StopIteration as ended:
+            self.found.append(ended.value)
+        except EdgeqError as error:
+            self._found_nothing(one.search, one.start, error)
+        else:
+            hoped = inf if predicted is None else self._ranked(one.search, predicted)
+            return one._replace(ended=predicted is None, hoped=hoped, solved=True, begun=one.solved)
+        return None
+
+    def _at_best(self, search: Search, first: Start) -> tuple[float, Start]:
+        """What a search may be hoped to find, and its start: where nothing but a latency is in the way, and by no more
+        than predictions are off, with that of the fastest plan."""
+        beside = self.beside.get(search.runtime.name)
+        try:
+            value = at_best(search, first.caps, beside)
+        except Infeasible as refused:
+            near = within_error(search, first, refused, FAR["latency"])
+            if near is None:
+                raise
+            first, value = near, at_best(search, near.caps, beside)
+        return inf if value is None else value, first
 
     def come_near(self) -> None:
         """Where no limits can be held, the plans that come nearest to them."""
@@ -107,17 +152,9 @@ class Contest:
     def _rank(self, one: Outcome) -> tuple[bool, float, float]:
         return rank(one, self.beside.get(one.search.runtime.name))
 
-    def _hoped(self, search: Search, caps: Mapping[str, float], *, solved: bool) -> float:
-        value = expected(search, caps, self.beside.get(search.runtime.name), solved=solved)
-        return inf if value is None else value
-
-    def _later(self, search: Search, predicted: Mapping[str, float]) -> str:
-        """Why no further round of a search is built; empty if one is."""
+    def _ranked(self, search: Search, predicted: Mapping[str, float]) -> float:
         value = ranked_at(search, predicted, self.beside.get(search.runtime.name))
-        why = self._hopeless(search, inf if value is None else value)
-        if why:
-            self._give_up(search, f"no further round is built, {why}")
-        return why
+        return inf if value is None else value
 
     def _give_up(self, search: Search, why: str) -> None:
         self.passed.append(f"{search.runtime.format}, {search.precision}: {why}")
@@ -185,8 +222,10 @@ def _wider(contest: Contest, runtime: Runtime, kinds: Iterator[tuple[str, Runtim
     """Searches with the wider types of activations, as long as they may mend something; says what came of it."""
     told = []
     for kind, typed in kinds:
-        before = contest.first(runtime)
-        why = "" if before is None else why_wider(before)
+        before, best = contest.first(runtime), contest.first()
+        if before is None or best is None or (best.held and not before.held):
+            break
+        why = why_wider(before)
         if not why:
             break
         contest.job.clock.progress.note(f"{kind} activations are tried as well: {why}")

@@ -23,7 +23,6 @@ class Outcome(NamedTuple):
         caps: by measure, what it was solved under.
         attempts: what was built on the way.
         size: bytes of its files.
-        given_up: it misses a limit, and no more was built because a plan of another search is far ahead.
     """
 
     search: Search
@@ -35,7 +34,6 @@ class Outcome(NamedTuple):
     attempts: Sequence[Attempt] = ()
     notes: Sequence[str] = ()
     compiled: Compiled | None = None
-    given_up: bool = False
 
     @property
     def predicted(self) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,10 @@ from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Attempt, Proof
 from edgeq.planning.proving import best_proof, held, judge, prove, size_of
 from edgeq.planning.search import NEAR, SAME, Search, best_of
-from edgeq.planning.solver import Infeasible, Solution, check, cost_of, solve
+from edgeq.planning.solver import Infeasible, Solution, check, cost_of, least, solve
 from edgeq.planning.unproved import without_proof
 from edgeq.prepare import Job
+from edgeq.progress import Progress
 from edgeq.validation.accuracy import check_outputs, quick_drop
 from edgeq.validation.gates import Drop, Limits, drop_limit
 from edgeq.validation.metric import identity, per_sample
@@ -44,6 +46,13 @@ class Start(NamedTuple):
 
     caps: dict[str, float]
     notes: list[str]
+
+
+class Solved(NamedTuple):
+    """A plan by prediction, and by measure the most that it might cost."""
+
+    solution: Solution
+    caps: dict[str, float]
 
 
 def start(search: Search, allowed: float | None) -> Start:
@@ -79,70 +88,117 @@ def nearest(search: Search, begun: Start, refused: Infeasible) -> Start:
     for measure in ("size", "latency"):
         if measure in begun.caps:
             best = solve(search.problem, minimize=measure, limits=eased, gap=NEAR).costs[measure]
-            eased[measure] = max(begun.caps[measure], best * (1 + SAME))
+            eased[measure] = begun.caps[measure] if best <= begun.caps[measure] else best * (1 + SAME)
     told = f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}"
     return Start({**begun.caps, **eased}, [*begun.notes, told])
 
 
-def find(
-    search: Search, begun: Start | None = None, hopeless: Callable[[Mapping[str, float]], str] = lambda _: ""
-) -> Outcome:
+def within_error(search: Search, begun: Start, refused: Infeasible, times: float) -> Start | None:
+    """The start of a search for a plan that is predicted to be a little slower than it may be, and may not be; None
+    where the limits are further from what is predicted than that.
+
+    Args:
+        times: how many times the latency that is allowed may be predicted.
+    """
+    if "latency" not in refused.conflict or search.costs.latency_from != "measured":
+        return None
+    caps = nearest(search, begun, refused).caps
+    if caps["latency"] > begun.caps["latency"] * times or caps.get("size") != begun.caps.get("size"):
+        return None
+    return Start(caps, [*begun.notes, f"{refused.cause}; predictions are off by as much, and the clock decides"])
+
+
+Rounds = Generator[dict[str, float] | None, None, Outcome]
+"""A search, step by step: yields what the plan that it would solve for or build next is predicted to cost, at best, or
+None where it would build no more and could only say what came of those that missed a limit. Whoever sees no use in that
+stops asking."""
+
+
+def rounds(search: Search, begun: Start) -> Rounds:
     """The best plan of one search, proved where that can be done; where a limit cannot be held, the best of those that
     were built.
 
+    Raises:
+        Infeasible: no plan can hold the limits by prediction; nothing was built.
+    """
+    caps, notes = begun
+    if search.where is None:
+        return without_proof(search, caps, notes, ATTEMPTS)
+    made: list[Solved] = []
+    while True:
+        try:
+            solution = best_of(search, caps)
+        except Infeasible:
+            if not made:
+                raise
+            break
+        if _again(made, solution):
+            break
+        yield solution.costs
+        with _stage(search, f"round {len(made) + 1}"):
+            fitting = _small_enough(search, solution, caps)
+            if _again(made, fitting.solution):
+                break
+            proof = judge(search, fitting.solution.choices)
+        made.append(fitting)
+        if proof.held or len(made) == ATTEMPTS:
+            break
+        caps = _tightened(fitting.caps, fitting.solution, proof, search.provable)
+        bound = least(search.problem, minimize=search.minimize, limits=caps)
+        if bound < float("inf"):  # whoever has something better is spared the solver
+            yield {search.minimize: bound}
+    (solution, caps), preferred = made[-1], uniform(search.allowed)
+    # what is measured decides: the two plans that anyone would try first must not be better
+    for name, other in (("preferred", dict(preferred)), (FLOAT, dict.fromkeys(preferred, FLOAT))):
+        if _may_be_better(search, solution.choices, other):
+            if not best_proof(search)[1].held:
+                yield cost_of(search.problem, other)
+            with _stage(search, f"{name} everywhere"):
+                judge(search, other)
+    choices, proof = best_proof(search)
+    if not proof.held:
+        yield None
+    proof = prove(search, choices)
+    attempts = [_attempt(search, preferred, *one) for one in made]
+    solved = solution if choices == solution.choices else None
+    if solved is None:
+        notes = [*notes, "the plan that was solved for measured worse than this one"]
+    elif solved.costs["loss"] > begun.caps["loss"]:
+        notes = [*notes, LOSES_LEAST]
+    return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes)
+
+
+def find(search: Search, begun: Start | None = None) -> Outcome:
+    """All rounds of one search.
+
     Args:
         begun: its start, if that was made already.
-        hopeless: why no further round is built, by what its plan is predicted to cost; empty if one is.
 
     Raises:
         GateError: no plan can hold the limits by prediction; nothing was built.
         UsageError: a drop cannot be judged by these outputs.
     """
-    job = search.job
-    caps, notes = begun or start(search, allowed_loss(job))
-    if search.where is None:
-        return without_proof(search, caps, notes, ATTEMPTS)
-    preferred, most = uniform(search.allowed), caps["loss"]
-    rounds: list[tuple[float, Solution]] = []
-    given_up = False
-    with job.clock.stage(f"search in {search.runtime.name}, {search.precision}") as steps:
-        solution, caps = _small_enough(search, best_of(search, caps), caps)
-        for done in range(1, ATTEMPTS + 1):
-            proof = judge(search, solution.choices)
-            rounds.append((caps["loss"], solution))
-            steps.step(done, ATTEMPTS)
-            if proof.held or done == ATTEMPTS:
-                break
-            caps = _tightened(caps, solution, proof, search.provable)
-            try:
-                found = best_of(search, caps)
-            except Infeasible:
-                break
-            if given_up := bool(hopeless(found.costs)):
-                break
-            found, caps = _small_enough(search, found, caps)
-            if found.choices == solution.choices:
-                break
-            solution = found
-        # what is measured decides: the two plans that anyone would try first must not be better
-        for other in (dict(preferred), dict.fromkeys(preferred, FLOAT)):
-            if not given_up and _may_be_better(search, solution.choices, other):
-                judge(search, other)
-        choices, _ = best_proof(search)
-        proof = prove(search, choices)
-    attempts = [_attempt(search, preferred, *one) for one in rounds]
-    solved = solution if choices == solution.choices else None
-    if solved is None:
-        notes = [*notes, "the plan that was solved for measured worse than this one"]
-    elif solved.costs["loss"] > most:
-        notes = [*notes, LOSES_LEAST]
-    return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes, given_up=given_up)
+    going = rounds(search, begun or start(search, allowed_loss(search.job)))
+    while True:
+        try:
+            next(going)
+        except StopIteration as ended:
+            outcome: Outcome = ended.value
+            return outcome
 
 
-def _attempt(search: Search, preferred: Mapping[str, str], most: float, solution: Solution) -> Attempt:
+def _stage(search: Search, what: str) -> AbstractContextManager[Progress]:
+    return search.job.clock.stage(f"search in {search.runtime.name}, {search.precision}: {what}")
+
+
+def _again(made: Sequence[Solved], found: Solution) -> bool:
+    return any(found.choices == earlier.solution.choices for earlier in made)
+
+
+def _attempt(search: Search, preferred: Mapping[str, str], solution: Solution, caps: Mapping[str, float]) -> Attempt:
     changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
     proof = search.proofs[search.name(solution.choices)]
-    return Attempt(loss_limit=most, predicted=solution.costs, changed=changed, proof=proof)
+    return Attempt(loss_limit=caps["loss"], predicted=solution.costs, changed=changed, proof=proof)
 
 
 def allowed_loss(job: Job) -> float | None:
@@ -193,9 +249,9 @@ def _damage_of(job: Job, limit: Drop) -> float:
     return allowed
 
 
-def _small_enough(search: Search, found: Solution, caps: dict[str, float]) -> tuple[Solution, dict[str, float]]:
+def _small_enough(search: Search, found: Solution, caps: dict[str, float]) -> Solved:
     """A plan whose file is no larger than it may be: where the prediction was a little short, it is solved for again,
-    since a build is cheap beside a proof. Also the limits that it was solved under."""
+    since a build is cheap beside a proof."""
     most = search.provable.max_size
     for _ in range(ATTEMPTS):
         if most is None or (size := size_of(search, found.choices)) <= most:
@@ -205,7 +261,7 @@ def _small_enough(search: Search, found: Solution, caps: dict[str, float]) -> tu
             found = best_of(search, caps)
         except Infeasible:
             break
-    return found, caps
+    return Solved(found, caps)
 
 
 def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits: Limits) -> dict[str, float]:

@@ -18,7 +18,11 @@ __all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "ch
 SECONDS = 2.0
 """For the search of a thousand groups or fewer."""
 
-_UNITS = {"latency": " s", "size": " bytes"}
+_UNITS = {
+    "latency": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)),
+    "size": (("MB", 1e6), ("kB", 1e3), ("B", 1.0)),
+}
+"""As limits are written on the command line."""
 
 
 @dataclass(frozen=True)
@@ -150,5 +154,7 @@ def _explain(program: Program, limits: Costs, gap: float, seconds: float) -> Inf
 
 def _show(measure: str, value: float) -> str:
     """A number rounded up, so that a limit set to what is shown can be held."""
-    text = f"{value:.6g}"
-    return (text if float(text) >= value else f"{value + 1e-5 * abs(value):.6g}") + _UNITS.get(measure, "")
+    units = _UNITS.get(measure, (("", 1.0),))
+    unit, one = next((u for u in units if value >= u[1]), units[-1])
+    text = f"{value / one:.6g}"
+    return f"{text if float(text) * one >= value else f'{value / one * (1 + 1e-5):.6g}'} {unit}".rstrip()

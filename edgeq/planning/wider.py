@@ -14,7 +14,7 @@ def why_wider(best: Outcome) -> str:
     search, measure = best.search, best.search.minimize
     if best.proof is not None:
         enough = held(Limits(max_drop=search.job.limits.max_drop), best.proof)
-        return "" if enough or best.given_up else "without them the best plan loses too much"
+        return "" if enough else "without them the best plan loses too much"
     if not best.held:  # it is too large, whatever it may lose
         return ""
     if best.loses_too_much:
