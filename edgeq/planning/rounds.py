@@ -149,7 +149,7 @@ def rounds(search: Search, begun: Start) -> Rounds:
             yield {search.minimize: bound}
     (solution, caps), preferred = made[-1], uniform(search.allowed)
     # what is measured decides: the two plans that anyone would try first must not be better
-    for name, other in (("preferred", dict(preferred)), (FLOAT, dict.fromkeys(preferred, FLOAT))):
+    for name, other in (("preferred kernels", dict(preferred)), ("float", dict.fromkeys(preferred, FLOAT))):
         if _may_be_better(search, solution.choices, other):
             if not best_proof(search)[1].held:
                 yield cost_of(search.problem, other)
