@@ -328,7 +328,7 @@ def test_a_file_that_is_too_large_is_solved_for_anew_before_any_proof(
     assert again is not None and again.proof == found.proof and looked[2:] == looked[:2]
 
 
-def test_a_search_that_nobody_asks_any_more_proves_nothing_more(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_builds_nothing_before_it_is_asked_to(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No proof holds, so that the search goes on as long as it may; the times of what loses too much come last."""
     proved: list[Mapping[str, str]] = []
     asked: list[tuple[Mapping[str, float] | None, int]] = []

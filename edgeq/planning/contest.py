@@ -41,8 +41,7 @@ class Entrant(NamedTuple):
     Attributes:
         ended: it would build no more, and no plan of it holds the limits.
         hoped: what its next plan is predicted to be ranked by, infinite where that cannot be told.
-        solved: what is hoped for is a plan, not a bound.
-        begun: it has built something.
+        steps: how often its turn has come: the first time it only solves, and builds from then on.
     """
 
     ended: bool
@@ -51,8 +50,7 @@ class Entrant(NamedTuple):
     search: Search
     start: Start
     rounds: Rounds
-    solved: bool = False
-    begun: bool = False
+    steps: int = 0
 
 
 @dataclass
@@ -95,12 +93,12 @@ class Contest:
             if one.ended and any(outcome.held for outcome in self.found):
                 self._give_up(one.search, "no plan that was built holds every limit")
             elif why := self._hopeless(one.search, one.hoped):
-                self._give_up(one.search, f"{'no further plan is' if one.begun else 'not'} built, {why}")
-            elif following := self._built(one):
+                self._give_up(one.search, f"{'no further plan is' if one.steps > 1 else 'not'} built, {why}")
+            elif following := self._stepped(one):
                 heapq.heappush(line, following)
 
-    def _built(self, one: Entrant) -> Entrant | None:
-        """What a search would build next, after it built what it stood in line for; None where it is over."""
+    def _stepped(self, one: Entrant) -> Entrant | None:
+        """A search after its turn, back in line with what it would build next; None where it is over."""
         try:
             predicted = next(one.rounds)
         except StopIteration as ended:
@@ -109,7 +107,7 @@ class Contest:
             self._found_nothing(one.search, one.start, error)
         else:
             hoped = inf if predicted is None else self._ranked(one.search, predicted)
-            return one._replace(ended=predicted is None, hoped=hoped, solved=True, begun=one.solved)
+            return one._replace(ended=predicted is None, hoped=hoped, steps=one.steps + 1)
         return None
 
     def _at_best(self, search: Search, first: Start) -> tuple[float, Start]:
