@@ -34,4 +34,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+# On all cores, which pip does not. Where PYTHONDONTWRITEBYTECODE is set, every start would compile torch again, for 1.5 s;
+# two files among the packages are of another Python and do not compile.
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib edgeq || true
 	touch $@
