@@ -174,6 +174,23 @@ def test_two_percent_of_noise_stays_about_two_percent(name: str, runtime: str) -
     assert np.abs(errors).max() < 0.06
 
 
+def test_slow_kernels_of_one_type_do_not_blur_the_times_of_another() -> None:
+    """Ones that are a hundred times as slow, and a twentieth slower beside others: that is as much as the others take,
+    and no conversion's."""
+    name, runtime = "residual", "litert"
+    model, truth = small.model(name), Truth.invent(name, runtime, seed=0)
+    rng, observed = np.random.default_rng(0), []
+    for plan in probes(name, runtime):
+        slow, mixed = [g for g, c in plan.items() if WIDTH[c] == 16], len({WIDTH[c] for c in plan.values()}) > 1
+        seconds = dict(truth.observe(plan, 0.01, rng).seconds)
+        seconds |= {g: 100 * seconds[g] * (1.05 if mixed else 1) for g in slow}
+        observed.append(Observed(plan, seconds, sum(seconds.values())))
+    timing = fit(model, truth.edges, observed)
+    fast = [p for p in random_plans(name, runtime, 400, seed=1) if 16 not in {WIDTH[c] for c in p.values()}]
+    assert len(fast) >= 5
+    assert max(abs(timing.of(truth.edges, p) / truth.total(p) - 1) for p in fast) < 0.1
+
+
 def test_two_types_that_never_met_have_a_conversion_all_the_same() -> None:
     """Builds of one type each: a plan may mix them, and is costed."""
     name, by = "residual", small.runtime("litert")

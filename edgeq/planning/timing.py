@@ -7,7 +7,8 @@ ones, in which nearly all do; every build gives one equation for each layer,
 
     seconds(layer, build) = seconds(layer, choice) + sum of conversions of what it reads + of what it writes,
 
-and the non-negative least-squares solution of all of them is the table.
+and the non-negative least-squares solution of all of them is the table. Errors count in units of their build's time: a
+hundredth of a build with kernels of 16 bits may be the whole time of one with 8.
 
 Two choices may run in one kernel: weights of 4 bits that are widened when a file is loaded, or weights alone. Were they
 told apart by noise, a plan would pay with accuracy for the luckier of two equal numbers, in every layer. So they are
@@ -124,18 +125,20 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
 
     rows: list[dict[int, float]] = []
     values: list[float] = []
-    scale = float(np.mean([build.total for build in observed])) / max(1, len(model.groups))
+    mean = float(np.mean([build.total for build in observed]))
+    scale = mean / max(1, len(model.groups))
     for build in observed:
-        own = {name: {layer_column(name, build.choices[name]): 1.0} for name in build.seconds}
+        own = {name: {layer_column(name, build.choices[name])} for name in build.seconds}
         for edge, kind, wanted in crossings(edges, build.choices):
             differing = [r for r in edge.readers if form(build.choices[r]) == wanted]
             # the first reader meets the conversion; the others find its result
-            own[differing[0]][column("read", edge.tensor, kind)] = 1.0
+            own[differing[0]].add(column("read", edge.tensor, kind))
             if edge.producer is not None:
-                own[edge.producer][column("write", edge.tensor, kind)] = 1.0
-        for name, row in own.items():
-            rows.append(row)
-            values.append(build.seconds[name] / scale)
+                own[edge.producer].add(column("write", edge.tensor, kind))
+        weight = mean / build.total
+        for name, added in own.items():
+            rows.append(dict.fromkeys(sorted(added), weight))
+            values.append(build.seconds[name] / scale * weight)
     for edge in edges:
         for kind in kinds:
             for side in _sides(edge):
