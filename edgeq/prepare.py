@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from edgeq.calibration.kept import (
 from edgeq.case import Case, Loaded, load_case
 from edgeq.data.dataset import Dataset, make_dataset
 from edgeq.devices import Device, open_device
+from edgeq.devices.likeness import unlike
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError, UsageError
 from edgeq.model.model import Model
@@ -152,7 +154,9 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None
     references: dict[str, list[Array]] = {}
     jobs = []
     for aim in aims:
-        evals, warnings = loaded.evaluation, list(loaded.warnings)
+        evals, warnings = loaded.evaluation, [*loaded.warnings, *_of_another_class(aim)]
+        for text in warnings[len(loaded.warnings) :]:
+            clock.progress.note(text)
         reference: list[Array] = []
         if evals is not None and isinstance(aim.device, Device):
             if aim.device.emulated and len(evals) > EMULATED_SAMPLES:
@@ -190,6 +194,16 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None
         replace(job, reference=references.get(job.evaluation.sha256, [])) if job.evaluation is not None else job
         for job in jobs
     ]
+
+
+def _of_another_class(aim: Aim) -> list[str]:
+    """Says of the aim's device that its CPU is not of the target's class, where that is so."""
+    if isinstance(aim.device, Device):
+        for runtime in aim.runtimes:
+            with contextlib.suppress(DeviceError):  # a runtime that is missing is told when it is needed
+                text = unlike(aim.target, aim.device, aim.device.environment(runtime.name))
+                return [text] if text else []
+    return []
 
 
 def answered(job: Job) -> Job:

@@ -11,6 +11,7 @@ import torch
 from edgeq.data.dataset import Dataset
 from edgeq.data.load import load_data
 from edgeq.devices import Candidate, Device, Port, open_device
+from edgeq.devices.likeness import unlike
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model, load
@@ -94,7 +95,8 @@ def validate(
             )
         files = [path, *(f for f in runtime(chosen.name).companions(path) if f.is_file())]
         build = describe_build(chosen, where, files, found, limits, float_files=baseline)
-    warnings = [*net.notes, *data.notes]
+    other = unlike(aim, where, where.environment(chosen.name))
+    warnings = [*net.notes, *data.notes, *([other] if other else [])]
     return conclude(
         net, aim, None, [build], keep_all=False, warnings=warnings, data={"evaluation": data}, seconds=clock.seconds
     )

@@ -191,7 +191,7 @@ def searches(
     key = _key_of_costs(job, runtime, where, options)
     measure = partial(measure_costs, job, runtime, exporter, folder, options)
     costs = cached(job.cache, "costs", key, measure, pack_costs, unpack_costs)
-    notes = [*warnings, *costs.notes, *_origins(job, where, costs)]
+    notes = [*job.warnings, *warnings, *costs.notes, *_origins(job, where, costs)]
     if costs.latency_from is None and minimize == "latency":
         minimize = "size"
         notes.append("size was minimized instead of latency")

@@ -13,6 +13,7 @@ import torch
 
 from edgeq.calibration.calibrate import Calibration, calibrate
 from edgeq.devices import Candidate, Device, Inputs
+from edgeq.devices.likeness import unlike
 from edgeq.errors import DeviceError, EdgeqError, MissingExtraError, UnsupportedError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
@@ -93,6 +94,8 @@ def probe(
         for runtime in runtimes:
             environment = device.environment(runtime.name)
             _refuse_other_silicon(target, device, environment["machine"])
+            if other := unlike(target, device, environment):
+                clock.progress.note(other)
             tried = [(op, kernel) for op, kernel in cells_of(runtime) if not ops or op in ops]
             cells = []
             with clock.stage(f"probe {runtime.name}") as steps:

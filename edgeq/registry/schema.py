@@ -137,6 +137,13 @@ class Runtime(_Strict):
         return next((k for k in listed if (not k.weight_only if name is None else k.name == name)), None)
 
 
+class Cpu(_Strict):
+    """Instruction set extensions, by the names of `edgeq.devices.worker.ISA`, that tell a target's CPUs from others."""
+
+    has: list[str] = []
+    lacks: list[str] = []
+
+
 class Target(_Strict):
     """What a class of silicon can run, as seen through its runtimes, best first."""
 
@@ -146,6 +153,7 @@ class Target(_Strict):
     execution: Literal["local", "qemu-aarch64", "qemu-x86_64", "none"]
     """How artefacts for this target can be executed from this machine; `none`: exported, not validated."""
     default_profile: str | None = None
+    cpu: Cpu = Cpu()
     notes: list[str] = []
     runtimes: Annotated[list[Runtime], Field(min_length=1)]
 
