@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,14 @@ def test_speaks_python_3_8_and_knows_nothing_of_edgeq() -> None:
     assert tops - set(sys.stdlib_module_names) == {"numpy"}
 
 
+@pytest.mark.parametrize("threads", [1, 3], ids=["one by one", "side by side"])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_outputs_are_bound_by_name_and_come_in_model_order(tmp_path: Path, onnx_model: Path, runtime: str) -> None:
+def test_outputs_are_bound_by_name_and_come_in_model_order(
+    tmp_path: Path, onnx_model: Path, runtime: str, threads: int
+) -> None:
     a, b = models.samples(7, 1), models.samples(7, 2)
     files = stage(tmp_path, a=a, b=b)  # the model's own order is b, a
-    result = run_job(tmp_path, "outputs", runtime, artifacts={"m": artifact(onnx_model, files)})
+    result = run_job(tmp_path, "outputs", runtime, threads=threads, artifacts={"m": artifact(onnx_model, files)})
     got = [np.load(tmp_path / name) for name in result["files"]]
     for have, want in zip(got, models.float_answer(a, b), strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-6)
@@ -70,12 +74,14 @@ def test_outputs_are_bound_by_name_and_come_in_model_order(tmp_path: Path, onnx_
     assert [p["names"][0] for p in result["interface"]["outputs"]] == ["sum", "product"]
 
 
+@pytest.mark.parametrize("threads", [1, 3], ids=["one by one", "side by side"])
 @pytest.mark.parametrize("kernels", ["xnnpack", "builtin", "reference"])
-def test_litert_runs_integers_bit_exactly_and_reports_quantization(tmp_path: Path, kernels: str) -> None:
+def test_litert_runs_integers_bit_exactly_and_reports_quantization(tmp_path: Path, kernels: str, threads: int) -> None:
     path = models.write_tflite(tmp_path / "m.tflite", signature=True)
     a, b = models.integers(5, 1), models.integers(5, 2)
     files = stage(tmp_path, args_1=b, args_0=a)
-    result = run_job(tmp_path, "outputs", "litert", artifacts={"m": artifact(path, files, kernels=kernels)})
+    given = {"m": artifact(path, files, kernels=kernels)}
+    result = run_job(tmp_path, "outputs", "litert", threads=threads, artifacts=given)
     got = [np.load(tmp_path / name) for name in result["files"]]
     np.testing.assert_array_equal(got[0], models.tflite_answer(a))
     np.testing.assert_array_equal(got[1], models.tflite_answer(b))
@@ -83,6 +89,53 @@ def test_litert_runs_integers_bit_exactly_and_reports_quantization(tmp_path: Pat
     port = result["interface"]["outputs"][0]
     assert (port["names"], port["dtype"]) == (["output_0", "out_a"], "int8")
     assert (port["scale"], port["zero_point"]) == (0.125, -5)
+
+
+class Lane:
+    """Stands for a loaded model that answers with its input, and knows who calls it."""
+
+    def __init__(self, busy: set[int], met: threading.Barrier, shapes: int = 1) -> None:
+        self.busy, self.met, self.shapes, self.seen = busy, met, shapes, 0
+
+    def feed(self, arrays: list[Any]) -> None:
+        assert id(self) not in self.busy, "two threads in one lane"
+        self.busy.add(id(self))
+        self.given = arrays[0]
+
+    def invoke(self) -> None:
+        self.seen += 1
+        if self.given[0, 0] in (1.0, 2.0):  # the second and third sample wait for each other
+            self.met.wait(timeout=30)
+
+    def fetch(self) -> list[Any]:
+        self.busy.remove(id(self))
+        return [self.given if self.given[0, 0] < 4.0 else np.repeat(self.given, self.shapes, axis=1)]
+
+    def loaded(self) -> worker.Loaded:
+        ports = [worker.Port(["y"], [1, 2], "float32", None, None)]
+        return worker.Loaded(ports, ports, self.feed, self.invoke, self.fetch, list, self.loaded)
+
+
+def side_by_side(lanes: list[Lane], monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
+    monkeypatch.chdir(folder)
+    x = np.repeat(np.arange(6, dtype=np.float32)[:, None], 2, axis=1)
+    return worker.run_outputs([lane.loaded() for lane in lanes], worker.bind(lanes[0].loaded(), {"y": x}, False))
+
+
+def test_samples_run_side_by_side_each_in_a_lane_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: set[int] = set()
+    met = threading.Barrier(2)
+    lanes = [Lane(busy, met), Lane(busy, met)]
+    (name,) = side_by_side(lanes, monkeypatch, tmp_path)
+    assert np.load(tmp_path / name)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert lanes[0].seen + lanes[1].seen == 6 and min(lane.seen for lane in lanes) > 0
+
+
+def test_a_failure_beside_other_samples_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: set[int] = set()
+    met = threading.Barrier(2)
+    with pytest.raises(worker.WorkerError, match="changes its shape"):
+        side_by_side([Lane(busy, met, 2), Lane(busy, met, 2)], monkeypatch, tmp_path)
 
 
 def test_litert_takes_strange_names_in_order(tmp_path: Path) -> None:
@@ -195,7 +248,7 @@ def test_models_that_are_loaded_side_by_side_do_not_wait_for_one_another() -> No
         "worker.LOADERS['openvino'] = lambda *_: (met.wait(), openvino.Type.f32.to_dtype()); "
         "one = {'path': '', 'options': {}}; "
         "job = {'runtime': 'openvino', 'task': 'latency', 'artifacts': {str(i): one for i in range(8)}}; "
-        "print(len([load() for load in worker.loading(job, 1).values()]))"
+        "print(len([load() for load in worker.loading(job, worker.Setting(1, 1, True, False)).values()]))"
     )
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -11,7 +11,8 @@ The job:
 
     {"runtime": "onnxruntime" | "openvino" | "litert",
      "task": "outputs" | "latency" | "placement" | "cold" | "interface" | "environment",
-     "threads": N,                             0: every core that this process may use
+     "threads": N,                             0: every core that this process may use; for outputs, of all calls that
+                                               run side by side, one thread each as far as there are enough calls
      "artifacts": {NAME: {"path": FILE,
                           "options": {"precision": ..., "kernels": ...},
                           "inputs": {INPUT: FILE.npy}}},
@@ -36,6 +37,7 @@ import importlib
 import json
 import os
 import platform
+import queue
 import sys
 import tempfile
 import threading
@@ -70,7 +72,8 @@ class Port(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A model that is ready to run. `feed` and `fetch` copy; `invoke` is what latency means."""
+    """A model that is ready to run. `feed` and `fetch` copy; `invoke` is what latency means. One thread may use it at a
+    time; `another` is the same model for another thread."""
 
     inputs: List[Port]
     outputs: List[Port]
@@ -78,6 +81,17 @@ class Loaded(NamedTuple):
     invoke: Callable[[], Any]
     fetch: Callable[[], List[np.ndarray]]
     placement: Callable[[], List[Dict[str, Any]]]
+    another: Callable[[], Any]  # a Loaded
+
+
+class Setting(NamedTuple):
+    """How a model is loaded: with so many threads for each of so many calls side by side, beside other models that are
+    loaded already or not, and to be profiled or not."""
+
+    threads: int
+    calls: int
+    others: bool
+    profile: bool
 
 
 class Binding(NamedTuple):
@@ -92,19 +106,19 @@ class Binding(NamedTuple):
 _ORT_TYPES = {"float": "float32", "double": "float64"}
 
 
-def load_onnxruntime(path: str, options: Dict[str, str], threads: int, others: int, profile: bool) -> Loaded:
+def load_onnxruntime(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     """One session, one inter-op thread, all graph optimizations, the CPU provider."""
     refuse_options(options, {"precision": ["float32"]})
     ort = find_runtime("onnxruntime")[0]
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = threads
+    settings.intra_op_num_threads = how.threads if how.threads == 1 else how.threads * how.calls  # one pool for all
     settings.inter_op_num_threads = 1
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = 3
-    if others and threads > 1:  # waiting threads of one session would take the cores from the next one
+    if how.threads > 1 and (how.others or how.calls > 1):  # whoever spins takes the cores from the next one
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if profile:
+    if how.profile:
         settings.enable_profiling = True
         settings.profile_file_prefix = "profile"
     session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
@@ -115,14 +129,6 @@ def load_onnxruntime(path: str, options: Dict[str, str], threads: int, others: i
         return Port([arg.name], shape, _ORT_TYPES.get(kind, kind), None, None)
 
     inputs, outputs = [port(a) for a in session.get_inputs()], [port(a) for a in session.get_outputs()]
-    binding = session.io_binding()
-
-    def feed(arrays: List[np.ndarray]) -> None:
-        for p, array in zip(inputs, arrays):
-            binding.bind_cpu_input(p.names[0], array)
-        binding.clear_binding_outputs()  # the shape of an output may follow the inputs
-        for p in outputs:
-            binding.bind_output(p.names[0])
 
     def placement() -> List[Dict[str, Any]]:
         with open(session.end_profiling(), encoding="utf-8") as file:
@@ -149,9 +155,22 @@ def load_onnxruntime(path: str, options: Dict[str, str], threads: int, others: i
             row["microseconds"] = float(np.median(durations[1:] or durations))
         return list(rows.values())
 
-    return Loaded(
-        inputs, outputs, feed, lambda: session.run_with_iobinding(binding), binding.copy_outputs_to_cpu, placement
-    )
+    def lane() -> Loaded:
+        binding = session.io_binding()
+
+        def feed(arrays: List[np.ndarray]) -> None:
+            for p, array in zip(inputs, arrays):
+                binding.bind_cpu_input(p.names[0], array)
+            binding.clear_binding_outputs()  # the shape of an output may follow the inputs
+            for p in outputs:
+                binding.bind_output(p.names[0])
+
+        def invoke() -> None:
+            session.run_with_iobinding(binding)
+
+        return Loaded(inputs, outputs, feed, invoke, binding.copy_outputs_to_cpu, placement, lane)
+
+    return lane()
 
 
 # --- OpenVINO -------------------------------------------------------------------------------------
@@ -160,18 +179,19 @@ _OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _OPENVINO_UNSETTLED = 5  # calls
 
 
-def load_openvino(path: str, options: Dict[str, str], threads: int, others: int, profile: bool) -> Loaded:
-    """The CPU plugin with one stream. Without an option float operators run in float32, not in the CPU's default."""
+def load_openvino(path: str, options: Dict[str, str], how: Setting) -> Loaded:
+    """The CPU plugin, a stream for each call. Without an option float operators run in float32, not in the CPU's
+    default."""
     refuse_options(options, {"precision": sorted(_OPENVINO_PRECISIONS)})
     ov = find_runtime("openvino")[0]
     precision = options.get("precision", "float32")
     core = ov.Core()
     config = {
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": how.calls,
+        "INFERENCE_NUM_THREADS": how.threads * how.calls,
         "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision],
-        "PERF_COUNT": profile,
+        "PERF_COUNT": how.profile,
     }
     wanted = {"bfloat16": "BF16", "float16": "FP16"}.get(precision)
     if wanted and wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -180,16 +200,11 @@ def load_openvino(path: str, options: Dict[str, str], threads: int, others: int,
     taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if taken != _OPENVINO_PRECISIONS[precision]:
         raise WorkerError("runtime", "asked for %s, OpenVINO took %s" % (precision, taken))
-    request = compiled.create_infer_request()
 
     def port(value: Any) -> Port:
         names = sorted(value.get_names()) or [value.get_node().get_friendly_name()]
         shape = [d.get_length() if d.is_static else -1 for d in value.get_partial_shape()]
         return Port(names, shape, value.get_element_type().to_dtype().name, None, None)
-
-    def feed(arrays: List[np.ndarray]) -> None:
-        for value, array in zip(compiled.inputs, arrays):
-            request.set_tensor(value, ov.Tensor(array))
 
     calls = [0]
     first_means: Dict[str, float] = {}  # by operator, microseconds of the first calls
@@ -198,10 +213,9 @@ def load_openvino(path: str, options: Dict[str, str], threads: int, others: int,
         nodes = compiled.get_runtime_model().get_ordered_ops()
         return [(node, {key: rt_text(value) for key, value in node.get_rt_info().items()}) for node in nodes]
 
-    def invoke() -> None:
-        request.infer(share_outputs=True)
+    def count() -> None:
         calls[0] += 1
-        if profile and calls[0] == _OPENVINO_UNSETTLED:
+        if calls[0] == _OPENVINO_UNSETTLED:
             times = [(node.get_friendly_name(), info["execTimeMcs"]) for node, info in runtime_rows()]
             first_means.update({name: float(spent) for name, spent in times if spent != "not_executed"})
 
@@ -229,14 +243,26 @@ def load_openvino(path: str, options: Dict[str, str], threads: int, others: int,
             )
         return rows
 
-    return Loaded(
-        [port(v) for v in compiled.inputs],
-        [port(v) for v in compiled.outputs],
-        feed,
-        invoke,
-        lambda: [np.array(request.get_tensor(v).data) for v in compiled.outputs],
-        placement,
-    )
+    inputs, outputs = [port(v) for v in compiled.inputs], [port(v) for v in compiled.outputs]
+
+    def lane() -> Loaded:
+        request = compiled.create_infer_request()
+
+        def feed(arrays: List[np.ndarray]) -> None:
+            for value, array in zip(compiled.inputs, arrays):
+                request.set_tensor(value, ov.Tensor(array))
+
+        def invoke() -> None:
+            request.infer(share_outputs=True)
+            if how.profile:
+                count()
+
+        def fetch() -> List[np.ndarray]:
+            return [np.array(request.get_tensor(v).data) for v in compiled.outputs]
+
+        return Loaded(inputs, outputs, feed, invoke, fetch, placement, lane)
+
+    return lane()
 
 
 def mean_of_later(mean: float, calls: int, first_mean: float, first_calls: int) -> float:
@@ -258,8 +284,9 @@ def rt_text(value: Any) -> str:
 _LITERT_KERNELS = {"xnnpack": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
 
 
-def load_litert(path: str, options: Dict[str, str], threads: int, others: int, profile: bool) -> Loaded:
-    """The interpreter with its default delegate, or with the kernels that the option `kernels` names."""
+def load_litert(path: str, options: Dict[str, str], how: Setting) -> Loaded:
+    """The interpreter with its default delegate, or with the kernels that the option `kernels` names; one for each of
+    the calls side by side."""
     refuse_options(options, {"precision": ["float32"], "kernels": sorted(_LITERT_KERNELS)})
     kernels = options.get("kernels", "xnnpack")
     module = find_runtime("litert")[0]
@@ -267,7 +294,7 @@ def load_litert(path: str, options: Dict[str, str], threads: int, others: int, p
     with captured_stderr() as log:
         model = module.Interpreter(
             model_path=path,
-            num_threads=threads,
+            num_threads=how.threads,
             experimental_op_resolver_type=getattr(resolver, _LITERT_KERNELS[kernels]),
         )
         model.allocate_tensors()
@@ -327,6 +354,7 @@ def load_litert(path: str, options: Dict[str, str], threads: int, others: int, p
         model.invoke,
         lambda: [model.get_tensor(d["index"]) for d in own_outputs],
         placement,
+        lambda: load_litert(path, options, how),
     )
 
 
@@ -466,25 +494,50 @@ def report(done: int, total: int) -> None:
         print(json.dumps({"progress": [done, total]}), flush=True)
 
 
-def run_outputs(loaded: Loaded, calls: Binding) -> List[str]:
-    """Run every sample. Writes one file per output, with samples on the first axis, and returns their names."""
-    files: List[np.ndarray] = []
-    names = ["output%d.npy" % i for i in range(len(loaded.outputs))]
-    for index in range(calls.total):
-        loaded.feed(calls.call(index))
-        loaded.invoke()
-        results = [np.atleast_1d(r) for r in loaded.fetch()]
-        if not files:
-            files = [
-                np.lib.format.open_memmap(name, "w+", r.dtype, (calls.total * r.shape[0], *r.shape[1:]))
-                for name, r in zip(names, results)
-            ]
-        for port, file, result in zip(loaded.outputs, files, results):
+SIDE_BY_SIDE = 8  # calls at most, each of which has activations of its own
+
+
+def run_outputs(lanes: Sequence[Loaded], calls: Binding) -> List[str]:
+    """Run every sample, as many side by side as there are lanes: threads inside of a call would wait for one another in
+    every layer. Writes one file per output, with samples on the first axis, and returns their names."""
+    ports, files = lanes[0].outputs, []  # type: List[Port], List[np.ndarray]
+    free = queue.SimpleQueue()  # type: queue.SimpleQueue[Loaded]
+    for lane in lanes:
+        free.put(lane)
+
+    def results(lane: Loaded, index: int) -> List[np.ndarray]:
+        lane.feed(calls.call(index))
+        lane.invoke()
+        return [np.atleast_1d(r) for r in lane.fetch()]
+
+    def keep(index: int, found: List[np.ndarray]) -> None:
+        for port, file, result in zip(ports, files, found):
             rows = len(file) // calls.total
             if result.shape != (rows, *file.shape[1:]):
                 raise WorkerError("runtime", "output %r changes its shape between samples" % port.names[0])
             file[index * rows : (index + 1) * rows] = result
-        report(index + 1, calls.total)
+
+    def run(some: range) -> int:
+        lane = free.get()
+        try:
+            for index in some:
+                keep(index, results(lane, index))
+        finally:
+            free.put(lane)
+        return some.stop
+
+    names = ["output%d.npy" % i for i in range(len(ports))]
+    first = results(lanes[0], 0)
+    for name, one in zip(names, first):
+        shape = (calls.total * one.shape[0], *one.shape[1:])
+        files.append(np.lib.format.open_memmap(name, "w+", one.dtype, shape))
+    keep(0, first)
+    report(1, calls.total)
+    step = 1 + calls.total // 1000  # handing over every one of many small calls would take longer than they do
+    parts = [range(i, min(i + step, calls.total)) for i in range(1, calls.total, step)]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=len(lanes)) as pool:
+        for done in pool.map(run, parts):
+            report(done, calls.total)
     for file in files:
         file.flush()  # type: ignore[attr-defined]
     return names
@@ -589,14 +642,12 @@ def public_ports(loaded: Loaded) -> Dict[str, Any]:
     return {"inputs": [p._asdict() for p in loaded.inputs], "outputs": [p._asdict() for p in loaded.outputs]}
 
 
-def loading(job: Dict[str, Any], threads: int) -> Dict[str, Callable[[], Loaded]]:
+def loading(job: Dict[str, Any], how: Setting) -> Dict[str, Callable[[], Loaded]]:
     """By artefact, what waits until it is loaded, or loads it. Those that will take turns are compiled side by side."""
     runtime, task, artifacts = job["runtime"], job["task"], job["artifacts"]
-    others = 0 if task == "placement" else len(artifacts) - 1
 
     def load(name: str) -> Loaded:
-        one = artifacts[name]
-        return LOADERS[runtime](one["path"], one["options"], threads, others, task == "placement")
+        return LOADERS[runtime](artifacts[name]["path"], artifacts[name]["options"], how)
 
     if task != "latency" or runtime == "litert":  # LiteRT is fast, and what it writes meanwhile belongs to one model
         return {name: functools.partial(load, name) for name in artifacts}
@@ -619,18 +670,25 @@ def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
         return {"environment": describe_environment(runtime, threads)}
 
     before = resident_bytes(peak=False)
+    inputs = {
+        name: {key: np.load(file, mmap_mode="r") for key, file in one["inputs"].items()}
+        for name, one in job["artifacts"].items()
+    }
+    at_once = 1
+    if task == "outputs":
+        at_once = max(1, min(threads, SIDE_BY_SIDE, *(len(a) for arrays in inputs.values() for a in arrays.values())))
+    how = Setting(threads // at_once, at_once, task != "placement" and len(inputs) > 1, task == "placement")
     models: Dict[str, Tuple[Loaded, Binding]] = {}
     rows: Dict[str, List[Dict[str, Any]]] = {}
     begin = time.perf_counter()
     load_seconds = 0.0
-    for name, load in loading(job, threads).items():
+    for name, load in loading(job, how).items():
         current[0] = name
-        loaded, artifact = load(), job["artifacts"][name]
+        loaded = load()
         load_seconds = time.perf_counter() - begin
         if task == "interface":
             return {"interface": public_ports(loaded)}
-        arrays = {key: np.load(file, mmap_mode="r") for key, file in artifact["inputs"].items()}
-        calls = bind(loaded, arrays, by_order=runtime == "litert")
+        calls = bind(loaded, inputs[name], by_order=runtime == "litert")
         if task == "placement":  # one after the other: a model that waits would only fill the memory
             rows[name] = run_placement(loaded, calls, job["runs"])
             report(len(rows), len(job["artifacts"]))
@@ -644,7 +702,8 @@ def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
         return {"seconds": run_latency(models, job["rounds"], job["warmup"], job["seconds"], job["fewest"])}
     loaded, calls = models[current[0]]  # these tasks are about one artefact
     if task == "outputs":
-        return {"files": run_outputs(loaded, calls), "interface": public_ports(loaded)}
+        lanes = [loaded] + [loaded.another() for _ in range(how.calls - 1)]
+        return {"files": run_outputs(lanes, calls), "interface": public_ports(loaded)}
     loaded.feed(calls.call(0))
     if task == "cold":
         begin = time.perf_counter()

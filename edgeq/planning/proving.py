@@ -110,9 +110,9 @@ def _made(search: Search, choices: Mapping[str, str]) -> Made:
 
 def _sample_files(search: Search) -> dict[str, Path] | None:
     """The evaluation data as files, written once: jobs are given them by link, not 300 MB for every proof. None where
-    they are given parts of it, or integers."""
+    they are given integers."""
     data = search.evaluation
-    if search.job.engine is not LOCAL or search.runtime.io != "float":
+    if search.runtime.io != "float":
         return None
     folder = search.exporter.scratch / "samples" / data.sha256[:16]
     files = {name: folder / f"{number}.npy" for number, name in enumerate(data.inputs)}
@@ -158,7 +158,7 @@ def _judged(search: Search, choices: Mapping[str, str]) -> Proof:
         rest = beside.submit(search.build, beside_it)
         files = _sample_files(search)
         import_ahead(runtime.format for runtime in job.runtimes)
-        outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine, files)
+        outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), files)
         rest.result()
     accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)
     drop = shown_drop(accuracy)

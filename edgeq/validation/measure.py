@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
-from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import execute
@@ -143,29 +141,15 @@ def answers(
     reference: list[Array],
     ends: Ends,
     progress: Progress,
-    engine: Engine = LOCAL,
     files: Mapping[str, Path] | None = None,
 ) -> list[Array]:
     """The artefact's outputs as real numbers, in the shapes of the float model's.
 
     Args:
-        engine: shares out the samples where its workers and the device are on this machine.
         files: the inputs of `data`, if they lie in `.npy` files already.
     """
-    parts = min(engine.workers or 1, len(data)) if engine.here and device.shares_host else 1
-    if parts == 1:
-        whole = files if files is not None and not ends.inputs else fed(data.inputs, ends)
-        return real_outputs(device.outputs(artifact, whole, progress), reference, ends)
-    feed = fed(data.inputs, ends)
-    cuts = np.linspace(0, len(data), parts + 1).round().astype(int)
-    given = [(artifact, device, {n: a[i:j] for n, a in feed.items()}) for i, j in itertools.pairwise(cuts)]
-    found = engine.map(_answer, given, progress=progress)
-    return real_outputs([np.concatenate(column) for column in zip(*found, strict=True)], reference, ends)
-
-
-def _answer(given: tuple[Candidate, Device, dict[str, Array]]) -> list[Array]:
-    artifact, device, feed = given
-    return device.outputs(artifact, feed)
+    feed = files if files is not None and not ends.inputs else fed(data.inputs, ends)
+    return real_outputs(device.outputs(artifact, feed, progress), reference, ends)
 
 
 def fed(inputs: Mapping[str, Array], ends: Ends) -> dict[str, Array]:
