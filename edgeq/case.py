@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from edgeq.cache import Cache
+from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.data.dataset import Dataset, overlap
 from edgeq.data.load import load_data
 from edgeq.model.kept import load_kept
@@ -65,7 +65,7 @@ def load_case(case: Case, clock: Clock, cache: Cache) -> Loaded:
     with clock.stage("load"):
         net = load_model(case, cache)
         calib, evals = _both(case, net)
-        warnings = _warnings(net, calib, evals)
+        warnings = _warnings(net, calib, evals, cache)
         if evals is not None and evals.labels is not None and metric is None:
             first = shape_of(net.nodes[net.output_nodes[0]])
             check_labels(evals.labels, (len(evals), *first[1:]))
@@ -119,9 +119,9 @@ def _data(
     return data if isinstance(data, Dataset) else load_data(data, model.inputs, preprocess=preprocess, role=role)
 
 
-def _warnings(model: Model, calib: Dataset, evals: Dataset | None) -> list[str]:
+def _warnings(model: Model, calib: Dataset, evals: Dataset | None, cache: Cache) -> list[str]:
     found = [*model.notes, *calib.notes, *(evals.notes if evals else ())]
-    if evals is not None and (shared := overlap(calib, evals)):
+    if evals is not None and (shared := _shared(calib, evals, cache)):
         found.append(
             f"{shared} of {len(evals)} evaluation samples are also calibration samples: "
             "the accuracy is not that of unseen data"
@@ -129,3 +129,10 @@ def _warnings(model: Model, calib: Dataset, evals: Dataset | None) -> list[str]:
     if len(calib) < FEW_SAMPLES:
         found.append(f"only {len(calib)} calibration samples: ranges may miss what other inputs reach")
     return found
+
+
+def _shared(calib: Dataset, evals: Dataset, cache: Cache) -> int:
+    """How many evaluation samples are calibration samples too."""
+    key = content_key("overlap", 1, calibration=calib.sha256, evaluation=evals.sha256)
+    count: int = cached(cache, "overlap", key, lambda: overlap(calib, evals), Entry, lambda entry: entry.values)
+    return count

@@ -26,6 +26,7 @@ from edgeq.case import Case, Loaded, load_case
 from edgeq.data.dataset import Dataset, make_dataset
 from edgeq.devices import Device, open_device
 from edgeq.devices.likeness import unlike
+from edgeq.devices.recalled import ask_once
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError, UsageError
 from edgeq.model.model import Model
@@ -138,15 +139,15 @@ def prepare(
         UsageError: wrong arguments or data.
         UnsupportedError: the model cannot be handled.
     """
+    cache = cache or open_cache(clock.progress.note)
     with ThreadPoolExecutor(max_workers=2) as beside:
         there = [(aim.device, r.name) for aim in aims for r in aim.runtimes if isinstance(aim.device, Device)]
         for device, runtime in {(device.name, runtime): (device, runtime) for device, runtime in there}.values():
-            beside.submit(device.environment, runtime)  # it keeps them; what is wrong is told when they are needed
+            beside.submit(ask_once, device, runtime, cache)  # it keeps them; what is wrong is told when they are needed
         return _prepared(case, aims, clock, cache, engine)
 
 
-def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache | None, engine: Engine) -> list[Job]:
-    cache = cache or open_cache(clock.progress.note)
+def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engine: Engine) -> list[Job]:
     loaded = load_case(case, clock, cache)
     # of all formats of a target, so that a plan for another one finds it
     every = [r for aim in aims for r in (*aim.runtimes, *aim.target.runtimes)]

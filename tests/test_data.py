@@ -205,7 +205,11 @@ def test_stored_arrays_are_what_numpy_reads(
     found = stored_arrays(tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as expected:
         assert set(found) == (set() if packed else {"a", "b"})
-        for name, read in found.items():
+        for name, (read, place) in found.items():
+            assert (place is None) == (read.flags.f_contiguous and not read.flags.c_contiguous)
+            if place is not None and read.size:
+                there = np.memmap(place.path, place.dtype, "r", place.offset, place.shape)
+                assert there.tobytes() == read.tobytes() and place.unchanged()
             assert read.dtype == expected[name].dtype and read.shape == expected[name].shape
             assert read.flags.f_contiguous == expected[name].flags.f_contiguous and read.flags.writeable
             assert read.tobytes() == expected[name].tobytes()
@@ -488,3 +492,23 @@ def test_functions_that_do_not_fit(functions: str, name: str, says: str) -> None
 
 def test_a_function_in_no_module() -> None:
     assert "cannot be imported" in refused("nowhere.at.all:f")
+
+
+def test_an_array_has_a_place_while_its_file_is_as_it_was_read(tmp_path: Path) -> None:
+    file = npz(tmp_path, x=PIXELS)
+    place = load(file).places["x"]
+    assert np.array_equal(np.memmap(place.path, place.dtype, "r", place.offset, place.shape), PIXELS)
+    assert place.unchanged()
+    with open(file, "r+b") as written:
+        written.seek(place.offset)
+        written.write(b"\0")
+    assert not place.unchanged()
+    file.unlink()
+    assert not place.unchanged()
+
+
+def test_what_was_converted_or_left_out_has_no_place(tmp_path: Path) -> None:
+    assert load(npz(tmp_path, x=PIXELS.astype(np.float64))).places == {}
+    assert load(npz(tmp_path, x=PIXELS), limit=3).places == {}
+    np.savez_compressed(tmp_path / "packed.npz", x=PIXELS)
+    assert load(tmp_path / "packed.npz").places == {}

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from edgeq.calibration.calibrate import calibrate
+from edgeq.data.stored import stored_arrays
 from edgeq.devices import Candidate, Device, device, device_status, open_device, qemu
 from edgeq.devices.local import run_here
 from edgeq.devices.setup import renamed_sources, set_up
@@ -67,6 +68,15 @@ def test_outputs_agree_with_numpy(quantized: Candidate, temporary: Path, name: s
     np.testing.assert_array_equal(y, models.quantized_answer(x))
     assert steps.seen[-1] == (6, 6)
     assert list(temporary.iterdir()) == []
+
+
+def test_an_input_may_lie_anywhere_in_a_file(tmp_path: Path, quantized: Candidate) -> None:
+    x = models.images(4)
+    np.savez(tmp_path / "x.npz", other=np.arange(3), x=x)
+    stored = stored_arrays(tmp_path / "x.npz")["x"]
+    assert stored.place is not None and stored.place.offset % 4, "not even aligned"
+    (y,) = open_device("local").outputs(quantized, {"x": stored.place})
+    np.testing.assert_array_equal(y, models.quantized_answer(x))
 
 
 @pytest.mark.parametrize("linked", [True, False], ids=["linked", "copied"])

@@ -24,6 +24,7 @@ import trained_model
 from torch import nn
 
 from edgeq.cli.app import run
+from edgeq.data.place import Place
 from edgeq.deploy import deploy
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
@@ -81,10 +82,10 @@ def planned(files: Path, form: str = "onnx", **changes: object) -> Plan:
     return plan(files / "model.pt2", **options)  # type: ignore[arg-type]
 
 
-def fewer(files: Path, folder: Path) -> Path:
+def fewer(files: Path, folder: Path, samples: int = 100) -> Path:
     """Evaluation data that no plan was proved with yet."""
     with np.load(files / "eval.npz") as whole:
-        np.savez(folder / "fewer.npz", **{name: array[:100] for name, array in whole.items()})
+        np.savez(folder / "fewer.npz", **{name: array[:samples] for name, array in whole.items()})
     return folder / "fewer.npz"
 
 
@@ -361,19 +362,32 @@ def test_a_search_builds_nothing_before_it_is_asked_to(files: Path, monkeypatch:
     assert all(after - before <= 1 for before, after in pairwise(built)), "each build was asked for"
 
 
-def test_the_evaluation_data_is_written_once_for_all_proofs(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("how", "samples"), [("stored", 97), ("packed", 98), ("written to meanwhile", 99)])
+def test_all_proofs_read_the_evaluation_data_where_it_is_or_where_it_was_written_once(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, samples: int
 ) -> None:
-    evaluation = fewer(files, tmp_path)
+    evaluation = fewer(files, tmp_path, samples)
+    whole = dict(np.load(evaluation))
+    if how == "packed":
+        np.savez_compressed(evaluation, **whole)
     outputs = Device.outputs
     fed: list[np.ndarray] = []
-    written: set[tuple[Path, int, int]] = set()
+    seen: list[tuple[bool, int, int]] = []
 
     def noted(device: Device, artifact: Candidate, inputs: Files, *given: Any, **named: Any) -> Any:
-        (path,) = inputs.values()
-        written.add((path, path.stat().st_ino, path.stat().st_mtime_ns))
-        fed.append(np.load(path))
-        return outputs(device, artifact, inputs, *given, **named)
+        (one,) = inputs.values()
+        place = one if isinstance(one, Place) else None
+        state = (place.path if place else one).stat()  # type: ignore[union-attr]
+        seen.append((place is not None, state.st_ino, state.st_mtime_ns))
+        fed.append(
+            np.load(one) if place is None else np.memmap(place.path, "f4", "r", place.offset, place.shape).copy()
+        )
+        found = outputs(device, artifact, inputs, *given, **named)
+        if how == "written to meanwhile" and place:
+            with open(evaluation, "r+b") as file:
+                file.seek(place.offset)
+                file.write(bytes(64))
+        return found
 
     monkeypatch.setattr(Device, "outputs", noted)
     front(
@@ -385,9 +399,11 @@ def test_the_evaluation_data_is_written_once_for_all_proofs(
         points=2,
         over="size",
     )
-    assert len(fed) >= 2 and len(written) == 1
-    given = np.load(evaluation)["image"]
-    assert all(np.array_equal(array, given) for array in fed)
+    linked = [place for place, *_ in seen]
+    assert len(seen) >= 2
+    assert linked == [how != "packed", *[how == "stored"] * (len(seen) - 1)]
+    assert len(set(seen)) == (2 if how == "written to meanwhile" else 1)
+    assert all(np.array_equal(array, whole["image"]) for array in fed)
 
 
 def test_writing_a_tflite_plan_does_not_import_onnx(files: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeq.data.check import fit, fit_labels
 from edgeq.data.dataset import Dataset, InputSpec, make_dataset
-from edgeq.data.stored import stored_arrays
+from edgeq.data.stored import Arrays, Stored, stored_arrays
 from edgeq.errors import UsageError
 
 LABELS = "labels"
@@ -40,16 +40,20 @@ def load_arrays(
     Raises:
         UsageError: the file is damaged, holds Python objects, or does not fit the model.
     """
-    arrays = _read_npz(path, specs, role) if zipfile.is_zipfile(path) else _read_npy(path, specs)
+    stored = _read_npz(path, specs, role) if zipfile.is_zipfile(path) else _read_npy(path, specs)
+    arrays = {name: one.array for name, one in stored.items()}
     labels = None if any(spec.name == LABELS for spec in specs) else arrays.pop(LABELS, None)
     chosen = _match(arrays, specs, path.name, notes)
     fitted, kept = fit(chosen, specs, limit=limit, where=path.name, notes=notes)
     if labels is not None:
         labels = fit_labels(labels, len(chosen[specs[0].name]), where=path.name)[kept]
-    return make_dataset(fitted, specs, labels=labels, source=path.name, notes=notes)
+    there = {id(one.array): one.place for one in stored.values() if one.place is not None}
+    # what was converted, or is a part of what was read, lies in no file
+    places = {name: there[id(array)] for name, array in fitted.items() if id(array) in there}
+    return make_dataset(fitted, specs, labels=labels, source=path.name, notes=notes, places=places)
 
 
-def _read_npy(path: Path, specs: Sequence[InputSpec]) -> dict[str, np.ndarray]:
+def _read_npy(path: Path, specs: Sequence[InputSpec]) -> Arrays:
     if len(specs) != 1:
         wanted = ", ".join(spec.name for spec in specs)
         raise UsageError(
@@ -58,22 +62,22 @@ def _read_npy(path: Path, specs: Sequence[InputSpec]) -> dict[str, np.ndarray]:
             where=path.name,
         )
     try:
-        return {specs[0].name: np.load(path, allow_pickle=False)}
+        return {specs[0].name: Stored(np.load(path, allow_pickle=False), None)}
     except _BROKEN as error:
         raise _unreadable(path, error) from error
 
 
-def _read_npz(path: Path, specs: Sequence[InputSpec], role: str) -> dict[str, np.ndarray]:
+def _read_npz(path: Path, specs: Sequence[InputSpec], role: str) -> Arrays:
     """All arrays of the file, `labels` among them only where they are wanted. Every CRC is checked."""
     unread = role != "evaluation" and all(spec.name != LABELS for spec in specs)
     try:
         stored = stored_arrays(path)
         with np.load(path, allow_pickle=False) as archive:
             names = [name for name in archive.files if not (unread and name == LABELS)]
-            arrays = {name: stored[name] if name in stored else archive[name] for name in names}
+            arrays = {name: stored[name] if name in stored else Stored(archive[name], None) for name in names}
     except _BROKEN as error:
         raise _unreadable(path, error) from error
-    stray = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    stray = [name for name, one in arrays.items() if not isinstance(one.array, np.ndarray)]
     if stray:
         raise UsageError(
             f"it holds {stray[0]!r}, which is no array", remedy="write it with numpy.savez", where=path.name

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+
+from edgeq.data.place import Place
 
 
 def overlap(a: Dataset, b: Dataset) -> int:
@@ -22,15 +25,18 @@ def make_dataset(
     labels: np.ndarray | None,
     source: str,
     notes: Sequence[str] = (),
+    places: Mapping[str, Place] | None = None,
 ) -> Dataset:
-    """Hash checked arrays and put them together. Arrays are stacked `[N, ...]`, one for each of `specs`."""
-    digests = _sample_digests([inputs[spec.name] for spec in specs])
+    """Hash checked arrays and put them together. Arrays are stacked `[N, ...]`, one for each of `specs`.
+
+    Args:
+        places: by input name, the file that holds just this array.
+    """
     whole = hashlib.sha256()
     for spec in specs:
         array = inputs[spec.name]
         whole.update(f"{spec.name}\0{array.dtype}\0{array.shape}\0".encode())
-    for digest in digests:
-        whole.update(digest)
+        whole.update(np.ascontiguousarray(array).data)  # in one go: the interpreter is free meanwhile
     if labels is not None:
         whole.update(b"labels\0" + np.ascontiguousarray(labels, np.int64).tobytes())
     return Dataset(
@@ -38,9 +44,9 @@ def make_dataset(
         labels=labels,
         source=source,
         sha256=whole.hexdigest(),
-        sample_hashes=digests,
         specs=tuple(specs),
         notes=tuple(notes),
+        places=dict(places or {}),
     )
 
 
@@ -98,21 +104,26 @@ class Dataset:
         labels: class indices `[N]`, int64, or None.
         source: where the samples came from, for people.
         sha256: over names, types, shapes, values and labels; the file format does not enter.
-        sample_hashes: one SHA-256 digest a sample, over the values of all inputs.
         specs: the inputs that the arrays were checked against.
         notes: what was assumed or converted, for the caller to show.
+        places: by input name, the file that holds just this array, where there is one.
     """
 
     inputs: dict[str, np.ndarray]
     labels: np.ndarray | None
     source: str
     sha256: str
-    sample_hashes: tuple[bytes, ...]
     specs: tuple[InputSpec, ...]
     notes: tuple[str, ...] = ()
+    places: Mapping[str, Place] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.sample_hashes)
+        return len(self.inputs[self.specs[0].name])
+
+    @cached_property
+    def sample_hashes(self) -> tuple[bytes, ...]:
+        """One SHA-256 digest a sample, over the values of all inputs."""
+        return _sample_digests([self.inputs[spec.name] for spec in self.specs])
 
     def sample(self, index: int) -> tuple[np.ndarray, ...]:
         """One call's inputs, in the model's order, each with a batch axis of 1 where the model has one."""

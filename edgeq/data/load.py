@@ -10,8 +10,6 @@ from typing import Literal
 
 from edgeq.data.arrays import is_array_file, load_arrays
 from edgeq.data.dataset import Dataset, InputSpec
-from edgeq.data.images import load_images
-from edgeq.data.preprocess import PRESETS, read_preprocess
 from edgeq.data.samples import load_samples
 from edgeq.errors import UsageError
 
@@ -54,6 +52,9 @@ def load_data(
             notes.append(f"{path.name}: arrays are taken as they are; --preprocess is for images")
         return load_arrays(path, inputs, role=role, limit=limit, notes=notes)
     if path.is_dir():
+        from edgeq.data.images import load_images  # late: arrays need no imaging library
+        from edgeq.data.preprocess import PRESETS, read_preprocess
+
         if preprocess is None:
             raise UsageError(
                 "images are given, and nothing says how they were prepared in training",

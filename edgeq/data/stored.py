@@ -6,6 +6,7 @@ interpreter busy, importing for example, every return waits for its turn.
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
@@ -14,13 +15,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[Any]]
+from edgeq.data.place import Place, mark_of
+
+
+class Stored(NamedTuple):
+    """An array, and where its file holds it; None where it is in another order there."""
+
+    array: NDArray[Any]
+    place: Place | None
+
+
+Arrays = dict[str, Stored]
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _HEADERS = {b"\x01\x00": npy.read_array_header_1_0, b"\x02\x00": npy.read_array_header_2_0}
@@ -52,16 +63,17 @@ def _read(path: Path) -> Arrays:
     if not zipfile.is_zipfile(path):
         return found
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        state = os.fstat(file.fileno())
         for member in archive.infolist():
             plain = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1  # 1: encrypted
             if plain and member.filename.endswith(".npy"):
-                array = _array(file, member, path.stat().st_size)
-                if array is not None:
-                    found[member.filename.removesuffix(".npy")] = array
+                stored = _array(path, file, member, state)
+                if stored is not None:
+                    found[member.filename.removesuffix(".npy")] = stored
     return found
 
 
-def _array(file: BinaryIO, member: zipfile.ZipInfo, end: int) -> NDArray[Any] | None:
+def _array(path: Path, file: BinaryIO, member: zipfile.ZipInfo, state: os.stat_result) -> Stored | None:
     """The array that begins behind the header of a member; None if it is not plain."""
     file.seek(member.header_offset)
     head = file.read(_LOCAL_HEADER.size)
@@ -69,7 +81,7 @@ def _array(file: BinaryIO, member: zipfile.ZipInfo, end: int) -> NDArray[Any] | 
         raise zipfile.BadZipFile(f"no header of {member.filename!r}")
     _, name, extra = _LOCAL_HEADER.unpack(head)
     begin = member.header_offset + _LOCAL_HEADER.size + name + extra
-    if begin + member.file_size > end:
+    if begin + member.file_size > state.st_size:
         raise zipfile.BadZipFile(f"{member.filename!r} is cut short")
     file.seek(begin)
     content = np.fromfile(file, np.uint8, member.file_size)
@@ -82,7 +94,10 @@ def _array(file: BinaryIO, member: zipfile.ZipInfo, end: int) -> NDArray[Any] | 
     shape, columns_first, dtype = _HEADERS[version](lines)
     if dtype.hasobject:
         return None
-    values = content[npy.MAGIC_LEN + lines.tell() :]
+    head_size = npy.MAGIC_LEN + lines.tell()
+    values = content[head_size:]
     if values.size < (size := prod(shape) * dtype.itemsize):
         raise ValueError(f"{member.filename!r} has {values.size} bytes for {size}")
-    return values[:size].view(dtype).reshape(shape, order="F" if columns_first else "C")
+    array = values[:size].view(dtype).reshape(shape, order="F" if columns_first else "C")
+    there = Place(path.absolute(), begin + head_size, dtype.str, shape, mark_of(state))
+    return Stored(array, None if columns_first else there)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.data.place import Place
 from edgeq.errors import DeviceError, UsageError
 from edgeq.progress import Progress, Silent
 from edgeq.registry.schema import RuntimeName
@@ -29,8 +30,8 @@ WORKER = Path(__file__).with_name("worker.py")
 Inputs = Mapping[str, NDArray[Any]]
 """Arrays by the model's input names, in the dtype that the artefact wants, each of shape [samples, ...]."""
 
-Files = Mapping[str, Path]
-"""The same as `.npy` files."""
+Files = Mapping[str, Path | Place]
+"""The same in files: `.npy`, or a place within a file. They are linked to the job's folder where that can be done."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +276,10 @@ class Device:
                 self._environments[name] = {**result["environment"], **self.facts}
         return self._environments[name]
 
+    def know(self, name: RuntimeName, environment: Mapping[str, str]) -> None:
+        """Spares `environment` the question: this is what a runtime says, as an earlier run was told."""
+        self._environments[name] = dict(environment)
+
     def _refuse_emulated(self, why: str) -> None:
         if self.emulated:
             raise DeviceError(
@@ -337,7 +342,7 @@ def _stage(
     folder: Path, artifacts: Mapping[str, tuple[Candidate, Inputs | Files]], info: RuntimeInfo
 ) -> dict[str, Any]:
     """Put artefacts and inputs into the job's folder; returns the job's account of them."""
-    written: dict[int, str] = {}
+    written: dict[int, str | dict[str, Any]] = {}
     staged: dict[str, Any] = {}
     for number, (name, (candidate, inputs)) in enumerate(artifacts.items()):
         if not candidate.path.is_file():
@@ -350,11 +355,16 @@ def _stage(
                 _link_or_copy(file, target)
         for array in inputs.values():
             if id(array) not in written:
-                written[id(array)] = f"input{len(written)}.npy"
+                name_there = f"input{len(written)}.npy"
+                written[id(array)] = name_there
                 if isinstance(array, Path):
-                    _link_or_copy(array, folder / written[id(array)])
+                    _link_or_copy(array, folder / name_there)
+                elif isinstance(array, Place):
+                    _link_or_copy(array.path, folder / name_there)
+                    values = {"offset": array.offset, "dtype": array.dtype, "shape": list(array.shape)}
+                    written[id(array)] = {"file": name_there, **values}
                 else:
-                    np.save(folder / written[id(array)], array, allow_pickle=False)
+                    np.save(folder / name_there, array, allow_pickle=False)
         staged[name] = {
             "path": f"{place.name}/{candidate.path.name}",
             "options": dict(candidate.options),

@@ -15,7 +15,7 @@ The job:
                                                run side by side, one thread each as far as there are enough calls
      "artifacts": {NAME: {"path": FILE,
                           "options": {"precision": ..., "kernels": ...},
-                          "inputs": {INPUT: FILE.npy}}},
+                          "inputs": {INPUT: FILE.npy}}},     or {"file", "offset", "dtype", "shape"}: part of a file
      "rounds": N, "warmup": N,                 for latency: no more rounds than that,
      "seconds": S, "fewest": N,                and none after so long, but at least so many
      "stop_at_eof": true}                      end when standard input closes: the host is gone
@@ -671,8 +671,7 @@ def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
 
     before = resident_bytes(peak=False)
     inputs = {
-        name: {key: np.load(file, mmap_mode="r") for key, file in one["inputs"].items()}
-        for name, one in job["artifacts"].items()
+        name: {key: mapped(values) for key, values in one["inputs"].items()} for name, one in job["artifacts"].items()
     }
     at_once = 1
     if task == "outputs":
@@ -717,6 +716,15 @@ def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
             "peak_bytes": resident_bytes(peak=True),
         }
     raise WorkerError("input", "unknown task %r" % task)
+
+
+def mapped(values: Any) -> np.ndarray:
+    """An array of a job, which is read where its file lies."""
+    if isinstance(values, dict):
+        shape = tuple(values["shape"])
+        return np.memmap(values["file"], np.dtype(values["dtype"]), "r", values["offset"], shape)
+    array: np.ndarray = np.load(values, mmap_mode="r")
+    return array
 
 
 def usable_cores() -> int:

@@ -6,7 +6,7 @@ kept writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,13 +32,21 @@ Converted: TypeAlias = "FloatOnnx | FloatTflite"
 """The float model in a format: what its artefacts are made from."""
 
 
-def import_ahead(formats: Iterable[str]) -> None:
-    """Imports in the background what formats are written with and answers judged by, for a caller that waits for
-    another process: beside work in Python it would only take turns with it."""
+JUDGES = ("scipy.special", "scipy.optimize")
+"""What intervals of answers are computed with."""
+
+
+def import_ahead(formats: Iterable[str], also: Sequence[str] = ()) -> None:
+    """Imports in the background what formats are written with, for a caller that is going to wait for data or another
+    process: beside work in Python it would only take turns with it.
+
+    Args:
+        also: other modules, which come first.
+    """
     writers = dict.fromkeys("edgeq.export.kept_tflite" if f == "tflite" else "edgeq.export.kept_onnx" for f in formats)
 
     def go() -> None:
-        for module in ("scipy.special", "scipy.optimize", *writers):
+        for module in (*also, *writers):
             with suppress(ImportError):  # told when it is needed
                 import_module(module)
 

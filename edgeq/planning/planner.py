@@ -16,7 +16,7 @@ from edgeq.case import Case, given
 from edgeq.data.dataset import Dataset
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import UsageError
-from edgeq.export.artifact import Exporter
+from edgeq.export.artifact import Exporter, import_ahead
 from edgeq.model.model import Model
 from edgeq.planning.contest import best_plan
 from edgeq.planning.plan import Plan
@@ -78,6 +78,7 @@ def plan(
         raise UsageError(f"cannot minimize {minimize!r}", remedy="choose latency, size, loss or energy")
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
     aim = take_aim(load_target(target), format, device=device, profile=profile, threads=threads, limits=limits)
+    import_ahead(runtime.format for runtime in aim.runtimes)  # while the data is read
     (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
     if job.limits.max_drop is not None:
         job = answered(job)  # a drop has to be put into the loss that it allows, also where nothing can be run

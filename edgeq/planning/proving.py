@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from edgeq.cache import Cache, Entry, cached, content_key
+from edgeq.data.place import Place
 from edgeq.devices import Candidate
+from edgeq.devices.device import Files
 from edgeq.engine import LOCAL
-from edgeq.export.artifact import import_ahead
+from edgeq.export.artifact import JUDGES, import_ahead
 from edgeq.planning.costs import precisions
 from edgeq.planning.plan import Proof
 from edgeq.planning.search import Made, Search
@@ -108,21 +111,35 @@ def _made(search: Search, choices: Mapping[str, str]) -> Made:
     return made
 
 
-def _sample_files(search: Search) -> dict[str, Path] | None:
-    """The evaluation data as files, written once: jobs are given them by link, not 300 MB for every proof. None where
-    they are given integers."""
+def _sample_files(search: Search) -> Files | None:
+    """The evaluation data in files, linked or else written once: jobs are given links, not 300 MB for every proof. None
+    where they are given integers."""
     data = search.evaluation
     if search.runtime.io != "float":
         return None
     folder = search.exporter.scratch / "samples" / data.sha256[:16]
-    files = {name: folder / f"{number}.npy" for number, name in enumerate(data.inputs)}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, path in files.items():
-        if not path.exists():
-            part = path.with_suffix(".part.npy")
-            np.save(part, data.inputs[name], allow_pickle=False)
-            part.replace(path)
-    return files
+    found: dict[str, Path | Place] = {}
+    for number, (name, array) in enumerate(data.inputs.items()):
+        place = _linked(data.places.get(name), folder / f"{number}.link")
+        found[name] = place or folder / f"{number}.npy"
+        if place is None and not (folder / f"{number}.npy").exists():
+            part = folder / f"{number}.part.npy"
+            np.save(part, array, allow_pickle=False)
+            part.replace(folder / f"{number}.npy")
+    return found
+
+
+def _linked(place: Place | None, link: Path) -> Place | None:
+    """The place in a link that stays when the file is replaced; None if there is none, or the file was written to since
+    it was read: what is in memory counts."""
+    if place is None:
+        return None
+    if not link.exists():
+        with contextlib.suppress(OSError):  # another file system, or links are not allowed
+            os.link(place.path, link)
+    kept = place._replace(path=link)
+    return kept if kept.unchanged() else None
 
 
 def _kept_as(search: Search, choices: Mapping[str, str]) -> tuple[Cache, str]:
@@ -157,7 +174,7 @@ def _judged(search: Search, choices: Mapping[str, str]) -> Proof:
     with ThreadPoolExecutor(max_workers=1) as beside:  # the answers come from another process
         rest = beside.submit(search.build, beside_it)
         files = _sample_files(search)
-        import_ahead(runtime.format for runtime in job.runtimes)
+        import_ahead((runtime.format for runtime in job.runtimes), JUDGES)
         outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), files)
         rest.result()
     accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)

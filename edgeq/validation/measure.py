@@ -12,6 +12,7 @@ import torch
 
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
+from edgeq.devices.device import Files
 from edgeq.errors import DeviceError
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import execute
@@ -141,12 +142,12 @@ def answers(
     reference: list[Array],
     ends: Ends,
     progress: Progress,
-    files: Mapping[str, Path] | None = None,
+    files: Files | None = None,
 ) -> list[Array]:
     """The artefact's outputs as real numbers, in the shapes of the float model's.
 
     Args:
-        files: the inputs of `data`, if they lie in `.npy` files already.
+        files: the inputs of `data`, if they lie in files already.
     """
     feed = files if files is not None and not ends.inputs else fed(data.inputs, ends)
     return real_outputs(device.outputs(artifact, feed, progress), reference, ends)
