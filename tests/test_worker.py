@@ -116,7 +116,7 @@ class Lane:
         return worker.Loaded(ports, ports, self.feed, self.invoke, self.fetch, list, self.loaded)
 
 
-def side_by_side(lanes: list[Lane], monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
+def side_by_side(lanes: list[Lane], monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[list[str], bool]:
     monkeypatch.chdir(folder)
     x = np.repeat(np.arange(6, dtype=np.float32)[:, None], 2, axis=1)
     return worker.run_outputs([lane.loaded() for lane in lanes], worker.bind(lanes[0].loaded(), {"y": x}, False))
@@ -126,7 +126,8 @@ def test_samples_run_side_by_side_each_in_a_lane_of_its_own(tmp_path: Path, monk
     busy: set[int] = set()
     met = threading.Barrier(2)
     lanes = [Lane(busy, met), Lane(busy, met)]
-    (name,) = side_by_side(lanes, monkeypatch, tmp_path)
+    (name,), missed = side_by_side(lanes, monkeypatch, tmp_path)
+    assert not missed
     assert np.load(tmp_path / name)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert lanes[0].seen + lanes[1].seen == 6 and min(lane.seen for lane in lanes) > 0
 
@@ -136,6 +137,27 @@ def test_a_failure_beside_other_samples_is_told(tmp_path: Path, monkeypatch: pyt
     met = threading.Barrier(2)
     with pytest.raises(worker.WorkerError, match="changes its shape"):
         side_by_side([Lane(busy, met, 2), Lane(busy, met, 2)], monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("most", "missed"), [(1, True), (4, True), (5, False)])
+def test_samples_are_left_out_once_too_many_answers_are_wrong(
+    tmp_path: Path, onnx_model: Path, threads: int, most: int, missed: bool
+) -> None:
+    a, b = models.samples(40, 1), models.samples(40, 2)
+    right = models.float_answer(a, b)[0].reshape(40, -1).argmax(1)
+    order = np.random.default_rng(0).permutation(40)
+    wanted = right.copy()
+    wanted[order[[0, 1, 3, 4, 20]]] += 1
+    decides = {"wanted": wanted.tolist(), "most": most, "order": order.tolist()}
+    given = {"m": artifact(onnx_model, stage(tmp_path, a=a, b=b))}
+    result = run_job(tmp_path, "outputs", "onnxruntime", threads=threads, artifacts=given, **decides)
+    assert result["missed"] == missed
+    answers = np.load(tmp_path / result["files"][0])[order].reshape(40, -1)
+    ran = 40 if not missed else [0, 1, 3, 4, 20][most] + 1
+    assert (answers[:ran].argmax(1) == right[order[:ran]]).all()
+    if threads == 1:
+        assert not answers[ran:].any()
 
 
 def test_litert_takes_strange_names_in_order(tmp_path: Path) -> None:

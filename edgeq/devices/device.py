@@ -161,8 +161,37 @@ class Device:
         Raises:
             DeviceError: the runtime refused the artefact or the arrays, or crashed.
         """
-        with self._job("outputs", {"artifact": (artifact, inputs)}, threads, progress) as (folder, result):
-            return [np.load(folder / name) for name in result["files"]]
+        found = self._outputs(artifact, inputs, progress, threads)
+        assert found is not None
+        return found
+
+    def outputs_within(
+        self,
+        artifact: Candidate,
+        inputs: Inputs | Files,
+        wanted: NDArray[np.int64],
+        most: int,
+        order: NDArray[np.int64],
+        progress: Progress | None = None,
+    ) -> list[NDArray[Any]] | None:
+        """Run every sample, unless too many answers are wrong: None once it is known that they are.
+
+        Args:
+            wanted: [samples], where the largest value of the first output should be.
+            most: so many may be elsewhere.
+            order: [samples], their indices in the order in which they are run.
+
+        Raises:
+            DeviceError: the runtime refused the artefact or the arrays, or crashed.
+        """
+        decides = {"wanted": wanted.tolist(), "most": most, "order": order.tolist()}
+        return self._outputs(artifact, inputs, progress, 0, **decides)
+
+    def _outputs(
+        self, artifact: Candidate, inputs: Inputs | Files, progress: Progress | None, threads: int, **decides: Any
+    ) -> list[NDArray[Any]] | None:
+        with self._job("outputs", {"artifact": (artifact, inputs)}, threads, progress, **decides) as (folder, result):
+            return None if result["missed"] else [np.load(folder / name) for name in result["files"]]
 
     def latency(
         self,
@@ -296,7 +325,7 @@ class Device:
         progress: Progress | None = None,
         *,
         name: RuntimeName | None = None,
-        **settings: float,
+        **settings: Any,
     ) -> Iterator[tuple[Path, dict[str, Any]]]:
         names = {name} if name else {candidate.runtime for candidate, _ in artifacts.values()}
         if len(names) != 1:

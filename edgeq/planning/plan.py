@@ -103,6 +103,8 @@ class Proof(_Strict):
     drop: float | None
     drop_low: float | None
     drop_high: float | None
+    at_least: bool = False
+    """Whether the drop may be larger: no further sample was run once it was certain that it is over its limit."""
     held: bool
     """Whether every limit held."""
 

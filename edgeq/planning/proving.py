@@ -23,7 +23,8 @@ from edgeq.planning.solver import cost_of
 from edgeq.progress import Silent
 from edgeq.report.summary import shown_drop
 from edgeq.runtimes import runtime as runtime_info
-from edgeq.validation.accuracy import compare
+from edgeq.validation.accuracy import AGREEMENT, TOP_1, compare
+from edgeq.validation.decided import Decisive, decisive
 from edgeq.validation.gates import Limits
 from edgeq.validation.measure import answers, fed
 from edgeq.validation.metric import identity
@@ -33,6 +34,9 @@ PROOF_SECONDS = 1.2
 PROOF_VERSION = 2
 """To be raised whenever what is measured for a proof, or how it is kept, changes."""
 
+MISSED_VERSION = 1
+"""Likewise of what is given up early."""
+
 
 def prove(search: Search, choices: Mapping[str, str]) -> Proof:
     """What a plan measures in its runtime, beside the preferred kernels everywhere and the float model."""
@@ -40,11 +44,20 @@ def prove(search: Search, choices: Mapping[str, str]) -> Proof:
 
 
 def judge(search: Search, choices: Mapping[str, str]) -> Proof:
-    """The same without the times of a plan that loses too much: nobody wants them if another one loses less."""
-    found = _known(search, choices, timed=False) or _kept(search, choices, "answers", _judged)
+    """The same without the times of a plan that loses too much, nor the samples that are left once that is certain:
+    nobody wants them if another one loses less."""
+    found = _known(search, choices, timed=False) or _answered(search, choices)
     if held(Limits(max_drop=search.provable.max_drop), found):
         return prove(search, choices)
     return _noted(search, choices, found)
+
+
+def complete(search: Search) -> None:
+    """Runs the samples that were left out, where plans that lose too much have to be told apart after all."""
+    for name, proof in list(search.proofs.items()):
+        if proof.at_least:
+            choices = dict(zip(search.problem.options, name, strict=True))
+            _noted(search, choices, _kept(search, choices, "answers", _judged))
 
 
 def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
@@ -77,7 +90,7 @@ def _known(search: Search, choices: Mapping[str, str], *, timed: bool) -> Proof 
         timed: only one with the times that the device can measure.
     """
     here = search.proofs.get(search.name(choices))
-    if here is not None and (here.latency is not None or search.device.emulated or not timed):
+    if here is not None and not here.at_least and (here.latency is not None or search.device.emulated or not timed):
         return here
     cache, key = _kept_as(search, choices)
     for stage in ("proof",) if timed else ("proof", "answers"):
@@ -97,6 +110,30 @@ def _kept(
         stage,
         key,
         lambda: measure(search, choices),
+        lambda proof: Entry(proof.model_dump(mode="json")),
+        lambda entry: Proof.model_validate(entry.values),
+    )
+
+
+def _answered(search: Search, choices: Mapping[str, str]) -> Proof:
+    """Size and answers of a plan, as far as it takes to see that it loses too much."""
+    limit, reference = search.provable.max_drop, search.job.reference
+    labels = search.evaluation.labels
+    within = None if limit is None or search.job.metric is not None else decisive(reference, labels, limit.value)
+    if within is None:
+        return _kept(search, choices, "answers", _judged)
+    cache, key = _kept_as(search, choices)
+    entry = cache.get("missed", missed := content_key("missed", MISSED_VERSION, proof=key, most=within.most))
+    with contextlib.suppress(ValueError):
+        if entry is not None:
+            return Proof.model_validate(entry.values)
+    found = _judged(search, choices, within)
+    stage, key = ("missed", missed) if found.at_least else ("answers", key)
+    return cached(
+        cache,
+        stage,
+        key,
+        lambda: found,
         lambda proof: Entry(proof.model_dump(mode="json")),
         lambda entry: Proof.model_validate(entry.values),
     )
@@ -164,8 +201,12 @@ def _timed(search: Search, choices: Mapping[str, str]) -> Proof:
     return judged.model_copy(update={"latency": latency, "latency_of": others})
 
 
-def _judged(search: Search, choices: Mapping[str, str]) -> Proof:
-    """Size and answers of a plan; what will take turns with it is built meanwhile."""
+def _judged(search: Search, choices: Mapping[str, str], within: Decisive | None = None) -> Proof:
+    """Size and answers of a plan; what will take turns with it is built meanwhile.
+
+    Args:
+        within: samples are left out once it is certain that the plan loses more.
+    """
     job = search.job
     beside_it = [] if search.device.emulated else [search.preferred]
     if job.engine is not LOCAL:
@@ -175,8 +216,11 @@ def _judged(search: Search, choices: Mapping[str, str]) -> Proof:
         rest = beside.submit(search.build, beside_it)
         files = _sample_files(search)
         import_ahead((runtime.format for runtime in job.runtimes), JUDGES)
-        outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), files)
+        outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), files, within)
         rest.result()
+    if outputs is None:
+        assert within is not None
+        return _given_up(search, size, within)
     accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)
     drop = shown_drop(accuracy)
     return Proof(
@@ -189,6 +233,23 @@ def _judged(search: Search, choices: Mapping[str, str]) -> Proof:
         drop=drop.value if drop else None,
         drop_low=drop.low if drop else None,
         drop_high=drop.high if drop else None,
+        held=False,
+    )
+
+
+def _given_up(search: Search, size: int, within: Decisive) -> Proof:
+    labelled = search.evaluation.labels is not None
+    return Proof(
+        latency=None,
+        size=size,
+        metric=TOP_1 if labelled else AGREEMENT,
+        unit="%",
+        score=None,
+        float_score=100 * (1 - within.before / len(within.wanted)) if labelled else None,
+        drop=within.drop,
+        drop_low=None,
+        drop_high=None,
+        at_least=True,
         held=False,
     )
 

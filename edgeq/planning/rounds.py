@@ -16,7 +16,7 @@ from edgeq.planning.budget import allowed_damage
 from edgeq.planning.ladder import uniform
 from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Attempt, Proof
-from edgeq.planning.proving import best_proof, held, judge, prove, size_of
+from edgeq.planning.proving import best_proof, complete, held, judge, prove, size_of
 from edgeq.planning.search import NEAR, SAME, Search, best_of
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of, least, solve
 from edgeq.planning.unproved import without_proof
@@ -155,9 +155,10 @@ def rounds(search: Search, begun: Start) -> Rounds:
                 yield cost_of(search.problem, other)
             with _stage(search, f"{name} everywhere"):
                 judge(search, other)
-    choices, proof = best_proof(search)
-    if not proof.held:
+    if not best_proof(search)[1].held:
         yield None
+        complete(search)
+    choices, proof = best_proof(search)
     proof = prove(search, choices)
     attempts = [_attempt(search, preferred, *one) for one in made]
     solved = solution if choices == solution.choices else None

@@ -17,6 +17,9 @@ from edgeq.validation.metric import Metric, choose, per_sample
 Array = NDArray[Any]
 Limits = tuple[float, float]
 
+TOP_1 = "top-1"
+AGREEMENT = "agreement with the float model"
+
 SQNR_END = 200.0
 """SQNR is kept within plus or minus this many dB, because JSON has no infinity. 24-bit floats end near 145 dB."""
 
@@ -67,16 +70,16 @@ def compare(
     score: float | None = None
     float_score: float | None = None
     drop: Interval | None = None
-    name, unit, higher_is_better = "agreement with the float model", "%", True
+    name, unit, higher_is_better = AGREEMENT, "%", True
     if metric is not None:
         if labels is not None and len(labels) != n:
             raise UsageError(f"{len(labels)} labels for {n} samples")
         name, unit, higher_is_better = metric.name, metric.unit, metric.higher_is_better
         float_score, score, drop = _judge(metric, reference, measured, labels, seed, seconds)
     elif labels is not None:
-        name = "top-1"
+        name = TOP_1
         wanted = check_labels(labels, reference[0].shape, reference[0].dtype)
-        before, after = (_answers(o[0]).reshape(n) == wanted for o in (reference, measured))
+        before, after = (answers(o[0]).reshape(n) == wanted for o in (reference, measured))
         float_score, score = 100 * float(before.mean()), 100 * float(after.mean())
         drop = paired_drop(before, after)
     has_answers = _has_answers(reference[0])
@@ -107,7 +110,7 @@ def quick_drop(
         return sign * (metric.score(per_sample(reference), labels) - metric.score(per_sample(measured), labels))
     if labels is not None:
         wanted = check_labels(labels, reference[0].shape, reference[0].dtype)
-        before, after = (_answers(o[0]).reshape(len(wanted)) == wanted for o in (reference, measured))
+        before, after = (answers(o[0]).reshape(len(wanted)) == wanted for o in (reference, measured))
         return 100 * (float(before.mean()) - float(after.mean()))
     if not _has_answers(reference[0]):
         return None
@@ -247,19 +250,19 @@ def _axis(output: Array) -> int:
     return output.ndim - 1 if output.ndim == 3 and output.shape[2] != 1 else 1
 
 
-def _answers(output: Array) -> Array:
+def answers(output: Array) -> Array:
     """[N, positions], the answer at each position; one position for a classifier."""
-    answers = output if np.issubdtype(output.dtype, np.integer) else output.argmax(axis=_axis(output))
-    return answers.reshape(len(output), -1)
+    found = output if np.issubdtype(output.dtype, np.integer) else output.argmax(axis=_axis(output))
+    return found.reshape(len(output), -1)
 
 
 def _agreement(reference: Array, measured: Array) -> Interval:
     same = sum(
-        float((_answers(reference[part]) == _answers(measured[part].astype(reference.dtype))).mean(axis=1).sum())
+        float((answers(reference[part]) == answers(measured[part].astype(reference.dtype))).mean(axis=1).sum())
         for part in _blocks(reference)
     )
     n = len(reference)
-    positions = _answers(reference[:1]).shape[1]
+    positions = answers(reference[:1]).shape[1]
     method = "Wilson score interval"
     if positions > 1:
         # Positions of one sample are not independent. A mean of values within 0..1 varies at most as much as a share

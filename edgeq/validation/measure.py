@@ -23,6 +23,7 @@ from edgeq.quantization.quantize import Quantized
 from edgeq.report.schema import Accuracy, Placement, Speed
 from edgeq.runtimes import runtime
 from edgeq.validation.accuracy import compare
+from edgeq.validation.decided import Decisive
 from edgeq.validation.latency import speed
 from edgeq.validation.metric import Metric
 
@@ -143,14 +144,21 @@ def answers(
     ends: Ends,
     progress: Progress,
     files: Files | None = None,
-) -> list[Array]:
+    within: Decisive | None = None,
+) -> list[Array] | None:
     """The artefact's outputs as real numbers, in the shapes of the float model's.
 
     Args:
         files: the inputs of `data`, if they lie in files already.
+        within: None is returned as soon as it is certain that the artefact loses more.
     """
     feed = files if files is not None and not ends.inputs else fed(data.inputs, ends)
-    return real_outputs(device.outputs(artifact, feed, progress), reference, ends)
+    raw: list[Array] | None
+    if within is None:
+        raw = device.outputs(artifact, feed, progress)
+    else:
+        raw = device.outputs_within(artifact, feed, within.wanted, within.most, within.order, progress)
+    return None if raw is None else real_outputs(raw, reference, ends)
 
 
 def fed(inputs: Mapping[str, Array], ends: Ends) -> dict[str, Array]:
