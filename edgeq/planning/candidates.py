@@ -24,7 +24,7 @@ from edgeq.planning.record import written
 from edgeq.planning.rounds import allowed_loss, find
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
-from edgeq.planning.wider import why_wider
+from edgeq.planning.wider import in_vain, why_wider
 from edgeq.prepare import Job, answered
 from edgeq.registry.schema import Runtime
 from edgeq.validation.gates import Limits
@@ -243,11 +243,14 @@ def _of_runtime(
     own: list[Outcome] = []
     common: list[Outcome] = []
     refused: UsageError | None = None
-    for typed in by_activations(runtime).values():
+    for kind, typed in by_activations(runtime).items():
         bests = [min(group, key=rank) for group in (own, common) if group]
         if bests and not any(map(why_wider, bests)):
             break
         try:
+            if bests and (vain := in_vain(bests[0].search, typed, next(shop.folders) / "everywhere")):
+                job.clock.progress.note(f"{kind} activations were not tried: {vain}")
+                continue
             searched = _searches(_plannable(job), typed, shop, minimize, rules)
             own += map(_found, searched)
             common += [_found(left) for one in searched if (left := _of_all(one, runtime, others, shop)) is not None]

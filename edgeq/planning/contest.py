@@ -21,7 +21,7 @@ from edgeq.planning.rounds import Rounds, Start, allowed_loss, find, nearest, ro
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
 from edgeq.planning.solver import Infeasible
-from edgeq.planning.wider import why_wider
+from edgeq.planning.wider import in_vain, why_wider
 from edgeq.prepare import Job
 from edgeq.registry.schema import Runtime
 from edgeq.report.wording import times_text
@@ -195,7 +195,7 @@ def best_plan(job: Job, exporter: Exporter, folder: Path, minimize: str, rules: 
     runtimes = [runtime for runtime in job.runtimes if runtime.name in entered]
     contest.beside = beside_floats(job, exporter, runtimes) if runtimes else {}
     contest.carry_out([search for every in entered.values() for search in every])
-    told = {runtime.name: _wider(contest, runtime, kinds[runtime.name], opened) for runtime in runtimes}
+    told = {runtime.name: _wider(contest, runtime, kinds[runtime.name], opened, folder) for runtime in runtimes}
     if contest.first() is None:
         contest.come_near()
     best = contest.first()
@@ -216,9 +216,11 @@ def _first_of(kinds: Iterator[tuple[str, Runtime]], opened: Open) -> list[Search
     raise refused
 
 
-def _wider(contest: Contest, runtime: Runtime, kinds: Iterator[tuple[str, Runtime]], opened: Open) -> list[str]:
+def _wider(
+    contest: Contest, runtime: Runtime, kinds: Iterator[tuple[str, Runtime]], opened: Open, folder: Path
+) -> list[str]:
     """Searches with the wider types of activations, as long as they may mend something; says what came of it."""
-    told = []
+    told: list[str] = []
     for kind, typed in kinds:
         before, best = contest.first(runtime), contest.first()
         if before is None or best is None or (best.held and not before.held):
@@ -226,9 +228,13 @@ def _wider(contest: Contest, runtime: Runtime, kinds: Iterator[tuple[str, Runtim
         why = why_wider(before)
         if not why:
             break
-        contest.job.clock.progress.note(f"{kind} activations are tried as well: {why}")
         failures = len(contest.errors)
         try:
+            if vain := in_vain(before.search, typed, folder / f"{typed.format}-{kind}-everywhere"):
+                told.append(f"{kind} activations were not tried: {vain}")
+                contest.job.clock.progress.note(told[-1])
+                continue
+            contest.job.clock.progress.note(f"{kind} activations are tried as well: {why}")
             contest.carry_out(opened(kind, typed))
             outcome = "they are no better" if contest.first(runtime) is before else "they are better"
             outcome = next((error.cause for error in contest.errors[failures:]), outcome)

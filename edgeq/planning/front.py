@@ -27,6 +27,7 @@ from edgeq.planning.record import written
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import SAME, Search, searches, solve_within
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of
+from edgeq.planning.wider import in_vain
 from edgeq.prepare import Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
@@ -128,12 +129,16 @@ def _wanted(
 ) -> Iterator[tuple[Search, Wanted]]:
     """The points of every search; with activations of more bits those alone that they make cheaper."""
     caps: list[float] = []
+    found: list[Search] = []
     least: dict[tuple[str, int], float] = {}
     refused: UsageError | None = None
     for kind, typed in by_activations(job.runtimes[0]).items():
         place, wider = folder / kind, bool(caps)
         place.mkdir()
         try:
+            if wider and (vain := in_vain(found[0], typed, folder / f"{kind}-everywhere")):
+                job.clock.progress.note(f"{kind} activations were not tried: {vain}")
+                continue
             found = searches(job, typed, exporter, place, over, rules)
         except EdgeqError as error:
             if wider:  # the points without these stand

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+
+from edgeq.cache import Entry, cached, content_key
+from edgeq.planning.assign import FLOAT
+from edgeq.planning.builds import build_all
+from edgeq.planning.form import form, on_integers
+from edgeq.planning.ladder import uniform
 from edgeq.planning.outcome import Outcome
+from edgeq.planning.proven import proven_choices
 from edgeq.planning.proving import held
-from edgeq.planning.search import SAME
+from edgeq.planning.search import SAME, Search
 from edgeq.planning.solver import solve
+from edgeq.registry.schema import Runtime
+from edgeq.report.wording import seconds_text
 from edgeq.validation.gates import Limits
+from edgeq.validation.measure import fed
+
+ROUNDS = 30
+SECONDS = 1.0
+FEWEST = 5
+
+_IN_FLOAT = " in float"
+
+VAIN_VERSION = 1
+"""To be raised whenever what is built or timed for `in_vain` changes."""
 
 
 def why_wider(best: Outcome) -> str:
@@ -22,3 +44,65 @@ def why_wider(best: Outcome) -> str:
     others = {name: cap for name, cap in best.caps.items() if name != "loss"}
     least, cost = solve(search.problem, minimize=measure, limits=others).costs[measure], best.predicted[measure]
     return f"without them the limit on the loss is paid for in {measure}" if cost > least * (1 + SAME) else ""
+
+
+def in_vain(search: Search, typed: Runtime, folder: Path) -> str:
+    """Why wider activations are of no use, by the device's clock; empty if they may be of some, or nobody knows.
+
+    A layer takes them where it loses too much with narrow ones and takes too long in float. The same weights stored
+    under a layer that computes in float take as many bytes and lose less. So where the runtime has that for every
+    layer, and with it everywhere the model is no slower, then wider integers have nothing to give.
+
+    Args:
+        search: among the narrower ones, of the same runtime.
+        typed: that runtime with the wider ones as well (see `by_activations`).
+        folder: for the builds, not there yet.
+
+    Raises:
+        DeviceError: the runtime refused a build, or crashed.
+    """
+    job = search.job
+    if search.where is None or search.where.emulated or search.minimize == "energy":
+        return ""
+    options, _ = proven_choices(job.target, typed, job.model, job.calibration.histograms)
+    known = {form(choice) for offered in search.options.values() for choice in offered}
+    plans: dict[str, dict[str, str]] = {}
+    for choice in dict.fromkeys(c for offered in options.values() for c in offered if form(c) not in known):
+        wide = uniform(options, choice)
+        in_float = {name: _in_float(one) for name, one in wide.items()}
+        if any(one not in options[name] for name, one in in_float.items()):
+            return ""
+        if wide not in plans.values():
+            plans |= {choice: wide, choice + _IN_FLOAT: in_float}
+    if not plans:
+        return "no layer of this model has a kernel for them"
+
+    def timed() -> dict[str, float]:
+        folder.mkdir()
+        with job.clock.stage(f"wider activations in {typed.name}, everywhere") as steps:
+            built = build_all(job.model, typed, job.calibration, plans, search.exporter, folder, steps, job.engine)
+            one = {name: array[:1] for name, array in job.calibration_data.inputs.items()}
+            runs = search.device.latency(
+                {name: b.candidate for name, b in built.items()},
+                one,
+                own_inputs={name: fed(one, b.ends) for name, b in built.items()},
+                rounds=ROUNDS,
+                seconds=SECONDS,
+                fewest=FEWEST,
+                warmup=1,
+                threads=job.threads,
+            )
+        return {name: float(np.median(seconds)) for name, seconds in runs.items()}
+
+    key = content_key("wider", VAIN_VERSION, costs=search.key, runtime=typed.model_dump(mode="json"), options=options)
+    seconds = cached(job.cache, "wider", key, timed, Entry, lambda entry: entry.values)
+    pairs = [(seconds[name], seconds[name + _IN_FLOAT]) for name in plans if name + _IN_FLOAT in plans]
+    integers, floats = min(pairs, key=lambda pair: pair[0] / pair[1])
+    if integers < floats:
+        return ""
+    return f"everywhere they take {seconds_text(integers)}, and the same weights in float {seconds_text(floats)}"
+
+
+def _in_float(choice: str) -> str:
+    """The choice that stores the same weights, and computes in float."""
+    return choice.removesuffix(form(choice) or "") or FLOAT if on_integers(choice) else choice
