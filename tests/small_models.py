@@ -431,17 +431,19 @@ HERE = "x86-avx2" if SATURATES else "x86-avx512"
 
 
 def runtime(name: str, target: str = "x86-avx512", **changes: object) -> Runtime:
-    """A runtime of a target, with some of its fields changed.
-
-    Where this machine's CPU saturates with weights of 8 bits they get 7, as in the target that describes it: files are
-    to compute here what was simulated.
-    """
+    """A runtime of a target, with some of its fields changed."""
     found = next(r for r in load_target(target).runtimes if r.name == name)
-    if SATURATES and found.format != "tflite":
-        narrow = {"weight_bits": 7}
-        kernels = [k.model_copy(update=narrow) if k.name == "w8a8" else k for k in found.kernels]
-        found = found.model_copy(update={"kernels": kernels})
     return found.model_copy(update=changes)
+
+
+def exact_here(by: Runtime) -> Runtime:
+    """The runtime with tables whose files compute on this machine what was simulated: where the CPU saturates with
+    weights of 8 bits they get 7, as in the target that describes it."""
+    if not SATURATES or by.format == "tflite":
+        return by
+    narrow = {"weight_bits": 7}
+    kernels = [k.model_copy(update=narrow) if k.name == "w8a8" else k for k in by.kernels]
+    return by.model_copy(update={"kernels": kernels})
 
 
 def quantized(name: str, by: Runtime) -> Quantized:
@@ -474,7 +476,7 @@ def exporter(name: str) -> Exporter:
 @cache
 def written(name: str, runtime_name: str, io: str = "float") -> Written:
     """The network quantized for a runtime of x86-avx512 and written."""
-    found = quantized(name, runtime(runtime_name, io=io))
+    found = quantized(name, exact_here(runtime(runtime_name, io=io)))
     folder = exporter(name).scratch / f"{runtime_name}-{io}"
     folder.mkdir(parents=True)
     return Written(model(name), found, exporter(name), exporter(name).write(found, folder)[0])

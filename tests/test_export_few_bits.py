@@ -161,7 +161,7 @@ def written(plan: str, runtime: str) -> Pair:
     model = made.model
     target = "arm-neon" if runtime == "litert" else "x86-avx512"
     calibration = calibrate(model, {model.inputs[0].name: samples(32, 1).numpy()})
-    planned = quantize_model(model, small.runtime(runtime, target), calibration, choices=choices)
+    planned = quantize_model(model, small.exact_here(small.runtime(runtime, target)), calibration, choices=choices)
     paths = []
     for name, quantized in (("planned", planned), ("widened", in_8_bits(planned))):
         folder = made.scratch / plan / runtime / name

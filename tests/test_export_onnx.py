@@ -226,7 +226,9 @@ def _through(net: torch.nn.Module, folder: Path) -> tuple[Path, torch.Tensor, li
     torch.manual_seed(0)
     x = torch.randn(16, 4)
     model = load(net.eval(), example=(x,))
-    quantized = quantize_model(model, small.runtime("onnxruntime"), calibrate(model, {model.inputs[0].name: x.numpy()}))
+    quantized = quantize_model(
+        model, small.exact_here(small.runtime("onnxruntime")), calibrate(model, {model.inputs[0].name: x.numpy()})
+    )
     (path,) = Exporter(model, folder).write(quantized, folder)
     return path, x, [o.numpy() for o in model.run([[x]])[0]]
 
@@ -260,7 +262,9 @@ def test_a_probability_above_those_of_the_calibration_does_not_wrap(tmp_path: Pa
     generator = np.random.default_rng(0)  # inputs from -1 to 3, and yet every probability near a fifth
     flat = np.linspace(-1, 3, 64)[:, None].repeat(5, 1) + generator.uniform(-0.2, 0.2, (64, 5))
     flat = flat.astype(np.float32)
-    quantized = quantize_model(model, small.runtime("onnxruntime"), calibrate(model, {model.inputs[0].name: flat}))
+    quantized = quantize_model(
+        model, small.exact_here(small.runtime("onnxruntime")), calibrate(model, {model.inputs[0].name: flat})
+    )
     (path, *_) = Exporter(model, tmp_path).write(quantized, tmp_path)
     for peak in (flat[:1], np.float32([[3, -1, -1, -1, -1]]), np.float32([[3, 3, -1, -1, -1]])):
         (found,) = run_onnx(path, [torch.from_numpy(peak)])

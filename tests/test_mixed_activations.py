@@ -65,7 +65,8 @@ def mixes(name: str, by: Runtime, target: str, count: int) -> Iterator[Quantized
 @pytest.mark.parametrize("name", NETS)
 def test_a_file_holds_and_computes_what_the_plan_says(name: str, target: str, runtime: str, tmp_path: Path) -> None:
     """In the real runtime; for NPUs in that of the CPU, which reads the same file."""
-    model, by, data = small.model(name), small.runtime(runtime, target), small.arrays(name, 8, seed=3)
+    model, data = small.model(name), small.arrays(name, 8, seed=3)
+    by = small.exact_here(small.runtime(runtime, target))
     batch = [torch.from_numpy(data[spec.name]) for spec in model.inputs]
     exact = [o.numpy() for o in model.run([batch])[0]]
     small.exporter(name).scratch.mkdir(parents=True, exist_ok=True)
@@ -257,7 +258,7 @@ def test_what_the_exporter_made_a_part_of_a_layer_is_rounded_in_front_of_it(
             nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 4, 3, stride=2)
         ).eval()
         x = torch.randn(16, 3, 9, 9)
-    model, by = load(net, example=(x[:2],)), small.runtime(runtime, target)
+    model, by = load(net, example=(x[:2],)), small.exact_here(small.runtime(runtime, target))
     calibration = calibrate(model, {model.inputs[0].name: x.numpy()})
     names = {g.name.split(".")[0]: g.name for g in model.groups}
     quantized = quantize_model(model, by, calibration, choices={names[n]: c for n, c in choices.items()})

@@ -96,7 +96,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     calibration = calibrate(model, {model.inputs[0].name: x.numpy()})
     paths = []
     for rounds in (True, False):
-        by = small.runtime("onnxruntime", rounds_float_layers=rounds)
+        by = small.exact_here(small.runtime("onnxruntime", rounds_float_layers=rounds))
         quantized = quantize_model(model, by, calibration, choices={"middle": FLOAT})
         assert ("middle" in quantized.assignment.kernels, "first" in quantized.assignment.kernels) == (False, True)
         place = folder / str(rounds)
@@ -172,7 +172,7 @@ def optimized_operators(path: Path) -> list[str]:
 def test_layers_that_are_quantized_or_have_float_neighbours_keep_their_form(tmp_path: Path) -> None:
     exporter = small.exporter("residual")
     exporter.scratch.mkdir(parents=True, exist_ok=True)
-    by = small.runtime("onnxruntime")
+    by = small.exact_here(small.runtime("onnxruntime"))
     floats = {g.name: FLOAT for g in small.model("residual").groups}
     for number, choices in enumerate(({}, floats, floats | {"stem": "w8a8"}, {"head": FLOAT})):
         quantized = quantize_model(small.model("residual"), by, small.calibration("residual"), choices=choices)
@@ -185,7 +185,7 @@ def test_readers_of_one_tensor_are_told_apart(tmp_path: Path) -> None:
     """The stem's integers go to a float convolution and to an integer addition."""
     exporter = small.exporter("residual")
     exporter.scratch.mkdir(parents=True, exist_ok=True)
-    model, by = small.model("residual"), small.runtime("onnxruntime")
+    model, by = small.model("residual"), small.exact_here(small.runtime("onnxruntime"))
     quantized = quantize_model(model, by, small.calibration("residual"), choices={"inner": FLOAT})
     (path,) = exporter.write(quantized, tmp_path)
     graph = onnx.load(path).graph

@@ -150,9 +150,9 @@ def _made(search: Search, choices: Mapping[str, str]) -> Made:
 
 def _sample_files(search: Search) -> Files | None:
     """The evaluation data in files, linked or else written once: jobs are given links, not 300 MB for every proof. None
-    where they are given integers."""
+    where they are given parts of it, or integers."""
     data = search.evaluation
-    if search.runtime.io != "float":
+    if search.job.engine is not LOCAL or search.runtime.io != "float":
         return None
     folder = search.exporter.scratch / "samples" / data.sha256[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,9 @@ def _judged(search: Search, choices: Mapping[str, str], within: Decisive | None 
         rest = beside.submit(search.build, beside_it)
         files = _sample_files(search)
         import_ahead((runtime.format for runtime in job.runtimes), JUDGES)
-        outputs = answers(artifact, search.device, search.evaluation, job.reference, ends, Silent(), files, within)
+        outputs = answers(
+            artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine, files, within
+        )
         rest.result()
     if outputs is None:
         assert within is not None

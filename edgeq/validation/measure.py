@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
+from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import execute
@@ -143,15 +145,25 @@ def answers(
     reference: list[Array],
     ends: Ends,
     progress: Progress,
+    engine: Engine = LOCAL,
     files: Files | None = None,
     within: Decisive | None = None,
 ) -> list[Array] | None:
     """The artefact's outputs as real numbers, in the shapes of the float model's.
 
     Args:
+        engine: shares out the samples where its workers and the device are on this machine.
         files: the inputs of `data`, if they lie in files already.
-        within: None is returned as soon as it is certain that the artefact loses more.
+        within: None is returned as soon as it is certain that the artefact loses more; samples that are shared out are
+            run in any case.
     """
+    parts = min(engine.workers or 1, len(data)) if engine.here and device.shares_host else 1
+    if parts > 1:
+        whole = fed(data.inputs, ends)
+        cuts = np.linspace(0, len(data), parts + 1).round().astype(int)
+        given = [(artifact, device, {n: a[i:j] for n, a in whole.items()}) for i, j in itertools.pairwise(cuts)]
+        found = engine.map(_answer, given, progress=progress)
+        return real_outputs([np.concatenate(column) for column in zip(*found, strict=True)], reference, ends)
     feed = files if files is not None and not ends.inputs else fed(data.inputs, ends)
     raw: list[Array] | None
     if within is None:
@@ -159,6 +171,11 @@ def answers(
     else:
         raw = device.outputs_within(artifact, feed, within.wanted, within.most, within.order, progress)
     return None if raw is None else real_outputs(raw, reference, ends)
+
+
+def _answer(given: tuple[Candidate, Device, dict[str, Array]]) -> list[Array]:
+    artifact, device, feed = given
+    return device.outputs(artifact, feed, threads=1)
 
 
 def fed(inputs: Mapping[str, Array], ends: Ends) -> dict[str, Array]:
