@@ -117,9 +117,10 @@ def _kept(
 
 def _answered(search: Search, choices: Mapping[str, str]) -> Proof:
     """Size and answers of a plan, as far as it takes to see that it loses too much."""
-    limit, reference = search.provable.max_drop, search.job.reference
-    labels = search.evaluation.labels
-    within = None if limit is None or search.job.metric is not None else decisive(reference, labels, limit.value)
+    limit, job = search.provable.max_drop, search.job
+    within = None
+    if limit is not None and job.metric is None and not search.fresh:
+        within = decisive(job.reference, search.evaluation.labels, limit.value)
     if within is None:
         return _kept(search, choices, "answers", _judged)
     cache, key = _kept_as(search, choices)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +58,8 @@ class Search:
     Attributes:
         where: the device that plans are proved on; None where nothing can be run.
         profile: the device that is modelled.
+        fresh: whether this run measured the costs. It takes minutes then, and leaves nothing to later ones that they
+            would have to measure under another limit.
     """
 
     job: Job
@@ -76,6 +77,7 @@ class Search:
     key: str
     minimize: str
     notes: tuple[str, ...] = ()
+    fresh: bool = False
     made: dict[tuple[str, ...], Made] = field(default_factory=dict)
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
     solutions: dict[tuple[tuple[str, float], ...], Solution] = field(default_factory=dict)
@@ -189,7 +191,13 @@ def searches(
     ops = {group.name: group.op for group in model.groups}
     allowed = narrowed(options, ops, rules, runtime)
     key = _key_of_costs(job, runtime, where, options)
-    measure = partial(measure_costs, job, runtime, exporter, folder, options)
+    fresh = False
+
+    def measure() -> Costs:
+        nonlocal fresh
+        fresh = True
+        return measure_costs(job, runtime, exporter, folder, options)
+
     costs = cached(job.cache, "costs", key, measure, pack_costs, unpack_costs)
     notes = [*job.warnings, *warnings, *costs.notes, *_origins(job, where, costs)]
     if costs.latency_from is None and minimize == "latency":
@@ -224,6 +232,7 @@ def searches(
                 key,
                 minimize,
                 tuple(told),
+                fresh,
             )
         )
     return found
