@@ -15,6 +15,7 @@ class Place(NamedTuple):
         offset: bytes in front of the first value.
         dtype, shape: as NumPy names them.
         mark: which file it was, and in which state (see `mark_of`).
+        sha256: of the values.
     """
 
     path: Path
@@ -22,6 +23,7 @@ class Place(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     mark: tuple[int, ...]
+    sha256: bytes
 
     def unchanged(self) -> bool:
         """Whether the file is the one that was read."""

@@ -6,6 +6,7 @@ interpreter busy, importing for example, every return waits for its turn.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import zipfile
@@ -99,5 +100,7 @@ def _array(path: Path, file: BinaryIO, member: zipfile.ZipInfo, state: os.stat_r
     if values.size < (size := prod(shape) * dtype.itemsize):
         raise ValueError(f"{member.filename!r} has {values.size} bytes for {size}")
     array = values[:size].view(dtype).reshape(shape, order="F" if columns_first else "C")
-    there = Place(path.absolute(), begin + head_size, dtype.str, shape, mark_of(state))
-    return Stored(array, None if columns_first else there)
+    if columns_first:
+        return Stored(array, None)
+    digest = hashlib.sha256(values[:size].data).digest()
+    return Stored(array, Place(path.absolute(), begin + head_size, dtype.str, shape, mark_of(state), digest))
