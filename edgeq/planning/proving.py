@@ -105,11 +105,15 @@ def _kept(
     search: Search, choices: Mapping[str, str], stage: str, measure: Callable[[Search, Mapping[str, str]], Proof]
 ) -> Proof:
     cache, key = _kept_as(search, choices)
+    return _keep(cache, stage, key, lambda: measure(search, choices))
+
+
+def _keep(cache: Cache, stage: str, key: str, measure: Callable[[], Proof]) -> Proof:
     return cached(
         cache,
         stage,
         key,
-        lambda: measure(search, choices),
+        measure,
         lambda proof: Entry(proof.model_dump(mode="json")),
         lambda entry: Proof.model_validate(entry.values),
     )
@@ -124,20 +128,13 @@ def _answered(search: Search, choices: Mapping[str, str]) -> Proof:
     if within is None:
         return _kept(search, choices, "answers", _judged)
     cache, key = _kept_as(search, choices)
-    entry = cache.get("missed", missed := content_key("missed", MISSED_VERSION, proof=key, most=within.most))
-    with contextlib.suppress(ValueError):
+    missed = content_key("missed", MISSED_VERSION, proof=key, most=within.most)
+    entry = cache.get("missed", missed)
+    with contextlib.suppress(ValueError):  # of another kind: it is measured again, and said so
         if entry is not None:
             return Proof.model_validate(entry.values)
     found = _judged(search, choices, within)
-    stage, key = ("missed", missed) if found.at_least else ("answers", key)
-    return cached(
-        cache,
-        stage,
-        key,
-        lambda: found,
-        lambda proof: Entry(proof.model_dump(mode="json")),
-        lambda entry: Proof.model_validate(entry.values),
-    )
+    return _keep(cache, *(("missed", missed) if found.at_least else ("answers", key)), lambda: found)
 
 
 def _made(search: Search, choices: Mapping[str, str]) -> Made:
