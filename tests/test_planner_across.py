@@ -28,13 +28,21 @@ pytest.importorskip("openvino")
 SAMPLE = {"x": models.images(1)}
 
 
-def with_proof(latency: float, float32: float, *, held: bool = True, drop: float = 0.0) -> Outcome:
+def with_proof(
+    latency: float,
+    float32: float,
+    *,
+    held: bool = True,
+    drop: float = 0.0,
+    limits: Limits | None = None,
+) -> Outcome:
     proof = Proof(
         latency=latency, latency_of={"float32": float32}, size=1, metric="top-1", unit="%", score=90.0,
         float_score=90.0 + drop, drop=drop, drop_low=None, drop_high=None, held=held,
     )  # fmt: skip
     problem = Problem({"layer": {"float32": {"latency": 1.0}}})
-    search: Any = SimpleNamespace(minimize="latency", problem=problem, provable=Limits())
+    costs = SimpleNamespace(latency_from="measured", problems={"float32": problem})
+    search: Any = SimpleNamespace(minimize="latency", problem=problem, provable=limits or Limits(), costs=costs)
     return Outcome(search, {"layer": "float32"}, proof, proof.size)
 
 
@@ -65,6 +73,14 @@ def test_of_plans_that_miss_a_limit_the_one_that_is_least_over_goes_first() -> N
     assert fits < ranked(900, 0.9e-3, 6.0) < near < far
     assert ranked(900, 1.05e-3, 3.0) < near < ranked(1000, 1.2e-3, 3.0) < ranked(1100, 1.15e-3, 3.0)
     assert ranked(900, None, 3.0) == ranked(900, 2e-3, 3.0), "nobody timed what loses too much: the prediction counts"
+
+
+def test_of_plans_that_are_too_slow_the_fastest_goes_first_whenever_it_was_measured() -> None:
+    """The slower one was measured in a minute in which the machine was twice as fast."""
+    limits = Limits(max_latency=1e-9)
+    fast = with_proof(5e-3, 10e-3, held=False, drop=2.0, limits=limits)
+    slow = with_proof(4e-3, 5e-3, held=False, limits=limits)
+    assert rank(fast) < rank(slow)
 
 
 @pytest.mark.parametrize("drift", [1.0, 1.3, 0.8])

@@ -8,9 +8,8 @@ from edgeq.cache import Entry, cached, content_key
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Inputs
 from edgeq.export.artifact import Exporter
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.search import Search, best_of
-from edgeq.planning.solver import cost_of, least
+from edgeq.planning.search import Search, best_of, float_seconds
+from edgeq.planning.solver import least
 from edgeq.prepare import Job
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
@@ -54,11 +53,10 @@ def ranked_at(search: Search, predicted: Mapping[str, float], beside: float | No
     measure = search.minimize
     if measure == "size":
         return predicted[measure]
-    if measure != "latency" or search.costs.latency_from != "measured" or beside is None:
+    unit = float_seconds(search)
+    if measure != "latency" or unit is None or beside is None:
         return None
-    floats = search.costs.problems["float32"]
-    unit = cost_of(floats, dict.fromkeys(floats.options, FLOAT))["latency"]
-    return predicted[measure] / unit * beside if unit > 0 else None
+    return predicted[measure] / unit * beside
 
 
 def _floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from edgeq.planning.plan import Attempt, Compiled, Proof
 from edgeq.planning.proving import proof_rank
-from edgeq.planning.search import Search
+from edgeq.planning.search import Search, float_seconds
 from edgeq.planning.solver import Solution, cost_of
 
 LOSES_LEAST = "the other limits leave no plan that is predicted to lose no more than it may: this one loses least"
@@ -66,6 +66,6 @@ def rank(found: Outcome, beside: float | None = 1.0) -> tuple[bool, float, float
         return False, float(found.size) if minimize == "size" else predicted[minimize], predicted["loss"]
     if beside is None:
         proof = proof.model_copy(update={"latency_of": {}})
-    failed, value, drop = proof_rank(proof, minimize, predicted, found.search.provable)
+    failed, value, drop = proof_rank(proof, minimize, predicted, found.search.provable, float_seconds(found.search))
     in_units = not failed and minimize == "latency" and "float32" in proof.latency_of
     return failed, value * (beside or 1.0) if in_units else value, drop

@@ -18,7 +18,7 @@ from edgeq.engine import LOCAL
 from edgeq.export.artifact import JUDGES, import_ahead
 from edgeq.planning.costs import precisions
 from edgeq.planning.plan import Proof
-from edgeq.planning.search import Made, Search
+from edgeq.planning.search import Made, Search, float_seconds
 from edgeq.planning.solver import cost_of
 from edgeq.progress import Silent
 from edgeq.report.summary import shown_drop
@@ -290,17 +290,22 @@ def held(limits: Limits, proof: Proof) -> bool:
 
 
 def proof_rank(
-    proof: Proof, minimize: str, predicted: Mapping[str, float], limits: Limits
+    proof: Proof, minimize: str, predicted: Mapping[str, float], limits: Limits, usual: float | None = None
 ) -> tuple[bool, float, float]:
     """Smaller is better: limits held, then what is minimized, then the drop; where they are not, how far size and
     latency are over, then the drop. A float model loses nothing, and is no answer to a limit on the size.
 
     Latency counts in units of the float model's in the same turns: the machine's speed moves from one build to the
     next. Where it has no clock, and for energy, what was predicted counts.
+
+    Args:
+        usual: seconds that the float model usually takes, for latencies that are over a limit (see `float_seconds`).
     """
     drop = proof.drop if proof.drop is not None else 0.0
     if not proof.held:
         latency = proof.latency if proof.latency is not None else predicted.get("latency", 0.0)
+        if proof.latency is not None and usual and "float32" in proof.latency_of:
+            latency *= usual / proof.latency_of["float32"]
         pairs = ((float(proof.size), limits.max_size), (latency, limits.max_latency))
         return True, sum(max(0.0, value / most - 1) for value, most in pairs if most is not None), drop
     measured = {"latency": proof.latency, "size": float(proof.size), "loss": drop}.get(minimize)
@@ -315,10 +320,11 @@ def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
     def choices(key: tuple[str, ...]) -> dict[str, str]:
         return dict(zip(search.problem.options, key, strict=True))
 
+    usual = float_seconds(search)
     key, proof = min(
         search.proofs.items(),
         key=lambda item: proof_rank(
-            item[1], search.minimize, cost_of(search.problem, choices(item[0])), search.provable
+            item[1], search.minimize, cost_of(search.problem, choices(item[0])), search.provable, usual
         ),
     )
     return choices(key), proof

@@ -14,6 +14,7 @@ from edgeq.errors import UsageError
 from edgeq.export.artifact import Converted, Exporter
 from edgeq.export.elsewhere import Written, fetch, write_for
 from edgeq.model.model import Model
+from edgeq.planning.assign import FLOAT
 from edgeq.planning.choices import over
 from edgeq.planning.costs import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
 from edgeq.planning.estimates import asked_of_vela
@@ -27,7 +28,7 @@ from edgeq.planning.plan import (
 from edgeq.planning.problem import known
 from edgeq.planning.proven import proven_choices
 from edgeq.planning.rules import Rule, idle, narrowed
-from edgeq.planning.solver import Infeasible, Problem, Solution, least, solve
+from edgeq.planning.solver import Infeasible, Problem, Solution, cost_of, least, solve
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.registry.schema import Profile, Runtime
@@ -285,6 +286,14 @@ def _unknown(measure: str, before: Ladder, after: Ladder, nothing: Sequence[str]
     left_out = dict.fromkeys(c for name, offered in before.items() for c in offered if c not in after[name])
     found = [f"{', '.join(left_out)} was left out: its {measure} cannot be modelled"] if left_out else []
     return found + ([f"the modelled {measure} is without that of {listed(nothing)}"] if nothing else [])
+
+
+def float_seconds(search: Search) -> float | None:
+    """What the float model is predicted to take in float32; None where no clock was read."""
+    if search.costs.latency_from != "measured":
+        return None
+    floats = search.costs.problems["float32"]
+    return cost_of(floats, dict.fromkeys(floats.options, FLOAT))["latency"] or None
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
