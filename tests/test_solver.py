@@ -10,6 +10,7 @@ import subprocess
 import sys
 from math import fsum
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -82,10 +83,17 @@ def limited(draw: st.DrawFn) -> tuple[Problem, str, dict[str, float]]:
     return problem, draw(st.sampled_from(MEASURES)), limits
 
 
-@settings(deadline=None, max_examples=120)
-@given(limited(), st.booleans())
-def test_no_plan_within_the_limits_is_better(case: tuple[Problem, str, dict[str, float]], large: bool) -> None:
+@settings(deadline=None, max_examples=160)
+@given(limited(), st.booleans(), st.none() | st.integers(0, 2**16), st.sampled_from([1e-4, 0.1]))
+def test_no_plan_within_the_limits_is_better(
+    case: tuple[Problem, str, dict[str, float]], large: bool, begin: int | None, gap: float
+) -> None:
+    """Whatever plan the search begins with, one that keeps nothing included."""
     problem, minimize, limits = case
+    start = None
+    if begin is not None:
+        everything = itertools.product(*problem.options.values())
+        start = dict(zip(problem.options, random.Random(begin).choice(list(everything)), strict=True))
     with pytest.MonkeyPatch.context() as patch:
         if large:  # solve it as large programs are
             patch.setattr(program, "_LARGE", 0)
@@ -93,17 +101,35 @@ def test_no_plan_within_the_limits_is_better(case: tuple[Problem, str, dict[str,
         assert best is None or solver.least(problem, minimize=minimize, limits=limits) <= best * (1 + 1e-9)
         if best is None:
             with pytest.raises(Infeasible) as caught:
-                solve(problem, minimize=minimize, limits=limits)
+                solve(problem, minimize=minimize, limits=limits, start=start)
             explained(problem, limits, caught.value)
             return
-        found = solve(problem, minimize=minimize, limits=limits)
+        found = solve(problem, minimize=minimize, limits=limits, gap=gap, start=start)
     assert found.costs == cost_of(problem, found.choices)
     assert check(problem, found.choices) == []
     assert held(found.costs, limits)
     assert found.method == "optimal"
-    assert found.costs.get(minimize, 0.0) <= best * (1 + 1e-4)
+    assert found.costs.get(minimize, 0.0) <= best / (1 - gap)
     assert found.bound <= best * (1 + 1e-9)
-    assert found.gap <= 1e-4
+    assert found.gap <= gap
+
+
+def test_a_start_that_is_near_enough_is_not_searched_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = network(40)
+    fastest = solve(problem, minimize="latency")
+    limits = {"size": fastest.costs["size"] * 0.9}
+    best = solve(problem, minimize="latency", limits=limits)
+    searched: list[int] = []
+    run = program.minimized
+
+    def counted(*args: Any, integers: int, **more: Any) -> Any:
+        searched.append(integers)
+        return run(*args, integers=integers, **more)
+
+    monkeypatch.setattr(program, "minimized", counted)
+    again = solve(problem, minimize="latency", limits=limits, gap=0.1, start=best.choices)
+    assert again.choices == best.choices and searched == [0], "only the relaxation was asked"
+    assert again.gap <= 0.1 and again.bound <= best.costs["latency"]
 
 
 def test_the_bound_without_integers_is_near_and_without_plans_infinite() -> None:

@@ -182,7 +182,7 @@ def _along(search: Search, wider: str, caps: Sequence[float], least: dict[tuple[
             wanted[f"{name}{suffix}"] = other, None
     for number, cap in enumerate(caps, start=1):
         try:
-            solution = solve_within(problem, search.minimize, {"loss": cap})
+            solution = solve_within(problem, search.minimize, {"loss": cap}, search.solutions)
         except Infeasible:
             continue
         value, before = solution.costs[search.minimize], least.get((search.precision, number), inf)

@@ -70,11 +70,20 @@ def stacked(first: Rows, second: Rows) -> Rows:
 
 
 def minimized(
-    objective: Vector, lower: Vector, upper: Vector, within: Rows, *, integers: int = 0, gap: float, seconds: float
+    objective: Vector,
+    lower: Vector,
+    upper: Vector,
+    within: Rows,
+    *,
+    integers: int = 0,
+    gap: float,
+    seconds: float,
+    start: Vector | None = None,
 ) -> Answer:
     """Minimizes over columns between `lower` and `upper`, the first `integers` of them whole.
 
     Args:
+        start: columns that keep the rows, to begin with.
         gap: between the solution and what is proved, relative to the solution, at which the search may end.
         seconds: after so long it ends.
     """
@@ -99,6 +108,10 @@ def minimized(
     # programs of a few hundred choices take half as long without: what a restart's presolve finds was of no use
     solver.setOptionValue("mip_allow_restart", False)
     solver.passModel(program)
+    if start is not None:
+        solution = highspy.HighsSolution()
+        solution.col_value = start.tolist()
+        solver.setSolution(solution)
     solver.run()
     status, info = solver.getModelStatus(), solver.getInfo()
     # every column has two ends, so nothing is unbounded

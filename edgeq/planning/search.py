@@ -40,8 +40,15 @@ from edgeq.validation.measure import Ends, ends_of
 SAME = 0.01
 """Relative differences of predicted latency or loss below this are taken for noise."""
 
+CAREFUL = 0.1
+"""How far from the least loss a plan may be predicted that is as fast as the best: no loss is predicted better."""
+
 NEAR = SAME / 2
 """How far a plan may be from the best, of what is minimized: proving the rest takes most of a search's time."""
+
+
+Solutions = dict[tuple[object, ...], Solution]
+"""What was solved for already, by what was asked."""
 
 
 class Made(NamedTuple):
@@ -81,7 +88,7 @@ class Search:
     fresh: bool = False
     made: dict[tuple[str, ...], Made] = field(default_factory=dict)
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
-    solutions: dict[tuple[tuple[str, float], ...], Solution] = field(default_factory=dict)
+    solutions: Solutions = field(default_factory=dict)
 
     @property
     def device(self) -> Device:
@@ -302,44 +309,64 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def solve_within(problem: Problem, minimize: str, caps: Mapping[str, float]) -> Solution:
+def solve_within(
+    problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions | None = None
+) -> Solution:
     """The cheapest plan within the limits; where the loss cannot be held beside the others, the one with the least.
 
-    Of plans whose latencies the table cannot tell apart, the one that loses least: a microsecond that may be noise
-    must not cost accuracy. It is looked for without the limits first: where they hold anyway, every looser limit gives
-    the same plan, whose proof an earlier run may have kept.
+    Of plans whose latencies the table cannot tell apart, one that loses little: a microsecond that may be noise must
+    not cost accuracy. It is looked for without the limits first: where they hold anyway, every looser limit gives the
+    same plan, whose proof an earlier run may have kept.
+
+    Args:
+        known: of the same problem.
     """
+    known = {} if known is None else known
     if minimize != "latency":
-        return _cheapest(problem, minimize, caps)
+        return _cheapest(problem, minimize, caps, known)
     fewer = {measure: cap for measure, cap in caps.items() if measure not in ("latency", "loss")}
     for some in [{}, fewer] if fewer else [fewer]:
-        fastest = solve(problem, minimize=minimize, limits=some, gap=NEAR)
+        fastest = _solved(problem, known, minimize, some, NEAR)
         if fastest.costs.get(minimize, 0.0) > caps.get(minimize, float("inf")):
             break
         within = _as_fast(fastest, some)  # and no limit of the user's, which would decide between equals
         if least(problem, minimize="loss", limits=within) <= caps.get("loss", float("inf")):
-            careful = _careful(problem, fastest, within)
+            careful = _careful(problem, fastest, within, known)
             if not over(careful.costs, caps):
                 return careful
-    best = _cheapest(problem, minimize, caps)
-    return best if over(best.costs, caps) else _careful(problem, best, _as_fast(best, caps))
+    best = _cheapest(problem, minimize, caps, known)
+    return best if over(best.costs, caps) else _careful(problem, best, _as_fast(best, caps), known)
 
 
-def _cheapest(problem: Problem, minimize: str, caps: Mapping[str, float]) -> Solution:
+def _cheapest(problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions) -> Solution:
     try:
         if least(problem, minimize=minimize, limits=caps) < float("inf"):
-            return solve(problem, minimize=minimize, limits=caps, gap=NEAR)
+            return _solved(problem, known, minimize, caps, NEAR)
     except Infeasible:
         pass
-    return solve(problem, minimize="loss", limits={m: c for m, c in caps.items() if m != "loss"}, gap=SAME)
+    return _solved(problem, known, "loss", {m: c for m, c in caps.items() if m != "loss"}, SAME)
 
 
-def _careful(problem: Problem, best: Solution, within: Mapping[str, float]) -> Solution:
-    """The plan that loses least among those that are as fast as the best, to what the table can tell."""
-    careful = solve(problem, minimize="loss", limits=within, gap=SAME)
+def _careful(problem: Problem, best: Solution, within: Mapping[str, float], known: Solutions) -> Solution:
+    """A plan that loses little among those that are as fast as the best, to what the table can tell."""
+    careful = _solved(problem, known, "loss", within, CAREFUL, best.choices)
     value = careful.costs.get("latency", 0.0)
     gap = max(0.0, (value - best.bound) / value) if value else 0.0
     return replace(careful, bound=best.bound, gap=gap, method=best.method)
+
+
+def _solved(
+    problem: Problem,
+    known: Solutions,
+    minimize: str,
+    limits: Mapping[str, float],
+    gap: float,
+    start: Mapping[str, str] | None = None,
+) -> Solution:
+    asked = (minimize, tuple(sorted(limits.items())), gap)
+    if asked not in known:
+        known[asked] = solve(problem, minimize=minimize, limits=limits, gap=gap, start=start)
+    return known[asked]
 
 
 def _as_fast(best: Solution, caps: Mapping[str, float]) -> dict[str, float]:
@@ -353,11 +380,11 @@ def best_of(search: Search, caps: Mapping[str, float]) -> Solution:
     Raises:
         Infeasible: there is none; says if that is by a modelled latency.
     """
-    known = tuple(sorted(caps.items()))
+    asked = ("best", tuple(sorted(caps.items())))
     try:
-        if known not in search.solutions:
-            search.solutions[known] = solve_within(search.problem, search.minimize, caps)
-        return search.solutions[known]
+        if asked not in search.solutions:
+            search.solutions[asked] = solve_within(search.problem, search.minimize, caps, search.solutions)
+        return search.solutions[asked]
     except Infeasible as error:
         if "latency" not in error.conflict or search.costs.latency_from != "modelled":
             raise

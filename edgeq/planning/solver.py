@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Literal
@@ -62,7 +62,13 @@ class Infeasible(GateError):
 
 
 def solve(
-    problem: Problem, *, minimize: str, limits: Costs | None = None, time_limit: float | None = None, gap: float = 1e-4
+    problem: Problem,
+    *,
+    minimize: str,
+    limits: Costs | None = None,
+    time_limit: float | None = None,
+    gap: float = 1e-4,
+    start: Mapping[str, str] | None = None,
 ) -> Solution:
     """The plan with the least of one measure that keeps others within limits, as `cost_of` judges it.
 
@@ -77,6 +83,7 @@ def solve(
             that is a matter of parts in a thousand, and the gap says so. Explaining why there is no plan takes up to as
             long for each step.
         gap: how far from the best the plan may be, relative to its cost.
+        start: a plan that may be near it already. Within the limits, it is improved and begun with.
 
     Raises:
         Infeasible: no plan holds the limits; says how far each can be reached and which contradict one another.
@@ -92,11 +99,14 @@ def solve(
     if any(isnan(limit) for limit in limits.values()):
         raise ValueError("a limit is not a number")
     program = build(problem)
-    found = search(program, minimize, limits, gap, time_limit)
+    if start is not None:
+        start = improve(problem, start, minimize, limits)
+        start = None if check(problem, start) or over(cost_of(problem, start), limits) else start
+    found = search(program, minimize, limits, gap, time_limit, start)
     if found.state == "infeasible" and found.choices is None:
         raise _explain(program, limits, gap, time_limit)
-    start = found.choices or cheapest(problem, minimize, limits)
-    plans = (improve(problem, start, minimize, limits), start)
+    first = found.choices or start or cheapest(problem, minimize, limits)
+    plans = (improve(problem, first, minimize, limits), first)
     choices = next((p for p in plans if not check(problem, p) and not over(cost_of(problem, p), limits)), None)
     if choices is None:
         if found.state == "infeasible":
