@@ -32,7 +32,7 @@ ATTEMPTS = 5
 TIGHTER = 0.5
 """What is left of the loss that was spent after a round that missed the drop."""
 
-ALLOWED_VERSION = 1
+ALLOWED_VERSION = 2
 """To be raised whenever the loss that a drop allows is found in another way."""
 
 
