@@ -39,7 +39,7 @@ from edgeq.planning.planner import plan
 from edgeq.planning.problem import restate
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
-from edgeq.planning.solver import Infeasible, cost_of, solve
+from edgeq.planning.solver import Infeasible, Problem, cost_of, solve
 from edgeq.progress import Silent
 from edgeq.validation.gates import Drop, Limits
 
@@ -265,6 +265,17 @@ def test_rules_that_leave_no_plan_are_still_an_error(files: Path, monkeypatch: p
     monkeypatch.setattr(search, "solve_within", contradiction)
     with pytest.raises(GateError, match="no plan is possible"):
         planned(files)
+
+
+def test_a_plan_is_solved_for_within_a_little_less_than_the_largest_size_where_that_can_be() -> None:
+    """Files are mostly a thousandth larger than predicted, and what does not fit is built again."""
+    sizes = Problem({"layer": {"w8": {"size": 1000.0, "loss": 0.1}, "float32": {"size": 4000.0}}})
+    search: Any = SimpleNamespace(problem=sizes, notes=(), costs=SimpleNamespace(latency_from=None))
+    for most, cap in ((3000, 3000 / rounds.SHORT), (1001, 1001), (1000, 1000), (900, 900)):
+        search.job = SimpleNamespace(limits=Limits(max_size=most))
+        assert rounds.start(search, 0.2).caps == {"loss": 0.2, "size": pytest.approx(cap, rel=1e-12)}
+    search.job.limits = Limits(max_size=3000)
+    assert rounds.start(search, 0.05).caps["size"] == 3000, "nothing loses so little in less"
 
 
 def test_a_file_that_is_larger_than_predicted_is_solved_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,10 @@ from edgeq.validation.metric import identity, per_sample
 ATTEMPTS = 5
 """Builds that the search may make after the first solution."""
 
+SHORT = 1.0015
+"""By how much files are larger than predicted, at most and mostly: a plan that is solved for within less is built
+once."""
+
 TIGHTER = 0.5
 """What is left of the loss that was spent after a round that missed the drop."""
 
@@ -66,10 +70,12 @@ def start(search: Search, allowed: float | None) -> Start:
         allowed = cost_of(search.problem, uniform(search.allowed))["loss"]
         notes.append("no largest drop was given: no more may be lost than the preferred kernels everywhere would lose")
     caps = {"loss": allowed}
-    if job.limits.max_size is not None:
-        caps["size"] = float(job.limits.max_size)
     if job.limits.max_latency is not None and search.costs.latency_from is not None:
         caps["latency"] = job.limits.max_latency
+    if job.limits.max_size is not None:
+        most = float(job.limits.max_size)
+        safe = {**caps, "size": most / SHORT}
+        caps["size"] = safe["size"] if least(search.problem, minimize="size", limits=safe) <= safe["size"] else most
     return Start(caps, notes)
 
 
