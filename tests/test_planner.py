@@ -197,6 +197,34 @@ def test_where_activations_hurt_weights_alone_become_small(tmp_path: Path) -> No
     assert alternatives["far"]["w8a8"]["loss"] > 20 * alternatives["far"]["w8"]["loss"]
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_plans_take_turns_with_is_built_once(
+    files: Path, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later plan times the same bytes as the first one, and never takes them for an artefact that it may judge."""
+    pytest.importorskip(FORMATS[form])
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
+    seen: list[bytes] = []
+    timed = proving._latencies
+
+    def noted(search: Search, choices: Mapping[str, str]) -> Any:
+        assert search.turns is not None
+        path = search.turns.candidate.path
+        seen.append(b"".join(file.read_bytes() for file in sorted(path.parent.iterdir())))
+        found, fresh = timed(search, choices), search.built(search.preferred)
+        assert fresh.candidate.path.read_bytes() == path.read_bytes() and fresh.ends.limits
+        assert fresh is not search.turns, "an artefact that may be judged knows how its ends are quantized"
+        return found
+
+    monkeypatch.setattr(proving, "_latencies", noted)
+    for samples in (90, 80):
+        found = planned(files, form, evaluation=fewer(files, tmp_path, samples), limits=Limits.parse(max_drop="50%"))
+        assert found.format == form
+        assert found.planned is not None and found.planned.proof is not None
+        assert found.planned.proof.latency_of["preferred"] > 0
+    assert len(seen) >= 2 and len(set(seen)) == 1
+
+
 def test_a_second_plan_takes_what_the_first_one_measured(files: Path, kept: Path) -> None:
     planned(files)
     stages = Stages()

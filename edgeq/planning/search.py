@@ -68,6 +68,7 @@ class Search:
         profile: the device that is modelled.
         fresh: whether this run measured the costs. It takes minutes then, and leaves nothing to later ones that they
             would have to measure under another limit.
+        turns: what every plan takes turns with, for its time.
     """
 
     job: Job
@@ -87,6 +88,7 @@ class Search:
     notes: tuple[str, ...] = ()
     fresh: bool = False
     made: dict[tuple[str, ...], Made] = field(default_factory=dict)
+    turns: Made | None = None
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
     solutions: Solutions = field(default_factory=dict)
 
