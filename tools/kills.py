@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", default="onnx")
     parser.add_argument("--max-size", default="0.2MB")
+    parser.add_argument("--max-drop", help="of the plan; one that it misses has rounds that leave samples out")
     parser.add_argument("--scratch", type=Path, default=Path("build/kills"))
     given = parser.parse_args()
     _import_everything(given.format)
@@ -79,6 +80,7 @@ class _Command:
         if name == "plan":
             self.out = self.out.with_suffix(".json")
             self.arguments += ["--minimize", "loss", "--max-size", given.max_size, "-o", str(self.out)]
+            self.arguments += ["--max-drop", given.max_drop] if given.max_drop else []
         else:
             self.arguments += ["--allow-slower", "--overwrite", "--out", str(self.out)]
         self.cold, self.warm, self.wanted = 0.0, 0.0, ""
