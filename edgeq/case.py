@@ -74,8 +74,12 @@ def load_case(case: Case, clock: Clock, cache: Cache) -> Loaded:
     return Loaded(net, calib, evals, metric, warnings)
 
 
-def given(case: Case, calibration: Dataset) -> Given:
-    """What a plan remembers of a case: names of files, but no values."""
+def given(case: Case, calibration: Dataset, device: str | None = None) -> Given:
+    """What a plan remembers of a case: names of files, but no values.
+
+    Args:
+        device: that was asked for.
+    """
 
     def named(data: str | Path | Dataset | None) -> str | None:
         return str(data) if isinstance(data, str | Path) else None
@@ -85,6 +89,7 @@ def given(case: Case, calibration: Dataset) -> Given:
         evaluation=named(case.evaluation),
         preprocess=case.preprocess,
         metric=case.metric if isinstance(case.metric, str) else None,
+        device=device,
     )
 
 

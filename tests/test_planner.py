@@ -488,6 +488,24 @@ def test_a_limit_that_no_build_holds_gives_the_best_build_and_exit_code_3(
         assert json.loads(told.out)["planned"]["proof"]["held"] is False
 
 
+def test_a_plan_is_deployed_where_it_was_proved(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On this machine, though the target's own place is an emulator."""
+    out, model = tmp_path / "plan.json", str(files / "model.pt2")
+    data = ["--calib", str(files / "calib.npz"), "--eval", str(files / "eval.npz")]
+    asked = ["--target", "x86-avx2", "--device", "local", "--format", "onnx", "--max-drop", "50%"]
+    assert run(["plan", model, *data, *asked, "-o", str(out)]) == 0
+    given = read_plan(out).given
+    assert given is not None and given.device == "local"
+    capsys.readouterr()
+    build = ["deploy", model, "--plan", str(out), "--out", str(tmp_path / "build"), "--allow-slower", "--json"]
+    assert run(build) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["target"] == "x86-avx2" and report["builds"][0]["speed"] is not None
+    assert planned(files).given.device is None  # type: ignore[union-attr]
+
+
 def test_a_plan_for_another_model_is_refused_with_what_differs(files: Path, tmp_path: Path) -> None:
     found = planned(files)
     torch.manual_seed(1)

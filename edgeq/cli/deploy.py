@@ -92,6 +92,7 @@ def deploy(
         if made.given is not None:
             calib, evaluation = calib or made.given.calibration, evaluation or made.given.evaluation
             preprocess, metric = preprocess or made.given.preprocess, metric or made.given.metric
+            device = device or made.given.device
     for value, option in ((target, "--target"), (calib, "--calib")):
         if value is None:
             raise UsageError(f"{option} is missing", remedy=f"give {option}, or a plan with --plan")

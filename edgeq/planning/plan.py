@@ -206,6 +206,8 @@ class Given(_Strict):
     evaluation: str | None = None
     preprocess: str | None = None
     metric: str | None = None
+    device: str | None = None
+    """Where it was proved, if not where the target says."""
 
 
 class Plan(_Strict):

@@ -85,4 +85,4 @@ def plan(
     with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
         exporter = Exporter(job.model, Path(scratch), job.cache)
         best = best_plan(job, exporter, Path(scratch), minimize, rules)
-    return best.model_copy(update={"given": given(case, job.calibration_data), "rules": list(rules)})
+    return best.model_copy(update={"given": given(case, job.calibration_data, device), "rules": list(rules)})
