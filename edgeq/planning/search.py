@@ -28,7 +28,7 @@ from edgeq.planning.plan import (
 from edgeq.planning.problem import known
 from edgeq.planning.proven import proven_choices
 from edgeq.planning.rules import Rule, idle, narrowed
-from edgeq.planning.solver import Infeasible, Problem, Solution, cost_of, least, solve
+from edgeq.planning.solver import Infeasible, Problem, Solution, check, cost_of, least, solve
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.registry.schema import Profile, Runtime
@@ -298,11 +298,12 @@ def _unknown(measure: str, before: Ladder, after: Ladder, nothing: Sequence[str]
 
 
 def float_seconds(search: Search) -> float | None:
-    """What the float model is predicted to take in float32; None where no clock was read."""
+    """What the float model is predicted to take in float32; None where no clock was read or a layer cannot be float."""
     if search.costs.latency_from != "measured":
         return None
     floats = search.costs.problems["float32"]
-    return cost_of(floats, dict.fromkeys(floats.options, FLOAT))["latency"] or None
+    everywhere = dict.fromkeys(floats.options, FLOAT)
+    return None if check(floats, everywhere) else cost_of(floats, everywhere)["latency"] or None
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
