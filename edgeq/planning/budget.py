@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Score = Callable[[Sequence[Array]], float]
 
 SMALLEST, LARGEST = 1e-7, 1.0
 STEPS = 8

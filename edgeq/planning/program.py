@@ -227,7 +227,7 @@ def _highs(program: Program, scaled: _Scaled, gap: float, seconds: float) -> Ans
     more; that plan is often good enough. If not, then what lies between its cost and the relaxation's shuts out every
     choice that costs the relaxation more than that.
     """
-    if (scaled.whole <= _LARGE and (scaled.start is None or not scaled.whole)) or seconds <= 0.0:
+    if (scaled.whole <= _LARGE and scaled.start is None) or seconds <= 0.0:
         return _integers(scaled, gap, seconds)
     until = time.perf_counter() + seconds
     relaxed = _integers(scaled._replace(whole=0), gap, seconds)
