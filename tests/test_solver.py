@@ -366,10 +366,16 @@ ONE_OF_TWO_EQUALS = Problem(
     [Boundary("g0", frozenset("a"), {"g0": frozenset(), "g1": frozenset("abcd")}, {"latency": 2.0**-20})],
 )
 
+LIMIT_WITHIN_ROUNDING = Problem(
+    {"g0": {"a": {}, "b": {}, "c": {"latency": 2.0**-20}}, "g1": {"a": {}}, "g2": {"a": {}}},
+    fixed={"latency": 0.0, "loss": 2.7939677238464355e-09, "size": 0.0},
+)
+
 
 @settings(deadline=None, max_examples=80)
 @given(problems(), st.lists(st.integers(0, 60), min_size=2, max_size=4))
 @example(ONE_OF_TWO_EQUALS, [0])
+@example(LIMIT_WITHIN_ROUNDING, [0, 0])
 def test_within_a_limit_on_the_loss_no_plan_is_faster_than_noise(problem: Problem, amounts: list[int]) -> None:
     found: dict[float, Solution] = {}
     for most in sorted(amount * 2.0**-30 for amount in amounts):

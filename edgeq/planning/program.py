@@ -26,7 +26,7 @@ _PRICE_TOLERANCE = 1e-7
 """By how much HiGHS may misjudge the price of each column, and so its bound."""
 _ROUNDING = 1e-12
 """Relative differences below this are those of floating point sums."""
-_LARGE = 400
+_LARGE = 100
 """With more columns than this, a part of the program is solved first."""
 
 

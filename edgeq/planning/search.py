@@ -40,8 +40,11 @@ from edgeq.validation.measure import Ends, ends_of
 SAME = 0.01
 """Relative differences of predicted latency or loss below this are taken for noise."""
 
-CAREFUL = 0.1
+CAREFUL = 0.2
 """How far from the least loss a plan may be predicted that is as fast as the best: no loss is predicted better."""
+
+ROUNDING = 1e-9
+"""By how much a bound may be too large, relatively: it is a sum of floating point numbers."""
 
 NEAR = SAME / 2
 """How far a plan may be from the best, of what is minimized: proving the rest takes most of a search's time."""
@@ -333,7 +336,7 @@ def solve_within(
         if fastest.costs.get(minimize, 0.0) > caps.get(minimize, float("inf")):
             break
         within = _as_fast(fastest, some)  # and no limit of the user's, which would decide between equals
-        if least(problem, minimize="loss", limits=within) <= caps.get("loss", float("inf")):
+        if least(problem, minimize="loss", limits=within) <= caps.get("loss", float("inf")) * (1 + ROUNDING):
             careful = _careful(problem, fastest, within, known)
             if not over(careful.costs, caps):
                 return careful
