@@ -225,6 +225,55 @@ def test_what_plans_take_turns_with_is_built_once(
     assert len(seen) >= 2 and len(set(seen)) == 1
 
 
+def test_the_preferred_kernels_are_neither_run_nor_timed_again(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that measures costs keeps their answers, and their time is that of the same turns."""
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
+    stages = Stages()
+    planned(files, progress=stages)
+    assert [s for s in stages.seen if s.startswith("answers in onnxruntime, float32: preferred")]
+    timed, judged = proving._latencies, proving._judged
+    turns: list[dict[str, float]] = []
+
+    def dearer(*given: Any) -> list[Search]:
+        found = searches(*given)
+        for one in found:  # integers, but for one layer that the preferred kernels have otherwise
+            dear = {
+                name: {
+                    c: {**costs, "latency": 1.0} if c == ("w8a8" if name == "point" else "float32") else costs
+                    for c, costs in offered.items()
+                }
+                for name, offered in one.problem.options.items()
+            }
+            one.problem = replace(one.problem, options=dear)
+        return found
+
+    def slower(search: Search, choices: Mapping[str, str]) -> tuple[float | None, dict[str, float]]:
+        turns.append(timed(search, choices)[1])
+        return 2 * max(turns[-1].values()), turns[-1]
+
+    def judge(search: Search, choices: Mapping[str, str], *within: Any) -> Proof:
+        assert dict(choices) != search.preferred
+        return judged(search, choices, *within)
+
+    monkeypatch.setattr(contest, "searches", dearer)
+    monkeypatch.setattr(proving, "_latencies", slower)
+    monkeypatch.setattr(proving, "_judged", judge)
+    again = Stages()
+    found = planned(files, limits=Limits.parse(max_drop="50%"), progress=again)
+    assert found.planned is not None and found.planned.proof is not None and found.planned.held
+    (attempt,) = found.planned.attempts
+    assert attempt.changed and attempt.proof.latency == 2 * max(turns[0].values())
+    assert attempt.proof.latency_of == turns[0]
+    best = found.planned.proof
+    if turns[0]["preferred"] <= turns[0]["float32"]:
+        assert {layer.choice for layer in found.layers if layer.name == "point"} == {"w8a8"}
+        assert best.latency == turns[0]["preferred"] and best.latency_of == turns[0]
+    assert [s for s in again.seen if s.endswith("preferred kernels everywhere")]
+    assert not [s for s in again.seen if s.startswith("answers in")]
+
+
 def test_a_second_plan_takes_what_the_first_one_measured(files: Path, kept: Path) -> None:
     planned(files)
     stages = Stages()

@@ -15,6 +15,7 @@ from edgeq.data.place import Place
 from edgeq.devices import Candidate
 from edgeq.devices.device import Files
 from edgeq.engine import LOCAL
+from edgeq.errors import EdgeqError
 from edgeq.export.artifact import JUDGES, import_ahead
 from edgeq.planning.costs import precisions
 from edgeq.planning.plan import Proof, run_options
@@ -61,6 +62,20 @@ def complete(search: Search) -> None:
         if proof.at_least:
             choices = dict(zip(search.problem.options, name, strict=True))
             _noted(search, choices, _kept(search, choices, "answers", _judged))
+
+
+def answer_preferred(search: Search) -> None:
+    """Keeps what the preferred kernels everywhere answer, in the run that measures costs: every later plan that is not
+    clearly faster is held against them."""
+    if not search.fresh or search.device.emulated or _kept_as(search, search.preferred)[0].root is None:
+        return
+    with (
+        search.job.clock.stage(f"answers in {search.runtime.name}, {search.precision}: preferred kernels"),
+        contextlib.suppress(EdgeqError),  # what is wrong is told where they are needed
+    ):
+        if _known(search, search.preferred, timed=False) is None:
+            _taking_turns(search)  # first, so that its files are kept as well
+            _kept(search, search.preferred, "answers", _judged)
 
 
 def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
@@ -223,8 +238,17 @@ def _kept_as(search: Search, choices: Mapping[str, str]) -> tuple[Cache, str]:
 def _timed(search: Search, choices: Mapping[str, str]) -> Proof:
     """The clock runs when all is built, the plan has given its answers, and every worker rests."""
     judged = _known(search, choices, timed=False) or _kept(search, choices, "answers", _judged)
-    latency, others = _latencies(search, choices)
+    latency, others = _in_turns(search, choices) or _latencies(search, choices)
     return judged.model_copy(update={"latency": latency, "latency_of": others})
+
+
+def _in_turns(search: Search, choices: Mapping[str, str]) -> tuple[float, dict[str, float]] | None:
+    """What the preferred kernels everywhere took in turns with the plan before them. To be told from that one they need
+    no turns of their own, which the machine would give at another speed."""
+    if search.name(choices) != search.name(search.preferred):
+        return None
+    latest = next((p.latency_of for p in reversed(search.proofs.values()) if "preferred" in p.latency_of), None)
+    return None if latest is None else (latest["preferred"], dict(latest))
 
 
 def _judged(search: Search, choices: Mapping[str, str], within: Decisive | None = None) -> Proof:
