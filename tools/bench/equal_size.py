@@ -31,14 +31,17 @@ def main() -> None:
     parser.add_argument("--calib", required=True)
     parser.add_argument("--eval", required=True)
     parser.add_argument("--target", default="x86-avx512")
+    parser.add_argument("--device", help="where to run, if not where the target says")
     parser.add_argument("--format", default="onnx")
     parser.add_argument("--share", type=float, action="append", help="of the size of INT8 everywhere")
     parser.add_argument("--random", type=int, default=5)
     given = parser.parse_args()
-    aim = take_aim(load_target(given.target), given.format)
+    aim = take_aim(load_target(given.target), given.format, device=given.device)
     (job,) = prepare(Case(given.model, given.calib, given.eval), [aim], Clock(Silent()))
     runtime, model, device = with_preferred(job.runtimes[0]), job.model, job.device
-    assert isinstance(device, Device) and job.evaluation is not None
+    if not isinstance(device, Device):
+        parser.error(f"{device}, or give --device")
+    assert job.evaluation is not None
     offered = ladder(model, runtime, job.calibration.histograms)
     options = {name: tuple(c for c in found if c != FLOAT) or found for name, found in offered.items()}
     with tempfile.TemporaryDirectory() as scratch:
