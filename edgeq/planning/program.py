@@ -225,7 +225,7 @@ def _highs(program: Program, scaled: _Scaled, gap: float, seconds: float) -> Ans
     A plan to begin with may be near enough to the relaxation already. That, without integers, is fast, and splits no
     more than a few groups between choices. So at first only those choices are open beside its own that would cost least
     more; that plan is often good enough. If not, then what lies between its cost and the relaxation's shuts out every
-    choice that costs the relaxation more than that.
+    choice that costs the relaxation more than that, and the search of the rest begins with it.
     """
     if (scaled.whole <= _LARGE and scaled.start is None) or seconds <= 0.0:
         return _integers(scaled, gap, seconds)
@@ -262,7 +262,7 @@ def _highs(program: Program, scaled: _Scaled, gap: float, seconds: float) -> Ans
         return part._replace(state="optimal", proved=relaxed.proved)
     useless = relaxed.column_prices[: scaled.whole] > between * (1 + _TOLERANCE) + _TOLERANCE
     wide[: scaled.whole][useless] = 0.0
-    whole = _integers(scaled._replace(upper=wide), gap, until - time.perf_counter())
+    whole = _integers(scaled._replace(upper=wide, start=part.values), gap, until - time.perf_counter())
     proved = max(min(whole.proved, cost), relaxed.proved)
     better = whole.values is not None and float(scaled.objective @ whole.values) <= cost
     state: State = "time limit" if whole.state == "time limit" else "optimal"
