@@ -391,6 +391,9 @@ def test_within_a_limit_on_the_loss_no_plan_is_faster_than_noise(problem: Proble
         assert found[most].costs.get("loss", 0.0) <= most
         assert found[most].costs.get("latency", 0.0) <= best * (1 + SAME) * (1 + 1e-4)
         assert found[most].bound <= best * (1 + 1e-9)
+        # nor does a limit on the latency itself that this plan holds
+        held = {"loss": most, "latency": found[most].costs.get("latency", 0.0), "size": math.inf}
+        assert solve_within(problem, "latency", held).choices == found[most].choices
     # a limit that the plan without one would hold changes nothing, so that its proof can be kept
     free = solve_within(problem, "latency", {})
     assert all(one.choices == free.choices for most, one in found.items() if most >= free.costs.get("loss", 0.0))

@@ -18,7 +18,7 @@ from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan
 from edgeq.planning.proving import answer_preferred
 from edgeq.planning.record import written
-from edgeq.planning.rounds import Rounds, Start, allowed_loss, find, nearest, rounds, start, within_error
+from edgeq.planning.rounds import OFF, Rounds, Start, allowed_loss, find, nearest, rounds, start, within_error
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
 from edgeq.planning.solver import Infeasible
@@ -31,9 +31,6 @@ FAR = {"latency": 1.0, "size": 1.03}
 """By what is minimized, how many times what the best plan measured another search must be predicted to find at least,
 to be left unbuilt. To prove a latency takes seconds, and where predictions are off by 4 %, what is predicted to be as
 fast turns out 1.6 % faster on average (0.2 % at 1.05 times) if the slower one may be thrown away."""
-
-OFF = 1.05
-"""How many times what is predicted latencies are, at most and mostly (see `tools/bench/predicted_latency.py`)."""
 
 
 Open = Callable[[str, Runtime], list[Search]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,9 @@ ATTEMPTS = 5
 SHORT = 1.0015
 """By how much files are larger than predicted, at most and mostly: a plan that is solved for within less is built
 once."""
+
+OFF = 1.05
+"""How many times what is predicted latencies are, at most and mostly (see `tools/bench/predicted_latency.py`)."""
 
 TIGHTER = 0.5
 """What is left of the loss that was spent after a round that missed the drop."""
@@ -291,17 +295,22 @@ def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits:
 
 def _may_be_better(search: Search, choices: Mapping[str, str], other: Mapping[str, str]) -> bool:
     """Whether a plan has to be proved as well: it is not too large, and took less time beside the best plan so far, or
-    that holds nothing. Where that is too large itself, a smaller one may be better."""
+    is not too slow where that loses too much. Where that is too large or too slow itself, one that is less so may be
+    better."""
     if dict(choices) == dict(other) or check(search.problem, other):
         return False
-    _, proof = best_proof(search)
-    made, most = search.made.get(search.name(other)), search.provable.max_size
-    size = made.size if made is not None else cost_of(search.problem, other)["size"]
-    if most is not None and size > max(most, 0 if proof.held else proof.size):
+    best, proof = best_proof(search)
+    made, limits = search.made.get(search.name(other)), search.provable
+    costs, costs_of_best = cost_of(search.problem, other), cost_of(search.problem, best)
+    size = made.size if made is not None else costs["size"]
+    if limits.max_size is not None and size > max(limits.max_size, 0 if proof.held else proof.size):
         return False
-    if not proof.held:
-        return True
-    if search.minimize != "latency" or proof.latency is None:
+    if not held(replace(limits, max_latency=None), proof):
+        if limits.max_latency is None:
+            return True
+        latency = proof.latency or costs_of_best.get("latency", 0.0)
+        return costs.get("latency", 0.0) <= OFF * max(limits.max_latency, latency)
+    if proof.latency is None or (proof.held and search.minimize != "latency"):
         return False
     floats = all(c == FLOAT for c in other.values())
     beside = proof.latency_of.get(search.precision if floats else "preferred")

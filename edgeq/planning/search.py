@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -321,8 +322,8 @@ def solve_within(
     """The cheapest plan within the limits; where the loss cannot be held beside the others, the one with the least.
 
     Of plans whose latencies the table cannot tell apart, one that loses little: a microsecond that may be noise must
-    not cost accuracy. It is looked for without the limits first: where they hold anyway, every looser limit gives the
-    same plan, whose proof an earlier run may have kept.
+    not cost accuracy. It is looked for without the limits first, then within those that are felt: where the others hold
+    anyway, every looser one gives the same plan, whose proof an earlier run may have kept.
 
     Args:
         known: of the same problem.
@@ -340,8 +341,29 @@ def solve_within(
             careful = _careful(problem, fastest, within, known)
             if not over(careful.costs, caps):
                 return careful
+    felt = _felt(problem, minimize, caps)
+    if felt != caps:
+        with suppress(Infeasible):  # all limits together tell why
+            found = _within(problem, minimize, felt, known)
+            if not over(found.costs, caps):
+                return found
+    return _within(problem, minimize, caps, known)
+
+
+def _within(problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions) -> Solution:
     best = _cheapest(problem, minimize, caps, known)
     return best if over(best.costs, caps) else _careful(problem, best, _as_fast(best, caps), known)
+
+
+def _felt(problem: Problem, minimize: str, caps: Mapping[str, float]) -> dict[str, float]:
+    """The limits without those that the best plan seems to hold anyway: that on what is minimized, and one without
+    which the relaxation is no better."""
+    felt = {measure: cap for measure, cap in caps.items() if measure != minimize}
+    for measure in [measure for measure in felt if measure != "loss"]:
+        without = {other: cap for other, cap in felt.items() if other != measure}
+        if least(problem, minimize=minimize, limits=felt) <= least(problem, minimize=minimize, limits=without):
+            felt = without
+    return felt
 
 
 def _cheapest(problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions) -> Solution:
