@@ -361,7 +361,8 @@ def _felt(problem: Problem, minimize: str, caps: Mapping[str, float]) -> dict[st
     felt = {measure: cap for measure, cap in caps.items() if measure != minimize}
     for measure in [measure for measure in felt if measure != "loss"]:
         without = {other: cap for other, cap in felt.items() if other != measure}
-        if least(problem, minimize=minimize, limits=felt) <= least(problem, minimize=minimize, limits=without):
+        within, beyond = (least(problem, minimize=minimize, limits=some) for some in (felt, without))
+        if within <= beyond * (1 + ROUNDING):
             felt = without
     return felt
 
