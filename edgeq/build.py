@@ -107,6 +107,7 @@ def judge(job: Job, runtime: Runtime, written: Written) -> Built:
         audit=audited,
         layers=written.layers,
         precision=written.plan.float_precision,
+        quantized=bool(quantized.weights or quantized.activations),
     )
     outputs = [quantized.activations[n].q if n in quantized.activations else None for n in net.output_nodes]
     steps_of = [None if q is None else float(q.scale) for q in outputs]

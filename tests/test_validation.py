@@ -463,6 +463,13 @@ def test_slower_than_float_fails_unless_allowed() -> None:
     assert passed and "slower than float" in reason and "allowed" in reason
 
 
+def test_the_float_model_itself_need_not_be_faster_than_float() -> None:
+    for ratio in (0.97, 1.1):
+        passed, _, reason = gates(Limits(), speed=measured_speed(ratio), quantized=False)["faster than float"]
+        assert passed and "no layer is quantized" in reason and "slower" not in reason
+    assert not gates(Limits.parse(min_speedup="1x"), speed=measured_speed(1.1), quantized=False)["speedup"][0]
+
+
 def test_latency_speedup_and_size_limits() -> None:
     limits = Limits.parse(max_latency="900us", min_speedup="1.5x", max_size="999")
     judged = gates(limits)

@@ -17,7 +17,10 @@ from edgeq.errors import UsageError
 def deploy(
     shell: Shell,
     model: o.ModelFile,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for artefacts and report; must be new or empty.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for artefacts and report; must be new or empty."),
+    ],
     target: Annotated[
         str | None,
         typer.Option("--target", metavar="T", help="What to build for: a name from `edgeq targets`, or a .toml file."),

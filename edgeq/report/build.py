@@ -25,6 +25,7 @@ def describe_build(
     audit: Audit | None = None,
     layers: Sequence[Layer] = (),
     precision: str = "float32",
+    quantized: bool = True,
 ) -> Build:
     """Judges the artefact and says what is known of it.
 
@@ -35,6 +36,7 @@ def describe_build(
         limits: what it must hold.
         precision: what the runtime was told to compute in where layers are in float.
         float_files: of the float model in the same format.
+        quantized: whether anything in the artefact is.
     """
     there = device if isinstance(device, Device) else None
     emulated = there is not None and there.emulated
@@ -68,6 +70,7 @@ def describe_build(
             speed=speed,
             size_bytes=size,
             emulated=emulated,
+            quantized=quantized,
             not_validated_because=why_not,
             no_speed_because=no_speed,
         ),

@@ -116,6 +116,7 @@ def judge(
     speed: Speed | None,
     size_bytes: int,
     emulated: bool,
+    quantized: bool = True,
     not_validated_because: str | None = None,
     no_speed_because: str | None = None,
 ) -> list[Gate]:
@@ -127,6 +128,7 @@ def judge(
         speed: None where there is no latency of a real device.
         size_bytes: all files of the artefact.
         emulated: the device was emulated; then no latency gate can be judged, whatever `speed` says.
+        quantized: whether anything in the artefact is; where nothing is, it is the float model, and as fast as that.
         not_validated_because: why `accuracy` is None.
         no_speed_because: why `speed` is None.
     """
@@ -141,7 +143,7 @@ def judge(
     if limits.min_speedup is not None:
         gates.append(_speedup_gate(limits.min_speedup, real, why))
     if real is not None and real.baselines:
-        gates.append(_faster_gate(limits.allow_slower, real))
+        gates.append(_faster_gate(limits.allow_slower, real, quantized=quantized))
     if limits.max_size is not None:
         passed = size_bytes <= limits.max_size
         over = "" if passed else f"{bytes_text(size_bytes - limits.max_size)} over"
@@ -217,18 +219,20 @@ def _speedup_gate(least: float, speed: Speed | None, why: str) -> Gate:
     return _gate(name, stated, times_text(1 / best.ratio), passed, reason, least, 1 / best.ratio)
 
 
-def _faster_gate(allow_slower: bool, speed: Speed) -> Gate:
+def _faster_gate(allow_slower: bool, speed: Speed, *, quantized: bool) -> Gate:
     best = best_baseline(speed)
     assert best is not None  # the caller has baselines
     faster = best.ratio < 1
     reason = f"{seconds_text(speed.artifact.p50)} beside {seconds_text(best.latency.p50)} of {best.name}"
-    if not faster:
+    if not quantized:
+        reason += "; no layer is quantized: the artefact is the float model"
+    elif not faster:
         reason = f"slower than float: {reason}"
         reason += ", which was allowed" if allow_slower else "; remedy: another runtime or target, or --allow-slower"
     elif best.ratio_interval is not None and best.ratio_interval.high >= 1:
         reason += "; not certain: the interval of the ratio includes 1"
-    factor = 1 / best.ratio
-    return _gate("faster than float", "above 1x", times_text(factor), faster or allow_slower, reason, 1.0, factor)
+    passed, factor = faster or allow_slower or not quantized, 1 / best.ratio
+    return _gate("faster than float", "above 1x", times_text(factor), passed, reason, 1.0, factor)
 
 
 def _gate(
