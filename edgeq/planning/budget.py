@@ -1,8 +1,7 @@
 """How much damage a limit on the metric allows: noise is put on the float model's outputs until the metric falls by it.
 
 It needs no run of any model, only the metric. Real rounding errors are no white noise, so this is where a search
-begins; what the artefact loses is measured on the artefact. In one respect they are told apart here: an error inside a
-network, which was trained to be right, rather takes something from the right answer than adds to it.
+begins; what the artefact loses is measured on the artefact.
 """
 
 from __future__ import annotations
@@ -24,16 +23,12 @@ DRAWS = 16
 NUMBERS = 8_000_000
 """Of all draws together; large outputs have few draws, which vary less, and four at least."""
 
-AGAINST = 0.2
-"""By how many of its standard deviations the noise lowers the right class's score on average (docs/architecture.md)."""
-
 
 def allowed_damage(
     outputs: Sequence[Array],
     drop: Callable[[Sequence[Array]], float],
     limit: float,
     *,
-    right: NDArray[np.int64] | None = None,
     slow: bool = False,
     seed: int = 0,
 ) -> float:
@@ -46,7 +41,6 @@ def allowed_damage(
         outputs: the float model's, [N, ...] each.
         drop: from outputs to the drop of the metric against the float model's, in the limit's unit.
         limit: the most that may be lost.
-        right: [N], the right classes, where the first output has one score for each class.
         slow: ask for the drop as rarely as will do, in a single draw.
 
     Returns:
@@ -59,7 +53,7 @@ def allowed_damage(
     def within(damage: float) -> bool:
         misses = 0
         for noise in noises:
-            misses += drop(_noisy(outputs, noise, damage, right)) > limit
+            misses += drop(_noisy(outputs, noise, damage)) > limit
             if misses > draws // 4:
                 return False
         return True
@@ -76,18 +70,13 @@ def allowed_damage(
     return float(np.exp(low))
 
 
-def _noisy(
-    outputs: Sequence[Array], noise: Sequence[Array], damage: float, right: NDArray[np.int64] | None
-) -> list[Array]:
+def _noisy(outputs: Sequence[Array], noise: Sequence[Array], damage: float) -> list[Array]:
     found: list[Array] = []
-    for number, (output, white) in enumerate(zip(outputs, noise, strict=True)):
+    for output, white in zip(outputs, noise, strict=True):
         if not np.issubdtype(output.dtype, np.floating):
             found.append(output)
             continue
         power = np.square(output.reshape(len(output), -1), dtype=np.float64).mean(1)
         scale = np.sqrt(damage * power).astype(np.float32).reshape(-1, *[1] * (output.ndim - 1))
-        noisy = np.ascontiguousarray(output + white * scale)
-        if right is not None and number == 0:
-            noisy.reshape(len(right), -1)[np.arange(len(right)), right] -= AGAINST * scale.reshape(-1)
-        found.append(noisy)
+        found.append(output + white * scale)
     return found
