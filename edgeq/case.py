@@ -7,9 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.data.dataset import Dataset, overlap
@@ -21,6 +19,9 @@ from edgeq.planning.plan import Given
 from edgeq.progress import Clock
 from edgeq.validation.accuracy import check_labels
 from edgeq.validation.metric import Metric, load_metric
+
+if TYPE_CHECKING:
+    import torch
 
 FEW_SAMPLES = 32
 

@@ -6,9 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from edgeq.build import judge, write
 from edgeq.case import Case
@@ -31,6 +29,9 @@ from edgeq.report.schema import Report
 from edgeq.validation.alternating import alternating
 from edgeq.validation.gates import Limits
 from edgeq.validation.metric import Metric
+
+if TYPE_CHECKING:
+    import torch
 
 
 def deploy(

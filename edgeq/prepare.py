@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
 
 from edgeq.cache import Cache, Entry, cached, content_key, open_cache
-from edgeq.calibration.calibrate import Calibration, calibrate
-from edgeq.calibration.impact import Impact, measure_impact
+from edgeq.calibration.calibration import Calibration
+from edgeq.calibration.impact import Impact
 from edgeq.calibration.kept import (
     CALIBRATION_VERSION,
     IMPACT_VERSION,
@@ -29,6 +28,7 @@ from edgeq.devices.likeness import unlike
 from edgeq.devices.recalled import ask_once
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError, UsageError
+from edgeq.installed import installed
 from edgeq.model.model import Model
 from edgeq.planning.assign import assign
 from edgeq.progress import Clock
@@ -36,7 +36,7 @@ from edgeq.registry.load import profile_of
 from edgeq.registry.schema import Profile, Runtime, Target
 from edgeq.runtimes import RUNTIMES
 from edgeq.validation.gates import Limits
-from edgeq.validation.measure import DEVICES, Array, reference_outputs
+from edgeq.validation.measure import DEVICES, Array
 from edgeq.validation.metric import Metric
 
 EMULATED_SAMPLES = 100
@@ -229,6 +229,18 @@ def _calibrated(loaded: Loaded, runtimes: Sequence[Runtime], clock: Clock, cache
     """What the calibration data shows of every tensor that one of the runtimes stores. No tensor's share of it depends
     on which others are looked at."""
     net, calib = loaded.model, loaded.calibration
+
+    # what runs the model is imported where nothing was kept: PyTorch takes seconds
+    def observed() -> Calibration:
+        from edgeq.calibration.calibrate import calibrate
+
+        return calibrate(net, calib.inputs, steps, skip=skip)
+
+    def measured() -> Impact:
+        from edgeq.calibration.probes import measure_impact
+
+        return measure_impact(net, calib.inputs, seen.histograms, tensors, steps)
+
     with clock.stage("calibrate") as steps:
         skip = sorted(_never_stored(net, runtimes))
         key = content_key(
@@ -237,13 +249,13 @@ def _calibrated(loaded: Loaded, runtimes: Sequence[Runtime], clock: Clock, cache
             model=net.fingerprint,
             data=calib.sha256,
             skip=skip,
-            torch=torch.__version__,
+            **installed("torch"),
         )
         seen = cached(
             cache,
             "calibration",
             key,
-            lambda: calibrate(net, calib.inputs, steps, skip=skip),
+            observed,
             pack_calibration,
             unpack_calibration,
         )
@@ -252,7 +264,7 @@ def _calibrated(loaded: Loaded, runtimes: Sequence[Runtime], clock: Clock, cache
             cache,
             "impact",
             content_key("impact", IMPACT_VERSION, calibration=key, tensors=tensors),
-            lambda: measure_impact(net, calib.inputs, seen.histograms, tensors, steps),
+            measured,
             pack_impact,
             unpack_impact,
         )
@@ -261,6 +273,12 @@ def _calibrated(loaded: Loaded, runtimes: Sequence[Runtime], clock: Clock, cache
 
 def _answers(model: Model, evals: Dataset, clock: Clock, cache: Cache) -> list[Array]:
     """The float model's outputs."""
+
+    def answered() -> list[Array]:
+        from edgeq.validation.reference import reference_outputs
+
+        return reference_outputs(model, evals, steps)
+
     with clock.stage("float model") as steps:
         return cached(
             cache,
@@ -271,9 +289,9 @@ def _answers(model: Model, evals: Dataset, clock: Clock, cache: Cache) -> list[A
                 model=model.fingerprint,
                 data=evals.sha256,
                 source=model.sha256,
-                torch=torch.__version__,
+                **installed("torch"),
             ),
-            lambda: reference_outputs(model, evals, steps),
+            answered,
             lambda outputs: Entry(len(outputs), {str(i): o for i, o in enumerate(outputs)}),
             lambda entry: [entry.arrays[str(i)] for i in range(entry.values)],
         )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from edgeq.data.dataset import Dataset
 from edgeq.data.load import load_data
@@ -15,7 +14,7 @@ from edgeq.devices.likeness import unlike
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model, load
-from edgeq.numerics import QParams, Scheme
+from edgeq.numerics import QParams, Scheme, per_tensor
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime, Target
@@ -24,8 +23,12 @@ from edgeq.report.conclude import conclude
 from edgeq.report.schema import Report
 from edgeq.runtimes import RUNTIMES, runtime
 from edgeq.validation.gates import Limits
-from edgeq.validation.measure import DEVICES, Ends, integer_ends, measure, reference_outputs
+from edgeq.validation.measure import DEVICES, Ends, integer_ends, measure
 from edgeq.validation.metric import Metric, load_metric
+from edgeq.validation.reference import reference_outputs
+
+if TYPE_CHECKING:
+    import torch
 
 
 def validate(
@@ -136,5 +139,4 @@ def _ends(where: Device, artifact: Candidate, model: Model) -> Ends:
 def _scales(port: Port) -> QParams | None:
     if port.scale is None or port.zero_point is None or port.dtype not in ("int8", "uint8", "int16", "uint16"):
         return None
-    scheme = Scheme(port.dtype)  # type: ignore[arg-type]
-    return QParams(scheme, torch.tensor(port.scale), torch.tensor(port.zero_point, dtype=torch.int32))
+    return per_tensor(Scheme(port.dtype), port.scale, port.zero_point)  # type: ignore[arg-type]

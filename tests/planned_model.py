@@ -9,18 +9,19 @@ import numpy as np
 import small_models as small
 import trained_model
 
-from edgeq.calibration.calibrate import Calibration, calibrate
+from edgeq.calibration.calibrate import calibrate
+from edgeq.calibration.calibration import Calibration
 from edgeq.data.load import load_data
 from edgeq.model.model import Model, load
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import edges
 from edgeq.planning.choices import check, cost_of
+from edgeq.planning.damages import measure_sensitivity
 from edgeq.planning.describe import describe
 from edgeq.planning.follow import job_of
 from edgeq.planning.ladder import ladder, uniform
 from edgeq.planning.plan import Condition, Conversion, Given, Plan, Planned
 from edgeq.planning.problem import state
-from edgeq.planning.sensitivity import measure_sensitivity
 from edgeq.planning.size import Sizes
 from edgeq.planning.timing import Timing
 from edgeq.prepare import Job

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from edgeq.calibration.calibrate import Calibration, calibrate
+from edgeq.calibration.calibrate import calibrate
+from edgeq.calibration.calibration import Calibration
 from edgeq.devices import worker
 from edgeq.export.artifact import Exporter
 from edgeq.export.stored import Stored

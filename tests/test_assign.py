@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeq.calibration.histogram import Histogram
+from edgeq.model.graph import Node
 from edgeq.model.model import Model, load
 from edgeq.planning.assign import WIDEST_SHARE, Assignment, assign
 from edgeq.quantization.quantize import quantize_model
@@ -23,7 +24,7 @@ def named(net: nn.Module, **inputs: torch.Tensor) -> tuple[Model, dict[str, Hist
     model = load(net.eval(), example=tuple(inputs.values()))
     histograms: dict[str, Histogram] = {}
 
-    def observe(node: torch.fx.Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
+    def observe(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
         histograms.setdefault(node.name, Histogram()).add(values[0])
         return values
 

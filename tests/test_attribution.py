@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from planned_model import folder, job, plan_of, trained, written
 from torch import nn
 
-from edgeq.calibration.calibrate import Calibration, calibrate
+from edgeq.calibration.calibrate import calibrate
+from edgeq.calibration.calibration import Calibration
 from edgeq.cli.app import run
 from edgeq.errors import UsageError
 from edgeq.model import execute
@@ -30,13 +31,14 @@ from edgeq.planning.attribution import CAUSES, Measured, attribute, measure_caus
 from edgeq.planning.causes import Place, observe, places, removals, spread, widening
 from edgeq.planning.choices import cost_of
 from edgeq.planning.counterfactual import Edit, clipped, copies, difference, exact, rounded, run_edits, unclipped
+from edgeq.planning.damages import damage
 from edgeq.planning.explain import Simulated, explain
 from edgeq.planning.ladder import ladder, uniform
 from edgeq.planning.problem import restate
-from edgeq.planning.sensitivity import damage
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
 from edgeq.quantization.bias_correction import bias_shift
-from edgeq.quantization.quantize import Quantized, quantize_model, simulate
+from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.simulate import simulate
 from edgeq.quantization.weights import QuantizedWeight, quantize_weight
 
 BY = small.runtime("onnxruntime")
@@ -210,7 +212,7 @@ def test_what_turns_one_quantization_into_another() -> None:
 @settings(max_examples=60, deadline=None)
 def test_clipping_and_rounding_take_turns(low: float, width: float, dtype: str, seed: int) -> None:
     """Cut and rounded is rounded; what is only cut lies in the range; what is only rounded lies within half a step."""
-    q = qparams(torch.tensor(low), torch.tensor(low + width), Scheme(dtype))  # type: ignore[arg-type]
+    q = qparams(low, low + width, Scheme(dtype))  # type: ignore[arg-type]
     values = torch.randn(500, generator=torch.Generator().manual_seed(seed)) * 10
     cut, steps = clipped(q)(values), unclipped(q)(values)
     slack = float(q.scale) * 1e-3 + values.abs() * 1e-6  # far out, the steps are those of float32
@@ -266,7 +268,7 @@ def test_a_range_cut_to_half_is_clipping_and_widening_it_brings_the_loss_back() 
     sound = quantized_with()
     node = next(g for g in model.groups if g.name == "stem.0").output
     tensor = sound.activations[node]
-    half = qparams(torch.tensor(tensor.low / 2), torch.tensor(tensor.high / 2), tensor.q.scheme)
+    half = qparams(tensor.low / 2, tensor.high / 2, tensor.q.scheme)
     cut = replace(sound, activations={**sound.activations, node: replace(tensor, q=half)})
     found = causes_of(cut)
     stem = found.causes["stem.0"]
@@ -294,13 +296,13 @@ def test_one_scale_for_a_tensor_with_an_outlier_is_a_loss_of_weights() -> None:
     model, calibration, _ = trained()
     sound = quantized_with()
     group = next(g for g in model.groups if g.name == "point")
-    weight, bias = (model.program.state_dict[n or ""].detach() for n in (group.weight, group.bias))
+    weight, bias = (model.state[n or ""] for n in (group.weight, group.bias))
     scheme = replace(sound.weights["point"].q.scheme, granularity="tensor")
     # as if another channel of the same tensor were 60 times as large
     coarse = quantize_weight(weight, bias, scheme, 0, None)
     q = QParams(scheme, coarse.q.scale * 60, coarse.q.zero_point)
     coarse = QuantizedWeight(quantize(weight, q), q)
-    shift = bias_shift(model.nodes[group.root], coarse.real - weight, calibration.mean_inputs[group.root])
+    shift = bias_shift(group.op, coarse.real - weight, calibration.mean_patches[group.root])
     planted = replace(
         sound,
         weights={**sound.weights, "point": coarse},
@@ -315,14 +317,15 @@ def shifted(correct: bool) -> Measured:
     offered = ladder(model, BY, calibration.histograms)
     sound = quantize_model(model, BY, calibration, choices=uniform(offered, "w4a8"), correct_bias=False)
     group = next(g for g in model.groups if g.name == "first")
-    weight = model.program.state_dict[group.weight or ""].detach()
+    weight = model.state[group.weight or ""]
     q = sound.weights["first"].q
-    integers = torch.floor(weight / q.shaped(2)[0]).clamp(q.scheme.quant_min, q.scheme.quant_max).to(torch.int8)
+    steps = np.floor(weight / q.shaped(2)[0])
+    integers = np.clip(steps, q.scheme.quant_min, q.scheme.quant_max).astype(np.int8)
     rounded_down = QuantizedWeight(integers, q)
     biases = dict(sound.biases)
     if correct:
-        error, mean = rounded_down.real - weight, calibration.mean_inputs[group.root]
-        biases["first"] = biases["first"] - bias_shift(model.nodes[group.root], error, mean)
+        error, patch = rounded_down.real - weight, calibration.mean_patches[group.root]
+        biases["first"] = biases["first"] - bias_shift(group.op, error, patch)
     planted = replace(sound, weights={**sound.weights, "first": rounded_down}, biases=biases)
     return measure_causes(model, planted, calibration, {"features": x}, places(model, planted))
 
@@ -374,14 +377,14 @@ def test_every_part_is_what_matrices_give(cut: float, choice: str, correct: bool
     groups = {g.name: g for g in model.groups}
     node = groups["first"].output
     tensor = quantized.activations[node]
-    q = qparams(torch.tensor(tensor.low * cut), torch.tensor(tensor.high * cut), tensor.q.scheme)
+    q = qparams(tensor.low * cut, tensor.high * cut, tensor.q.scheme)
     quantized = replace(quantized, activations={**quantized.activations, node: replace(tensor, q=q)})
     found = measure_causes(model, quantized, calibration, {"features": x}, places(model, quantized), samples=40)
 
-    parameters = {n: p.detach().double().numpy() for n, p in model.program.state_dict.items()}
+    parameters = {n: p.astype(np.float64) for n, p in model.state.items()}
     exact_w = {n: (parameters[groups[n].weight or ""], parameters[groups[n].bias or ""]) for n in groups}
     used_w = {
-        n: (dequantize(w.integers, w.q).double().numpy(), quantized.biases[n].double().numpy())
+        n: (dequantize(w.integers, w.q).astype(np.float64), quantized.biases[n].astype(np.float64))
         for n, w in quantized.weights.items()
     }
 
@@ -428,7 +431,7 @@ def test_the_ends_and_the_means_are_counted_over_all_samples() -> None:
     quantized = quantize_model(model, BY, calibration)
     node = next(g for g in model.groups if g.name == "first").output
     tensor = quantized.activations[node]
-    q = qparams(torch.tensor(tensor.low / 3), torch.tensor(tensor.high / 4), tensor.q.scheme)
+    q = qparams(tensor.low / 3, tensor.high / 4, tensor.q.scheme)
     quantized = replace(quantized, activations={**quantized.activations, node: replace(tensor, q=q)})
     seen = observe(model, quantized, calibration, {"features": x}, places(model, quantized))
     values: list[np.ndarray] = []
@@ -446,7 +449,7 @@ def test_the_ends_and_the_means_are_counted_over_all_samples() -> None:
     assert low == pytest.approx(np.isclose(found, q.low).mean()) and low > 0.01
     assert high == pytest.approx(np.isclose(found, q.high).mean()) and high > 0.01
     root = next(g for g in model.groups if g.name == "first").root
-    np.testing.assert_allclose(seen.mean_inputs[root].numpy(), np.mean(means, 0), atol=1e-6)
+    np.testing.assert_allclose(seen.mean_patches[root][0], np.mean(means, 0), atol=1e-6)
 
 
 @given(st.integers(1, 200), st.integers(1, 60))
@@ -469,7 +472,7 @@ def test_a_widened_range_is_widened_for_all_that_share_it() -> None:
     cut: dict[str, QuantizedTensor] = {}
     for node in nodes:
         t = quantized.activations[node]
-        cut[node] = replace(t, q=qparams(torch.tensor(t.low / 2), torch.tensor(t.high / 2), t.q.scheme))
+        cut[node] = replace(t, q=qparams(t.low / 2, t.high / 2, t.q.scheme))
     planted = replace(quantized, activations={**quantized.activations, **cut})
     widest = quantize_activations(model, BY, quantized.assignment, calibration, estimator="min-max").tensors
     place = next(p for p in places(model, planted) if set(p.tensors) & set(nodes))

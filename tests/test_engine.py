@@ -23,7 +23,8 @@ import pytest
 import torch
 import trained_model
 
-from edgeq.calibration.calibrate import Calibration, calibrate
+from edgeq.calibration.calibrate import calibrate
+from edgeq.calibration.calibration import Calibration
 from edgeq.cli.app import run
 from edgeq.devices import Device, open_device
 from edgeq.engine import LOCAL, Engine, open_engine
@@ -37,10 +38,11 @@ from edgeq.planning import proving as proving_module
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import build_all, probing_plans
+from edgeq.planning.damages import measure_alone, measure_sensitivity
 from edgeq.planning.ladder import ladder, uniform
 from edgeq.planning.plan import Plan
 from edgeq.planning.planner import plan
-from edgeq.planning.sensitivity import contenders, measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity import contenders
 from edgeq.planning.timing import Observed
 from edgeq.progress import Silent
 from edgeq.quantization.quantize import quantize_model
@@ -389,7 +391,8 @@ def made_up(choices: dict[str, str]) -> dict[str, float]:
 def test_answers_are_the_same_whoever_shares_the_samples_out(engine: Engine, files: Path, tmp_path: Path) -> None:
     from edgeq.data.load import load_data
     from edgeq.devices import Candidate
-    from edgeq.validation.measure import answers, ends_of, reference_outputs
+    from edgeq.validation.measure import answers, ends_of
+    from edgeq.validation.reference import reference_outputs
 
     runtime = next(r for r in RUNTIME if r.format == "onnx")
     model, _, calibration = prepared(files)

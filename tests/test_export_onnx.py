@@ -19,7 +19,8 @@ from edgeq.errors import UnsupportedError
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model, load
 from edgeq.numerics import quantize
-from edgeq.quantization.quantize import Quantized, quantize_model, simulate
+from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.simulate import simulate
 
 NAMES = list(small.SMALL)
 STEPS = 4
@@ -149,13 +150,16 @@ def test_integer_ends(name: str) -> None:
     assert leaving.issuperset(o for node in proto.graph.node for o in node.output)  # nothing is computed for nobody
     ranges = made.quantized.activations
     inputs = small.SMALL[name].example(1, 50)
-    integers = [quantize(x, ranges[node].q) for node, x in zip(made.model.input_nodes, inputs, strict=True)]
+    integers = [
+        torch.from_numpy(quantize(x.numpy(), ranges[node].q))
+        for node, x in zip(made.model.input_nodes, inputs, strict=True)
+    ]
     wanted = [
-        quantize(o, ranges[node].q)
+        quantize(o.numpy(), ranges[node].q)
         for node, o in zip(made.model.output_nodes, simulate(made.model, made.quantized, inputs), strict=True)
     ]
     for got, want in zip(run_onnx(made.path, integers), wanted, strict=True):
-        assert np.abs(got.astype(int) - want.numpy().astype(int)).max() <= STEPS
+        assert np.abs(got.astype(int) - want.astype(int)).max() <= STEPS
 
 
 def test_a_layer_used_twice_stores_the_constants_of_both_calls() -> None:

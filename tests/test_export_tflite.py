@@ -16,7 +16,8 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UnsupportedError
 from edgeq.model.model import Model, load
 from edgeq.numerics import quantize, sqnr_db
-from edgeq.quantization.quantize import Quantized, quantize_model, simulate
+from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.simulate import simulate
 from edgeq.quantization.weights import bias_scale, quantize_bias
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
@@ -136,11 +137,11 @@ def expect_planned(built: Built) -> None:
     assert set(stored.weights) == set(built.quantized.weights)
     for name, found in stored.weights.items():
         weight, group = built.quantized.weights[name], groups[name]
-        np.testing.assert_array_equal(found.integers, weight.integers.numpy())
-        np.testing.assert_array_equal(found.scale, weight.q.scale.numpy().reshape(-1))
+        np.testing.assert_array_equal(found.integers, weight.integers)
+        np.testing.assert_array_equal(found.scale, weight.q.scale.reshape(-1))
         assert not found.zero_point.any()
         scale = built.quantized.activations[group.inputs[0]].q.scale
-        np.testing.assert_array_equal(found.bias, quantize_bias(built.quantized.biases[name], scale, weight.q).numpy())
+        np.testing.assert_array_equal(found.bias, quantize_bias(built.quantized.biases[name], scale, weight.q))
         assert found.bias_dtype == "int32"
     for node, forms in stored.tensors.items():
         q = built.quantized.activations[node].q
@@ -233,7 +234,7 @@ def test_constants_are_inline_aligned_and_stored_once(mixed: Built) -> None:
         assert data.find(content) >= 0
         contents.append(content)
     assert len(set(contents)) == len(contents)
-    weight = mixed.quantized.weights["head"].integers.numpy().tobytes()
+    weight = mixed.quantized.weights["head"].integers.tobytes()
     assert data.find(weight) % ALIGNMENT == 0
     used = {int(i) for op in graph.operators for i in (*op.inputs, *op.outputs)}
     assert {*range(len(graph.tensors))} == used | {*graph.inputs}
@@ -270,9 +271,9 @@ def test_integer_ends_around_float_operators(runtime: Runtime, tmp_path: Path) -
     assert given["dtype"] == result["dtype"] == np.int8
     x = built.batch[:1]
     q = built.quantized.activations
-    interpreter.set_tensor(given["index"], quantize(x, q[built.model.input_nodes[0]].q).numpy())
+    interpreter.set_tensor(given["index"], quantize(x.numpy(), q[built.model.input_nodes[0]].q))
     interpreter.invoke()
-    wanted = quantize(simulate(built.model, built.quantized, [x])[0], q[built.model.output_nodes[0]].q).numpy()
+    wanted = quantize(simulate(built.model, built.quantized, [x])[0].numpy(), q[built.model.output_nodes[0]].q)
     assert np.abs(interpreter.get_tensor(result["index"]).astype(int) - wanted).max() <= 4
 
 
@@ -427,13 +428,13 @@ def test_layer_that_stays_in_float_is_converted_around(runtime: Runtime, tmp_pat
 
 
 def test_weight_that_is_not_the_models_is_refused(mixed: Built, tmp_path: Path) -> None:
-    weight = mixed.model.program.state_dict["point.weight"]
-    weight.data.mul_(2)
+    weight = mixed.model.state["point.weight"]
+    weight *= 2
     try:
         with pytest.raises(UnsupportedError) as caught:
             tflite.export_quantized(mixed.model, mixed.quantized, mixed.float_file, tmp_path / "model.tflite")
     finally:
-        weight.data.div_(2)
+        weight /= 2
     assert caught.value.where == "layer point"
 
 
@@ -455,7 +456,7 @@ def test_biases_carry_the_product_of_scales(mixed: Built) -> None:
     expected = bias_scale(mixed.quantized.activations[group.inputs[0]].q.scale, weight, 8)
     found = graph.quantization(int(operator.inputs[2]))
     assert found is not None
-    np.testing.assert_array_equal(found[0], expected.numpy())
+    np.testing.assert_array_equal(found[0], expected)
 
 
 def test_conversion_is_silent(mixed: Built, capfd: pytest.CaptureFixture[str]) -> None:

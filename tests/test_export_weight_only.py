@@ -15,12 +15,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgeq.calibration.calibrate import Calibration, calibrate
+from edgeq.calibration.calibrate import calibrate
+from edgeq.calibration.calibration import Calibration
 from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError, audit, confirm
 from edgeq.model.model import Model, load
-from edgeq.quantization.quantize import Quantized, quantize_model, simulate
+from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.simulate import simulate
 from edgeq.registry.schema import Runtime
 
 EXTRAS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "litert_torch"}
@@ -194,7 +196,7 @@ def test_the_runtime_computes_in_float_with_rounded_weights(name: str, kernel: s
 def test_the_file_holds_a_quarter_or_an_eighth(name: str, tmp_path: Path) -> None:
     made = subject()
     layers = [layer for layer, _ in made.net.named_children()]
-    numbers = sum(made.model.program.state_dict[g.weight].numel() for g in made.model.groups if g.weight)
+    numbers = sum(made.model.state[g.weight].size for g in made.model.groups if g.weight)
 
     def content(files: list[Path]) -> int:
         """Bytes of numbers, without the names and operators around them."""
@@ -253,17 +255,18 @@ def test_the_audit_sees_one_integer_and_one_scale(name: str, tmp_path: Path) -> 
     stored = made.exporter.read_back(planned, written(planned, tmp_path))
     audit(made.model, planned, stored)
     weight = planned.weights["tokens"]
-    points = weight.q.zero_point.clone()
+    points = weight.q.zero_point.copy()
     points[-1] += 1
     shifted = replace(weight, q=replace(weight.q, zero_point=points))
     with pytest.raises(AuditError, match=r"tokens: .*zero points"):
         audit(made.model, replace(planned, weights=planned.weights | {"tokens": shifted}), stored)
     for layer in ("tokens", "up", "depth"):
         weight = planned.weights[layer]
-        integers = weight.integers.clone()
-        integers.view(-1)[-1] += 1 if integers.view(-1)[-1] < 1 else -1
-        scale = weight.q.scale.clone()
-        scale[-1] = torch.nextafter(scale[-1], torch.tensor(1.0))
+        integers = weight.integers.copy()
+        last = int(integers.flat[-1])
+        integers.flat[-1] = last + 1 if last < 1 else last - 1
+        scale = weight.q.scale.copy()
+        scale[-1] = np.nextafter(scale[-1], np.float32(1))
         for other in (replace(weight, integers=integers), replace(weight, q=replace(weight.q, scale=scale))):
             with pytest.raises(AuditError, match=layer):
                 audit(made.model, replace(planned, weights=planned.weights | {layer: other}), stored)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
-
 import pytest
 import small_models as small
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgeq.model.graph import Node, Value
 from edgeq.model.groups import Group
 from edgeq.model.model import load
 from edgeq.model.ops import WEIGHTED
@@ -39,11 +38,11 @@ def test_normalised_graphs_answer_as_the_module_does(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_training_is_left(name: str) -> None:
     model = small.model(name)
-    targets = [node.target for node in model.program.graph.nodes if node.op == "call_function"]
-    assert operator.getitem not in targets
+    targets = [node.target for node in model.program.nodes if node.op == "call_function"]
+    assert "operator.getitem" not in targets
     for target in targets:
         assert not any(word in str(target) for word in ("batch_norm", "dropout", "clone", "_.default", "assert"))
-    for node in model.program.graph.nodes:
+    for node in model.program.nodes:
         if any(g.root == node.name and g.op in WEIGHTED for g in model.groups):
             bias = model.nodes[node.args[2].name]
             assert bias.op == "placeholder"
@@ -63,16 +62,16 @@ def test_names_are_unique_and_stay_between_runs(name: str) -> None:
 def test_every_computation_is_in_exactly_one_group(name: str) -> None:
     model = small.model(name)
     members = [member for g in model.groups for member in g.members]
-    computed = [node.name for node in model.program.graph.nodes if node.op == "call_function"]
+    computed = [node.name for node in model.program.nodes if node.op == "call_function"]
     assert sorted(members) == sorted(set(members))
     assert set(members) <= set(computed)
     # what is in no group handles shapes
     for node in set(computed) - set(members):
-        assert not isinstance(model.nodes[node].meta["val"], torch.Tensor)
+        assert not isinstance(model.nodes[node].value, Value)
     for g in model.groups:
         if g.op in WEIGHTED and g.inputs:
-            weight, bias = (model.program.state_dict[n or ""] for n in (g.weight, g.bias))
-            assert g.parameters == weight.numel() + bias.numel()
+            weight, bias = (model.state[n or ""] for n in (g.weight, g.bias))
+            assert g.parameters == weight.size + bias.size
 
 
 def test_each_layer_owns_its_constants() -> None:
@@ -97,9 +96,8 @@ def test_a_weight_that_an_embedding_shares_is_copied() -> None:
     model = load(net, example=(tokens,))
     assert torch.allclose(model.run([[tokens]])[0][0], net(tokens), atol=1e-6)
     (head,) = [g for g in model.groups if g.op == "linear"]
-    readers = [n for n in model.program.graph.nodes if n.op == "call_function" and "embedding" in str(n.target)]
-    spec = {s.arg.name: s.target for s in model.program.graph_signature.input_specs}
-    assert spec[readers[0].args[0].name] != head.weight
+    readers = [n for n in model.program.nodes if n.op == "call_function" and "embedding" in str(n.target)]
+    assert model.program.lifted[readers[0].args[0].name] != head.weight
 
 
 def test_biases_that_layers_share_are_folded_apart() -> None:
@@ -211,7 +209,7 @@ def test_hooks_see_every_value_and_may_replace_it() -> None:
     model, (x,) = small.model("mlp"), small.SMALL["mlp"].example(2)
     seen: list[str] = []
 
-    def zero(node: torch.fx.Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
+    def zero(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
         seen.append(node.name)
         return [torch.zeros_like(v) for v in values] if "relu" in node.name else values
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.fx import Node
 
 from edgeq.calibration.calibrate import calibrate
+from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import load
 from edgeq.model.ops import is_float

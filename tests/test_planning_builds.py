@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgeq.calibration.calibrate import Calibration, calibrate
+from edgeq.calibration.calibrate import calibrate
+from edgeq.calibration.calibration import Calibration
 from edgeq.devices import open_device
 from edgeq.export.artifact import Exporter
 from edgeq.export.onnx_names import layer_of
@@ -202,9 +203,9 @@ def _weight_bits(subject: Subject, built: Built) -> dict[str, int]:
     bits = {"int8": 8, "i8": 8, "int4": 4, "i4": 4, "uint4": 4, "u4": 4, "int2": 2, "u2": 2, "float32": 32, "f32": 32}
     result = {}
     for group in (g for g in subject.model.groups if g.op in WEIGHTED):
-        weight = subject.model.program.state_dict[group.weight or ""]
+        weight = subject.model.state[group.weight or ""]
         own = {bits[dtype] for shape, dtype in found if _dims(shape) == _dims(weight.shape) and dtype in bits}
-        in_a_row = {bits[dtype] for shape, dtype in found if shape == (weight.numel(),) and bits.get(dtype, 32) < 32}
+        in_a_row = {bits[dtype] for shape, dtype in found if shape == (weight.size,) and bits.get(dtype, 32) < 32}
         (result[group.name],) = own or in_a_row
     return result
 
@@ -341,7 +342,7 @@ def test_operators_of_no_layer_go_with_the_next_one_and_the_last_with_the_last_l
 def test_the_slice_of_a_layer_is_the_one_with_its_weights(name: str) -> None:
     """Also that of the last layer, whose output carries the name of the model's output."""
     model = small.model(name)
-    sizes = {g.name: model.program.state_dict[g.weight].numel() for g in model.groups if g.weight}
+    sizes = {g.name: model.state[g.weight].size for g in model.groups if g.weight}
     assert len(set(sizes.values())) == len(sizes)
     for plan in tflite_builds(name):
         found = {}

@@ -18,7 +18,7 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
 from edgeq.model.model import Model, load
-from edgeq.numerics import fake_quantize
+from edgeq.numerics.fake import fake_quantize
 from edgeq.planning.assign import FLOAT
 from edgeq.quantization.quantize import Quantized, quantize_model
 
@@ -125,7 +125,7 @@ def with_own_weights(made: Made) -> torch.Tensor:
         return fake_quantize(x, q.activations[node].q) if node in q.activations else x
 
     def integers(name: str, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = q.weights[name].real, q.biases[name]
+        weight, bias = torch.from_numpy(q.weights[name].real), torch.from_numpy(q.biases[name])
         return F.linear(x, weight, bias) if weight.dim() == 2 else F.conv2d(x, weight, bias)
 
     with torch.inference_mode():

@@ -19,18 +19,20 @@ from torch import nn
 from edgeq.calibration.calibrate import calibrate
 from edgeq.model.model import Model, load
 from edgeq.model.ops import MOVEMENT
-from edgeq.numerics import fake_quantize
-from edgeq.planning import sensitivity
+from edgeq.numerics.fake import fake_quantize
+from edgeq.planning import damages
 from edgeq.planning.assign import writes_integers
 from edgeq.planning.boundaries import edges
 from edgeq.planning.budget import LARGEST, SLOW_STEPS, SMALLEST, STEPS, allowed_damage
 from edgeq.planning.choices import cost_of
+from edgeq.planning.damages import damage, measure_alone, measure_sensitivity
 from edgeq.planning.form import on_integers
 from edgeq.planning.ladder import ladder, uniform
 from edgeq.planning.problem import state
-from edgeq.planning.sensitivity import Sensitivity, contenders, damage, measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity import Sensitivity, contenders
 from edgeq.planning.size import Sizes
-from edgeq.quantization.quantize import Quantized, quantize_model, simulate
+from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.simulate import simulate
 from edgeq.validation.accuracy import quick_drop
 from edgeq.validation.metric import Metric
 
@@ -62,7 +64,7 @@ def straight(*ends: int, shift: float = 0.0) -> tuple[Model, dict[str, Quantized
     with torch.random.fork_rng():
         torch.manual_seed(4)
         net = Straight(*ends).eval()
-    x = features(sensitivity.SAMPLES + 16, shift)
+    x = features(damages.SAMPLES + 16, shift)
     model = load(net, example=(torch.from_numpy(x[:2]),))
     return model, alternatives(model, {"features": x}), x
 
@@ -79,13 +81,13 @@ def alternatives(model: Model, data: small.Arrays, correct_bias: bool = True) ->
 def movements(model: Model, found: Quantized, x: np.ndarray) -> dict[str, np.ndarray]:
     """By layer and tensor, how its own rounding alone moves the outputs: [N, all outputs], each in units of its
     output's power. Worked out with matrices."""
-    state = {n: p.detach().double().numpy() for n, p in model.program.state_dict.items()}
+    state = {n: p.astype(np.float64) for n, p in model.state.items()}
     groups = {g.name: g for g in model.groups}
     ends = [name for name in groups if name != "first"]
 
     def parameters(name: str, rounded: bool = False) -> tuple[np.ndarray, np.ndarray]:
         if rounded:
-            return found.weights[name].real.double().numpy(), found.biases[name].double().numpy()
+            return found.weights[name].real.astype(np.float64), found.biases[name].astype(np.float64)
         return state[groups[name].weight or ""], state[groups[name].bias or ""]
 
     def apply(name: str, value: np.ndarray, rounded: bool = False) -> np.ndarray:
@@ -124,7 +126,7 @@ def test_for_one_linear_output_the_damage_is_exact(choice: str) -> None:
     """(v u)^2 = u^2 for any sign v: no probe is off."""
     model, given_alternatives, x = straight(1)
     found = measured(measure_sensitivity(model, {"features": x}, given_alternatives), choice)
-    expected = movements(model, given_alternatives[choice], x[: sensitivity.SAMPLES])
+    expected = movements(model, given_alternatives[choice], x[: damages.SAMPLES])
     assert set(expected) <= set(found)
     for name, moved in expected.items():
         assert found[name] == pytest.approx(float(np.square(moved).mean()), rel=2e-3), name
@@ -136,11 +138,11 @@ def test_for_several_linear_outputs_it_is_exact_up_to_the_probes(
 ) -> None:
     """Of random signs, E (v u)^2 = |u|^2 and Var (v u)^2 = 2 (|u|^4 - sum u_i^4). Damages of several outputs add up."""
     probes = 80
-    monkeypatch.setattr(sensitivity, "PROBES", probes)
+    monkeypatch.setattr(damages, "PROBES", probes)
     model, given_alternatives, x = straight(*ends)
     found = measure_sensitivity(model, {"features": x}, given_alternatives)
     for choice in CHOICES:
-        for name, moved in movements(model, given_alternatives[choice], x[: sensitivity.SAMPLES]).items():
+        for name, moved in movements(model, given_alternatives[choice], x[: damages.SAMPLES]).items():
             square = np.square(moved).sum(1)
             variance = 2 * (np.square(square) - np.power(moved, 4).sum(1))
             deviation = np.sqrt(variance.sum() / probes) / len(moved)
@@ -165,7 +167,7 @@ def test_two_runs_are_equal_whatever_the_threads() -> None:
 def test_samples_beyond_the_first_ones_do_not_count() -> None:
     model, given_alternatives, x = straight(6)
     other = x.copy()
-    other[sensitivity.SAMPLES :] *= 100
+    other[damages.SAMPLES :] *= 100
     assert measure_sensitivity(model, {"features": x}, given_alternatives) == measure_sensitivity(
         model, {"features": other}, given_alternatives
     )
@@ -192,7 +194,7 @@ def test_only_layers_that_have_a_choice_are_priced_for_it() -> None:
 @pytest.mark.parametrize("name", ["residual", "depthwise", "layer-twice", "two-outputs"])
 def test_predictions_rank_layers_and_tensors_as_simulation_does(name: str) -> None:
     """Each layer's weights, and each tensor, rounded alone on the samples that the prediction saw."""
-    model, data = small.model(name), small.arrays(name, sensitivity.SAMPLES, seed=1)
+    model, data = small.model(name), small.arrays(name, damages.SAMPLES, seed=1)
     given_alternatives = alternatives(model, data)
     found = measure_sensitivity(model, data, given_alternatives)
     pairs = [
@@ -218,7 +220,7 @@ def test_predictions_rank_layers_and_tensors_as_simulation_does(name: str) -> No
 @pytest.mark.parametrize("name", ["split-shuffle", "pools"])
 def test_integers_that_only_move_are_paid_for_once(name: str) -> None:
     """The program's loss of all layers on integers is that of rounding each value once."""
-    model, data, by = small.model(name), small.arrays(name, sensitivity.SAMPLES, seed=1), small.runtime("litert")
+    model, data, by = small.model(name), small.arrays(name, damages.SAMPLES, seed=1), small.runtime("litert")
     calibration = calibrate(model, data)
     offered = ladder(model, by, calibration.histograms)
     names = {c for choices in offered.values() for c in choices if on_integers(c)}
@@ -251,7 +253,7 @@ def simulated(model: Model, quantized: Quantized, layer: str, tensors: Collectio
 @pytest.mark.parametrize("name", ["residual", "two-outputs", "activations"])
 def test_a_layer_measured_alone_is_that_layer_simulated_alone(name: str) -> None:
     """Its weights and what it leaves behind: what the program charges to the layer, and not to a conversion."""
-    model, data = small.model(name), small.arrays(name, sensitivity.ALONE_SAMPLES, seed=1)
+    model, data = small.model(name), small.arrays(name, damages.ALONE_SAMPLES, seed=1)
     given_alternatives = alternatives(model, data)
     kernels = {choice: quantized.assignment.kernels for choice, quantized in given_alternatives.items()}
     wanted = [(g.name, choice) for g in model.groups for choice in CHOICES if g.name in kernels[choice]]

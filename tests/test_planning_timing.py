@@ -315,7 +315,7 @@ def test_operators_of_the_float_file_carry_the_name_of_the_layer_whose_weight_th
     weighted = [g for g in model.groups if g.op in WEIGHTED]
     for group in weighted:
         stored = constants[operators[group.name].input[1]]
-        own = model.program.state_dict[group.weight or ""].detach().numpy()
+        own = model.state[group.weight or ""]
         assert np.array_equal(stored, own) or np.array_equal(stored, own.T)
     readers = [n.name for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
     assert sorted(readers) == sorted(g.name for g in weighted)

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.fx import Node
 
+from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.histogram import Histogram
+from edgeq.calibration.patches import mean_patch
 from edgeq.errors import UnsupportedError
 from edgeq.model.batches import batches, side_by_side
+from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, is_float, op_class
 from edgeq.progress import Progress, Silent
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What the float model's values looked like on the calibration data.
-
-    Attributes:
-        histograms: by graph node, of every float tensor.
-        mean_inputs: by graph node of a weighted operator, its input averaged over its first axis; float32, the shape of
-            one sample's input with a leading 1.
-        samples: how many samples were seen.
-    """
-
-    histograms: dict[str, Histogram]
-    mean_inputs: dict[str, torch.Tensor]
-    samples: int
 
 
 def calibrate(
@@ -66,7 +51,8 @@ def calibrate(
         progress.step(done, samples)
     # a layer that works on a constant has no mean input, and nothing to correct
     means = {n: sums[source] / histograms[source].samples for n, source in sources.items() if source in sums}
-    return Calibration(histograms, means, done)
+    patches = {name: mean_patch(model.program, model.nodes[name], mean) for name, mean in means.items()}
+    return Calibration(histograms, patches, done)
 
 
 class _Seen(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+import numpy as np
 
 from edgeq.calibration.histogram import Histogram
 from edgeq.numerics import QParams, Scheme, qparams
@@ -39,11 +39,11 @@ def sample_extremes(histogram: Histogram, scheme: Scheme) -> Range:
 def percentile(histogram: Histogram, scheme: Scheme) -> Range:
     """Leaves out (100 - PERCENTILE) percent of the values, half at each end."""
     total = histogram.counts.sum()
-    cumulative = torch.cumsum(histogram.counts, 0).double() / total
+    cumulative = np.cumsum(histogram.counts) / total
     tail = (1 - PERCENTILE / 100) / 2
     centers = histogram.centers()
-    low = float(centers[int((cumulative <= tail).sum().clamp(max=len(centers) - 1))])
-    high = float(centers[int((cumulative < 1 - tail).sum().clamp(max=len(centers) - 1))])
+    low = float(centers[min(int((cumulative <= tail).sum()), len(centers) - 1)])
+    high = float(centers[min(int((cumulative < 1 - tail).sum()), len(centers) - 1)])
     return max(low, histogram.low), min(high, histogram.high)
 
 
@@ -93,24 +93,24 @@ def choose(
         return "mse", mse(histogram, scheme)
     proposals = [(name, estimate(histogram, scheme)) for name, estimate in ESTIMATORS.items()]
     proposals += [("search", _shrunk(histogram, share)) for share in SHRINKS]
-    return min(proposals, key=lambda p: damage(qparams(torch.tensor(p[1][0]), torch.tensor(p[1][1]), scheme)))
+    return min(proposals, key=lambda p: damage(qparams(p[1][0], p[1][1], scheme)))
 
 
 def expected_error(histogram: Histogram, bounds: Range, scheme: Scheme) -> float:
     """Mean squared error of quantizing the histogram's values: step^2 / 12 inside the range, the squared
     distance to its end outside."""
-    q = qparams(torch.tensor(bounds[0]), torch.tensor(bounds[1]), scheme)
+    q = qparams(*bounds, scheme)
     centers = histogram.centers()
-    outside = (q.low - centers).clamp(min=0) + (centers - q.high).clamp(min=0)
+    outside = np.maximum(q.low - centers, 0) + np.maximum(centers - q.high, 0)
     step = float(q.scale)
     # the zeros of a ReLU's output are exactly representable and cost nothing
-    inside = ((outside == 0) & (centers != 0)).double() * (step * step / 12)
-    weights = histogram.counts.double()
-    return float(((outside.square() + inside) * weights).sum() / weights.sum())
+    inside = ((outside == 0) & (centers != 0)) * (step * step / 12)
+    weights = histogram.counts.astype(np.float64)
+    return float(((np.square(outside) + inside) * weights).sum() / weights.sum())
 
 
 def _clipped(histogram: Histogram) -> list[Range]:
-    return [_shrunk(histogram, share) for share in torch.linspace(1.0, 0.1, CANDIDATES).tolist()]
+    return [_shrunk(histogram, share) for share in np.linspace(1.0, 0.1, CANDIDATES).tolist()]
 
 
 def _shrunk(histogram: Histogram, share: float) -> Range:
@@ -121,25 +121,23 @@ def _shrunk(histogram: Histogram, share: float) -> Range:
 
 
 def _divergence(histogram: Histogram, bounds: Range, scheme: Scheme) -> float:
-    counts, centers = histogram.counts.double(), histogram.centers()
-    q = qparams(torch.tensor(bounds[0]), torch.tensor(bounds[1]), scheme)
+    counts, centers = histogram.counts.astype(np.float64), histogram.centers()
+    q = qparams(*bounds, scheme)
     inside = (centers >= q.low) & (centers <= q.high)
-    p = torch.where(inside, counts, 0.0)
-    where = torch.nonzero(inside).flatten()
+    p = np.where(inside, counts, 0.0)
+    where = np.flatnonzero(inside)
     if len(where) == 0:
         return float("inf")
     p[where[0]] += counts[: where[0]].sum()
     p[where[-1]] += counts[where[-1] + 1 :].sum()
-    level = (torch.round(centers / float(q.scale)) + int(q.zero_point)).clamp(scheme.quant_min, scheme.quant_max)
-    level = (level - scheme.quant_min).to(torch.int64)
+    level = np.clip(np.rint(centers / float(q.scale)) + int(q.zero_point), scheme.quant_min, scheme.quant_max)
+    level = (level - scheme.quant_min).astype(np.int64)
     occupied = inside & (counts > 0)
     levels = scheme.quant_max - scheme.quant_min + 1
-    sums = torch.zeros(levels, dtype=torch.float64).scatter_add_(0, level[occupied], counts[occupied])
-    members = torch.zeros(levels, dtype=torch.float64).scatter_add_(
-        0, level[occupied], torch.ones_like(counts[occupied])
-    )
-    share = torch.zeros_like(counts)
+    sums = np.bincount(level[occupied], counts[occupied], minlength=levels)
+    members = np.bincount(level[occupied], minlength=levels)
+    share = np.zeros_like(counts)
     share[occupied] = sums[level[occupied]] / members[level[occupied]]
-    p, share = p / p.sum(), share / share.sum().clamp(min=1e-30)
+    p, share = p / p.sum(), share / max(share.sum(), 1e-30)
     mask = p > 0
-    return float((p[mask] * torch.log(p[mask] / share[mask].clamp(min=1e-12))).sum())
+    return float((p[mask] * np.log(p[mask] / np.maximum(share[mask], 1e-12))).sum())

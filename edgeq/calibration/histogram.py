@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 HALF = 2048
 """Bins on each side of zero. The wider side of the data fills between half and all of them."""
@@ -36,7 +41,7 @@ class Histogram:
     """
 
     exponent: int | None = None
-    counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2 * HALF, dtype=torch.int64))
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * HALF, np.int64))
     low: float = math.inf
     high: float = -math.inf
     sample_low: float = 0.0
@@ -56,6 +61,8 @@ class Histogram:
         Raises:
             ValueError: a value is NaN or infinite.
         """
+        import torch  # those that only read histograms do without it
+
         rows = as_rows(x, max(1, len(x)) if x.dim() else 1)
         # row by row: over a whole tensor the kernel is vectorized, along an axis it is not
         lows, highs = (torch.stack(ends) for ends in zip(*(torch.aminmax(row) for row in rows), strict=True))
@@ -73,7 +80,7 @@ class Histogram:
         wanted = SAMPLES * len(rows)
         picked = flat[:: flat.numel() // wanted | 1] if flat.numel() > wanted else flat
         bins = (picked.double() / self.width).floor_().clamp_(-HALF, HALF - 1).to(torch.int64) + HALF
-        self.counts += torch.bincount(bins, minlength=2 * HALF)
+        self.counts += torch.bincount(bins, minlength=2 * HALF).numpy()
 
     def include(self, later: Histogram) -> None:
         """Adds what a histogram of further samples of the same tensor holds."""
@@ -88,7 +95,7 @@ class Histogram:
         """The histogram of two tensors that are to carry one scale; neither is changed."""
         result = Histogram(
             self.exponent,
-            self.counts.clone(),
+            self.counts.copy(),
             min(self.low, other.low),
             max(self.high, other.high),
             min(self.sample_low, other.sample_low),
@@ -99,22 +106,22 @@ class Histogram:
         return result
 
     def _add_counts(self, other: Histogram) -> None:
-        addend = Histogram(other.exponent, other.counts.clone())
+        addend = Histogram(other.exponent, other.counts.copy())
         if other.exponent is not None:
             self._widen(other.exponent)
         if self.exponent is not None:
             addend._widen(self.exponent)
         self.counts += addend.counts
 
-    def centers(self) -> torch.Tensor:
+    def centers(self) -> NDArray[np.float64]:
         """The value that stands for each bin, float64 [2 * HALF]: its middle, clipped to the true extremes.
 
         Where a ReLU leaves exact zeros, they are most of the bin that begins at zero, and zero stands for it.
         """
-        middles = (torch.arange(-HALF, HALF, dtype=torch.float64) + 0.5) * self.width
+        middles = (np.arange(-HALF, HALF, dtype=np.float64) + 0.5) * self.width
         if self.low == 0.0:
             middles[HALF] = 0.0
-        return middles.clamp(self.low, self.high) if self.low <= self.high else middles
+        return np.clip(middles, self.low, self.high) if self.low <= self.high else middles
 
     def _cover(self, magnitude: float) -> None:
         if magnitude > 0.0:
@@ -127,6 +134,6 @@ class Histogram:
             self.exponent = exponent
         while self.exponent < exponent:
             pairs = self.counts.reshape(-1, 2).sum(1)
-            self.counts = torch.zeros_like(self.counts)
+            self.counts = np.zeros_like(self.counts)
             self.counts[HALF // 2 : HALF // 2 + HALF] = pairs
             self.exponent += 1

@@ -12,127 +12,39 @@ Post-Training Quantization", section 3, on the model's own outputs (no labels), 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
-import torch
-from torch.fx import Node
+from numpy.typing import NDArray
 
-from edgeq.calibration.histogram import HALF, Histogram, as_rows
-from edgeq.model.batches import batches, side_by_side
-from edgeq.model.model import Model
-from edgeq.model.ops import is_float
-from edgeq.numerics import QParams, fake_quantize
-from edgeq.progress import Progress, Silent
-
-SAMPLES = 32
-PROBES = 2
-BATCH = 4
+from edgeq.numerics import QParams, dequantize, quantize
 
 
 @dataclass(frozen=True)
 class Impact:
-    """Summed output sensitivities by tensor and histogram bin.
+    """Summed output sensitivities by tensor and histogram bin (see `edgeq.calibration.probes`).
 
     Attributes:
         gradients: by graph node, float32 [samples * probes, bins]: sums of v^T dz/dx over the values in each bin.
         centers: by graph node, float32 [bins]: the value that stands for each bin.
     """
 
-    gradients: dict[str, torch.Tensor]
-    centers: dict[str, torch.Tensor]
+    gradients: dict[str, NDArray[np.float32]]
+    centers: dict[str, NDArray[np.float32]]
 
     def of(self, names: Iterable[str], q: QParams) -> float:
         """Expected squared movement of the outputs, in units of their own power, if these tensors are quantized."""
-        moved: torch.Tensor | None = None
+        moved: NDArray[Any] | None = None
         for name in names:
             centers = self.centers[name]
-            part = self.gradients[name] @ (fake_quantize(centers, q) - centers)
+            errors = dequantize(quantize(centers, q), q) - centers
+            # not a product of BLAS, whose last bits hang on the number of threads
+            part = np.einsum("rb,b->r", self.gradients[name], errors)
             moved = part if moved is None else moved + part
-        return float(moved.square().mean()) if moved is not None else 0.0
+        return float(np.square(moved).mean()) if moved is not None else 0.0
 
     def knows(self, names: Iterable[str]) -> bool:
         """Whether all these tensors were measured."""
         return all(name in self.gradients for name in names)
-
-
-def measure_impact(
-    model: Model,
-    inputs: Mapping[str, np.ndarray],
-    histograms: Mapping[str, Histogram],
-    names: Iterable[str],
-    progress: Progress | None = None,
-) -> Impact:
-    """Measures the tensors in `names` on the first samples.
-
-    Tensors through which no gradient flows (integers, indices) are left out.
-
-    Args:
-        inputs: by input name, [N, ...].
-        histograms: from calibration; they give the bins.
-        names: graph nodes.
-    """
-    progress = progress or Silent()
-    wanted = [n for n in dict.fromkeys(names) if n in histograms]
-    few = {name: array[:SAMPLES] for name, array in inputs.items()}
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
-    given = list(enumerate(batches(model, few, BATCH)))
-    one_batch = partial(_one_batch, model, histograms, set(wanted))
-    for done, found in enumerate(side_by_side(one_batch, given), start=1):
-        for name, parts in found.items():
-            rows[name] += parts
-        progress.step(done, len(given))
-    gradients = {name: torch.cat(parts) for name, parts in rows.items() if parts}
-    return Impact(gradients, {name: histograms[name].centers().float() for name in gradients})
-
-
-def _one_batch(
-    model: Model, histograms: Mapping[str, Histogram], wanted: Collection[str], given: tuple[int, list[torch.Tensor]]
-) -> dict[str, list[torch.Tensor]]:
-    """By graph node, for each probe the gradients summed by sample and bin."""
-    number, batch = given
-    samples = len(batch[0]) if model.inputs[0].batched else 1
-    generator = torch.Generator().manual_seed(number)
-    values: dict[str, torch.Tensor] = {}
-
-    def keep(node: Node, found: list[torch.Tensor]) -> list[torch.Tensor]:
-        if node.name not in wanted or not is_float(node):
-            return found
-        # the input, or the first tensor behind integers such as an embedding's
-        found = [v if v.requires_grad else v.clone().requires_grad_() for v in found]
-        if found[0].dim() and len(found[0]) % samples == 0:
-            values[node.name] = found[0]
-        return found
-
-    outputs = [o for o in model.run([batch], keep, differentiable=True)[0] if o.requires_grad]
-    if not outputs or not values:
-        return {}
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in values}
-    bins = {name: _bins(value.detach(), histograms[name], samples) for name, value in values.items()}
-    for probe in range(PROBES):
-        with torch.enable_grad():
-            moved = torch.stack([random_direction(o, generator) for o in outputs]).sum()
-        last = probe == PROBES - 1
-        found = torch.autograd.grad(moved, list(values.values()), retain_graph=not last, allow_unused=True)
-        for name, gradient in zip(values, found, strict=True):
-            if gradient is not None:
-                summed = torch.bincount(bins[name], as_rows(gradient, 1)[0], minlength=samples * 2 * HALF)
-                rows[name].append(summed.reshape(samples, 2 * HALF).float())
-    return rows
-
-
-def _bins(value: torch.Tensor, histogram: Histogram, samples: int) -> torch.Tensor:
-    """Bin of every value, those of later samples further on."""
-    index = (as_rows(value, samples) * (1.0 / histogram.width)).floor_().clamp_(-HALF, HALF - 1).to(torch.int32)
-    offset = torch.arange(samples, dtype=torch.int32).unsqueeze(1) * 2 * HALF + HALF
-    return (index + offset).reshape(-1)
-
-
-def random_direction(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random direction v in an output, as v^T z, in units of the output's own power per sample."""
-    signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype) * 2 - 1
-    flat = output.detach().reshape(len(output), -1)
-    power = flat.norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (output.dim() - 1))
-    return torch.sum(output * signs / power)

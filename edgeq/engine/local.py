@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
-from edgeq.model.batches import one_thread, side_by_side
 from edgeq.progress import Progress, Silent
 
 Item = TypeVar("Item")
@@ -30,12 +29,13 @@ class Local:
         steps, given = progress or Silent(), list(items)
         found: list[Result] = []
         if threads:
+            from edgeq.model.batches import side_by_side  # on PyTorch's threads; builds do without
+
             for result in side_by_side(partial(work, *shared), given):
                 found.append(result)
                 steps.step(len(found), len(given))
             return found
         for item in given:
-            with one_thread():
-                found.append(work(*shared, item))
+            found.append(work(*shared, item))
             steps.step(len(found), len(given))
         return found

@@ -8,8 +8,6 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from edgeq.errors import EdgeqError, UnsupportedError
 
 SENT = 6
@@ -68,6 +66,8 @@ def perform(fetch: Callable[[Any], bytes], handles: tuple[Hashable, ...], task: 
     Returns:
         The result or the error, packed: errors with arguments of their own do not survive every engine.
     """
+    import torch  # who only sends work does without it
+
     torch.set_num_threads(1)
     try:
         work, item = pickle.loads(task)

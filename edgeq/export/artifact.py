@@ -70,10 +70,12 @@ class Exporter:
 
     @cached_property
     def _onnx(self) -> FloatOnnx:
-        from edgeq.export import kept_onnx, onnx_float
+        from edgeq.export import kept_onnx
 
         def convert() -> FloatOnnx:
-            exported = onnx_float.export_float(self.model)
+            from edgeq.export.onnx_convert import export_float
+
+            exported = export_float(self.model)
             name_operators(self.model, exported)
             return exported
 

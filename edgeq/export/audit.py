@@ -41,22 +41,22 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         found = stored.weights.get(group.name)
         if found is None:
             raise AuditError(where, "its weight is not stored as integers")
-        wanted = weight.integers.numpy()
+        wanted = weight.integers
         if found.dtype != weight.q.scheme.dtype or not np.array_equal(found.integers, wanted):
             raise AuditError(where, f"other weights ({found.dtype} {found.integers.shape})")
-        scale, zero = weight.q.scale.numpy().reshape(-1), weight.q.zero_point.numpy().reshape(-1)
+        scale, zero = weight.q.scale.reshape(-1), weight.q.zero_point.reshape(-1)
         if not np.array_equal(found.scale.reshape(-1), scale):
             raise AuditError(where, "other weight scales")
         if not np.array_equal(np.broadcast_to(found.zero_point.reshape(-1), zero.shape), zero):
             raise AuditError(where, "other weight zero points")
         bias = quantized.biases[group.name]
-        expected = bias.numpy()
+        expected: np.ndarray = bias
         kernel = quantized.assignment.kernel(group.name)
         kind = None if kernel is None else kernel.bias
         if kind in ("int32", "int64"):
             input_scale = quantized.input_scale(group)
-            expected = quantize_bias(bias, input_scale, weight.q).numpy().astype(kind)
-            wanted_scales = bias_scale(input_scale, weight.q, len(bias)).numpy()
+            expected = quantize_bias(bias, input_scale, weight.q).astype(kind)
+            wanted_scales = bias_scale(input_scale, weight.q, len(bias))
             if found.bias_scale is not None and not np.array_equal(found.bias_scale.reshape(-1), wanted_scales):
                 raise AuditError(where, "other bias scales")
         if (

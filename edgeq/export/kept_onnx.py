@@ -7,8 +7,8 @@ import onnx
 import onnx_ir as ir
 
 from edgeq.cache import Entry, content_key
-from edgeq.export.installed import installed
 from edgeq.export.onnx_float import FloatOnnx
+from edgeq.installed import installed
 from edgeq.model.model import Model
 
 VERSION = 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgeq.cache import Entry, content_key
-from edgeq.export.installed import installed
 from edgeq.export.tflite import FloatTflite
+from edgeq.installed import installed
 from edgeq.model.model import Model
 
 VERSION = 1

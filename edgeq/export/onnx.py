@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-import torch
+from numpy.typing import NDArray
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_constant import constant
@@ -102,17 +102,17 @@ def _store_weights(
     bias = quantized.biases[group.name]
     weight = quantized.weights.get(group.name)
     if weight is None:
-        _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}", bias.numpy()))
+        _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}", bias))
         return
     axis = output_channels_axis(group.op)
-    integers = weight.integers.numpy()
+    integers = weight.integers
     # a linear layer on three dimensions becomes a MatMul, which wants its weight the other way round
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
     if group.name in quantized.assignment.weight_only:
         fusible = node.op_type in ("MatMul", "Gemm") and quantized.activations.keys().isdisjoint(group.inputs)
         real = _expanded(graph, node, f"{group.weight}_quantized", weight, axis, turned=turned, fusible=fusible)
         _replace_input(graph, node, 1, real)
-        _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}_corrected", bias.numpy()))
+        _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}_corrected", bias))
         return
     if turned:
         integers, axis = np.ascontiguousarray(integers.T), 1 - axis
@@ -128,11 +128,11 @@ def _store_weights(
     if kernel.bias == "int32":
         input_scale = quantized.input_scale(group)
         scale = bias_scale(input_scale, weight.q, len(bias))
-        small = constant(graph, f"{group.bias}_quantized", quantize_bias(bias, input_scale, weight.q).numpy())
-        zero = torch.zeros(len(bias), dtype=torch.int32)
+        small = constant(graph, f"{group.bias}_quantized", quantize_bias(bias, input_scale, weight.q))
+        zero = np.zeros(len(bias), np.int32)
         real_bias = _dequantize(graph, bias_owner, small, scale, zero, "int32", 0)
     else:
-        real_bias = constant(graph, f"{group.bias}_corrected", bias.numpy())
+        real_bias = constant(graph, f"{group.bias}_corrected", bias)
     _replace_input(graph, bias_owner, bias_index, real_bias)
 
 
@@ -184,8 +184,7 @@ def _expanded(
         turned: the reader wants [inputs, outputs].
         fusible: the reader is a product, and its input is not rounded.
     """
-    integers, scale, scheme = weight.integers.numpy(), weight.q.scale.numpy(), weight.q.scheme
-    zero = weight.q.zero_point.numpy()
+    integers, scale, zero, scheme = weight.integers, weight.q.scale, weight.q.zero_point, weight.q.scheme
     wanted = integers.T.shape if turned else integers.shape
     channels = integers.shape[axis]
     if scheme.group is not None:
@@ -242,14 +241,14 @@ def _dequantize(
     graph: ir.Graph,
     before: ir.Node,
     integers: ir.Value,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor,
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
     dtype: str,
     axis: int | None,
 ) -> ir.Value:
     stem = str(integers.name)
-    zero = zero_point.numpy().astype(_TYPES[dtype].numpy())
-    inputs = [integers, constant(graph, f"{stem}_scale", scale.numpy()), constant(graph, f"{stem}_zero_point", zero)]
+    zero = zero_point.astype(_TYPES[dtype].numpy())
+    inputs = [integers, constant(graph, f"{stem}_scale", scale), constant(graph, f"{stem}_zero_point", zero)]
     attributes = [ir.AttrInt64("axis", axis)] if axis is not None else []
     node = ir.Node("", "DequantizeLinear", inputs, attributes=attributes, name=f"{stem}_dequantize")
     node.outputs[0].name = f"{stem}_real"
@@ -324,8 +323,8 @@ def _round_again(
     graph: ir.Graph, real: ir.Value, name: str, q: QParams, readers: Sequence[tuple[ir.Node, int]]
 ) -> None:
     """These readers alone read a value through a Q/DQ pair of their own."""
-    scale = constant(graph, f"{name}_scale", q.scale.numpy())
-    zero = constant(graph, f"{name}_zero_point", q.zero_point.numpy().astype(_TYPES[q.scheme.dtype].numpy()))
+    scale = constant(graph, f"{name}_scale", q.scale)
+    zero = constant(graph, f"{name}_zero_point", q.zero_point.astype(_TYPES[q.scheme.dtype].numpy()))
     quantize = ir.Node("", "QuantizeLinear", [real, scale, zero], name=f"{name}_quantize")
     integers = quantize.outputs[0]
     integers.name, integers.dtype, integers.shape = f"{name}_integers", _TYPES[q.scheme.dtype], real.shape
@@ -346,8 +345,8 @@ def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool
     name = str(value.name)
     producer = value.producer()
     is_input = producer is None
-    scale = constant(graph, f"{name}_scale", q.scale.numpy())
-    zero = constant(graph, f"{name}_zero_point", q.zero_point.numpy().astype(_TYPES[q.scheme.dtype].numpy()))
+    scale = constant(graph, f"{name}_scale", q.scale)
+    zero = constant(graph, f"{name}_zero_point", q.zero_point.astype(_TYPES[q.scheme.dtype].numpy()))
     readers = list(value.uses())
     if is_input and integer_io:
         value.dtype = _TYPES[q.scheme.dtype]

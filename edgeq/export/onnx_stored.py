@@ -63,7 +63,7 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
                 bias, _ = _bias(node, constants, producer, readers)
                 weights[group.name] = replace(
                     expanded,
-                    integers=expanded.integers.reshape(tuple(model.program.state_dict[group.weight or ""].shape)),
+                    integers=expanded.integers.reshape(model.state[group.weight or ""].shape),
                     bias=bias,
                     bias_dtype="" if bias is None else str(bias.dtype),
                 )

@@ -44,7 +44,7 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         if stored is None:
             continue
         integers, dtype = _integers(stored)
-        weight = model.program.state_dict[group.weight or ""]
+        weight = model.state[group.weight or ""]
         computing = _computing(stored)
         if computing is None:
             continue
@@ -59,7 +59,7 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         if zero is None:
             zero = np.zeros_like(integers, shape=scale.shape)
         weights[group.name] = StoredWeight(
-            integers.reshape(tuple(weight.shape)), dtype, scale, zero, bias, "" if bias is None else str(bias.dtype)
+            integers.reshape(weight.shape), dtype, scale, zero, bias, "" if bias is None else str(bias.dtype)
         )
         if _reads_integers(computing):
             integer.add(group.name)

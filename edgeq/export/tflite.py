@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeq.export.stored import Stored
-from edgeq.export.tflite_convert import convert, example
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import match
 from edgeq.export.tflite_merged import merged_values
@@ -21,6 +20,7 @@ from edgeq.export.tflite_tidy import (
     separate_activations,
 )
 from edgeq.model.model import Model
+from edgeq.model.values import tensor_of
 from edgeq.quantization.quantize import Quantized
 
 
@@ -44,6 +44,8 @@ def export_float(model: Model) -> FloatTflite:
         MissingExtraError: litert-torch is not installed.
         UnsupportedError: the converter refuses an operator, or changes what the model computes.
     """
+    from edgeq.export.tflite_convert import example
+
     keep: list[str] = []
     while True:
         data = _float_file(model, keep)
@@ -74,11 +76,13 @@ def stored(model: Model, quantized: Quantized, float_file: FloatTflite, path: Pa
 
 
 def _float_file(model: Model, keep: Sequence[str] = ()) -> bytes:
+    from edgeq.export.tflite_convert import convert
+
     graph = Graph(convert(model, keep))
     drop_outputs(graph, len(keep))
     average_without_transpose(graph)
     product_of_values(graph)
-    outputs = [str(model.nodes[name].meta["val"].dtype).removeprefix("torch.") for name in model.output_nodes]
+    outputs = ["" if (value := tensor_of(model.nodes[name])) is None else value.dtype for name in model.output_nodes]
     keep_int64_ends(graph, [spec.dtype for spec in model.inputs], outputs)
     _name_ends(model, graph)
     return graph.bytes()

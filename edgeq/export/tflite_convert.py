@@ -40,7 +40,7 @@ def convert(model: Model, keep: Sequence[str] = ()) -> bytes:
     with _quiet():
         parts = {name: _part(name) for name in _PARTS}
         inputs = example(model)
-        program = model.exported
+        program = model.exported()
         if keep:
             program = torch.export.export(_Tapped(program, keep), inputs)
         elif model.dynamic_batch:
@@ -54,7 +54,8 @@ def convert(model: Model, keep: Sequence[str] = ()) -> bytes:
 
 def example(model: Model) -> tuple[torch.Tensor, ...]:
     """One input per argument, of the shape that the file is made for: a batch of one where it is dynamic."""
-    return tuple(x[:1] for x in model.example) if model.dynamic_batch else model.example
+    whole = tuple(map(torch.from_numpy, model.example))
+    return tuple(x[:1] for x in whole) if model.dynamic_batch else whole
 
 
 class _Tapped(torch.nn.Module):

@@ -7,17 +7,19 @@ in which they are stored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.fx import Node
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.tflite_graph import Graph
+from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float, op_class, shape_of
+
+if TYPE_CHECKING:
+    import torch
 
 TOLERANCE = 1e-3
 """Largest difference of two statistics of one value, relative to its root mean square: kernels add in other orders."""
@@ -47,6 +49,8 @@ def match(model: Model, data: bytes, inputs: Sequence[torch.Tensor]) -> dict[int
     Raises:
         UnsupportedError: the file computes something else than the model.
     """
+    import torch
+
     graph = Graph(data)
     generator = torch.Generator().manual_seed(0)
     samples = [
@@ -70,7 +74,7 @@ def match(model: Model, data: bytes, inputs: Sequence[torch.Tensor]) -> dict[int
 def origins(model: Model) -> dict[str, str]:
     """For each node, the node that computed its values: itself, or what reshapes and transposes lead back to."""
     found: dict[str, str] = {}
-    for node in model.program.graph.nodes:
+    for node in model.program.nodes:
         found[node.name] = node.name
         sources = [n for n in node.all_input_nodes if n.name in found and is_float(n)]
         if node.op != "call_function" or op_class(node) not in _REARRANGES or not is_float(node) or len(sources) != 1:

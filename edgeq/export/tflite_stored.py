@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.export.tflite_graph import Graph
@@ -66,12 +65,12 @@ def read_tflite(model: Model, path: Path, held: frozenset[str], reasons: Mapping
 
 def twins(model: Model, a: Group, b: Group) -> bool:
     """Whether two groups apply equal layers to one value: the converter then computes it once."""
-    state = model.program.state_dict
+    state = model.state
     return (
         (a.op, a.inputs) == (b.op, b.inputs)
         and None not in (a.weight, a.bias, b.weight, b.bias)
-        and torch.equal(state[a.weight or ""], state[b.weight or ""])
-        and torch.equal(state[a.bias or ""], state[b.bias or ""])
+        and np.array_equal(state[a.weight or ""], state[b.weight or ""])
+        and np.array_equal(state[a.bias or ""], state[b.bias or ""])
     )
 
 
@@ -129,7 +128,7 @@ def _weight(
     q, integers = graph.quantization(index), graph.constant(index)
     if q is None or integers is None:
         return None
-    shape = tuple(model.program.state_dict[group.weight or ""].shape)
+    shape = model.state[group.weight or ""].shape
     if kind in _FROM_STORED:
         integers = integers.transpose(_FROM_STORED[kind])
     slot = 3 if kind == "TRANSPOSE_CONV" else 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeq.errors import UnsupportedError
@@ -64,8 +63,8 @@ def store_weights(
     weight, channels = quantized.weights[group.name], len(quantized.biases[group.name])
     input_scale = quantized.input_scale(group)
     bias_type = _BIAS_TYPES[activations]
-    bias = quantize_bias(quantized.biases[group.name], input_scale, weight.q).numpy().astype(bias_type)
-    scales = bias_scale(input_scale, weight.q, channels).numpy()[: weight.q.scale.numel()]
+    bias = quantize_bias(quantized.biases[group.name], input_scale, weight.q).astype(bias_type)
+    scales = bias_scale(input_scale, weight.q, channels)[: weight.q.scale.size]
     index = graph.tensor(group.bias or "", bias_type, bias.shape, bias)
     graph.quantize(index, bias_type, scales, np.zeros(len(scales), dtype=np.int64))
     _put_bias(graph, operator, index)
@@ -93,7 +92,7 @@ def store_weights_alone(
     integers = _put_integers(quantized, group, graph, operator)
     real = graph.tensor(name, "float32", graph.shape(integers))
     operator.inputs[WEIGHT_SLOT] = real
-    _put_bias(graph, operator, graph.tensor(group.bias or "", "float32", bias.shape, bias.numpy()))
+    _put_bias(graph, operator, graph.tensor(group.bias or "", "float32", bias.shape, bias))
     return graph.operator("DEQUANTIZE", [integers], [real], schema.DequantizeOptionsT())
 
 
@@ -108,9 +107,9 @@ def _put_integers(quantized: Quantized, group: Group, graph: Graph, operator: An
             where=f"layer {group.name}",
             remedy="take the kernel out of the target file, or choose another format",
         )
-    integers = arrange(kind, weight.integers.numpy())
+    integers = arrange(kind, weight.integers)
     index = graph.tensor(group.weight or "", scheme.dtype, integers.shape, integers)
-    scale, zero_point = (values.reshape(-1).numpy() for values in (weight.q.scale, weight.q.zero_point))
+    scale, zero_point = (values.reshape(-1) for values in (weight.q.scale, weight.q.zero_point))
     graph.quantize(index, scheme.dtype, scale, zero_point, CHANNEL_AXIS[kind])
     operator.inputs[WEIGHT_SLOT] = index
     return index
@@ -124,10 +123,10 @@ def store_float_bias(model: Model, quantized: Quantized, group: Group, graph: Gr
     bias = quantized.biases.get(group.name)
     if bias is None or group.name in quantized.weights:
         return
-    if torch.equal(bias, model.program.state_dict[group.bias or ""].detach()):
+    if np.array_equal(bias, model.state[group.bias or ""]):
         return
     _check(model, group, graph, operator)
-    _put_bias(graph, operator, graph.tensor(group.bias or "", "float32", bias.shape, bias.numpy()))
+    _put_bias(graph, operator, graph.tensor(group.bias or "", "float32", bias.shape, bias))
 
 
 def _put_bias(graph: Graph, operator: Any, index: int) -> None:
@@ -139,12 +138,12 @@ def _put_bias(graph: Graph, operator: Any, index: int) -> None:
 
 def merged_into(model: Model, group: Group, graph: Graph, operator: Any) -> str | None:
     """What of a layer the converter moved a factor or a shift into: its `weight`, its `bias`, or None."""
-    state, kind = model.program.state_dict, graph.kind(operator)
+    state, kind = model.state, graph.kind(operator)
     stored = graph.constant(int(operator.inputs[WEIGHT_SLOT]))
-    wanted = state[group.weight or ""].detach().numpy()
+    wanted = state[group.weight or ""]
     slot = bias_slot(kind)
     held = graph.constant(int(operator.inputs[slot])) if slot < len(operator.inputs) else None
-    bias = state[group.bias or ""].detach().numpy()
+    bias = state[group.bias or ""]
     held = np.zeros_like(bias) if held is None else held
     one_channel = kind != "DEPTHWISE_CONV_2D" or wanted.shape[1] == 1
     if stored is None or not one_channel or not _same(stored, arrange(kind, wanted)):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from edgeq.model.graph import Value, itemsize
 from edgeq.model.model import Model
-from edgeq.model.values import Described, tensor_of
+from edgeq.model.values import tensor_of
 
 LARGEST = 24 << 20
 """Bytes of the largest value in a batch. The C library maps what is over 32 MiB anew at each call, and the page faults
@@ -64,24 +64,13 @@ def side_by_side(work: Callable[[Given], Result], given: Iterable[Given]) -> Ite
             torch.set_num_threads(threads)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread, also as a decorator: how many there are may decide the last bits of a sum."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _fast_size(model: Model) -> int:
     values = (tensor_of(node) for node in model.nodes.values() if node.op != "placeholder")
     largest = max((_bytes(v) for v in values if v is not None), default=1)
     return max(1, min(MOST, LARGEST // largest))
 
 
-def _bytes(value: Described) -> int:
+def _bytes(value: Value) -> int:
     """Of one sample: a free dimension is the batch."""
     fixed = [int(d) for d in value.shape if isinstance(d, int)]
-    return max(1, int(np.prod(fixed, dtype=np.int64)) * value.dtype.itemsize)
+    return max(1, int(np.prod(fixed, dtype=np.int64)) * itemsize(value.dtype))

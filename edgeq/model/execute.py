@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.export.graph_signature import InputKind
-from torch.fx import Node
-from torch.fx.node import map_arg
 
-from edgeq.model.program import Program
+from edgeq.model.graph import Named, Node, Program, replaced
+from edgeq.model.operators import constant_of, operator_of
 
 Constant = torch.Tensor | Sequence[torch.Tensor]
 
@@ -18,33 +16,27 @@ Hook = Callable[[Node, list[Any]], list[Any]]
 """Sees a node and its value in each batch, returns the values to go on with. Values may be views of one another:
 a hook replaces them and never writes into them."""
 
+Functions = Mapping[str, Callable[..., Any]]
+
 Reads = Mapping[tuple[str, str], Sequence[Callable[[Any], Any] | None]]
 """By the names of a node and of one that it reads, what is done to that value on its way, in each batch; None leaves it
 as it is. Others read it without."""
 
 
 def constants(program: Program) -> dict[str, torch.Tensor]:
-    """Parameters, buffers and lifted constants by the name of their placeholder."""
-    found: dict[str, torch.Tensor] = {}
-    for spec in program.graph_signature.input_specs:
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            assert spec.target is not None
-            held = program.state_dict.get(spec.target)
-            value = program.constants[spec.target] if held is None else held
-            if isinstance(value, torch.Tensor):
-                found[spec.arg.name] = value.detach()
-    return found
+    """Parameters, buffers and lifted constants by the name of their placeholder, in the memory of their arrays."""
+    return {node: torch.from_numpy(array) for node, array in program.tensors().items()}
 
 
 def scale_batch(node: Node, count: int) -> tuple[Any, ...]:
     """A reshape's arguments with the batch, fixed when the graph was made, multiplied by `count`."""
-    shape = list(node.args[1])  # type: ignore[arg-type]
+    shape = list(node.args[1])
     if -1 not in shape and isinstance(shape[0], int):
         shape[0] *= count
     return (node.args[0], shape, *node.args[2:])
 
 
-_RESHAPES = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default)
+_RESHAPES = ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
 
 
 def execute(
@@ -95,11 +87,12 @@ def _execute(
         for name, value in {**constants(program), **replace}.items()
     }
     dies_at: dict[Node, list[Node]] = {}
-    for used, last in {u: node for node in program.graph.nodes for u in node.all_input_nodes}.items():
+    for used, last in {u: node for node in program.nodes for u in node.all_input_nodes}.items():
         dies_at.setdefault(last, []).append(used)
 
     position = 0
-    for node in program.graph.nodes:
+    functions = {n.target: operator_of(program, n.target) for n in program.nodes if n.op == "call_function"}
+    for node in program.nodes:
         if node.op == "placeholder" and node.name in values:
             env[node] = list(values[node.name])
         elif node.op == "placeholder":
@@ -107,9 +100,9 @@ def _execute(
             position += 1
             env[node] = hook(node, given) if hook else given
         elif node.op == "get_attr":
-            env[node] = [getattr(program.graph_module, str(node.target))] * len(batches)
+            env[node] = [program.functions[node.target]] * len(batches)
         elif node.op == "call_function":
-            computed = _all_batches(node, _read(node, env, reads), factors)
+            computed = _all_batches(node, functions, _read(node, env, reads), factors)
             env[node] = hook(node, computed) if hook else computed
         elif node.op == "output":
             return [[env[o][i] for o in node.args[0]] for i in range(len(batches))]
@@ -140,25 +133,28 @@ def _once(given: Sequence[torch.Tensor], work: Callable[[torch.Tensor], torch.Te
     return [done[id(tensor)] for tensor in given]
 
 
-def _all_batches(node: Node, env: Mapping[Node, list[Any]], factors: Sequence[int]) -> list[Any]:
+def _all_batches(node: Node, functions: Functions, env: Mapping[Node, list[Any]], factors: Sequence[int]) -> list[Any]:
     if len(factors) == 1:
-        return [_call(node, env, 0, factors[0])]
+        return [_call(node, functions, env, 0, factors[0])]
     done: dict[tuple[int, ...], Any] = {}
     result = []
     for batch, factor in enumerate(factors):
         key = (factor, *(id(env[source][batch]) for source in node.all_input_nodes))
         if key not in done:
-            done[key] = _call(node, env, batch, factor)
+            done[key] = _call(node, functions, env, batch, factor)
         result.append(done[key])
     return result
 
 
-def _call(node: Node, env: Mapping[Node, list[Any]], batch: int, factor: int) -> Any:
+def _call(node: Node, functions: Functions, env: Mapping[Node, list[Any]], batch: int, factor: int) -> Any:
+    def leaf(of: Any) -> Any:
+        return env[of][batch] if isinstance(of, Node) else constant_of(of) if isinstance(of, Named) else of
+
     arguments = scale_batch(node, factor) if factor > 1 and node.target in _RESHAPES else node.args
-    args, kwargs = map_arg((arguments, node.kwargs), lambda n: env[n][batch])
+    args, kwargs = replaced(tuple(arguments), leaf), replaced(node.kwargs, leaf)
     # a view of what lies channels last may need a copy; where it does not, reshape is a view
-    target = torch.ops.aten.reshape.default if node.target in _RESHAPES else node.target
-    return target(*args, **kwargs)  # type: ignore[operator]
+    function = torch.ops.aten.reshape.default if node.target in _RESHAPES else functions[node.target]
+    return function(*args, **kwargs)
 
 
 def _channels_last(value: torch.Tensor) -> torch.Tensor:

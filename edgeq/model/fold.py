@@ -16,8 +16,6 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
-from edgeq.model.ops import conv_groups
-
 aten = torch.ops.aten
 
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
@@ -181,7 +179,7 @@ class _Editor:
         prefix = self.targets[source.all_input_nodes[1].name].removesuffix(".weight")
         if source.target is aten.conv_transpose2d.input:
             # [inputs, outputs of a group, ...]: each group of inputs has outputs of its own
-            groups = conv_groups(source)
+            groups = _groups(source)
             by_channel = factor.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)
         else:
             by_channel = factor
@@ -205,7 +203,7 @@ class _Editor:
         if weight is None or (len(node.args) > 2 and node.args[2] is not None):
             return
         transposed = node.target is aten.conv_transpose2d.input
-        channels = weight.shape[1] * conv_groups(node) if transposed else weight.shape[0]
+        channels = weight.shape[1] * _groups(node) if transposed else weight.shape[0]
         prefix = self.targets[node.all_input_nodes[1].name].removesuffix(".weight")
         name = f"{prefix}.bias" if f"{prefix}.bias" not in self.state else f"{node.name}.bias"
         args = list(node.args) + [None] * max(0, 3 - len(node.args))
@@ -257,3 +255,7 @@ class _Editor:
             constants={k: v for k, v in self.program.constants.items() if k in used},
             verifiers=[self.program.verifier],
         )
+
+
+def _groups(convolution: Node) -> int:
+    return int(convolution.args[6]) if len(convolution.args) > 6 else 1  # type: ignore[arg-type]

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch.export.graph_signature import InputKind
-from torch.fx import Node
-
+from edgeq.model.graph import Node, Program, Value
 from edgeq.model.ops import ACTIVATIONS, MOVEMENT, WEIGHTED, is_float, macs, op_class
-from edgeq.model.program import Program
 
 _FUSED_INTO = WEIGHTED | {"add", "sub", "mul"}
 
@@ -63,9 +60,9 @@ def only_moves(group: Group, root: Node) -> bool:
 def find_trailing(program: Program, groups: Sequence[Group]) -> frozenset[str]:
     """Nodes without multiply-accumulates through which values only pass to the outputs."""
     weighty = {g.root for g in groups if g.op in WEIGHTED or g.op == "matmul"}
-    outputs = set(program.graph_signature.user_outputs)
+    outputs = set(program.outputs)
     found: set[str] = set()
-    for node in reversed(list(program.graph.nodes)):
+    for node in reversed(program.nodes):
         if node.op != "call_function" or node.name in weighty:
             continue
         users = [u for u in node.users if u.op != "output"]
@@ -80,14 +77,12 @@ def find_groups(program: Program) -> tuple[Group, ...]:
     An activation joins the convolution, linear or arithmetic operator before it if nothing else reads that
     operator's value. Operators on integers, shapes and other non-tensors belong to no group.
     """
-    targets = {
-        s.arg.name: s.target or "" for s in program.graph_signature.input_specs if s.kind is not InputKind.USER_INPUT
-    }
-    sizes = {name: value.numel() for name, value in program.state_dict.items()}
+    targets = program.lifted
+    sizes = {name: array.size for name, array in program.state.items()}
     taken: set[str] = set()
     used_names: set[str] = set()
     groups: list[Group] = []
-    for node in program.graph.nodes:
+    for node in program.nodes:
         if node.op != "call_function" or node.name in taken or not _makes_tensor(node):
             continue
         op = op_class(node)
@@ -100,7 +95,7 @@ def find_groups(program: Program) -> tuple[Group, ...]:
         groups.append(
             Group(
                 name=_unique(_name(node, weight), used_names),
-                op=op or str(node.target),
+                op=op or node.target,
                 root=node.name,
                 activation=activation.name if activation is not None else None,
                 activation_op=op_class(activation) if activation is not None else None,
@@ -115,24 +110,21 @@ def find_groups(program: Program) -> tuple[Group, ...]:
 
 
 def _makes_tensor(node: Node) -> bool:
-    value = node.meta.get("val")
-    return hasattr(value, "shape") or (isinstance(value, tuple | list) and any(hasattr(v, "shape") for v in value))
+    values = node.value if isinstance(node.value, tuple) else (node.value,)
+    return any(isinstance(value, Value) for value in values)
 
 
 def _activation_of(node: Node) -> Node | None:
-    users = list(node.users)
-    if len(users) == 1 and op_class(users[0]) in ACTIVATIONS and users[0].all_input_nodes == [node]:
-        return users[0]
-    return None
+    user = node.users[0] if len(node.users) == 1 else None
+    return user if user is not None and op_class(user) in ACTIVATIONS and user.all_input_nodes == [node] else None
 
 
 def _name(node: Node, weight: str | None) -> str:
     if weight:
         return weight.removesuffix(".weight")
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    path = stack[-1][0] if stack else ""
-    short = op_class(node) or str(node.target).split(".")[1] if "." in str(node.target) else node.name
-    short = {"aten": node.name}.get(short, short)
+    path = node.modules[-1][1] if node.modules else ""
+    owner, _, rest = node.target.partition(".")
+    short = node.name if owner == "operator" else op_class(node) or rest.partition(".")[0]
     is_whole_module = bool(path) and path.rsplit(".", 1)[-1] in node.name
     return path if is_whole_module else f"{path}.{short}" if path else node.name
 

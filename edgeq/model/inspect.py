@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
-from torch.fx import Node
 
+from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of
 from edgeq.planning.assign import assign
@@ -66,9 +66,9 @@ def _fit(model: Model, target: Target, runtime: Runtime) -> RuntimeFit:
 def _tensor(name: str, node: Node) -> InspectedTensor:
     value = tensor_of(node)
     if value is None:
-        return InspectedTensor(name=name, shape=[], dtype=type(node.meta["val"]).__name__)
+        return InspectedTensor(name=name, shape=[], dtype=type(node.value).__name__)
     shape: list[int | None] = [size if isinstance(size, int) else None for size in value.shape]
-    return InspectedTensor(name=name, shape=shape, dtype=str(value.dtype).removeprefix("torch."))
+    return InspectedTensor(name=name, shape=shape, dtype=value.dtype)
 
 
 class _Frozen(BaseModel):

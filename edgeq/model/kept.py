@@ -12,23 +12,23 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.export import ExportedProgram
 
 from edgeq.cache import Cache, Entry, content_key
 from edgeq.data.dataset import InputSpec
 from edgeq.errors import UnsupportedError
 from edgeq.files import sha256_file
+from edgeq.installed import installed
 from edgeq.model import plain
-from edgeq.model.exported import read_export
-from edgeq.model.kinds import identify
-from edgeq.model.load import quiet
+from edgeq.model.graph import Program
 from edgeq.model.model import Model, load, reference_of
 
-VERSION = 3
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+VERSION = 4
 """To be raised whenever normalisation changes."""
 
 LARGEST = 500_000_000
@@ -43,7 +43,7 @@ def load_kept(path: Path, inputs: Sequence[str], cache: Cache) -> Model:
     if cache.root is None or not path.is_file() or path.stat().st_size > LARGEST:
         return load(path, inputs=inputs)
     key = content_key(
-        "model", VERSION, file=sha256_file(path), name=path.name, inputs=list(inputs), torch=torch.__version__
+        "model", VERSION, file=sha256_file(path), name=path.name, inputs=list(inputs), **installed("torch")
     )
     entry = cache.get("model", key)
     found = None if entry is None else _unpack(entry, lambda: reference_of(path, inputs))
@@ -79,7 +79,7 @@ def _received(entry: Entry) -> Model:
     return found
 
 
-def _stayed_behind() -> ExportedProgram:
+def _stayed_behind() -> Program:
     raise RuntimeError("the program as it was loaded is where it was loaded")
 
 
@@ -99,7 +99,7 @@ def _pack(model: Model) -> Entry | None:
         "notes": list(model.notes),
         "examples": len(model.example),
     }
-    examples = {f"example{i}": tensor.numpy() for i, tensor in enumerate(model.example)}
+    examples = {f"example{i}": array for i, array in enumerate(model.example)}
     return Entry(values, {**written.arrays, **examples})
 
 
@@ -108,13 +108,17 @@ def _written(model: Model) -> Entry:
         graph, tensors = plain.write(model.program)
         return Entry(graph, {f"tensor {name}": array for name, array in tensors.items()})
     except plain.InexpressibleError:
+        import torch
+
+        from edgeq.model.load import quiet
+
         stream = io.BytesIO()
         with quiet():
-            torch.export.save(model.exported, stream)
+            torch.export.save(model.exported(), stream)
         return Entry(None, {"program": np.frombuffer(stream.getvalue(), np.uint8)})
 
 
-def _unpack(entry: Entry, reference: Callable[[], ExportedProgram]) -> Model | None:
+def _unpack(entry: Entry, reference: Callable[[], Program]) -> Model | None:
     try:
         model = _model(entry, reference)
         return model if model.fingerprint == entry.values["fingerprint"] else None
@@ -124,28 +128,44 @@ def _unpack(entry: Entry, reference: Callable[[], ExportedProgram]) -> Model | N
         return None
 
 
-def _model(entry: Entry, reference: Callable[[], ExportedProgram]) -> Model:
+def _model(entry: Entry, reference: Callable[[], Program]) -> Model:
     values = entry.values
     specs = tuple(InputSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in values["inputs"])
+    example = tuple(entry.arrays[f"example{i}"] for i in range(values["examples"]))
+    if values["graph"] is None:
+        program, exported = _of_archive(entry)
+    else:
+        tensors = {name.removeprefix("tensor "): array for name, array in entry.arrays.items()}
+        program = plain.read(values["graph"], tensors)
+
+        def exported() -> ExportedProgram:
+            from edgeq.model.rebuilt import exported_program
+
+            return exported_program(program, example)
+
     return Model(
-        program=_program(entry),
+        program=program,
+        exported=exported,
         reference=reference,
         inputs=specs,
         output_names=tuple(values["output_names"]),
         kind=values["kind"],
         source=values["source"],
         sha256=values["sha256"],
-        example=tuple(torch.from_numpy(entry.arrays[f"example{i}"].copy()) for i in range(values["examples"])),
+        example=example,
         notes=tuple(values["notes"]),
     )
 
 
-def _program(entry: Entry) -> ExportedProgram | plain.PlainProgram:
+def _of_archive(entry: Entry) -> tuple[Program, Callable[[], ExportedProgram]]:
     """Reads as warily as a user's own file: a cache may be shared."""
-    if entry.values["graph"] is not None:
-        tensors = {name.removeprefix("tensor "): array for name, array in entry.arrays.items()}
-        return plain.read(entry.values["graph"], tensors)
+    from edgeq.model.exported import read_export
+    from edgeq.model.kinds import identify
+    from edgeq.model.load import quiet
+    from edgeq.model.traced import program_of
+
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder, quiet():
         path = Path(folder) / "program.pt2"
         path.write_bytes(entry.arrays["program"].tobytes())
-        return read_export(path, identify(path), trust=False)
+        found = read_export(path, identify(path), trust=False)
+    return program_of(found), lambda: found

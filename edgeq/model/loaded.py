@@ -10,8 +10,6 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from edgeq.model.program import Program
-
 Kind = Literal["torch.export", "torchscript", "pickled module", "state_dict", "module"]
 
 
@@ -32,7 +30,7 @@ def describe(program: ExportedProgram, kind: Kind, source: str, example: tuple[t
     )
 
 
-def sha256_program(program: Program) -> str:
+def sha256_program(program: ExportedProgram) -> str:
     """Over the generated code of the graph and all tensors, by name: the same network gives the same hash."""
     digest = hashlib.sha256(program.graph_module.code.encode())
     tensors = {**program.state_dict, **program.constants}

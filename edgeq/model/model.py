@@ -6,28 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.export import ExportedProgram
-from torch.fx import Node
+from typing import TYPE_CHECKING, Any
 
 from edgeq.data.dataset import InputSpec
 from edgeq.errors import UnsupportedError
-from edgeq.model.execute import Constant, Hook, Reads, execute
-from edgeq.model.fold import normalise
+from edgeq.model.graph import Array, Node, Program, Value
 from edgeq.model.groups import Group, find_groups, find_trailing
-from edgeq.model.load import read
-from edgeq.model.loaded import Loaded, sha256_program
-from edgeq.model.plain import PlainProgram
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+    from edgeq.model.execute import Constant, Hook, Reads
+    from edgeq.model.loaded import Loaded
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model, ready to be measured, planned and exported.
+    """A trained model, ready to be measured, planned and exported. To be looked at, it takes no PyTorch.
 
     Attributes:
-        program: functional, batch norms folded, evaluation mode. The exporters take `exported`.
+        program: functional, batch norms folded, evaluation mode.
+        exported: gives the same as PyTorch's exporters take it.
         reference: gives the program as it was loaded: what "the float model" means in every comparison.
         inputs: name, shape (None where dynamic) and dtype of each input.
         output_names: the user's names of the outputs.
@@ -38,14 +38,15 @@ class Model:
         notes: what was assumed while loading, for the user to see.
     """
 
-    program: ExportedProgram | PlainProgram
-    reference: Callable[[], ExportedProgram]
+    program: Program
+    exported: Callable[[], ExportedProgram]
+    reference: Callable[[], Program]
     inputs: tuple[InputSpec, ...]
     output_names: tuple[str, ...]
     kind: str
     source: str
     sha256: str
-    example: tuple[torch.Tensor, ...]
+    example: tuple[Array, ...]
     notes: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,9 +56,9 @@ class Model:
         return sent(self)
 
     @property
-    def exported(self) -> ExportedProgram:
-        """The program as PyTorch's exporters take it."""
-        return self.program if isinstance(self.program, ExportedProgram) else self.program.exported(self.example)
+    def state(self) -> Mapping[str, Array]:
+        """Parameters and buffers by name."""
+        return self.program.state
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -71,22 +72,22 @@ class Model:
     @cached_property
     def nodes(self) -> dict[str, Node]:
         """Graph nodes by name."""
-        return {node.name: node for node in self.program.graph.nodes}
+        return {node.name: node for node in self.program.nodes}
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hash of what is computed: the normalised graph and its numbers, wherever they came from."""
-        return sha256_program(self.program)
+        return self.program.fingerprint
 
     @property
     def input_nodes(self) -> tuple[str, ...]:
         """Graph nodes of the inputs, in order."""
-        return tuple(map(str, self.program.graph_signature.user_inputs))
+        return self.program.inputs
 
     @property
     def output_nodes(self) -> tuple[str, ...]:
         """Graph nodes of the outputs, in order."""
-        return tuple(map(str, self.program.graph_signature.user_outputs))
+        return self.program.outputs
 
     @property
     def macs(self) -> int:
@@ -95,7 +96,7 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        return sum(p.numel() for p in self.program.state_dict.values())
+        return sum(array.size for array in self.state.values())
 
     @cached_property
     def batchable(self) -> bool:
@@ -104,11 +105,13 @@ class Model:
         samples keep apart."""
         if not all(spec.batched for spec in self.inputs):
             return False
+        import torch
+
         generator = torch.Generator().manual_seed(0)
         samples = [
             [
                 torch.randn((1, *x.shape[1:]), generator=generator) if x.is_floating_point() else x[:1]
-                for x in self.example
+                for x in map(torch.from_numpy, self.example)
             ]
             for _ in range(2)
         ]
@@ -149,6 +152,8 @@ class Model:
             reads: what is done to a value on its way to one reader alone (see `edgeq.model.execute`).
             differentiable: record what is needed for gradients.
         """
+        from edgeq.model.execute import execute
+
         if self.dynamic_batch:
             return execute(self.program, batches, hook, replace, reads, differentiable=differentiable)
         factors = [len(batch[0]) // len(self.example[0]) for batch in batches]
@@ -176,35 +181,45 @@ def load(
         UsageError: the file is broken or not a model, or an option is missing.
         UnsupportedError: the model cannot be exported as a graph.
     """
+    from edgeq.model.load import read
+
     return from_loaded(read(source, inputs=inputs, arch=arch, trust_pickle=trust_pickle, example=example))
 
 
 def from_loaded(loaded: Loaded) -> Model:
     """Normalises what was read."""
-    program = normalise(loaded.program)
-    nodes = {node.name: node for node in program.graph.nodes}
+    from edgeq.model.fold import normalise
+    from edgeq.model.traced import program_of
+
+    exported = normalise(loaded.program)
+    program = program_of(exported)
+    nodes = {node.name: node for node in program.nodes}
     specs = []
-    for name, node_name in zip(loaded.input_names, program.graph_signature.user_inputs, strict=True):
-        value = nodes[str(node_name)].meta["val"]
-        if not isinstance(value, torch.Tensor):
+    for name, node_name in zip(loaded.input_names, program.inputs, strict=True):
+        value = nodes[node_name].value
+        if not isinstance(value, Value):
             raise UnsupportedError(
                 f"input {name!r} is no tensor", remedy="export the model with its constant arguments bound"
             )
-        shape = tuple(int(d) if isinstance(d, int) else None for d in value.shape)
-        specs.append(InputSpec(name, shape, str(value.dtype).removeprefix("torch.")))
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        specs.append(InputSpec(name, shape, value.dtype))
     return Model(
         program=program,
-        reference=lambda: loaded.program,
+        exported=lambda: exported,
+        reference=lambda: program_of(loaded.program),
         inputs=tuple(specs),
         output_names=loaded.output_names,
         kind=loaded.kind,
         source=loaded.source,
         sha256=loaded.sha256,
-        example=tuple(loaded.example),
+        example=tuple(tensor.detach().cpu().numpy() for tensor in loaded.example),
         notes=tuple(loaded.notes),
     )
 
 
-def reference_of(path: Path, inputs: Sequence[str]) -> ExportedProgram:
+def reference_of(path: Path, inputs: Sequence[str]) -> Program:
     """The program of a file as it is."""
-    return read(path, inputs=inputs).program
+    from edgeq.model.load import read
+    from edgeq.model.traced import program_of
+
+    return program_of(read(path, inputs=inputs).program)

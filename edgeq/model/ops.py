@@ -3,67 +3,62 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 
-import torch
-from torch.fx import Node
-
+from edgeq.model.graph import Node, Value
 from edgeq.model.values import tensor_of, traced_size
 
-aten = torch.ops.aten
-
-_CLASSES: dict[object, str] = {
-    aten.linear.default: "linear",
-    aten.matmul.default: "matmul",
-    aten.mm.default: "matmul",
-    aten.bmm.default: "matmul",
-    aten.add.Tensor: "add",
-    aten.sub.Tensor: "sub",
-    aten.mul.Tensor: "mul",
-    aten.relu.default: "relu",
-    aten.relu6.default: "relu6",
-    aten.hardswish.default: "hardswish",
-    aten.hardsigmoid.default: "hardsigmoid",
-    aten.sigmoid.default: "sigmoid",
-    aten.tanh.default: "tanh",
-    aten.silu.default: "silu",
-    aten.gelu.default: "gelu",
-    aten.leaky_relu.default: "leaky_relu",
-    aten.prelu.default: "prelu",
-    aten.softmax.int: "softmax",
-    aten._softmax.default: "softmax",
-    aten.layer_norm.default: "layer_norm",
-    aten.native_layer_norm.default: "layer_norm",
-    aten.max_pool2d.default: "max_pool2d",
-    aten.avg_pool2d.default: "avg_pool2d",
-    aten.cat.default: "concat",
-    aten.pad.default: "pad",
-    aten.constant_pad_nd.default: "pad",
-    aten.view.default: "reshape",
-    aten._unsafe_view.default: "reshape",
-    aten.reshape.default: "reshape",
-    aten.flatten.using_ints: "reshape",
-    aten.unflatten.int: "reshape",
-    aten.squeeze.default: "reshape",
-    aten.squeeze.dim: "reshape",
-    aten.squeeze.dims: "reshape",
-    aten.unsqueeze.default: "reshape",
-    aten.permute.default: "transpose",
-    aten.transpose.int: "transpose",
-    aten.t.default: "transpose",
-    aten.slice.Tensor: "slice",
-    aten.select.int: "slice",
-    aten.split.Tensor: "slice",
-    aten.split_with_sizes.default: "slice",
-    aten.chunk.default: "slice",
-    aten.unbind.int: "slice",
-    operator.getitem: "slice",
-    aten.upsample_nearest2d.vec: "resize_nearest",
-    aten.upsample_nearest2d.default: "resize_nearest",
-    aten.upsample_bilinear2d.vec: "resize_bilinear",
-    aten.upsample_bilinear2d.default: "resize_bilinear",
-    aten.embedding.default: "embedding",
+_CLASSES: dict[str, str] = {
+    "aten.linear.default": "linear",
+    "aten.matmul.default": "matmul",
+    "aten.mm.default": "matmul",
+    "aten.bmm.default": "matmul",
+    "aten.add.Tensor": "add",
+    "aten.sub.Tensor": "sub",
+    "aten.mul.Tensor": "mul",
+    "aten.relu.default": "relu",
+    "aten.relu6.default": "relu6",
+    "aten.hardswish.default": "hardswish",
+    "aten.hardsigmoid.default": "hardsigmoid",
+    "aten.sigmoid.default": "sigmoid",
+    "aten.tanh.default": "tanh",
+    "aten.silu.default": "silu",
+    "aten.gelu.default": "gelu",
+    "aten.leaky_relu.default": "leaky_relu",
+    "aten.prelu.default": "prelu",
+    "aten.softmax.int": "softmax",
+    "aten._softmax.default": "softmax",
+    "aten.layer_norm.default": "layer_norm",
+    "aten.native_layer_norm.default": "layer_norm",
+    "aten.max_pool2d.default": "max_pool2d",
+    "aten.avg_pool2d.default": "avg_pool2d",
+    "aten.cat.default": "concat",
+    "aten.pad.default": "pad",
+    "aten.constant_pad_nd.default": "pad",
+    "aten.view.default": "reshape",
+    "aten._unsafe_view.default": "reshape",
+    "aten.reshape.default": "reshape",
+    "aten.flatten.using_ints": "reshape",
+    "aten.unflatten.int": "reshape",
+    "aten.squeeze.default": "reshape",
+    "aten.squeeze.dim": "reshape",
+    "aten.squeeze.dims": "reshape",
+    "aten.unsqueeze.default": "reshape",
+    "aten.permute.default": "transpose",
+    "aten.transpose.int": "transpose",
+    "aten.t.default": "transpose",
+    "aten.slice.Tensor": "slice",
+    "aten.select.int": "slice",
+    "aten.split.Tensor": "slice",
+    "aten.split_with_sizes.default": "slice",
+    "aten.chunk.default": "slice",
+    "aten.unbind.int": "slice",
+    "operator.getitem": "slice",
+    "aten.upsample_nearest2d.vec": "resize_nearest",
+    "aten.upsample_nearest2d.default": "resize_nearest",
+    "aten.upsample_bilinear2d.vec": "resize_bilinear",
+    "aten.upsample_bilinear2d.default": "resize_bilinear",
+    "aten.embedding.default": "embedding",
 }
 
 WEIGHTED = frozenset({"conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"})
@@ -79,9 +74,9 @@ ACTIVATIONS = frozenset(
 
 def shape_of(node: Node) -> tuple[int, ...]:
     """Shape of a node's (first) output; a dynamic dimension counts with the size it was traced with."""
-    value = node.meta["val"]
-    if isinstance(value, tuple | list):
-        value = value[0]
+    value = node.value[0] if isinstance(node.value, tuple) else node.value
+    if not isinstance(value, Value):
+        raise TypeError(f"{node.name} gives no tensor")
     return tuple(map(traced_size, value.shape))
 
 
@@ -90,7 +85,7 @@ def is_float(node: object) -> bool:
     if not isinstance(node, Node):
         return False
     value = tensor_of(node)
-    return value is not None and value.dtype == torch.float32
+    return value is not None and value.dtype == "float32"
 
 
 def conv_groups(node: Node) -> int:
@@ -123,22 +118,22 @@ def _clamp_class(node: Node) -> str | None:
 def _mean_class(node: Node) -> str | None:
     dims = node.args[1]
     rank = len(shape_of(_tensor_arg(node, 0)))
-    return "mean" if isinstance(dims, list | tuple) and sorted(int(d) % rank for d in dims) == [2, 3] else None  # type: ignore[arg-type]
+    return "mean" if isinstance(dims, list | tuple) and sorted(int(d) % rank for d in dims) == [2, 3] else None
 
 
 def _adaptive_class(node: Node) -> str:
-    return "mean" if tuple(node.args[1]) == (1, 1) else "avg_pool2d"  # type: ignore[arg-type]
+    return "mean" if tuple(node.args[1]) == (1, 1) else "avg_pool2d"
 
 
-_SPECIAL: dict[object, Callable[[Node], str | None]] = {
-    aten.conv1d.default: _conv_class,
-    aten.conv2d.default: _conv_class,
-    aten.conv2d.padding: _conv_class,
-    aten.conv_transpose2d.input: lambda node: "conv_transpose2d",
-    aten.hardtanh.default: _hardtanh_class,
-    aten.clamp.default: _clamp_class,
-    aten.mean.dim: _mean_class,
-    aten.adaptive_avg_pool2d.default: _adaptive_class,
+_SPECIAL: dict[str, Callable[[Node], str | None]] = {
+    "aten.conv1d.default": _conv_class,
+    "aten.conv2d.default": _conv_class,
+    "aten.conv2d.padding": _conv_class,
+    "aten.conv_transpose2d.input": lambda node: "conv_transpose2d",
+    "aten.hardtanh.default": _hardtanh_class,
+    "aten.clamp.default": _clamp_class,
+    "aten.mean.dim": _mean_class,
+    "aten.adaptive_avg_pool2d.default": _adaptive_class,
 }
 
 
@@ -163,7 +158,7 @@ def macs(node: Node, op: str) -> int:
     if node.target in _RECURRENT:
         steps = shape_of(_tensor_arg(node, 0))[1 if node.args[-1] is True else 0]
         return steps * sum(math.prod(s) for p in _tensors(node, 2) if len(s := shape_of(p)) == 2)
-    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+    if node.target == "aten.scaled_dot_product_attention.default":
         query, key = (shape_of(_tensor_arg(node, i)) for i in (0, 1))
         return 2 * math.prod(query[1:]) * key[-2]
     if op not in WEIGHTED and op != "matmul":
@@ -178,7 +173,7 @@ def macs(node: Node, op: str) -> int:
     return positions * math.prod(weight[1:])
 
 
-_RECURRENT = frozenset(getattr(torch.ops.aten, name).input for name in ("gru", "lstm", "rnn_tanh", "rnn_relu"))
+_RECURRENT = frozenset(f"aten.{name}.input" for name in ("gru", "lstm", "rnn_tanh", "rnn_relu"))
 
 
 def _tensors(node: Node, index: int) -> list[Node]:

@@ -19,15 +19,13 @@ from typing import Any
 import torch
 
 from edgeq.errors import UnsupportedError
+from edgeq.model.containers import is_container
 from edgeq.model.expressions import QUOTABLE, is_expression, is_guard
 from edgeq.model.kinds import BROKEN_ZIP
+from edgeq.model.names import OPERATORS
 from edgeq.model.pickles import is_plain, unusual_globals
 from edgeq.model.refusals import carries_code, damaged
 
-OPERATORS = {
-    "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos", "pow", "eq", "ne", "lt", "le", "gt", "ge",
-    "and_", "or_", "xor", "not_", "getitem", "lshift", "rshift",
-}  # fmt: skip
 _FILE_OPERATOR = re.compile(rb"\b(save|from_file)\b")
 _TARGET = re.compile(
     r"torch\.ops\.(?!load_library|loaded_libraries|aten\.(save|from_file)\b)[A-Za-z]\w*(\.(?!__)\w+){1,2}"
@@ -35,7 +33,6 @@ _TARGET = re.compile(
 )
 _IDENTIFIER = re.compile(r"[\w.]*")
 _MEMBER = re.compile(r"\w[\w.]*")
-_CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 _PAYLOADS = ("data/weights/", "data/constants/")
 _OBJECTS = ("custom_obj", "opaque_obj")
 
@@ -185,25 +182,6 @@ def _is_registered(text: str) -> bool:
     for name in text.split(".")[1:]:
         found = getattr(found, name, None)
     return found is not None
-
-
-def is_container(text: str) -> bool:
-    """Whether a text describes how values lie in plain containers: PyTorch may read it then."""
-    try:
-        _, tree = json.loads(text)
-        pending = [tree]
-        while pending:
-            node = pending.pop()
-            if node["type"] not in _CONTAINERS:
-                return False
-            for name in json.loads(node["context"] or "null") or []:
-                plain = isinstance(name, str) and QUOTABLE.fullmatch(name) is not None and "'" not in name
-                if not plain and not isinstance(name, int):
-                    return False
-            pending.extend(node["children_spec"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return False
-    return True
 
 
 def _json(archive: zipfile.ZipFile, name: str, where: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The arithmetic of quantization, once: used by calibration, simulation, export and audit alike."""
 
-from edgeq.numerics.quantize import QParams, dequantize, fake_quantize, qparams, quantize, same_steps, sqnr_db
+from edgeq.numerics.quantize import QParams, dequantize, per_tensor, qparams, quantize, same_steps, sqnr_db
 from edgeq.numerics.scheme import DType, Granularity, Scheme, Symmetry
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "Scheme",
     "Symmetry",
     "dequantize",
-    "fake_quantize",
+    "per_tensor",
     "qparams",
     "quantize",
     "same_steps",

@@ -1,24 +1,29 @@
-"""Uniform affine quantization: scales from ranges, integers from reals and back. The one arithmetic of edgeq."""
+"""Uniform affine quantization: scales from ranges, integers from reals and back. The one arithmetic of edgeq.
+
+It is NumPy's: what a plan stores is computed without PyTorch, whose import takes seconds.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from edgeq.numerics.scheme import Scheme
 
-_TORCH_TYPES = {
-    "int2": torch.int8, "int4": torch.int8, "uint4": torch.uint8, "int8": torch.int8, "uint8": torch.uint8,
-    "int16": torch.int16, "uint16": torch.uint16, "int32": torch.int32, "int64": torch.int64,
+_STORED = {
+    "int2": np.int8, "int4": np.int8, "uint4": np.uint8, "int8": np.int8, "uint8": np.uint8,
+    "int16": np.int16, "uint16": np.uint16, "int32": np.int32, "int64": np.int64,
 }  # fmt: skip
 
 SMALLEST_SCALE = 1e-9
 """Below this a scale is raised: runtimes invert scales in float32, and a constant tensor has no range at all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QParams:
     """Scale and zero point of one tensor.
 
@@ -30,21 +35,21 @@ class QParams:
     """
 
     scheme: Scheme
-    scale: torch.Tensor
-    zero_point: torch.Tensor
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
     axis: int | None = None
 
     @property
     def low(self) -> float:
         """Smallest real value that can be told apart (per-tensor only)."""
-        return float((self.scheme.quant_min - self.zero_point) * self.scale)
+        return float((self.scheme.quant_min - self.zero_point).astype(np.float32) * self.scale)
 
     @property
     def high(self) -> float:
         """Largest real value that can be told apart (per-tensor only)."""
-        return float((self.scheme.quant_max - self.zero_point) * self.scale)
+        return float((self.scheme.quant_max - self.zero_point).astype(np.float32) * self.scale)
 
-    def shaped(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def shaped(self, rank: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Scale and zero point, ready to be broadcast against a tensor of `rank` dimensions."""
         if self.axis is None:
             return self.scale, self.zero_point
@@ -57,12 +62,17 @@ def same_steps(one: QParams, other: QParams) -> bool:
     """Whether two scales and zero points give the same integers."""
     return (
         one.scheme == other.scheme
-        and torch.equal(one.scale, other.scale)
-        and torch.equal(one.zero_point, other.zero_point)
+        and np.array_equal(one.scale, other.scale)
+        and np.array_equal(one.zero_point, other.zero_point)
     )
 
 
-def qparams(low: torch.Tensor, high: torch.Tensor, scheme: Scheme, axis: int | None = None) -> QParams:
+def per_tensor(scheme: Scheme, scale: float, zero_point: int) -> QParams:
+    """One scale and zero point that are known already."""
+    return QParams(scheme, np.array(scale, np.float32), np.array(zero_point, np.int32))
+
+
+def qparams(low: ArrayLike, high: ArrayLike, scheme: Scheme, axis: int | None = None) -> QParams:
     """Scale and zero point for a range, which is first widened to contain zero.
 
     Zero is then exactly representable, as padding and ReLU need it to be (Jacob et al. 2018, section 3).
@@ -75,64 +85,53 @@ def qparams(low: torch.Tensor, high: torch.Tensor, scheme: Scheme, axis: int | N
     Raises:
         ValueError: a bound is not finite, or low > high.
     """
-    low, high = low.double(), high.double()
-    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+    lowest: NDArray[np.float64] = np.asarray(low, np.float64)
+    highest: NDArray[np.float64] = np.asarray(high, np.float64)
+    if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
         raise ValueError("a quantization range must be finite")
-    if bool((low > high).any()):
+    if (lowest > highest).any():
         raise ValueError("a quantization range must have low <= high")
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    lowest, highest = np.minimum(lowest, 0.0), np.maximum(highest, 0.0)
     qmin, qmax = scheme.quant_min, scheme.quant_max
-    if scheme.symmetry == "symmetric":
-        middle = 0 if scheme.signed else (qmax + 1) // 2
-        scale = (
-            torch.maximum(low / (qmin - middle), high / (qmax - middle)) if qmin < middle else high / (qmax - middle)
-        )
+    middle = 0 if scheme.signed else (qmax + 1) // 2
+    if scheme.symmetry == "asymmetric":
+        step = (highest - lowest) / (qmax - qmin)
     else:
-        middle = None
-        scale = (high - low) / (qmax - qmin)
-    scale = scale.clamp(min=SMALLEST_SCALE)
+        step = highest / (qmax - middle)
+        if qmin < middle:
+            step = np.maximum(lowest / (qmin - middle), step)
+    step = np.maximum(step, SMALLEST_SCALE)
     if scheme.power_of_two:
-        scale = torch.exp2(torch.ceil(torch.log2(scale)))
-    scale = scale.float()
-    if middle is not None:
-        zero_point = torch.full_like(scale, middle, dtype=torch.int32)
+        step = np.exp2(np.ceil(np.log2(step)))
+    scale: NDArray[np.float32] = np.asarray(step, np.float32)
+    if scheme.symmetry == "asymmetric":
+        first = qmin - np.rint(lowest / scale.astype(np.float64))
+        zero_point: NDArray[np.int32] = np.asarray(np.clip(first, qmin, qmax), np.int32)
     else:
-        zero_point = (qmin - torch.round(low / scale.double())).clamp(qmin, qmax).to(torch.int32)
+        zero_point = np.full(scale.shape, middle, np.int32)
     return QParams(scheme, scale, zero_point, axis)
 
 
-def quantize(x: torch.Tensor, q: QParams) -> torch.Tensor:
+def quantize(x: NDArray[Any], q: QParams) -> NDArray[Any]:
     """round(x / scale) + zero_point, to nearest with ties to even, saturated; in the scheme's storage type."""
-    scale, zero_point = q.shaped(x.dim())
-    values = torch.round(x / scale) + zero_point
-    return values.clamp(q.scheme.quant_min, q.scheme.quant_max).to(_TORCH_TYPES[q.scheme.dtype])
+    scale, zero_point = q.shaped(x.ndim)
+    with np.errstate(over="ignore"):  # what is beyond float32 is beyond the range
+        steps = np.rint(x / scale)
+    steps = steps + zero_point.astype(steps.dtype)
+    return np.asarray(np.clip(steps, q.scheme.quant_min, q.scheme.quant_max), _STORED[q.scheme.dtype])
 
 
-def dequantize(integers: torch.Tensor, q: QParams) -> torch.Tensor:
+def dequantize(integers: NDArray[Any], q: QParams) -> NDArray[np.float32]:
     """scale * (integer - zero_point), float32."""
-    scale, zero_point = q.shaped(integers.dim())
-    return (integers.to(torch.int64) - zero_point).to(torch.float32) * scale
+    scale, zero_point = q.shaped(integers.ndim)
+    steps = np.asarray(integers.astype(np.int64) - zero_point, np.float32)
+    return np.asarray(steps * scale)
 
 
-def fake_quantize(x: torch.Tensor, q: QParams) -> torch.Tensor:
-    """`dequantize(quantize(x))` in one pass, for simulation.
-
-    PyTorch's kernel multiplies by the reciprocal of the scale: values within a rounding error of a step's
-    middle may land one step apart from `quantize`.
-    """
-    if q.axis is None:
-        return torch.fake_quantize_per_tensor_affine(
-            x, float(q.scale), int(q.zero_point), q.scheme.quant_min, q.scheme.quant_max
-        )
-    return torch.fake_quantize_per_channel_affine(
-        x, q.scale, q.zero_point, q.axis, q.scheme.quant_min, q.scheme.quant_max
-    )
-
-
-def sqnr_db(reference: torch.Tensor, measured: torch.Tensor) -> float:
+def sqnr_db(reference: NDArray[Any], measured: NDArray[Any]) -> float:
     """Signal-to-quantization-noise ratio in dB: 10 log10(sum r^2 / sum (r - m)^2)."""
-    signal = float(reference.double().square().sum())
-    noise = float((reference.double() - measured.double()).square().sum())
+    reference, measured = np.asarray(reference, np.float64), np.asarray(measured, np.float64)
+    signal, noise = float(np.square(reference).sum()), float(np.square(reference - measured).sum())
     if noise == 0.0:
         return math.inf
     return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf

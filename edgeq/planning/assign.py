@@ -116,9 +116,9 @@ def weight_only_refusal(model: Model, group: Group, kernel: Kernel) -> str:
     if group.op == "conv_transpose2d" and conv_groups(model.nodes[group.root]) > 1:
         return "its groups share the scales of their output channels"
     if kernel.weight_group is not None:
-        weight = model.program.state_dict[group.weight]
+        weight = model.state[group.weight]
         axis = output_channels_axis(group.op)
-        row = weight.numel() // weight.shape[axis]
+        row = weight.size // weight.shape[axis]
         if axis != 0 or row % kernel.weight_group:
             return f"its {row} weights for an output are no multiple of {kernel.weight_group}"
     return ""

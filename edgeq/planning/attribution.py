@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from edgeq.calibration.calibrate import Calibration
+from edgeq.calibration.calibration import Calibration
 from edgeq.errors import UsageError
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.causes import Place, observe, places, removals, spread, widening
 from edgeq.planning.counterfactual import Edit, Outcome, difference, run_edits
+from edgeq.planning.damages import measure_sensitivity
 from edgeq.planning.explain import explain, runtime_of
 from edgeq.planning.follow import planned_choices
 from edgeq.planning.form import form_of
@@ -27,7 +28,6 @@ from edgeq.planning.ladder import ladder, of_choices
 from edgeq.planning.plan import Plan
 from edgeq.planning.problem import restate
 from edgeq.planning.rules import narrowed
-from edgeq.planning.sensitivity import measure_sensitivity
 from edgeq.planning.solver import Problem
 from edgeq.prepare import Job
 from edgeq.progress import Progress, Silent

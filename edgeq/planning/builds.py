@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeq.calibration.calibrate import Calibration
+from edgeq.calibration.calibration import Calibration
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Inputs
 from edgeq.engine import LOCAL, Engine

@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.fx import Node
+from numpy.typing import NDArray
 
-from edgeq.calibration.calibrate import Calibration
+from edgeq.calibration.calibration import Calibration
+from edgeq.calibration.patches import mean_patch
 from edgeq.model.batches import batches, side_by_side
-from edgeq.model.execute import constants
+from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, same_steps
@@ -33,7 +34,8 @@ from edgeq.planning.counterfactual import Edit, Rounding, clipped, copies, exact
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.bias_correction import bias_shift
-from edgeq.quantization.quantize import Quantized, simulate
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.simulate import simulate
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,12 @@ class Seen:
     """What the quantized model's values look like.
 
     Attributes:
-        mean_inputs: by graph node of a layer's root, its input averaged over its first axis; as in `Calibration`.
+        mean_patches: by graph node of a layer's root, as in `Calibration`.
         at_ends: by graph node, the shares of its values at the lowest and the highest integer. An end that the float
             model's values never pass does not count: behind a ReLU, zero is an answer.
     """
 
-    mean_inputs: dict[str, torch.Tensor]
+    mean_patches: dict[str, NDArray[np.float32]]
     at_ends: dict[str, tuple[float, float]]
 
 
@@ -131,7 +133,8 @@ def observe(
             ends[node] = ends.get(node, 0) + counts
         progress.step(done, len(given))
     means = {root: (sums[source] / rows[source]).float() for root, source in sources.items()}
-    return Seen(means, {node: (float(low / total), float(high / total)) for node, (low, high, total) in ends.items()})
+    patches = {root: mean_patch(model.program, model.nodes[root], mean) for root, mean in means.items()}
+    return Seen(patches, {node: (float(low / total), float(high / total)) for node, (low, high, total) in ends.items()})
 
 
 def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> dict[str, Edit]:
@@ -152,19 +155,21 @@ def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> di
         found["activations"] = changed(clipped)
     group = place.group
     if group is not None and group.name in quantized.weights:
-        held = constants(model.program)
-        root = model.nodes[group.root]
-        _, weight_node, bias_node = root.all_input_nodes[:3]
-        weight, bias = held[weight_node.name], held[bias_node.name]
+        _, weight_node, bias_node = (node.name for node in model.nodes[group.root].all_input_nodes[:3])
+        weight, bias = (model.state[name or ""] for name in (group.weight, group.bias))
         used = quantized.biases[group.name]
-        shift = bias_shift(root, quantized.weights[group.name].real - weight, seen.mean_inputs[group.root])
-        left = shift + (used - bias)
-        found["weights"] = Edit({}, {weight_node.name: weight, bias_node.name: bias + left})
-        found["bias"] = Edit({}, {bias_node.name: used - left})
-        if not torch.equal(used, bias):
-            found["correction"] = Edit({}, {bias_node.name: bias})
-        everything = everything.and_also(Edit({}, {weight_node.name: weight, bias_node.name: bias}))
+        error = quantized.weights[group.name].real - weight
+        left = bias_shift(group.op, error, seen.mean_patches[group.root]) + (used - bias)
+        found["weights"] = _constants({weight_node: weight, bias_node: bias + left})
+        found["bias"] = _constants({bias_node: used - left})
+        if not np.array_equal(used, bias):
+            found["correction"] = _constants({bias_node: bias})
+        everything = everything.and_also(_constants({weight_node: weight, bias_node: bias}))
     return {**found, "all": everything}
+
+
+def _constants(values: Mapping[str, NDArray[np.float32]]) -> Edit:
+    return Edit({}, {node: torch.from_numpy(value) for node, value in values.items()})
 
 
 def widening(quantized: Quantized, widest: Mapping[str, QuantizedTensor], place: Place) -> Edit | None:

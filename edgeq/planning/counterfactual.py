@@ -12,16 +12,18 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.fx import Node
 
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import constants
+from edgeq.model.graph import Node
 from edgeq.model.groups import only_moves
 from edgeq.model.model import Model
-from edgeq.numerics import QParams, Scheme, fake_quantize, same_steps
-from edgeq.planning.sensitivity import damage
+from edgeq.numerics import QParams, Scheme, same_steps
+from edgeq.numerics.fake import fake_quantize
+from edgeq.planning.damages import damage
 from edgeq.progress import Progress, Silent
-from edgeq.quantization.quantize import Quantized, rounded_constants
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.simulate import rounded_constants
 from edgeq.validation.accuracy import tied_percent
 
 TOGETHER = 48

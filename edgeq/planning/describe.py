@@ -66,8 +66,8 @@ def _weight(quantized: Quantized, group: Group) -> WeightPlan | None:
     weight, kernel = quantized.weights.get(group.name), quantized.assignment.kernel(group.name)
     if weight is None or kernel is None:
         return None
-    digest = hashlib.sha256(weight.integers.numpy().tobytes())
-    digest.update(weight.q.scale.numpy().tobytes())
+    digest = hashlib.sha256(weight.integers.tobytes())
+    digest.update(weight.q.scale.tobytes())
     return WeightPlan(
         dtype=weight.q.scheme.dtype,
         symmetry=weight.q.scheme.symmetry,

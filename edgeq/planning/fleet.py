@@ -9,9 +9,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from edgeq.cache import Cache, open_cache
 from edgeq.case import Case, given
@@ -34,6 +34,9 @@ from edgeq.registry.schema import Runtime
 from edgeq.validation.gates import Limits
 from edgeq.validation.measure import fed
 from edgeq.validation.metric import Metric
+
+if TYPE_CHECKING:
+    import torch
 
 Verdicts = Mapping[str, Mapping[str, Verdict]]
 """By target and candidate."""

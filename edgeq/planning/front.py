@@ -6,10 +6,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from edgeq.case import Case
@@ -33,6 +32,9 @@ from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Format, RuntimeName
 from edgeq.validation.metric import Metric
+
+if TYPE_CHECKING:
+    import torch
 
 WORST = 0.5
 """Largest expected loss of a point: the outputs moved by half of their own power answer little."""

@@ -8,21 +8,20 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-import torch
-
 from edgeq.cache import Entry, cached, content_key
-from edgeq.numerics import QParams, Scheme
+from edgeq.installed import installed
+from edgeq.numerics import Scheme, per_tensor
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.ladder import Ladder, uniform
 from edgeq.planning.plan import AloneLoss
 from edgeq.planning.problem import predicted_losses
-from edgeq.planning.sensitivity import Sensitivity, contenders, measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity import Sensitivity, contenders
 from edgeq.prepare import Job
 from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 
-LOSSES_VERSION = 5
+LOSSES_VERSION = 6
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 
@@ -55,7 +54,7 @@ def measure_losses(job: Job, runtime: Runtime, options: Ladder) -> Losses:
             calibration=job.calibration_data.sha256,
             runtime=arithmetic(runtime),
             choices={name: list(offered) for name, offered in options.items()},
-            torch=torch.__version__,
+            **installed("torch"),
         ),
         lambda: _measure(job, runtime, options),
         _pack,
@@ -101,6 +100,8 @@ def unpack_ranges(kept: Any) -> Ranges:
 
 
 def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
+    from edgeq.planning.damages import measure_alone, measure_sensitivity
+
     model, ranges = job.model, Ranges()
     with job.clock.stage(f"sensitivity for {runtime.name}") as steps:
         kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
@@ -157,9 +158,5 @@ def _pack_tensor(tensor: QuantizedTensor) -> list[object]:
 
 def _unpack_tensor(kept: list[object]) -> QuantizedTensor:
     scheme, scale, zero_point, low, high, estimator, share, reason = kept
-    q = QParams(
-        Scheme(**scheme),  # type: ignore[arg-type]
-        torch.tensor(scale, dtype=torch.float32),
-        torch.tensor(zero_point, dtype=torch.int32),
-    )
+    q = per_tensor(Scheme(**scheme), scale, zero_point)  # type: ignore[arg-type]
     return QuantizedTensor(q, low, high, estimator, share, reason)  # type: ignore[arg-type]

@@ -4,13 +4,10 @@ aligns them, or gives its kernels room to work takes more, and one that computes
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch.fx import Node
-
+from edgeq.model.graph import Node, itemsize
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of
@@ -140,11 +137,11 @@ class _Schedule:
 
     def _value_type(self, name: str) -> str:
         value = tensor_of(self.model.nodes[name])
-        return "float32" if value is None else str(value.dtype).removeprefix("torch.")
+        return "float32" if value is None else value.dtype
 
     def _place(self, name: str, form: str) -> str:
         place = f"{name} as {form}"
-        width = WIDTHS.get(form.removeprefix("u")) or float(getattr(torch, form).itemsize)
+        width = WIDTHS.get(form.removeprefix("u")) or float(itemsize(form))
         self.sizes[place] = int(-(-elements(self.model, name) * width // 1))
         self.places[name, form] = place
         return place
@@ -154,4 +151,4 @@ def _parts(node: Node) -> list[Node]:
     """The values of an operator: its own, or each of those that it gives several of."""
     if tensor_of(node) is not None:
         return [node]
-    return [user for user in node.users if user.target is operator.getitem]
+    return [user for user in node.users if user.target == "operator.getitem"]

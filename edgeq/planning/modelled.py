@@ -19,7 +19,6 @@ architectures", Communications of the ACM 52(4), 2009.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -171,7 +170,7 @@ def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision
     written = read if kernel is None or writes_integers(model, runtime, group) else WIDTHS[precision]
     weights = WIDTHS[precision] * group.parameters if kernel is None else stored_bytes(model, group, kernel)
     node = model.nodes[group.root]
-    if group.op == "reshape" or node.target is operator.getitem:  # another view of the same numbers
+    if group.op == "reshape" or node.target == "operator.getitem":  # another view of the same numbers
         return Work(group.macs, dtype, weights, 0.0)
     values = read * sum(elements(model, name) for name in group.inputs) + written * elements(model, group.output)
     return Work(group.macs, dtype, weights, values)

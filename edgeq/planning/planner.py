@@ -9,8 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from edgeq.case import Case, given
 from edgeq.data.dataset import Dataset
@@ -26,6 +25,9 @@ from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.validation.gates import Limits
 from edgeq.validation.metric import Metric
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plan(

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.errors import UsageError
+from edgeq.installed import installed
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.budget import allowed_damage
 from edgeq.planning.ladder import uniform
@@ -247,7 +247,7 @@ def _damage_of(job: Job, limit: Drop) -> float:
         evaluation=None if job.evaluation is None else job.evaluation.sha256,
         metric=judge,
         most=most,
-        torch=torch.__version__,
+        **installed("torch"),
     )
     allowed: float = cached(
         job.cache if judge else Cache(None),

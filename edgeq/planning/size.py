@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -115,18 +114,16 @@ def _quantized(edges: Sequence[Edge], choices: Mapping[str, str]) -> list[Crossi
 
 def _shared(model: Model) -> list[str]:
     """The groups whose weights stand for something else as well that is never made integers, such as an embedding."""
-    state, weights = model.program.state_dict, {g.weight for g in model.groups}
+    state, weights = model.state, {g.weight for g in model.groups}
     others = [value for name, value in state.items() if name not in weights]
     return [
-        g.name
-        for g in model.groups
-        if g.weight and any(o.shape == state[g.weight].shape and torch.equal(o, state[g.weight]) for o in others)
+        g.name for g in model.groups if g.weight and any(np.array_equal(other, state[g.weight]) for other in others)
     ]
 
 
 def _channels(model: Model, group: Group) -> int:
     """Output channels of a layer with weights."""
-    return model.program.state_dict[group.bias].numel() if group.weight and group.bias else 0
+    return model.state[group.bias].size if group.weight and group.bias else 0
 
 
 def _scales(model: Model, group: Group, scheme: Scheme) -> int:

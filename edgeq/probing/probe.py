@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeq.calibration.calibrate import Calibration, calibrate
+from edgeq.calibration.calibrate import calibrate
+from edgeq.calibration.calibration import Calibration
 from edgeq.devices import Candidate, Device, Inputs
 from edgeq.devices.likeness import unlike
 from edgeq.errors import DeviceError, EdgeqError, MissingExtraError, UnsupportedError, UsageError
@@ -22,10 +23,12 @@ from edgeq.numerics import dequantize, quantize
 from edgeq.probing.evidence import Cell, Evidence, Speed, cells_of, claim_of
 from edgeq.probing.operators import OPERATORS, Tensor, samples, seeded
 from edgeq.progress import Clock, Progress, Silent
-from edgeq.quantization.quantize import Quantized, quantize_model, simulate
+from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.simulate import simulate
 from edgeq.registry.schema import Kernel, OpClass, Runtime, Target
 from edgeq.report.schema import Placement
 from edgeq.runtimes import RUNTIMES
+from edgeq.validation.measure import Array
 
 CALIBRATION_SAMPLES = 16
 SAMPLES = 8
@@ -228,16 +231,16 @@ class _Trial:
     quantized: Quantized
     artifact: Candidate
     baseline: Candidate
-    integers: dict[str, Tensor]
-    floats: dict[str, Tensor]
+    integers: dict[str, Array]
+    floats: dict[str, Array]
 
 
 def _trial(net: _Prepared, kernel: Kernel, quantized: Quantized, artifact: Candidate, baseline: Candidate) -> _Trial:
     ends = list(zip(net.model.inputs, net.model.input_nodes, net.inputs, strict=True))
     if kernel.weight_only:
-        given = {spec.name: values for spec, _, values in ends}
+        given = {spec.name: values.numpy() for spec, _, values in ends}
         return _Trial(net, kernel, quantized, artifact, baseline, given, given)
-    scales = {spec.name: (quantized.activations[node].q, values) for spec, node, values in ends}
+    scales = {spec.name: (quantized.activations[node].q, values.numpy()) for spec, node, values in ends}
     integers = {name: quantize(values, q) for name, (q, values) in scales.items()}
     floats = {name: dequantize(integers[name], q) for name, (q, _) in scales.items()}
     return _Trial(net, kernel, quantized, artifact, baseline, integers, floats)
@@ -248,17 +251,17 @@ def _answers(trial: _Trial, device: Device) -> dict[str, object]:
     float, in steps of a 16-bit grid: rounding the input to 8 bits would be off by hundreds."""
     model, quantized = trial.net.model, trial.quantized
     (raw,) = device.outputs(trial.artifact, _arrays(trial.integers))
-    alone = ([x[i : i + 1] for x in trial.floats.values()] for i in range(SAMPLES))
-    expected = torch.cat([simulate(model, quantized, batch)[0] for batch in alone])
-    if raw.size != expected.numel():
-        raise DeviceError(f"it gave {raw.size} values where {expected.numel()} were expected")
+    alone = ([torch.from_numpy(x[i : i + 1]) for x in trial.floats.values()] for i in range(SAMPLES))
+    expected = np.concatenate([simulate(model, quantized, batch)[0].numpy() for batch in alone])
+    if raw.size != expected.size:
+        raise DeviceError(f"it gave {raw.size} values where {expected.size} were expected")
     if trial.kernel.weight_only:
         step = (expected.max() - expected.min()) / FLOAT_STEPS
-        moved = (torch.from_numpy(raw).reshape(expected.shape) - expected).abs().max()
-        return {"runs": True, "steps": int((moved / step).round())}
+        moved = np.abs(raw.reshape(expected.shape) - expected).max()
+        return {"runs": True, "steps": round(float(moved / step))}
     q = quantized.activations[model.output_nodes[0]].q
-    given = dequantize(torch.from_numpy(raw), q).reshape(expected.shape)
-    return {"runs": True, "steps": int(((given - expected).abs() / q.scale).max().round())}
+    given = dequantize(raw, q).reshape(expected.shape)
+    return {"runs": True, "steps": round(float(np.abs(given - expected).max() / q.scale))}
 
 
 def _account(trial: _Trial, device: Device) -> dict[str, object]:
@@ -281,8 +284,8 @@ def _timed(trial: _Trial, device: Device) -> dict[str, object]:
     return {"speed": Speed(integer_us=medians["integer"], float_us=medians["float"])}
 
 
-def _arrays(tensors: Mapping[str, Tensor], count: int = SAMPLES) -> Inputs:
-    return {name: tensor[:count].numpy() for name, tensor in tensors.items()}
+def _arrays(arrays: Mapping[str, Array], count: int = SAMPLES) -> Inputs:
+    return {name: array[:count] for name, array in arrays.items()}
 
 
 def on_integers(rows: Sequence[Placement]) -> bool | None:

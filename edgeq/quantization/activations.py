@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
 
-import torch
-
-from edgeq.calibration.calibrate import Calibration
+from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.estimators import ESTIMATORS, choose
 from edgeq.calibration.histogram import Histogram
 from edgeq.calibration.impact import Impact
 from edgeq.model.model import Model
 from edgeq.model.ops import op_class
-from edgeq.numerics import QParams, Scheme, qparams
+from edgeq.numerics import QParams, Scheme, per_tensor, qparams
 from edgeq.planning.assign import Assignment, Version
 from edgeq.registry.schema import FixedOutput, Runtime
 
@@ -105,7 +103,7 @@ def _fixed(model: Model, name: str, runtime: Runtime, scheme: Scheme) -> FixedOu
 
 
 def _prescribed(fixed: FixedOutput, share: str, runtime: str) -> QuantizedTensor:
-    q = QParams(Scheme(fixed.dtype), torch.tensor(fixed.scale), torch.tensor(fixed.zero_point, dtype=torch.int32))
+    q = per_tensor(Scheme(fixed.dtype), fixed.scale, fixed.zero_point)
     return QuantizedTensor(q, q.low, q.high, "fixed", share, f"{runtime} prescribes it for {fixed.op}")
 
 
@@ -132,5 +130,5 @@ def _estimated(
         reason = "asked for"
     if len(names) > 1:
         reason += f"; shared by {len(names)} tensors"
-    q = qparams(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64), scheme)
+    q = qparams(low, high, scheme)
     return QuantizedTensor(q, low, high, used, share, reason)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
-import torch
-from torch.fx import Node
+import numpy as np
+from numpy.typing import NDArray
 
-from edgeq.calibration.calibrate import Calibration
+from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.impact import Impact
-from edgeq.model.batches import one_thread
-from edgeq.model.execute import Hook
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
-from edgeq.numerics import fake_quantize
 from edgeq.planning.assign import Assignment, Version, assign
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
 from edgeq.quantization.bias_correction import bias_shift
@@ -42,7 +38,7 @@ class Quantized:
     activations: dict[str, QuantizedTensor]
     again: dict[Version, QuantizedTensor]
     weights: dict[str, QuantizedWeight]
-    biases: dict[str, torch.Tensor]
+    biases: dict[str, NDArray[np.float32]]
 
     def read(self, group: Group, node: str) -> QuantizedTensor | None:
         """A value as a group reads it; None where that is float."""
@@ -51,7 +47,7 @@ class Quantized:
             return None
         return self.again.get((node, kernel.activations)) or self.activations.get(node)
 
-    def input_scale(self, group: Group) -> torch.Tensor:
+    def input_scale(self, group: Group) -> NDArray[np.float32]:
         """The scale, [], of what an integer group multiplies its weights by."""
         read = self.read(group, group.inputs[0])
         assert read is not None
@@ -68,7 +64,6 @@ class Quantized:
         return {(g.root, node): tensor for g in model.groups for node, tensor in self.read_anew(g).items()}
 
 
-@one_thread()
 def quantize_model(
     model: Model,
     runtime: Runtime,
@@ -91,13 +86,13 @@ def quantize_model(
     """
     assignment = assign(model, runtime, calibration.histograms, choices)
     activations, again = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
-    state = model.program.state_dict
+    state = model.state
     result = Quantized(runtime, assignment, activations, again, weights={}, biases={})
     weights, biases = result.weights, result.biases
     for group in model.groups:
         if group.op not in WEIGHTED or group.weight is None or group.bias is None or not group.inputs:
             continue  # computed weights are no constants; a layer that reads constants alone is one itself
-        weight, bias = state[group.weight].detach(), state[group.bias].detach()
+        weight, bias = state[group.weight], state[group.bias]
         biases[group.name] = bias
         kernel = assignment.kernel(group.name)
         if kernel is None or kernel.weight_scheme is None:
@@ -107,35 +102,5 @@ def quantize_model(
         weights[group.name] = quantize_weight(weight, bias, kernel.weight_scheme, axis, input_scale)
         if correct_bias:
             error = weights[group.name].real - weight
-            biases[group.name] = bias - bias_shift(model.nodes[group.root], error, calibration.mean_inputs[group.root])
+            biases[group.name] = bias - bias_shift(group.op, error, calibration.mean_patches[group.root])
     return result
-
-
-def simulate(
-    model: Model, quantized: Quantized, batch: Sequence[torch.Tensor], see: Hook | None = None
-) -> list[torch.Tensor]:
-    """The outputs that integers would give, by fake quantization in float. It steers; it is never a result.
-
-    Args:
-        batch: one tensor per input, [N, ...].
-        see: called with every node and its rounded values.
-    """
-
-    def hook(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
-        tensor = quantized.activations.get(node.name)
-        rounded = values if tensor is None else [fake_quantize(v, tensor.q) for v in values]
-        return see(node, rounded) if see else rounded
-
-    reads = {pair: [partial(fake_quantize, q=t.q)] for pair, t in quantized.all_read_anew(model).items()}
-    return model.run([batch], hook, rounded_constants(model, quantized), reads)[0]
-
-
-def rounded_constants(model: Model, quantized: Quantized) -> dict[str, torch.Tensor]:
-    """What takes the place of the model's weights and biases, by graph node: real numbers, float32."""
-    constants: dict[str, torch.Tensor] = {}
-    for group in model.groups:
-        if group.name in quantized.weights:
-            _, weight, bias = model.nodes[group.root].all_input_nodes[:3]
-            constants[weight.name] = quantized.weights[group.name].real
-            constants[bias.name] = quantized.biases[group.name]
-    return constants

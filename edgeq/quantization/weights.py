@@ -7,8 +7,10 @@ error does: cutting off the largest weights then costs less than rounding all th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 
@@ -33,22 +35,26 @@ class QuantizedWeight:
             a row of `integers.reshape(-1, group)`.
     """
 
-    integers: torch.Tensor
+    integers: NDArray[Any]
     q: QParams
 
     @property
-    def real(self) -> torch.Tensor:
+    def real(self) -> NDArray[np.float32]:
         """What the integers stand for, float32."""
         return dequantize(_rows(self.integers, self.q.scheme), self.q).reshape(self.integers.shape)
 
 
-def _rows(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+def _rows(weight: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
     """[rows, group] where groups share a scale; else the weight as it is."""
     return weight if scheme.group is None else weight.reshape(-1, scheme.group)
 
 
 def quantize_weight(
-    weight: torch.Tensor, bias: torch.Tensor, scheme: Scheme, axis: int, input_scale: torch.Tensor | None
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    scheme: Scheme,
+    axis: int,
+    input_scale: NDArray[np.float32] | None,
 ) -> QuantizedWeight:
     """Rounds to nearest, with absolute-maximum scales or those of least squared error (see `least_squared_error`).
 
@@ -69,16 +75,16 @@ def quantize_weight(
     channel_axis = None if scheme.granularity == "tensor" else axis
     low, high = _range(weight, scheme, channel_axis)
     if input_scale is not None:
-        needed = bias.abs().double() / (input_scale.double() * BIAS_HEADROOM) * scheme.quant_max
-        high = torch.maximum(high.double(), needed if channel_axis is not None else needed.max())
+        needed = np.abs(bias.astype(np.float64)) / (float(input_scale) * BIAS_HEADROOM) * scheme.quant_max
+        high = np.maximum(high, needed if channel_axis is not None else needed.max())
     q = qparams(low, high, scheme, channel_axis)
     return QuantizedWeight(quantize(weight, q), q)
 
 
-def _range(weight: torch.Tensor, scheme: Scheme, axis: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _range(weight: NDArray[np.float32], scheme: Scheme, axis: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
     """What the integers have to reach, [channels], or [] where the axis is None."""
-    other = [d for d in range(weight.dim()) if d != axis]
-    low, high = weight.amin(dim=other), weight.amax(dim=other)
+    other = tuple(d for d in range(weight.ndim) if d != axis)
+    low, high = np.asarray(weight.min(axis=other)), np.asarray(weight.max(axis=other))
     if scheme.width > FEW_BITS:
         return low, high
     part = least_squared_error(weight, low, high, scheme, axis)
@@ -86,8 +92,8 @@ def _range(weight: torch.Tensor, scheme: Scheme, axis: int | None) -> tuple[torc
 
 
 def least_squared_error(
-    weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor, scheme: Scheme, axis: int | None
-) -> torch.Tensor:
+    weight: NDArray[np.float32], low: NDArray[Any], high: NDArray[Any], scheme: Scheme, axis: int | None
+) -> NDArray[np.float32]:
     """The part of a range, of those in `CUTS`, that gives the least squared error when all beyond it is cut off.
 
     Source: Banner et al. 2019, "Post-training 4-bit quantization of convolution networks", section 3, which derives the
@@ -101,23 +107,24 @@ def least_squared_error(
     Returns:
         float32, the shape of `low`.
     """
-    other = [d for d in range(weight.dim()) if d != axis]
+    other = tuple(d for d in range(weight.ndim) if d != axis)
 
-    def error(part: float) -> torch.Tensor:
+    def error(part: float) -> NDArray[Any]:
         q = qparams(low * part, high * part, scheme, axis)
-        return (dequantize(quantize(weight, q), q) - weight).square().sum(dim=other)
+        return np.asarray(np.square(dequantize(quantize(weight, q), q) - weight).sum(axis=other))
 
-    best = torch.stack([error(part) for part in CUTS]).argmin(dim=0)
-    return torch.tensor(CUTS)[best]
+    best = np.stack([error(part) for part in CUTS]).argmin(axis=0)
+    parts: NDArray[np.float32] = np.array(CUTS, np.float32)[best]
+    return parts
 
 
-def quantize_bias(bias: torch.Tensor, input_scale: torch.Tensor, weight: QParams) -> torch.Tensor:
+def quantize_bias(bias: NDArray[np.float32], input_scale: NDArray[np.float32], weight: QParams) -> NDArray[np.int32]:
     """int32 [channels]: the bias in units of the accumulator, `input_scale * weight_scale`."""
     scale = bias_scale(input_scale, weight, len(bias))
     limit = 2**31 - 1
-    return torch.round(bias.double() / scale.double()).clamp(-limit, limit).to(torch.int32)
+    return np.clip(np.rint(bias.astype(np.float64) / scale.astype(np.float64)), -limit, limit).astype(np.int32)
 
 
-def bias_scale(input_scale: torch.Tensor, weight: QParams, channels: int) -> torch.Tensor:
+def bias_scale(input_scale: NDArray[np.float32], weight: QParams, channels: int) -> NDArray[np.float32]:
     """float32 [channels]: the product of the two scales, as the runtimes compute it."""
-    return (input_scale * weight.scale).expand(channels).contiguous()
+    return np.ascontiguousarray(np.broadcast_to(input_scale * weight.scale, (channels,)))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch.fx import Node
 
 from edgeq.data.dataset import Dataset
 from edgeq.model.batches import batches
+from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.numerics import sqnr_db
-from edgeq.quantization.quantize import Quantized, simulate
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.simulate import simulate
 from edgeq.report.schema import Layer
 
 SAMPLES = 4
@@ -33,7 +34,7 @@ def layer_table(model: Model, quantized: Quantized, data: Dataset) -> list[Layer
 
     def compare(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
         if node.name in floats:
-            errors[node.name] = sqnr_db(floats.pop(node.name), values[0])
+            errors[node.name] = sqnr_db(floats.pop(node.name).numpy(), values[0].numpy())
         return values
 
     model.run([batch], keep)

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError
-from edgeq.model.batches import batches, side_by_side
-from edgeq.model.execute import execute
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, dequantize, quantize
 from edgeq.progress import Progress
@@ -67,25 +64,6 @@ class Measured:
     no_speed_because: str | None
     peak_memory_bytes: int | None
     cold_start_seconds: float | None
-
-
-def reference_outputs(model: Model, data: Dataset, progress: Progress) -> list[Array]:
-    """The float model's outputs, [N, ...] each, from the program as it was loaded: not folded, not exported."""
-
-    program = model.reference()
-
-    def run(batch: list[torch.Tensor]) -> tuple[int, list[torch.Tensor]]:
-        samples = len(batch[0]) if model.inputs[0].batched else 1
-        factor = 1 if model.dynamic_batch else samples
-        return samples, execute(program, [batch], batch_factors=[factor])[0]
-
-    parts: list[list[torch.Tensor]] = []
-    done = 0
-    for samples, outputs in side_by_side(run, batches(model, data.inputs)):
-        parts.append(outputs)
-        done += samples
-        progress.step(done, len(data))
-    return [_stack([part[i] for part in parts], len(data)) for i in range(len(parts[0]))]
 
 
 def measure(
@@ -180,17 +158,12 @@ def _answer(given: tuple[Candidate, Device, dict[str, Array]]) -> list[Array]:
 
 def fed(inputs: Mapping[str, Array], ends: Ends) -> dict[str, Array]:
     """What an artefact is given for real inputs: integers where it takes integers."""
-    return {
-        n: quantize(torch.from_numpy(a), ends.inputs[n]).numpy() if n in ends.inputs else a for n, a in inputs.items()
-    }
+    return {n: quantize(a, ends.inputs[n]) if n in ends.inputs else a for n, a in inputs.items()}
 
 
 def real_outputs(raw: Sequence[Array], reference: Sequence[Array], ends: Ends) -> list[Array]:
     """What a runtime gave as real numbers, in the shapes of the float model's outputs."""
-    real = [
-        dequantize(torch.from_numpy(array), q).numpy() if q is not None else array
-        for array, q in zip(raw, ends.outputs, strict=True)
-    ]
+    real = [dequantize(array, q) if q is not None else array for array, q in zip(raw, ends.outputs, strict=True)]
     return [a.reshape(r.shape) if a.size == r.size else a for a, r in zip(real, reference, strict=True)]
 
 
@@ -220,11 +193,6 @@ def _time(
     files = [baseline, *(f for f in info.companions(baseline) if f.is_file())]
     size = sum(file.stat().st_size for file in files)
     return speed(runs, threads=threads, sizes=dict.fromkeys(variants, size))
-
-
-def _stack(parts: list[torch.Tensor], samples: int) -> Array:
-    whole = torch.cat(parts) if sum(len(p) if p.dim() else 1 for p in parts) == samples else torch.stack(parts)
-    return whole.numpy()
 
 
 def ends_of(model: Model, quantized: Quantized) -> Ends:

@@ -19,16 +19,17 @@ import torch
 from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
-from edgeq.calibration.impact import measure_impact
+from edgeq.calibration.probes import measure_impact
 from edgeq.export.artifact import Exporter
 from edgeq.model.groups import Group
 from edgeq.model.model import load
 from edgeq.planning.assign import FLOAT, assign
 from edgeq.planning.boundaries import edges
 from edgeq.planning.builds import Built, build_all, probing_plans
+from edgeq.planning.damages import measure_alone, measure_sensitivity
 from edgeq.planning.ladder import ladder, uniform, with_preferred
 from edgeq.planning.problem import predicted_losses, state
-from edgeq.planning.sensitivity import contenders, measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity import contenders
 from edgeq.planning.size import fit_sizes
 from edgeq.planning.solver import cost_of, solve
 from edgeq.planning.timing import Observed, fit

@@ -11,10 +11,11 @@ from statistics import median
 
 from edgeq.case import Case
 from edgeq.planning.assign import FLOAT
+from edgeq.planning.damages import measure_alone, measure_sensitivity
 from edgeq.planning.ladder import ladder, uniform, with_preferred
 from edgeq.planning.losses import rank_correlation
 from edgeq.planning.problem import predicted_losses
-from edgeq.planning.sensitivity import Choice, contenders, measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity import Choice, contenders
 from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
 from edgeq.quantization.activations import Ranges

@@ -1,4 +1,4 @@
-"""Which versions of the packages that convert a model are installed: a conversion depends on them."""
+"""Which versions of packages are installed that a kept result depends on, without importing them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def installed(*packages: str) -> dict[str, str]:
-    """By package its version; empty where it is missing, which the conversion itself tells, and what to install."""
+    """By package its version; empty where it is missing, which is told where it is needed."""
     return {package: _version(package) for package in packages}
 
 
