@@ -17,6 +17,7 @@ from edgeq.planning.outcome import Outcome
 from edgeq.planning.plan import Proof
 from edgeq.planning.planner import plan
 from edgeq.planning.rounds import Rounds, Start
+from edgeq.planning.solver import Infeasible
 from edgeq.progress import Clock, Silent
 from edgeq.validation.gates import Limits
 
@@ -157,6 +158,28 @@ def test_where_no_plan_holds_the_limits_every_search_says_what_came_of_it(monkey
     made = Made(monkeypatch, {"a": 0.4, "b": 0.4, "c": 0.4}, {**missed, "c": [(9.0, measured(95.0))]})
     made.run()
     assert made.accounted == [] and made.best == "c", "nobody wants the times of plans that lose too much"
+
+
+def test_plans_that_come_near_limits_are_built_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plan is predicted to hold the limits; the one that is predicted to come nearest does when it is measured."""
+    bounds = {"far": 0.9, "near": 0.6}
+    made = Made(monkeypatch, bounds, {"far": [(0.9, measured(9.0))], "near": [(0.6, measured(6.0))]})
+    eased = Start({"latency": 1.0}, [])
+
+    def at_best(one: Any, caps: dict[str, float], _: float | None) -> float:
+        if caps != eased.caps:
+            raise Infeasible("too tight", "loosen it", {}, ("size",))
+        return bounds[one.runtime.name]
+
+    monkeypatch.setattr(contest, "at_best", at_best)
+    monkeypatch.setattr(contest, "nearest", lambda *_: eased)
+    made.run()
+    assert made.contest.first() is None and made.built == []
+    made.contest.come_near()
+    assert made.built == ["near"] and made.best == "near"
+    assert made.contest.passed == [
+        "far, float32: not built, predicted at 1.50x the latency of the plan in near, float32, or more"
+    ]
 
 
 def test_one_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

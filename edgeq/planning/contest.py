@@ -18,7 +18,7 @@ from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan
 from edgeq.planning.proving import answer_preferred
 from edgeq.planning.record import written
-from edgeq.planning.rounds import OFF, Rounds, Start, allowed_loss, find, nearest, rounds, start, within_error
+from edgeq.planning.rounds import OFF, Rounds, Start, allowed_loss, nearest, rounds, start, within_error
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
 from edgeq.planning.solver import Infeasible
@@ -81,10 +81,24 @@ class Contest:
         return min(some, key=self._rank, default=None)
 
     def carry_out(self, entered: Iterable[Search]) -> None:
-        """Makes the searches, a build at a time: always the one that is predicted to be best."""
+        """Makes the searches."""
+        self._in_line([(search, start(search, self.allowed)) for search in entered])
+
+    def come_near(self) -> None:
+        """Where no limits can be held, the plans that come nearest to them."""
+        refused, self.refused = self.refused, []
+        entered: list[tuple[Search, Start]] = []
+        for search, first, why in refused:
+            try:
+                entered.append((search, nearest(search, first, why)))
+            except EdgeqError as error:
+                self.errors.append(error)
+        self._in_line(entered)
+
+    def _in_line(self, entered: Iterable[tuple[Search, Start]]) -> None:
+        """Makes searches, a build at a time: always the one that is predicted to be best."""
         line: list[Entrant] = []
-        for number, search in enumerate(entered):
-            first = start(search, self.allowed)
+        for number, (search, first) in enumerate(entered):
             try:
                 bound, first = self._at_best(search, first)
                 heapq.heappush(line, Entrant(False, bound, number, search, first, rounds(search, first)))
@@ -124,14 +138,6 @@ class Contest:
                 raise
             first, value = near, at_best(search, near.caps, beside)
         return inf if value is None else value, first
-
-    def come_near(self) -> None:
-        """Where no limits can be held, the plans that come nearest to them."""
-        for search, first, why in self.refused:
-            try:
-                self.found.append(find(search, nearest(search, first, why)))
-            except EdgeqError as error:
-                self.errors.append(error)
 
     def _found_nothing(self, search: Search, first: Start, error: EdgeqError) -> None:
         self.failed(search.runtime, error)
