@@ -237,7 +237,7 @@ def _calibrated(loaded: Loaded, runtimes: Sequence[Runtime], clock: Clock, cache
         return calibrate(net, calib.inputs, steps, skip=skip)
 
     def measured() -> Impact:
-        from edgeq.calibration.probes import measure_impact
+        from edgeq.calibration.gradients import measure_impact
 
         return measure_impact(net, calib.inputs, seen.histograms, tensors, steps)
 

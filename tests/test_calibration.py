@@ -24,8 +24,8 @@ from edgeq.calibration.estimators import (
     percentile,
     sample_extremes,
 )
+from edgeq.calibration.gradients import measure_impact
 from edgeq.calibration.histogram import HALF, SAMPLES, Histogram
-from edgeq.calibration.probes import measure_impact
 from edgeq.errors import UnsupportedError
 from edgeq.model.batches import batches
 from edgeq.model.graph import Node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -227,5 +228,15 @@ def test_a_bias_beyond_its_integers_saturates() -> None:
 def test_signal_to_noise_ratio() -> None:
     reference = floats(3.0, 4.0)
     assert sqnr_db(reference, reference + floats(0.5, 0.0)) == pytest.approx(20.0)
-    assert sqnr_db(reference, reference) == math.inf
-    assert sqnr_db(np.zeros(2), reference) == -math.inf
+    assert sqnr_db(reference, reference) == 200.0
+    assert sqnr_db(np.zeros(2), reference) == -200.0
+    assert sqnr_db(np.zeros((1, 2)), np.zeros((1, 2))) == 200.0
+    assert sqnr_db(np.float32(1.0), np.float32(1.1)) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_signal_to_noise_ratio_of_a_tensor_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = np.random.default_rng(0).normal(size=(7, 5, 3))
+    measured = reference + np.random.default_rng(1).normal(size=(7, 5, 3))
+    whole = sqnr_db(reference, measured)
+    monkeypatch.setattr(sys.modules["edgeq.numerics.quantize"], "_BLOCK", 31)
+    assert sqnr_db(reference, measured) == pytest.approx(whole)

@@ -9,7 +9,7 @@ import pytest
 import small_models as small
 import torch
 
-from edgeq.calibration.probes import measure_impact
+from edgeq.calibration.gradients import measure_impact
 from edgeq.data.dataset import make_dataset
 from edgeq.model.graph import Node
 from edgeq.model.operators import operator_of

@@ -19,6 +19,12 @@ _STORED = {
     "int16": np.int16, "uint16": np.uint16, "int32": np.int32, "int64": np.int64,
 }  # fmt: skip
 
+SQNR_END = 200.0
+"""SQNR is kept within plus or minus this many dB, because JSON has no infinity. 24-bit floats end near 145 dB."""
+
+_BLOCK = 1 << 22
+"""Elements looked at together, so that large tensors are never copied whole."""
+
 SMALLEST_SCALE = 1e-9
 """Below this a scale is raised: runtimes invert scales in float32, and a constant tensor has no range at all."""
 
@@ -129,9 +135,19 @@ def dequantize(integers: NDArray[Any], q: QParams) -> NDArray[np.float32]:
 
 
 def sqnr_db(reference: NDArray[Any], measured: NDArray[Any]) -> float:
-    """Signal-to-quantization-noise ratio in dB: 10 log10(sum r^2 / sum (r - m)^2)."""
-    reference, measured = np.asarray(reference, np.float64), np.asarray(measured, np.float64)
-    signal, noise = float(np.square(reference).sum()), float(np.square(reference - measured).sum())
+    """Signal-to-quantization-noise ratio in dB: 10 log10(sum r^2 / sum (r - m)^2).
+
+    Within plus or minus `SQNR_END`; the upper end means equal.
+    """
+    reference, measured = np.atleast_1d(reference), np.atleast_1d(measured)
+    signal = noise = 0.0
+    length = max(1, _BLOCK * len(reference) // max(1, reference.size))
+    for start in range(0, len(reference), length):  # in float64, all at once would take a multiple of their memory
+        wide = reference[start : start + length].astype(np.float64)
+        signal += float(np.square(wide).sum())
+        noise += float(np.square(measured[start : start + length].astype(np.float64) - wide).sum())
     if noise == 0.0:
-        return math.inf
-    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+        return SQNR_END
+    if signal == 0.0:
+        return -SQNR_END
+    return max(-SQNR_END, min(SQNR_END, 10 * (math.log10(signal) - math.log10(noise))))

@@ -10,7 +10,7 @@ from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
-from edgeq.numerics import sqnr_db
+from edgeq.numerics import SQNR_END, sqnr_db
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.simulate import simulate
 from edgeq.report.schema import Layer
@@ -46,7 +46,7 @@ def _row(quantized: Quantized, group: Group, error: float | None) -> Layer:
     weight = quantized.weights.get(group.name)
     tensor = quantized.activations.get(group.output) or quantized.activations.get(group.root)
     integer = group.name in quantized.assignment.kernels
-    finite = error is not None and abs(error) != float("inf")
+    finite = error is not None and abs(error) < SQNR_END
     return Layer(
         name=group.name,
         op=group.op + (f" + {group.activation_op}" if group.activation_op else ""),

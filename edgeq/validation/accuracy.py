@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import DeviceError, UsageError
+from edgeq.numerics import sqnr_db
 from edgeq.report.schema import Accuracy, Interval
 from edgeq.validation.interval import paired_bootstrap, paired_drop, share
 from edgeq.validation.metric import Metric, choose, per_sample
@@ -19,9 +20,6 @@ Limits = tuple[float, float]
 
 TOP_1 = "top-1"
 AGREEMENT = "agreement with the float model"
-
-SQNR_END = 200.0
-"""SQNR is kept within plus or minus this many dB, because JSON has no infinity. 24-bit floats end near 145 dB."""
 
 _AT_END = 1e-6
 """Tolerance of "at the end", as a share of the range: far below one step of 16 bits, above float32 rounding."""
@@ -157,23 +155,6 @@ def check_labels(labels: Array, shape: Sequence[int], dtype: Any = np.float32) -
             remedy="class indices start at 0, in the order of the model's outputs",
         )
     return wanted
-
-
-def sqnr_db(reference: Array, measured: Array) -> float:
-    """Signal to quantization noise over all samples in dB: 10 log10(sum of r^2 / sum of (m - r)^2).
-
-    Within plus or minus 200 dB; 200 means equal.
-    """
-    signal = noise = 0.0
-    for part in _blocks(reference):
-        wide = reference[part].astype(np.float64)
-        signal += float(np.square(wide).sum())
-        noise += float(np.square(measured[part].astype(np.float64) - wide).sum())
-    if noise == 0.0:
-        return SQNR_END
-    if signal == 0.0:
-        return -SQNR_END
-    return max(-SQNR_END, min(SQNR_END, 10 * (math.log10(signal) - math.log10(noise))))
 
 
 def _judge(

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
-from edgeq.calibration.probes import measure_impact
+from edgeq.calibration.gradients import measure_impact
 from edgeq.export.artifact import Exporter
 from edgeq.model.groups import Group
 from edgeq.model.model import load
