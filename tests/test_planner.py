@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import trained_model
+from onnxruntime import InferenceSession
 from torch import nn
 
 from edgeq.cli.app import run
@@ -30,7 +31,7 @@ from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
 from edgeq.errors import GateError, UsageError
 from edgeq.model.model import load
-from edgeq.planning import contest, proving, rounds, search
+from edgeq.planning import allowed, contest, proving, rounds, search
 from edgeq.planning.explain import explain, recost
 from edgeq.planning.front import front
 from edgeq.planning.outcome import Outcome
@@ -272,6 +273,45 @@ def test_the_preferred_kernels_are_neither_run_nor_timed_again(
     assert best.latency == turns[0]["preferred"] and best.latency_of == turns[0]
     assert [s for s in again.seen if s.endswith("preferred kernels everywhere")]
     assert not [s for s in again.seen if s.startswith("answers in")]
+
+
+def test_where_a_search_begins_is_told_by_what_the_preferred_kernels_miss(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their runtime; it is measured again where a run was stopped before it was kept, and leads to the same."""
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
+    measured = allowed.preferred_errors
+    begun: list[float | None] = []
+
+    def checked(search: Search) -> Any:
+        found = measured(search)
+        assert found is not None and [e.dtype for e in found] == [np.float16]
+        artefact = InferenceSession(search.built(search.preferred).candidate.path)
+        images = np.load(files / "eval.npz")["image"]
+        outputs = np.concatenate([artefact.run(None, {"image": image[None]})[0] for image in images])
+        (wanted,) = search.job.reference
+        sizes = np.sqrt(np.square(wanted.astype(np.float64)).mean(1, keepdims=True))
+        np.testing.assert_allclose(found[0], (outputs - wanted) / sizes, atol=1e-3)
+        assert np.abs(found[0]).max() > 0.01
+        return found
+
+    def start(search: Search, most: float | None) -> Any:
+        begun.append(most)
+        return starts(search, most)
+
+    starts = contest.start
+    monkeypatch.setattr(allowed, "preferred_errors", checked)
+    monkeypatch.setattr(contest, "start", start)
+    first, stages = planned(files), Stages()
+    for kept in [*(tmp_path / "cache" / "errors").iterdir(), *(tmp_path / "cache" / "allowed").iterdir()]:
+        kept.unlink()
+    assert planned(files, progress=stages) == first
+    assert [s for s in stages.seen if s.startswith("answers in")] == [
+        "answers in onnxruntime, float32: preferred kernels"
+    ]
+    monkeypatch.setattr(allowed, "preferred_errors", lambda search: None)
+    planned(files)
+    assert begun[0] == begun[1] and begun[0] != begun[2], "white noise alone allows another loss"
 
 
 def test_a_second_plan_takes_what_the_first_one_measured(files: Path, kept: Path) -> None:

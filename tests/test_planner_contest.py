@@ -22,10 +22,10 @@ from edgeq.progress import Clock, Silent
 from edgeq.validation.gates import Limits
 
 
-def measured(latency: float, *, held: bool = True) -> Proof:
+def measured(latency: float, *, held: bool = True, drop: float = 0.0) -> Proof:
     return Proof(
         latency=latency, latency_of={"float32": 10.0}, size=1000, metric="top-1", unit="%", score=90.0,
-        float_score=90.0, drop=0.0, drop_low=None, drop_high=None, held=held,
+        float_score=90.0, drop=drop, drop_low=None, drop_high=None, held=held,
     )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ def search(name: str, minimize: str = "latency", by: str = "measured") -> Any:
         precision="float32",
         minimize=minimize,
         problem=problem,
+        proofs={},
         costs=SimpleNamespace(latency_from=by, problems={"float32": problem}),
     )
 
@@ -48,6 +49,7 @@ class Made:
     Args:
         bounds: by search, in units of the float model, what none of its plans can beat.
         plans: by search, what it builds one after the other, each with what it is predicted at; or how it fails.
+        whole: by search, its last plan when all its samples were run.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Made:
         monkeypatch: pytest.MonkeyPatch,
         bounds: dict[str, float],
         plans: dict[str, list[tuple[float, Proof]] | EdgeqError],
+        whole: dict[str, Proof] | None = None,
     ) -> None:
+        whole = whole or {}
         self.built: list[str] = []
         self.accounted: list[str] = []
 
@@ -66,10 +70,12 @@ class Made:
             for predicted, proof in found:
                 yield {"latency": 10 * predicted, "size": 100.0}
                 self.built.append(name)
+                one.proofs["float32",] = proof
                 if proof.held:
                     return Outcome(one, {"layer": "float32"}, proof, proof.size)
             yield None
             self.accounted.append(name)
+            proof = whole.get(name, proof)
             return Outcome(one, {"layer": "float32"}, proof, proof.size)
 
         monkeypatch.setattr(contest, "start", lambda *_: Start({}, []))
@@ -158,6 +164,22 @@ def test_where_no_plan_holds_the_limits_every_search_says_what_came_of_it(monkey
     made = Made(monkeypatch, {"a": 0.4, "b": 0.4, "c": 0.4}, {**missed, "c": [(9.0, measured(95.0))]})
     made.run()
     assert made.accounted == [] and made.best == "c", "nobody wants the times of plans that lose too much"
+
+
+def test_plans_that_lose_more_than_one_that_was_run_to_the_end_are_not_run_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is known of a plan that misses is the least that it loses: 0.8 may still be less than 0.9, and 1 is not."""
+    lost = {"a": 0.6, "b": 0.8, "c": 1.0}
+    made = Made(
+        monkeypatch,
+        dict.fromkeys("cba", 0.4),
+        {name: [(0.5, measured(5.0, held=False, drop=drop))] for name, drop in lost.items()},
+        {"a": measured(5.0, held=False, drop=0.9), "b": measured(5.0, held=False, drop=0.8)},
+    )
+    made.run()
+    assert made.accounted == ["a", "b"] and made.best == "b"
+    assert made.contest.passed == ["c, float32: its plans are further from the limits"]
 
 
 def test_plans_that_come_near_limits_are_built_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from edgeq.numerics.fake import fake_quantize
 from edgeq.planning import damages
 from edgeq.planning.assign import writes_integers
 from edgeq.planning.boundaries import edges
-from edgeq.planning.budget import LARGEST, SLOW_STEPS, SMALLEST, STEPS, allowed_damage
+from edgeq.planning.budget import LARGEST, LINEAR, SLOW_STEPS, SMALLEST, STEPS, allowed_damage, relative
 from edgeq.planning.choices import cost_of
 from edgeq.planning.damages import damage, measure_alone, measure_sensitivity
 from edgeq.planning.form import on_integers
@@ -352,6 +352,59 @@ def test_the_allowed_damage_is_that_of_the_analytic_probability(limit: float) ->
     assert np.log(exact) - STEP - 0.1 < np.log(allowed) < np.log(exact) + 0.1
 
 
+@pytest.mark.parametrize("unkind", [-0.4, 0.0, 0.4, 1.5])
+@pytest.mark.parametrize("damage_of_it", [1e-4, 0.05])
+def test_half_of_the_errors_are_those_of_an_artefact(unkind: float, damage_of_it: float) -> None:
+    """The difference of the two scores gets d p times a normal number of variance 1 and half of the known errors, which
+    take from the right class or give to it."""
+    outputs, labels = two_classes(20_000)
+    power = np.square(outputs.astype(np.float64)).mean(1)
+    errors = np.random.default_rng(4).standard_normal(outputs.shape)
+    errors[np.arange(len(labels)), labels] -= unkind
+    errors *= np.sqrt(damage_of_it / np.square(errors).mean())
+    artefact = outputs + errors * np.sqrt(power)[:, None]
+    margin = np.abs(outputs[:, 0] - outputs[:, 1]).astype(np.float64)
+    taken = (errors[np.arange(len(labels)), 1 - labels] - errors[np.arange(len(labels)), labels]) / np.sqrt(
+        damage_of_it
+    )
+
+    def drop(found: float) -> float:
+        wrong = norm.cdf((np.sqrt(found / 2) * taken - margin / np.sqrt(power)) / np.sqrt(found))
+        spread = np.sqrt((wrong * (1 - wrong)).sum()) / len(wrong)
+        return float(100 * (wrong.mean() + norm.ppf(0.75) * spread))
+
+    exact = brentq(lambda d: drop(d) - 2.0, 1e-7, 1)
+    judged = lambda o: quick_drop([outputs], o, labels, None) or 0.0  # noqa: E731
+    known = [[relative(artefact, outputs)]]
+    allowed = allowed_damage([outputs], judged, 2.0, errors=known)
+    assert np.log(exact) - STEP - 0.1 < np.log(allowed) < np.log(exact) + 0.1
+    if abs(unkind) > 1:
+        assert allowed < 0.7 * allowed_damage([outputs], judged, 2.0)
+    # of artefacts that miss alike, every mixture is the same
+    assert allowed_damage([outputs], judged, 2.0, errors=known * 3) == pytest.approx(allowed, rel=0.3)
+
+
+def test_errors_that_are_none_or_too_large_to_be_scaled_tell_nothing() -> None:
+    outputs, labels = two_classes(500)
+    judged = lambda o: quick_drop([outputs], o, labels, None) or 0.0  # noqa: E731
+    white = allowed_damage([outputs], judged, 2.0)
+    wild = np.random.default_rng(0).standard_normal(outputs.shape).astype(np.float32)
+    for size in (0.0, 1.1 * np.sqrt(LINEAR)):
+        assert allowed_damage([outputs], judged, 2.0, errors=[[size * wild]]) == white
+
+
+def test_errors_are_told_in_units_of_each_sample() -> None:
+    wanted = np.array([[3.0, -3.0], [0.3, 0.3], [0.0, 0.0]], np.float32)
+    found = wanted + np.array([[0.3, 0.0], [0.0, -0.03], [0.0, 1e-6]], np.float32)
+    np.testing.assert_allclose(relative(found, wanted)[:2], [[0.1, 0], [0, -0.1]], atol=1e-4)
+    assert np.isfinite(relative(found, wanted)).all()
+    assert relative(np.arange(3), np.arange(3)).size == 0
+    whole = relative(found[:2], wanted[:2]).astype(np.float64)
+    assert np.square(whole).mean() == pytest.approx(
+        damage([torch.from_numpy(found[:2])], [torch.from_numpy(wanted[:2])]), rel=1e-3
+    )
+
+
 def test_few_samples_allow_less_than_many_of_the_same_kind() -> None:
     """Labels that have nothing to do with the answers: no noise lowers the score on average, and on few samples it does
     every second time."""
@@ -417,25 +470,28 @@ def test_the_ends_of_the_range() -> None:
     assert allowed_damage([OUTPUTS], lambda outputs: 5.0, 1.0) == pytest.approx(SMALLEST)
 
 
-@given(st.integers(0, 3), st.floats(0.1, 10))
+@given(st.integers(0, 3), st.floats(0.1, 10), st.integers(0, 2))
 @settings(max_examples=20, deadline=None)
-def test_the_noise_has_the_damage_that_is_asked_for_in_each_output_and_spares_integers(seed: int, scale: float) -> None:
+def test_the_errors_have_the_damage_that_is_asked_for_and_spare_integers(seed: int, scale: float, known: int) -> None:
+    """White ones in equal parts of both outputs; those of artefacts are in the first alone."""
     rng = np.random.default_rng(seed)
     reference = [
         (rng.normal(size=(3, 4000)) * np.array([[1.0], [scale], [100.0]])).astype(np.float32),
         rng.normal(size=(3, 2, 30, 40)).astype(np.float32),
         rng.integers(0, 9, (3, 5)),
     ]
+    errors = [[0.1 * rng.normal(size=(3, 4000)), np.zeros((3, 2, 30, 40)), np.zeros(0)] for _ in range(known)]
     seen: list[float] = []
 
     def drop(found: Sequence[np.ndarray]) -> float:
         assert np.array_equal(found[2], reference[2])
-        parts = [damage([torch.from_numpy(f[i : i + 1])], [torch.from_numpy(r[i : i + 1])])
-                 for f, r in zip(found[:2], reference[:2], strict=True) for i in range(3)]  # fmt: skip
-        assert max(parts) < 1.25 * min(parts)
-        seen.append(float(np.mean(parts)))
+        parts = [[damage([torch.from_numpy(f[i : i + 1])], [torch.from_numpy(r[i : i + 1])]) for i in range(3)]
+                 for f, r in zip(found[:2], reference[:2], strict=True)]  # fmt: skip
+        assert all(max(part) < 1.25 * min(part) for part in parts)
+        assert np.mean(parts[0]) == pytest.approx((3 if known else 1) * np.mean(parts[1]), rel=0.2)
+        seen.append(float(np.mean(parts[0]) + np.mean(parts[1])))
         return 0.0 if seen[-1] < 0.01 else 1.0
 
-    allowed = allowed_damage(reference, drop, 0.5, seed=seed)
+    allowed = allowed_damage(reference, drop, 0.5, errors=errors, seed=seed)
     assert max(seen) == pytest.approx(LARGEST, rel=0.1)
     assert allowed == pytest.approx(0.01, rel=0.15)

@@ -1,18 +1,22 @@
-"""How much damage a limit on the metric allows: noise is put on the float model's outputs until the metric falls by it.
+"""How much damage a limit on the metric allows: errors are put on the float outputs until the metric falls by it.
 
-It needs no run of any model, only the metric. Real rounding errors are no white noise, so this is where a search
-begins; what the artefact loses is measured on the artefact.
+Half of their power is white noise, the other half what artefacts of this model really miss, scaled: rounding is kind or
+unkind to the right answers, each model's in its own way. It needs no further run of any model, only the metric. It is
+where a search begins; what the artefact loses is measured on the artefact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+_ENDS = (-6e4, 6e4)  # of float16
 
 SMALLEST, LARGEST = 1e-7, 1.0
 STEPS = 8
@@ -24,15 +28,29 @@ NUMBERS = 8_000_000
 """Of all draws together; large outputs have few draws, which vary less, and four at least."""
 
 
+LINEAR = 0.1
+"""Errors of more damage are not scaled: they would be others."""
+
+
+def relative(found: Array, wanted: Array) -> Array:
+    """The errors of one output, [N, ...] as float16, in units of its root mean square in each sample; those of integers
+    are none."""
+    if not np.issubdtype(wanted.dtype, np.floating):
+        return np.zeros(0, np.float16)
+    errors = (found.astype(np.float64) - wanted) / _scales(wanted)
+    return errors.clip(*_ENDS).astype(np.float16)
+
+
 def allowed_damage(
     outputs: Sequence[Array],
     drop: Callable[[Sequence[Array]], float],
     limit: float,
     *,
+    errors: Sequence[Sequence[Array]] = (),
     slow: bool = False,
     seed: int = 0,
 ) -> float:
-    """The largest damage (see `edgeq.planning.sensitivity`) that three draws of noise in four keep within the limit.
+    """The largest damage (see `edgeq.planning.sensitivity`) that three draws of errors in four keep within the limit.
 
     On a few hundred samples, drops of the same damage vary by half a point: a plan whose expected drop is the limit
     holds it by luck, here and on other samples.
@@ -41,19 +59,24 @@ def allowed_damage(
         outputs: the float model's, [N, ...] each.
         drop: from outputs to the drop of the metric against the float model's, in the limit's unit.
         limit: the most that may be lost.
+        errors: of artefacts, each in `relative` ones of all outputs.
         slow: ask for the drop as rarely as will do, in a single draw.
 
     Returns:
-        Squared movement over the outputs' own power, between 1e-7 and 1.
+        Squared movement over the outputs' own power, summed over outputs, between 1e-7 and 1.
     """
     rng = np.random.default_rng(seed)
     draws = 1 if slow else min(DRAWS, max(4, NUMBERS // max(1, sum(o.size for o in outputs))))
-    noises = [[rng.standard_normal(o.shape, np.float32) for o in outputs] for _ in range(draws)]
+    known = [one for some in errors if (one := _of_damage_one(some)) is not None]
+    noises = [_drawn(outputs, known, rng) for _ in range(draws)]
+    scales = [_scales(o).astype(np.float32) if np.issubdtype(o.dtype, np.floating) else None for o in outputs]
 
     def within(damage: float) -> bool:
         misses = 0
         for noise in noises:
-            misses += drop(_noisy(outputs, noise, damage)) > limit
+            size = np.float32(np.sqrt(damage))
+            moved = [o if s is None else o + n * (s * size) for o, n, s in zip(outputs, noise, scales, strict=True)]
+            misses += drop(moved) > limit
             if misses > draws // 4:
                 return False
         return True
@@ -70,13 +93,31 @@ def allowed_damage(
     return float(np.exp(low))
 
 
-def _noisy(outputs: Sequence[Array], noise: Sequence[Array], damage: float) -> list[Array]:
-    found: list[Array] = []
-    for output, white in zip(outputs, noise, strict=True):
-        if not np.issubdtype(output.dtype, np.floating):
-            found.append(output)
-            continue
-        power = np.square(output.reshape(len(output), -1), dtype=np.float64).mean(1)
-        scale = np.sqrt(damage * power).astype(np.float32).reshape(-1, *[1] * (output.ndim - 1))
-        found.append(output + white * scale)
-    return found
+def _drawn(outputs: Sequence[Array], known: Sequence[Sequence[Array]], rng: np.random.Generator) -> list[Array]:
+    """Errors of damage 1 in the unit of `relative`: white, and a random mixture of known ones of the same power."""
+    floats = sum(np.issubdtype(o.dtype, np.floating) for o in outputs)
+    # the damage of several outputs is the sum of theirs
+    white = [rng.standard_normal(o.shape, np.float32) / np.float32(np.sqrt(max(1, floats))) for o in outputs]
+    if not known:
+        return white
+    shares = np.abs(rng.standard_normal(len(known))).astype(np.float32)
+    columns = zip(*known, strict=True)
+    mixed = _of_damage_one([sum(s * e for s, e in zip(shares, column, strict=True)) for column in columns], inf)
+    if mixed is None:  # they cancel out
+        return white
+    half = np.float32(np.sqrt(0.5))
+    return [half * w + half * m if m.size else w for w, m in zip(white, mixed, strict=True)]
+
+
+def _of_damage_one(errors: Sequence[Array], most: float = LINEAR) -> list[Array] | None:
+    """Relative errors scaled to a damage of 1; None where theirs is 0 or too large for that."""
+    wide = [e.astype(np.float32) for e in errors]
+    damage = float(sum(np.square(e, dtype=np.float64).mean() for e in wide if e.size))
+    return [e / np.float32(np.sqrt(damage)) for e in wide] if 0 < damage <= most else None
+
+
+def _scales(output: Array) -> NDArray[np.float64]:
+    """The root mean square of each sample, [N, 1, ...]."""
+    power = np.square(output.reshape(len(output), -1), dtype=np.float64).mean(1)
+    scales: NDArray[np.float64] = np.sqrt(power).clip(min=1e-12).reshape(-1, *[1] * (output.ndim - 1))
+    return scales

@@ -13,6 +13,7 @@ from edgeq.cache import content_key
 from edgeq.devices import Device
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
+from edgeq.planning.allowed import allowed_loss
 from edgeq.planning.fleet_file import Considered, Verdict
 from edgeq.planning.ladder import by_activations, uniform
 from edgeq.planning.losses import arithmetic
@@ -21,7 +22,7 @@ from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan, Proof, TensorPlan
 from edgeq.planning.proving import held, prove
 from edgeq.planning.record import written
-from edgeq.planning.rounds import allowed_loss, find
+from edgeq.planning.rounds import find
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
 from edgeq.planning.wider import in_vain, why_wider

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.planning.across import at_best, beside_floats, ranked_at
+from edgeq.planning.allowed import allowed_loss, most_lost
 from edgeq.planning.ladder import by_activations
 from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan
-from edgeq.planning.proving import answer_preferred
+from edgeq.planning.proving import best_rank
 from edgeq.planning.record import written
-from edgeq.planning.rounds import OFF, Rounds, Start, allowed_loss, nearest, rounds, start, within_error
+from edgeq.planning.rounds import OFF, Rounds, Start, nearest, rounds, start, within_error
 from edgeq.planning.rules import Rule
 from edgeq.planning.search import Search, searches
 from edgeq.planning.solver import Infeasible
@@ -42,12 +43,13 @@ class Entrant(NamedTuple):
 
     Attributes:
         ended: it would build no more, and no plan of it holds the limits.
-        hoped: what its next plan is predicted to be ranked by, infinite where that cannot be told.
+        hoped: what its next plan is predicted to be ranked by, infinite where that cannot be told; of one that ended,
+            what the best of its plans is ranked by, as far as that is known.
         steps: how often its turn has come: the first time it only solves, and builds from then on.
     """
 
     ended: bool
-    hoped: float
+    hoped: tuple[float, ...]
     number: int
     search: Search
     start: Start
@@ -68,7 +70,7 @@ class Contest:
     """
 
     job: Job
-    allowed: float | None
+    allowed: float | None = None
     beside: Mapping[str, float | None] = field(default_factory=dict)
     found: list[Outcome] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
@@ -101,14 +103,16 @@ class Contest:
         for number, (search, first) in enumerate(entered):
             try:
                 bound, first = self._at_best(search, first)
-                heapq.heappush(line, Entrant(False, bound, number, search, first, rounds(search, first)))
+                heapq.heappush(line, Entrant(False, (bound,), number, search, first, rounds(search, first)))
             except EdgeqError as error:
                 self._found_nothing(search, first, error)
         while line:
             one = heapq.heappop(line)
             if one.ended and any(outcome.held for outcome in self.found):
                 self._give_up(one.search, "no plan that was built holds every limit")
-            elif why := self._hopeless(one.search, one.hoped):
+            elif one.ended:
+                self._completed(one)
+            elif why := self._hopeless(one.search, *one.hoped):
                 self._give_up(one.search, f"{'no further plan is' if one.steps > 1 else 'not'} built, {why}")
             elif following := self._stepped(one):
                 heapq.heappush(line, following)
@@ -122,9 +126,17 @@ class Contest:
         except EdgeqError as error:
             self._found_nothing(one.search, one.start, error)
         else:
-            hoped = inf if predicted is None else self._ranked(one.search, predicted)
+            hoped = best_rank(one.search)[1:] if predicted is None else (self._ranked(one.search, predicted),)
             return one._replace(ended=predicted is None, hoped=hoped, steps=one.steps + 1)
         return None
+
+    def _completed(self, one: Entrant) -> None:
+        """What came of a search no plan of which holds the limits, unless that of another comes nearer to them."""
+        nearest = self.first()
+        if nearest is not None and one.hoped > self._rank(nearest)[1:]:
+            self._give_up(one.search, "its plans are further from the limits")
+        else:
+            self._stepped(one)
 
     def _at_best(self, search: Search, first: Start) -> tuple[float, Start]:
         """What a search may be hoped to find, and its start: where nothing but a latency is in the way, and by no more
@@ -192,7 +204,8 @@ def best_plan(job: Job, exporter: Exporter, folder: Path, minimize: str, rules: 
         place.mkdir()
         return searches(job, typed, exporter, place, minimize, rules)
 
-    contest = Contest(job, allowed_loss(job))
+    most_lost(job)  # what cannot be judged is told before anything is measured
+    contest = Contest(job)
     kinds = {runtime.name: iter(by_activations(runtime).items()) for runtime in job.runtimes}
     entered: dict[str, list[Search]] = {}
     for runtime in job.runtimes:
@@ -203,9 +216,7 @@ def best_plan(job: Job, exporter: Exporter, folder: Path, minimize: str, rules: 
     runtimes = [runtime for runtime in job.runtimes if runtime.name in entered]
     contest.beside = beside_floats(job, exporter, runtimes) if runtimes else {}
     every = [search for some in entered.values() for search in some]
-    for search in every:
-        if search.where is not None:
-            answer_preferred(search)
+    contest.allowed = allowed_loss(job, every)
     contest.carry_out(every)
     told = {runtime.name: _wider(contest, runtime, kinds[runtime.name], opened, folder) for runtime in runtimes}
     if contest.first() is None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edgeq.calibration.probes import random_direction
+from edgeq.calibration.gradients import random_direction
 from edgeq.engine import LOCAL, Engine
 from edgeq.model.batches import batches
 from edgeq.model.execute import constants

@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.data.place import Place
@@ -17,6 +19,7 @@ from edgeq.devices.device import Files
 from edgeq.engine import LOCAL
 from edgeq.errors import EdgeqError
 from edgeq.export.artifact import JUDGES, import_ahead
+from edgeq.planning.budget import relative
 from edgeq.planning.costs import precisions
 from edgeq.planning.plan import Proof, run_options
 from edgeq.planning.search import Made, Search, float_seconds
@@ -30,6 +33,8 @@ from edgeq.validation.gates import Limits
 from edgeq.validation.measure import Ends, answers, fed
 from edgeq.validation.metric import identity
 
+Array = NDArray[Any]
+
 PROOF_ROUNDS = 200
 PROOF_SECONDS = 1.2
 PROOF_VERSION = 2
@@ -37,6 +42,9 @@ PROOF_VERSION = 2
 
 MISSED_VERSION = 1
 """Likewise of what is given up early."""
+
+ERRORS_VERSION = 1
+"""Likewise of the errors of the preferred kernels."""
 
 TURNS_VERSION = 1
 """Likewise of the artefact that plans take turns with."""
@@ -57,25 +65,51 @@ def judge(search: Search, choices: Mapping[str, str]) -> Proof:
 
 
 def complete(search: Search) -> None:
-    """Runs the samples that were left out, where plans that lose too much have to be told apart after all."""
-    for name, proof in list(search.proofs.items()):
-        if proof.at_least:
-            choices = dict(zip(search.problem.options, name, strict=True))
-            _noted(search, choices, _kept(search, choices, "answers", _judged))
+    """Runs the samples that were left out, where plans that lose too much have to be told apart after all: of the first
+    in rank, until that is one which is whole, since the others lose what is known of them at least."""
+    while (best := best_proof(search))[1].at_least:
+        _noted(search, best[0], _kept(search, best[0], "answers", _judged))
 
 
-def answer_preferred(search: Search) -> None:
-    """Keeps what the preferred kernels everywhere answer, in the run that measures costs: every later plan that is not
-    clearly faster is held against them."""
-    if not search.fresh or search.device.emulated or _kept_as(search, search.preferred)[0].root is None:
-        return
-    with (
-        search.job.clock.stage(f"answers in {search.runtime.name}, {search.precision}: preferred kernels"),
-        contextlib.suppress(EdgeqError),  # what is wrong is told where they are needed
-    ):
-        if _known(search, search.preferred, timed=False) is None:
+def preferred_errors(search: Search) -> list[Array] | None:
+    """By how much the preferred kernels everywhere miss the float model's outputs on the evaluation data, in the
+    runtime: per output [N, ...], float16, in units of the output's root mean square in each sample; None where they
+    cannot be run, or only in an emulator.
+
+    Both are kept, and so are their answers: every later plan that is not clearly faster is held against them.
+    """
+    job = search.job
+    unkept = _kept_as(search, search.preferred)[0].root is None
+    if search.where is None or search.device.emulated or (job.limits.max_drop is None and (unkept or not search.fresh)):
+        return None
+    key = content_key(
+        "errors",
+        ERRORS_VERSION,
+        costs=search.key,
+        choices=list(search.name(search.preferred)),
+        precision=search.precision,
+        evaluation=search.evaluation.sha256,
+    )
+
+    def measured() -> list[Array]:
+        with job.clock.stage(f"answers in {search.runtime.name}, {search.precision}: preferred kernels"):
             _taking_turns(search)  # first, so that its files are kept as well
-            _kept(search, search.preferred, "answers", _judged)
+            proof, outputs = _answered_with(search, search.preferred)
+            cache, answers_key = _kept_as(search, search.preferred)
+            _keep(cache, "answers", answers_key, lambda: proof)
+            return [relative(found, wanted) for found, wanted in zip(outputs, job.reference, strict=True)]
+
+    def encode(errors: list[Array]) -> Entry:
+        return Entry(None, {str(number): array for number, array in enumerate(errors)})
+
+    def decode(entry: Entry) -> list[Array]:
+        return [entry.arrays[str(number)] for number in range(len(job.reference))]
+
+    try:
+        return cached(job.cache, "errors", key, measured, encode, decode)
+    except EdgeqError as error:  # told again where they are needed
+        job.clock.progress.note(f"{search.runtime.format}: the preferred kernels give no answers: {error.cause}")
+        return None
 
 
 def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
@@ -252,11 +286,20 @@ def _in_turns(search: Search, choices: Mapping[str, str]) -> tuple[float, dict[s
 
 
 def _judged(search: Search, choices: Mapping[str, str], within: Decisive | None = None) -> Proof:
-    """Size and answers of a plan; what will take turns with it is built meanwhile.
+    """Size and answers of a plan.
 
     Args:
         within: samples are left out once it is certain that the plan loses more.
     """
+    proof, _ = _answered_with(search, choices, within)
+    return proof
+
+
+def _answered_with(
+    search: Search, choices: Mapping[str, str], within: Decisive | None = None
+) -> tuple[Proof, list[Array]]:
+    """The same, and the outputs, none where samples were left out; what will take turns with the plan is built
+    meanwhile."""
     job, timed = search.job, not search.device.emulated
     if job.engine is not LOCAL:
         search.build([choices, search.preferred] if timed else [choices])
@@ -272,10 +315,10 @@ def _judged(search: Search, choices: Mapping[str, str], within: Decisive | None 
             rest.result()
     if outputs is None:
         assert within is not None
-        return _given_up(search, size, within)
+        return _given_up(search, size, within), []
     accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)
     drop = shown_drop(accuracy)
-    return Proof(
+    proof = Proof(
         latency=None,
         size=size,
         metric=accuracy.metric,
@@ -287,6 +330,7 @@ def _judged(search: Search, choices: Mapping[str, str], within: Decisive | None 
         drop_high=drop.high if drop else None,
         held=False,
     )
+    return proof, outputs
 
 
 def _given_up(search: Search, size: int, within: Decisive) -> Proof:
@@ -368,15 +412,19 @@ def proof_rank(
 
 def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
     """Of all that was measured in a search, the plan that ranks first."""
+    key, proof = min(search.proofs.items(), key=lambda item: _rank(search, *item))
+    return _choices(search, key), proof
 
-    def choices(key: tuple[str, ...]) -> dict[str, str]:
-        return dict(zip(search.problem.options, key, strict=True))
 
-    usual = float_seconds(search)
-    key, proof = min(
-        search.proofs.items(),
-        key=lambda item: proof_rank(
-            item[1], search.minimize, cost_of(search.problem, choices(item[0])), search.provable, usual
-        ),
-    )
-    return choices(key), proof
+def best_rank(search: Search) -> tuple[bool, float, float]:
+    """What that plan is ranked by."""
+    return min(_rank(search, *item) for item in search.proofs.items())
+
+
+def _rank(search: Search, key: tuple[str, ...], proof: Proof) -> tuple[bool, float, float]:
+    predicted = cost_of(search.problem, _choices(search, key))
+    return proof_rank(proof, search.minimize, predicted, search.provable, float_seconds(search))
+
+
+def _choices(search: Search, key: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(search.problem.options, key, strict=True))

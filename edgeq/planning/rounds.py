@@ -7,13 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
-from edgeq.cache import Cache, Entry, cached, content_key
-from edgeq.errors import UsageError
-from edgeq.installed import installed
+from edgeq.planning.allowed import allowed_loss
 from edgeq.planning.assign import FLOAT
-from edgeq.planning.budget import allowed_damage
 from edgeq.planning.ladder import uniform
 from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Attempt, Proof
@@ -21,11 +16,8 @@ from edgeq.planning.proving import best_proof, complete, held, judge, prove, siz
 from edgeq.planning.search import NEAR, SAME, Search, best_of
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of, least, solve
 from edgeq.planning.unproved import without_proof
-from edgeq.prepare import Job
 from edgeq.progress import Progress
-from edgeq.validation.accuracy import check_outputs, quick_drop
-from edgeq.validation.gates import Drop, Limits, drop_limit
-from edgeq.validation.metric import identity, per_sample
+from edgeq.validation.gates import Limits
 
 ATTEMPTS = 5
 """Builds that the search may make after the first solution."""
@@ -39,9 +31,6 @@ OFF = 1.05
 
 TIGHTER = 0.5
 """What is left of the loss that was spent after a round that missed the drop."""
-
-ALLOWED_VERSION = 4
-"""To be raised whenever the loss that a drop allows is found in another way."""
 
 
 class Start(NamedTuple):
@@ -189,7 +178,7 @@ def find(search: Search, begun: Start | None = None) -> Outcome:
         GateError: no plan can hold the limits by prediction; nothing was built.
         UsageError: a drop cannot be judged by these outputs.
     """
-    going = rounds(search, begun or start(search, allowed_loss(search.job)))
+    going = rounds(search, begun or start(search, allowed_loss(search.job, [search])))
     while True:
         try:
             next(going)
@@ -210,54 +199,6 @@ def _attempt(search: Search, preferred: Mapping[str, str], solution: Solution, c
     changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
     proof = search.proofs[search.name(solution.choices)]
     return Attempt(loss_limit=caps["loss"], predicted=solution.costs, changed=changed, proof=proof)
-
-
-def allowed_loss(job: Job) -> float | None:
-    """The damage that the limit on the metric allows; None without such a limit.
-
-    Raises:
-        UsageError: a drop cannot be judged by these outputs.
-    """
-    if job.limits.max_drop is None:
-        return None
-    with job.clock.stage("loss that is allowed"):
-        return _damage_of(job, job.limits.max_drop)
-
-
-def _damage_of(job: Job, limit: Drop) -> float:
-    labels = None if job.evaluation is None else job.evaluation.labels
-    check_outputs(job.reference, job.reference)
-    metric = job.metric
-    of_metric = None if metric is None or not limit.percent else metric.score(per_sample(job.reference), labels)
-    most = drop_limit(limit, "%" if metric is None else metric.unit, of_metric)
-    if most is None or quick_drop(job.reference, job.reference, labels, job.metric) is None:
-        raise UsageError(
-            f"a drop of at most {limit} cannot be judged: the outputs hold no answers to compare",
-            remedy="pass labels or --metric package.module:function",
-        )
-
-    def drop(outputs: Sequence[np.ndarray]) -> float:
-        return quick_drop(job.reference, outputs, labels, job.metric) or 0.0
-
-    judge = identity(job.metric)
-    key = content_key(
-        "allowed",
-        ALLOWED_VERSION,
-        model=job.model.fingerprint,
-        evaluation=None if job.evaluation is None else job.evaluation.sha256,
-        metric=judge,
-        most=most,
-        **installed("torch"),
-    )
-    allowed: float = cached(
-        job.cache if judge else Cache(None),
-        "allowed",
-        key,
-        lambda: allowed_damage(job.reference, drop, most, slow=job.metric is not None),
-        Entry,
-        lambda entry: float(entry.values),
-    )
-    return allowed
 
 
 def _small_enough(search: Search, found: Solution, caps: dict[str, float]) -> Solved:
