@@ -10,6 +10,7 @@ import subprocess
 import sys
 from math import fsum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from edgeq.errors import GateError
 from edgeq.planning import program, solver
 from edgeq.planning.choices import changes_of
 from edgeq.planning.highs import Answer
-from edgeq.planning.search import SAME, solve_within
+from edgeq.planning.search import SAME, best_of, bound_of, solve_within
 from edgeq.planning.solver import Boundary, Costs, Infeasible, Need, Problem, Solution, _show, check, cost_of, solve
 from edgeq.validation.gates import parse_bytes, parse_seconds
 
@@ -552,3 +553,36 @@ def test_nothing_is_written_to_the_standard_output(capfd: pytest.CaptureFixture[
     """HiGHS 1.12 and 1.16 do, in searches such as this one."""
     solve(network(40, seed=3), minimize="latency", limits={"loss": 1e-3}, gap=1e-6)
     assert capfd.readouterr().out == ""
+
+
+@given(limited(), st.integers(0, 2**16))
+@settings(max_examples=100, deadline=None)
+def test_a_plan_that_is_known_to_hold_limits_is_taken_where_it_is_better(
+    case: tuple[Problem, str, dict[str, float]], begin: int
+) -> None:
+    """What it was measured by, loss and size, counts for nothing; the bound is below whatever is taken."""
+    problem, minimize, caps = case
+    search: Any = SimpleNamespace(
+        problem=problem, minimize=minimize, solutions={}, holding=None, costs=SimpleNamespace(latency_from="measured")
+    )
+
+    def best() -> float:
+        try:
+            return best_of(search, caps).costs.get(minimize, 0.0)
+        except Infeasible:
+            return math.inf
+
+    alone, possible = best(), plans(problem)
+    if not possible:
+        return
+    if alone < math.inf and not held(search.solutions["best", tuple(sorted(caps.items()))].costs, caps):
+        alone = math.inf  # it loses least, and more than it may
+    search.holding = random.Random(begin).choice(possible)
+    costs = cost_of(problem, search.holding)
+    late = not held(costs, {m: most for m, most in caps.items() if m not in ("loss", "size")})
+    known = math.inf if late else costs.get(minimize, 0.0)
+    assert best() == min(alone, known)
+    assert bound_of(search, caps) <= min(alone, known) * (1 + 1e-9)
+    if known < alone:
+        found = best_of(search, caps)
+        assert found.choices == search.holding and found.bound <= known and 0 <= found.gap <= 1

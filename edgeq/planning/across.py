@@ -8,8 +8,7 @@ from edgeq.cache import Entry, cached, content_key
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Inputs
 from edgeq.export.artifact import Exporter
-from edgeq.planning.search import Search, best_of, float_seconds
-from edgeq.planning.solver import least
+from edgeq.planning.search import Search, best_of, bound_of, float_seconds
 from edgeq.prepare import Job
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
@@ -39,10 +38,10 @@ def at_best(search: Search, caps: Mapping[str, float], beside: float | None) -> 
     Raises:
         Infeasible: no plan is predicted to hold the limits other than that on the loss.
     """
-    measure, problem = search.minimize, search.problem
+    measure = search.minimize
     if ranked_at(search, {measure: 1.0}, beside) is None:
         return None
-    bound = least(problem, minimize=measure, limits=caps)
+    bound = bound_of(search, caps)
     if bound == float("inf"):  # the loss cannot be held beside the others, and the plan that loses least is taken
         bound = best_of(search, caps).costs[measure]
     return ranked_at(search, {measure: bound}, beside)

@@ -8,17 +8,26 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgeq.cache import Cache, Entry, cached, content_key
-from edgeq.errors import UsageError
+from edgeq.errors import EdgeqError, UsageError
 from edgeq.installed import installed
 from edgeq.planning.budget import allowed_damage
-from edgeq.planning.proving import preferred_errors
+from edgeq.planning.proving import errors_of
 from edgeq.planning.search import Search
+from edgeq.planning.solver import Infeasible, check, cost_of, solve
 from edgeq.prepare import Job
 from edgeq.validation.accuracy import check_outputs, quick_drop
 from edgeq.validation.gates import drop_limit
 from edgeq.validation.metric import identity, per_sample
 
 Array = NDArray[Any]
+
+TRIAL = 0.05
+"""The loss at which a plan is tried: most plans under limits lose less, and errors are scaled (see `LINEAR`)."""
+
+TRIAL_GAP = 0.02
+
+TRIAL_VERSION = 1
+"""To be raised whenever what is tried, or how its errors are kept, changes."""
 
 ALLOWED_VERSION = 5
 """To be raised whenever the loss that a drop allows is found in another way."""
@@ -28,15 +37,15 @@ def allowed_loss(job: Job, searches: Sequence[Search] = ()) -> float | None:
     """The damage that the limit on the metric allows; None without such a limit.
 
     Args:
-        searches: whose preferred kernels tell what rounding does to these answers.
+        searches: whose artefacts tell what rounding does to these answers.
 
     Raises:
         UsageError: a drop cannot be judged by these outputs.
     """
-    errors = [(search, found) for search in searches if (found := preferred_errors(search)) is not None]
     most = most_lost(job)
     if most is None:
         return None
+    errors = [(search, found) for search in searches if (found := trial_errors(search))]
     labels = None if job.evaluation is None else job.evaluation.labels
 
     def drop(outputs: Sequence[Array]) -> float:
@@ -61,6 +70,58 @@ def allowed_loss(job: Job, searches: Sequence[Search] = ()) -> float | None:
     with job.clock.stage("loss that is allowed"):
         allowed: float = cached(cache, "allowed", key, damage, Entry, lambda entry: float(entry.values))
     return allowed
+
+
+def trial(search: Search) -> dict[str, str]:
+    """The smallest plan that is predicted to lose no more than `TRIAL`, or the preferred kernels everywhere: the
+    smallest plan of a tiny model is float, which misses nothing.
+
+    Raises:
+        Infeasible: every plan loses more.
+    """
+    problem = search.costs.problems[search.precision]
+    smallest = solve(problem, minimize="size", limits={"loss": TRIAL}, gap=TRIAL_GAP)
+    preferred = search.preferred
+    common = not check(problem, preferred) and cost_of(problem, preferred)["loss"] > smallest.costs["loss"]
+    return preferred if common else smallest.choices
+
+
+def trial_errors(search: Search) -> list[Array]:
+    """What a plan misses that loses about as much as plans under limits do, in the form of `errors_of`; nothing where
+    there is none, or where it cannot be run, or only in an emulator.
+
+    It is the same whatever the limits and the rules are, so that it is found and run once.
+    """
+    job = search.job
+    if search.where is None or search.where.emulated:
+        return []
+    key = content_key(
+        "errors",
+        TRIAL_VERSION,
+        costs=search.key,
+        precision=search.precision,
+        evaluation=search.evaluation.sha256,
+        loss=TRIAL,
+    )
+
+    def measured() -> list[Array]:
+        with job.clock.stage(f"answers in {search.runtime.name}, {search.precision}: a trial"):
+            try:
+                return errors_of(search, trial(search))
+            except Infeasible:
+                return []
+
+    def encode(errors: list[Array]) -> Entry:
+        return Entry(None, {str(number): array for number, array in enumerate(errors)})
+
+    def decode(entry: Entry) -> list[Array]:
+        return [entry.arrays[str(number)] for number in range(len(entry.arrays))]
+
+    try:
+        return cached(job.cache, "errors", key, measured, encode, decode)
+    except EdgeqError as error:  # told again where it stands in the way of a plan
+        job.clock.progress.note(f"{search.runtime.format}: a trial gave no answers: {error.cause}")
+        return []
 
 
 def most_lost(job: Job) -> float | None:

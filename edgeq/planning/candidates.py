@@ -204,6 +204,7 @@ def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime, 
         key=key,
         made={},
         proofs={},
+        holding=None,
         solutions={},
     )
 
@@ -330,6 +331,7 @@ def _of_all(search: Search, runtime: Runtime, others: Sequence[Job], shop: Works
         folder=next(shop.folders),
         made={},
         proofs={},
+        holding=None,
         solutions={},
         notes=(*search.notes, f"only what {', '.join(other.target.name for other, _ in readers)} also offers"),
     )

@@ -17,7 +17,7 @@ from edgeq.planning.allowed import allowed_loss, most_lost
 from edgeq.planning.ladder import by_activations
 from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan
-from edgeq.planning.proving import best_rank
+from edgeq.planning.proving import answer_preferred, best_rank
 from edgeq.planning.record import written
 from edgeq.planning.rounds import OFF, Rounds, Start, nearest, rounds, start, within_error
 from edgeq.planning.rules import Rule
@@ -216,6 +216,8 @@ def best_plan(job: Job, exporter: Exporter, folder: Path, minimize: str, rules: 
     runtimes = [runtime for runtime in job.runtimes if runtime.name in entered]
     contest.beside = beside_floats(job, exporter, runtimes) if runtimes else {}
     every = [search for some in entered.values() for search in some]
+    for search in every:
+        answer_preferred(search)
     contest.allowed = allowed_loss(job, every)
     contest.carry_out(every)
     told = {runtime.name: _wider(contest, runtime, kinds[runtime.name], opened, folder) for runtime in runtimes}

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgeq.planning.budget import relative
 from edgeq.planning.costs import precisions
 from edgeq.planning.plan import Proof, run_options
 from edgeq.planning.search import Made, Search, float_seconds
-from edgeq.planning.solver import cost_of
+from edgeq.planning.solver import check, cost_of
 from edgeq.progress import Silent
 from edgeq.report.summary import shown_drop
 from edgeq.runtimes import runtime as runtime_info
@@ -42,9 +43,6 @@ PROOF_VERSION = 2
 
 MISSED_VERSION = 1
 """Likewise of what is given up early."""
-
-ERRORS_VERSION = 1
-"""Likewise of the errors of the preferred kernels."""
 
 TURNS_VERSION = 1
 """Likewise of the artefact that plans take turns with."""
@@ -71,45 +69,35 @@ def complete(search: Search) -> None:
         _noted(search, best[0], _kept(search, best[0], "answers", _judged))
 
 
-def preferred_errors(search: Search) -> list[Array] | None:
-    """By how much the preferred kernels everywhere miss the float model's outputs on the evaluation data, in the
-    runtime: per output [N, ...], float16, in units of the output's root mean square in each sample; None where they
-    cannot be run, or only in an emulator.
-
-    Both are kept, and so are their answers: every later plan that is not clearly faster is held against them.
+def answer_preferred(search: Search) -> None:
+    """What the preferred kernels everywhere answer: where they hold the drop and the size, and the rules allow them,
+    they are a plan that is known to (see `Search.holding`). It is kept, since every plan that is not clearly faster is
+    held against them; without a limit on the drop only in the run that measures costs, for later ones.
     """
-    job = search.job
     unkept = _kept_as(search, search.preferred)[0].root is None
-    if search.where is None or search.device.emulated or (job.limits.max_drop is None and (unkept or not search.fresh)):
-        return None
-    key = content_key(
-        "errors",
-        ERRORS_VERSION,
-        costs=search.key,
-        choices=list(search.name(search.preferred)),
-        precision=search.precision,
-        evaluation=search.evaluation.sha256,
-    )
+    limits = search.provable
+    if search.where is None or search.where.emulated or (limits.max_drop is None and (unkept or not search.fresh)):
+        return
+    found = _known(search, search.preferred, timed=False)
+    if found is None:
+        with search.job.clock.stage(f"answers in {search.runtime.name}, {search.precision}: preferred kernels"):
+            try:
+                _taking_turns(search)  # first, so that its files are kept as well
+                found = _kept(search, search.preferred, "answers", _judged)
+            except EdgeqError as error:  # told again where it stands in the way of a plan
+                search.job.clock.progress.note(f"{search.runtime.format}: the preferred kernels: {error.cause}")
+                return
+    if limits.max_drop is not None and held(replace(limits, max_latency=None), found):
+        search.holding = None if check(search.problem, search.preferred) else search.preferred
 
-    def measured() -> list[Array]:
-        with job.clock.stage(f"answers in {search.runtime.name}, {search.precision}: preferred kernels"):
-            _taking_turns(search)  # first, so that its files are kept as well
-            proof, outputs = _answered_with(search, search.preferred)
-            cache, answers_key = _kept_as(search, search.preferred)
-            _keep(cache, "answers", answers_key, lambda: proof)
-            return [relative(found, wanted) for found, wanted in zip(outputs, job.reference, strict=True)]
 
-    def encode(errors: list[Array]) -> Entry:
-        return Entry(None, {str(number): array for number, array in enumerate(errors)})
-
-    def decode(entry: Entry) -> list[Array]:
-        return [entry.arrays[str(number)] for number in range(len(job.reference))]
-
-    try:
-        return cached(job.cache, "errors", key, measured, encode, decode)
-    except EdgeqError as error:  # told again where they are needed
-        job.clock.progress.note(f"{search.runtime.format}: the preferred kernels give no answers: {error.cause}")
-        return None
+def errors_of(search: Search, choices: Mapping[str, str]) -> list[Array]:
+    """By how much a plan's artefact misses the float model's outputs on the evaluation data, in its runtime: per output
+    [N, ...], float16, in units of the output's root mean square in each sample (see `relative`)."""
+    proof, outputs = _answered_with(search, choices)
+    cache, key = _kept_as(search, choices)
+    _keep(cache, "answers", key, lambda: proof)
+    return [relative(found, wanted) for found, wanted in zip(outputs, search.job.reference, strict=True)]
 
 
 def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:

@@ -12,8 +12,8 @@ from edgeq.planning.assign import FLOAT
 from edgeq.planning.ladder import uniform
 from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Attempt, Proof
-from edgeq.planning.proving import best_proof, complete, held, judge, prove, size_of
-from edgeq.planning.search import NEAR, SAME, Search, best_of
+from edgeq.planning.proving import answer_preferred, best_proof, complete, held, judge, prove, size_of
+from edgeq.planning.search import NEAR, SAME, Search, best_of, bound_of
 from edgeq.planning.solver import Infeasible, Solution, check, cost_of, least, solve
 from edgeq.planning.unproved import without_proof
 from edgeq.progress import Progress
@@ -66,10 +66,16 @@ def start(search: Search, allowed: float | None) -> Start:
     if job.limits.max_latency is not None and search.costs.latency_from is not None:
         caps["latency"] = job.limits.max_latency
     if job.limits.max_size is not None:
-        most = float(job.limits.max_size)
-        safe = {**caps, "size": most / SHORT}
-        caps["size"] = safe["size"] if least(search.problem, minimize="size", limits=safe) <= safe["size"] else most
+        caps["size"] = _spared(search, float(job.limits.max_size), caps)
     return Start(caps, notes)
+
+
+def _spared(search: Search, most: float, caps: Mapping[str, float]) -> float:
+    """The size to solve for: a little less than the largest, unless that is needed to hold the others."""
+    smallest = least(search.problem, minimize="size", limits=caps)
+    if smallest > most:  # the loss is not held in any case
+        smallest = least(search.problem, minimize="size", limits={m: cap for m, cap in caps.items() if m != "loss"})
+    return most / SHORT if smallest <= most / SHORT else most
 
 
 def nearest(search: Search, begun: Start, refused: Infeasible) -> Start:
@@ -143,7 +149,7 @@ def rounds(search: Search, begun: Start) -> Rounds:
         if proof.held or len(made) == ATTEMPTS:
             break
         caps = _tightened(fitting.caps, fitting.solution, proof, search.provable)
-        bound = least(search.problem, minimize=search.minimize, limits=caps)
+        bound = bound_of(search, caps)
         if bound < float("inf"):  # whoever has something better is spared the solver
             yield {search.minimize: bound}
     (solution, caps), preferred = made[-1], uniform(search.allowed)
@@ -163,7 +169,7 @@ def rounds(search: Search, begun: Start) -> Rounds:
     solved = solution if choices == solution.choices else None
     if solved is None:
         notes = [*notes, "the plan that was solved for measured worse than this one"]
-    elif solved.costs["loss"] > begun.caps["loss"]:
+    elif solved.costs["loss"] > begun.caps["loss"] and solved.choices != search.holding:
         notes = [*notes, LOSES_LEAST]
     return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes)
 
@@ -178,7 +184,10 @@ def find(search: Search, begun: Start | None = None) -> Outcome:
         GateError: no plan can hold the limits by prediction; nothing was built.
         UsageError: a drop cannot be judged by these outputs.
     """
-    going = rounds(search, begun or start(search, allowed_loss(search.job, [search])))
+    if begun is None:
+        answer_preferred(search)
+        begun = start(search, allowed_loss(search.job, [search]))
+    going = rounds(search, begun)
     while True:
         try:
             next(going)

@@ -27,6 +27,7 @@ from edgeq.planning.plan import (
     run_options,
 )
 from edgeq.planning.problem import known
+from edgeq.planning.program import relative_gap
 from edgeq.planning.proven import proven_choices
 from edgeq.planning.rules import Rule, idle, narrowed
 from edgeq.planning.solver import Infeasible, Problem, Solution, check, cost_of, least, solve
@@ -73,6 +74,7 @@ class Search:
         fresh: whether this run measured the costs. It takes minutes then, and leaves nothing to later ones that they
             would have to measure under another limit.
         turns: what every plan takes turns with, for its time.
+        holding: a plan that was measured to hold the limits on drop and size, whatever is predicted of it.
     """
 
     job: Job
@@ -95,6 +97,7 @@ class Search:
     turns: Made | None = None
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
     solutions: Solutions = field(default_factory=dict)
+    holding: Mapping[str, str] | None = None
 
     @property
     def device(self) -> Device:
@@ -404,18 +407,47 @@ def _as_fast(best: Solution, caps: Mapping[str, float]) -> dict[str, float]:
 
 
 def best_of(search: Search, caps: Mapping[str, float]) -> Solution:
-    """The best plan of a search within limits.
+    """The best plan of a search within limits; the one that is known to hold them, where it is predicted to be better.
 
     Raises:
         Infeasible: there is none; says if that is by a modelled latency.
     """
     asked = ("best", tuple(sorted(caps.items())))
+    known = _known_within(search, caps)
     try:
         if asked not in search.solutions:
             search.solutions[asked] = solve_within(search.problem, search.minimize, caps, search.solutions)
-        return search.solutions[asked]
+        found = search.solutions[asked]
+        if known is None or (not over(found.costs, caps) and _value(search, found) <= _value(search, known)):
+            return found
+        return known
     except Infeasible as error:
+        if known is not None:
+            return known
         if "latency" not in error.conflict or search.costs.latency_from != "modelled":
             raise
         cause = f"{error.cause} (the latency is modelled, not measured)"
         raise Infeasible(cause, error.remedy, error.least, error.conflict) from error
+
+
+def bound_of(search: Search, caps: Mapping[str, float]) -> float:
+    """What no plan of `best_of` has less of; infinite where there is none."""
+    known = _known_within(search, caps)
+    least_solved = least(search.problem, minimize=search.minimize, limits=caps)
+    return least_solved if known is None else min(least_solved, _value(search, known))
+
+
+def _known_within(search: Search, caps: Mapping[str, float]) -> Solution | None:
+    if search.holding is None:
+        return None
+    costs = cost_of(search.problem, search.holding)
+    # how much it loses, and how large it is, was measured
+    if over(costs, {measure: most for measure, most in caps.items() if measure not in ("loss", "size")}):
+        return None
+    value = costs.get(search.minimize, 0.0)
+    bound = min(value, max(0.0, least(search.problem, minimize=search.minimize, limits=caps)))
+    return Solution(dict(search.holding), costs, bound, relative_gap(value, bound), "optimal", 0.0)
+
+
+def _value(search: Search, found: Solution) -> float:
+    return found.costs.get(search.minimize, 0.0)
