@@ -31,9 +31,8 @@ where one draw in sixteen may, one plan in three or four does."""
 NUMBERS = 8_000_000
 """Of all draws together; large outputs have few draws, which vary less, and four at least."""
 
-
-LINEAR = 0.1
-"""Errors of more damage are not scaled: they would be others."""
+LINEAR = 0.2
+"""Errors of more damage saturate: scaled, they would not be those of a plan that loses less."""
 
 
 def relative(found: Array, wanted: Array) -> Array:
@@ -115,10 +114,10 @@ def _drawn(outputs: Sequence[Array], known: Sequence[Sequence[Array]], rng: np.r
 
 
 def _of_damage_one(errors: Sequence[Array], most: float = LINEAR) -> list[Array] | None:
-    """Relative errors scaled to a damage of 1; None where theirs is 0 or too large for that."""
+    """Relative errors scaled to a damage of 1; None where theirs is next to 0 or too large for that."""
     wide = [e.astype(np.float32) for e in errors]
     damage = float(sum(np.square(e, dtype=np.float64).mean() for e in wide if e.size))
-    return [e / np.float32(np.sqrt(damage)) for e in wide] if 0 < damage <= most else None
+    return [e / np.float32(np.sqrt(damage)) for e in wide] if SMALLEST <= damage <= most else None
 
 
 def _scales(output: Array) -> NDArray[np.float64]:
