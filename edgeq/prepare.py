@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgeq.cache import Cache, Entry, cached, content_key, open_cache
+from edgeq.cache import Cache, cached, content_key, from_list, open_cache, to_list
 from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.impact import Impact
 from edgeq.calibration.kept import (
@@ -292,8 +292,8 @@ def _answers(model: Model, evals: Dataset, clock: Clock, cache: Cache) -> list[A
                 **installed("torch"),
             ),
             answered,
-            lambda outputs: Entry(len(outputs), {str(i): o for i, o in enumerate(outputs)}),
-            lambda entry: [entry.arrays[str(i)] for i in range(entry.values)],
+            from_list,
+            to_list,
         )
 
 

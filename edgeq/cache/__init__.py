@@ -5,7 +5,7 @@ What is not whole is never a result, and a failure to keep or to read one ends n
 
 from edgeq.cache.cache import Cache, cached, open_cache
 from edgeq.cache.contents import Freed, Usage, clear, describe
-from edgeq.cache.entry import Entry, Json, content_key, read_folder, write_folder
+from edgeq.cache.entry import Entry, Json, content_key, from_list, read_folder, to_list, write_folder
 
 __all__ = [
     "Cache",
@@ -17,7 +17,9 @@ __all__ = [
     "clear",
     "content_key",
     "describe",
+    "from_list",
     "open_cache",
     "read_folder",
+    "to_list",
     "write_folder",
 ]

@@ -87,6 +87,20 @@ def unpack(stage: str, key: str, data: bytes) -> Entry | None:
         return None
 
 
+def from_list(arrays: Sequence[NDArray[Any]]) -> Entry:
+    """Arrays in their order, as an entry."""
+    return Entry(len(arrays), {str(index): array for index, array in enumerate(arrays)})
+
+
+def to_list(entry: Entry) -> list[NDArray[Any]]:
+    """What `from_list` was given.
+
+    Raises:
+        KeyError: the entry holds something else.
+    """
+    return [entry.arrays[str(index)] for index in range(len(entry.arrays))]
+
+
 def read_folder(folder: Path) -> dict[str, NDArray[np.uint8]]:
     """The content of every file in a folder and below, as arrays of an entry.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgeq.cache import Cache, Entry, cached, content_key
+from edgeq.cache import Cache, Entry, cached, content_key, from_list, to_list
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.installed import installed
 from edgeq.planning.budget import allowed_damage
@@ -111,14 +111,8 @@ def trial_errors(search: Search) -> list[Array]:
             except Infeasible:
                 return []
 
-    def encode(errors: list[Array]) -> Entry:
-        return Entry(None, {str(number): array for number, array in enumerate(errors)})
-
-    def decode(entry: Entry) -> list[Array]:
-        return [entry.arrays[str(number)] for number in range(len(entry.arrays))]
-
     try:
-        return cached(job.cache, "errors", key, measured, encode, decode)
+        return cached(job.cache, "errors", key, measured, from_list, to_list)
     except EdgeqError as error:  # told again where it stands in the way of a plan
         job.clock.progress.note(f"{search.runtime.format}: a trial gave no answers: {error.cause}")
         return []
