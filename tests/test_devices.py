@@ -403,3 +403,15 @@ def test_emulated_avx2_saturates_where_vnni_does_not(tmp_path: Path) -> None:
         assert set(y.reshape(-1).tolist()) <= {126.0, 127.0}  # 64 * 255 * 127 / 16384 is 126.5
     told = haswell.environment("onnxruntime")
     assert (told["cpu"], told["emulator"]) == ("Haswell", "qemu-x86_64 -cpu Haswell")
+
+
+def test_openvino_is_imported_without_telling_its_makers(tmp_path: Path) -> None:
+    # under CI it keeps quiet by itself
+    bare = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = (
+        "import sys; from edgeq.runtimes.openvino import import_openvino as load;"
+        "print(load() is load(), hasattr(load(), 'convert_model'), 'openvino_telemetry' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "False"]
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -47,6 +48,14 @@ def stage(folder: Path, **arrays: Any) -> dict[str, str]:
 
 def artifact(path: Path, inputs: dict[str, str], **options: str) -> dict[str, Any]:
     return {"path": path.name, "options": options, "inputs": inputs}
+
+
+def test_openvino_reports_nothing_and_leaves_nothing_in_the_home(tmp_path: Path) -> None:
+    # under CI it keeps quiet by itself
+    bare = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    (tmp_path / "job.json").write_text('{"runtime": "openvino", "task": "environment", "threads": 1, "artifacts": {}}')
+    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "job.json")], env=bare, check=True)
+    assert {file.name for file in tmp_path.iterdir()} == {"job.json", "result.json"}
 
 
 def test_speaks_python_3_8_and_knows_nothing_of_edgeq() -> None:

@@ -48,7 +48,10 @@ import time
 import traceback
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-import numpy as np
+# NumPy multiplies nothing here: threads that it keeps for that would only delay the start. Read when it is imported.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import numpy as np  # noqa: E402
 
 ISA = (  # the instruction set extensions that decide which quantized and reduced-precision kernels a runtime has
     "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
@@ -428,6 +431,10 @@ MODULES = {
 
 def find_runtime(name: str) -> Tuple[Any, str]:
     """The runtime's module and the name it was found under."""
+    if name == "openvino":
+        # What converts other frameworks' models is imported along unless it is missing. It takes longer than all the
+        # rest, and reports each import to its makers, with an id that it keeps in the user's home.
+        sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     for module in MODULES[name]:
         try:
             return importlib.import_module(module), module

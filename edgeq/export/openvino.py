@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.errors import MissingExtraError, UnsupportedError
+from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_float import save
 from edgeq.export.packing import pack, unpack
+from edgeq.runtimes.openvino import import_openvino
 
 _PAIR = ["FakeQuantize", "Convert", "Convert", "Subtract", "Multiply"]
 
@@ -28,10 +29,7 @@ def write_openvino(model: ir.Model, path: Path) -> None:
         MissingExtraError: OpenVINO is not installed.
         UnsupportedError: OpenVINO cannot read an operator.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtraError("openvino", "openvino") from error
+    openvino = import_openvino()
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
         onnx_file = Path(folder) / "model.onnx"
         readable, two_bits = _without_two_bits(model)
@@ -74,8 +72,8 @@ def _without_two_bits(model: ir.Model) -> tuple[ir.Model, set[str]]:
 
 def _store_two_bits(model: Any, names: set[str]) -> None:
     """Stores integers from -2 to 1 as u2 with 2 added, which is subtracted behind each conversion: there is no i2."""
-    import openvino
-    from openvino import opset15 as ops
+    openvino = import_openvino()
+    ops = openvino.opset15
 
     for op in [op for op in model.get_ordered_ops() if op.get_friendly_name() in names]:
         shape = tuple(op.shape)
@@ -98,7 +96,7 @@ def _merge_pairs(model: Any) -> None:
 
     The runtime does the same when it compiles the model; doing it here takes a third off the .xml.
     """
-    from openvino import opset15 as ops
+    ops = import_openvino().opset15
 
     for op in model.get_ordered_ops():
         steps = [op]

@@ -13,6 +13,7 @@ from edgeq.export.packing import BITS, unpack
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
+from edgeq.runtimes.openvino import import_openvino
 
 _FEW_BITS = {"i4": ("int4", 0), "u4": ("uint4", 0), "u2": ("int2", -2)}
 """The types that numpy has no word for: what they stand for, and what is added to them for that."""
@@ -25,9 +26,7 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
     Args:
         values: name of the ONNX value for each graph node: what quantizes it is named after it.
     """
-    import openvino
-
-    read = openvino.Core().read_model(path)
+    read = import_openvino().Core().read_model(path)
     named = {op.get_friendly_name(): op for op in read.get_ops()}
     computed = [op for op in read.get_ops() if op.get_type_name() != "Result"]
     writer = {name: op for op in computed for port in op.outputs() for name in port.get_names()}

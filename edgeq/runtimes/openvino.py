@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
+from edgeq.errors import MissingExtraError
 from edgeq.report.schema import Placement
 from edgeq.runtimes import onnxruntime
 from edgeq.runtimes.info import Row, RuntimeInfo
@@ -58,6 +62,32 @@ def baselines(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
     has = environment.get("capabilities", "").split()
     names = ["float32"] + [name for name, flag in (("bfloat16", "BF16"), ("float16", "FP16")) if flag in has]
     return {name: {"precision": name} for name in names}
+
+
+_importing = Lock()
+
+
+def import_openvino() -> Any:
+    """The package itself, to write and read its files with.
+
+    Imported for the first time it would send its makers an event and keep an id in the user's home. It does without the
+    package that does so where that is missing, so it is not to be found meanwhile.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    with _importing:
+        hidden = "openvino_telemetry" not in sys.modules
+        if hidden:
+            sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        except ImportError as error:
+            raise MissingExtraError("openvino", "openvino") from error
+        finally:
+            if hidden:
+                del sys.modules["openvino_telemetry"]
+    return openvino
 
 
 INFO = RuntimeInfo(
