@@ -51,7 +51,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 # NumPy multiplies nothing here: threads that it keeps for that would only delay the start. Read when it is imported.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-import numpy as np  # noqa: E402
+import numpy as np
 
 ISA = (  # the instruction set extensions that decide which quantized and reduced-precision kernels a runtime has
     "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
