@@ -83,7 +83,7 @@ def judge(job: Job, runtime: Runtime, written: Written) -> Built:
     net, quantized, audited, measured, sample = job.model, written.quantized, written.audit, None, None
     if isinstance(job.device, Device) and job.evaluation is not None:
         artifact = Candidate(written.files[0], runtime.name, run_options(written.plan.float_precision))
-        sample = artifact, fed({n: a[:1] for n, a in job.evaluation.inputs.items()}, ends_of(net, quantized))
+        sample = artifact, fed(job.evaluation.first(1), ends_of(net, quantized))
         with job.clock.stage(f"validate in {runtime.name}") as steps:
             measured = measure(
                 artifact,

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.data.dataset import Dataset, overlap
-from edgeq.data.load import load_data
+from edgeq.data.kept import load_kept_data
+from edgeq.data.load import Role
 from edgeq.model.kept import load_kept
 from edgeq.model.model import Model, load
 from edgeq.model.ops import shape_of
@@ -65,7 +66,7 @@ def load_case(case: Case, clock: Clock, cache: Cache) -> Loaded:
     metric = load_metric(case.metric) if isinstance(case.metric, str) else case.metric
     with clock.stage("load"):
         net = load_model(case, cache)
-        calib, evals = _both(case, net)
+        calib, evals = _both(case, net, cache)
         warnings = _warnings(net, calib, evals, cache)
         if evals is not None and evals.labels is not None and metric is None:
             first = shape_of(net.nodes[net.output_nodes[0]])
@@ -103,13 +104,13 @@ def load_model(case: Case, cache: Cache) -> Model:
     return load(case.model, inputs=case.inputs, arch=case.arch, trust_pickle=case.trust_pickle)
 
 
-def _both(case: Case, model: Model) -> tuple[Dataset, Dataset | None]:
+def _both(case: Case, model: Model, cache: Cache) -> tuple[Dataset, Dataset | None]:
     """Calibration and evaluation samples: files side by side, since reading and hashing leave the interpreter free. A
     function of the user's may mind."""
-    calibration = partial(_data, case.calibration, model, case.preprocess, "calibration")
+    calibration = partial(_data, case.calibration, model, case.preprocess, "calibration", cache)
     if case.evaluation is None:
         return calibration(), None
-    evaluation = partial(_data, case.evaluation, model, case.preprocess, "evaluation")
+    evaluation = partial(_data, case.evaluation, model, case.preprocess, "evaluation", cache)
     if not all(
         isinstance(source, str | Path) and Path(source).is_file() for source in (case.calibration, case.evaluation)
     ):
@@ -119,10 +120,10 @@ def _both(case: Case, model: Model) -> tuple[Dataset, Dataset | None]:
         return first.result(), second.result()
 
 
-def _data(
-    data: str | Path | Dataset, model: Model, preprocess: str | None, role: Literal["calibration", "evaluation"]
-) -> Dataset:
-    return data if isinstance(data, Dataset) else load_data(data, model.inputs, preprocess=preprocess, role=role)
+def _data(data: str | Path | Dataset, model: Model, preprocess: str | None, role: Role, cache: Cache) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    return load_kept_data(data, model.inputs, preprocess=preprocess, role=role, cache=cache)
 
 
 def _warnings(model: Model, calib: Dataset, evals: Dataset | None, cache: Cache) -> list[str]:

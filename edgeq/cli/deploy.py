@@ -102,9 +102,10 @@ def deploy(
     assert target is not None and calib is not None
     limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower)
     with shell.stages() as stages:
-        from edgeq.data.stored import read_ahead
+        from edgeq.cache import open_cache
+        from edgeq.data.kept import begin_reading
 
-        read_ahead([calib, evaluation])  # while the rest is imported
+        begin_reading({"calibration": calib, "evaluation": evaluation}, open_cache())  # while the rest is imported
         from edgeq.deploy import deploy as build
 
         report = build(

@@ -113,9 +113,10 @@ def plan(
     else:
         limits = limits_from(max_drop, max_latency, max_size, None, True)
     with shell.stages() as stages:
-        from edgeq.data.stored import read_ahead
+        from edgeq.cache import open_cache
+        from edgeq.data.kept import begin_reading
 
-        read_ahead([calib, evaluation])  # while the rest is imported
+        begin_reading({"calibration": calib, "evaluation": evaluation}, open_cache())  # while the rest is imported
         from edgeq.engine import open_engine
         from edgeq.planning.rules import read_rules
 

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from edgeq.data.place import Place
+from edgeq.data.unread import Unread
 
 
 def overlap(a: Dataset, b: Dataset) -> int:
@@ -105,7 +106,7 @@ class Dataset:
 
     Attributes:
         inputs: for each input of the model, in its order, an array `[N, ...]` of the model's type; the trailing axes
-            are `InputSpec.sample_shape`.
+            are `InputSpec.sample_shape`. It may be read from its file when it is asked for.
         labels: class indices `[N]`, int64, or None.
         source: where the samples came from, for people.
         sha256: over names, types, shapes, values and labels; the file format does not enter.
@@ -114,7 +115,7 @@ class Dataset:
         places: by input name, the file that holds just this array, where there is one.
     """
 
-    inputs: dict[str, np.ndarray]
+    inputs: Mapping[str, np.ndarray]
     labels: np.ndarray | None
     source: str
     sha256: str
@@ -123,7 +124,14 @@ class Dataset:
     places: Mapping[str, Place] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.inputs[self.specs[0].name])
+        name = self.specs[0].name
+        return self.places[name].shape[0] if name in self.places else len(self.inputs[name])
+
+    def first(self, count: int) -> dict[str, np.ndarray]:
+        """So many samples of each input, `[count, ...]`; no others are read."""
+        if isinstance(self.inputs, Unread):
+            return {name: self.inputs.first(name, count) for name in self.inputs}
+        return {name: array[:count] for name, array in self.inputs.items()}
 
     @cached_property
     def sample_hashes(self) -> tuple[bytes, ...]:

@@ -63,7 +63,7 @@ def _floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> Mappin
     device, model, evaluation = job.device, job.model, job.evaluation
     if not isinstance(device, Device) or device.emulated or evaluation is None:
         return {}
-    one = {name: array[:1] for name, array in evaluation.inputs.items()}
+    one = evaluation.first(1)
 
     def measured() -> dict[str, float]:
         made: dict[str, tuple[Candidate, Inputs]] = {}

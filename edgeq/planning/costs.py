@@ -68,7 +68,7 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
     labels = exporter.labels(runtime.format)
     timings: dict[FloatPrecision, Timing] = {}
     if isinstance(device, Device) and not device.emulated:
-        one = {name: array[:1] for name, array in job.calibration_data.inputs.items()}
+        one = job.calibration_data.first(1)
         for precision in precisions(runtime, device):
             with clock.stage(f"times in {runtime.name}, {precision}") as steps:
                 observed = observe(model, built, device, one, labels, job.threads, steps, precision)

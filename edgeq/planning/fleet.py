@@ -193,7 +193,7 @@ def _in_turns(job: Job, shared: Candidate, own: Candidate, shop: Workshop) -> fl
             for name, one in (("shared", shared), ("own", own))
         }
         built = {name: one.candidate for name, one in made.items()}
-        sample = {name: array[:1] for name, array in job.evaluation.inputs.items()}
+        sample = job.evaluation.first(1)
         fit = {name: fed(sample, one.ends) for name, one in made.items()}
         runs = device.latency(
             built, {}, steps, own_inputs=fit, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, threads=job.threads

@@ -81,7 +81,7 @@ def in_vain(search: Search, typed: Runtime, folder: Path) -> str:
         folder.mkdir()
         with job.clock.stage(f"wider activations in {typed.name}, everywhere") as steps:
             built = build_all(job.model, typed, job.calibration, plans, search.exporter, folder, steps, job.engine)
-            one = {name: array[:1] for name, array in job.calibration_data.inputs.items()}
+            one = job.calibration_data.first(1)
             runs = search.device.latency(
                 {name: b.candidate for name, b in built.items()},
                 one,

@@ -153,7 +153,7 @@ def write_build(
     golden = None
     if run and evaluation is not None:
         golden = Golden(
-            inputs={name: array[:GOLDEN_SAMPLES] for name, array in evaluation.inputs.items()},
+            inputs=evaluation.first(GOLDEN_SAMPLES),
             outputs={b.build.format: [o[:GOLDEN_SAMPLES] for o in b.outputs] for b in run},
             devices={b.build.format: b.build.device for b in run},
             steps={b.build.format: b.steps for b in run},

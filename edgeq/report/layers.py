@@ -21,7 +21,7 @@ SAMPLES = 4
 def layer_table(model: Model, quantized: Quantized, data: Dataset) -> list[Layer]:
     """One row for each group. The error is simulated on a few samples, accumulated from the input on: it points at
     layers and is no result."""
-    few = {name: array[:SAMPLES] for name, array in data.inputs.items()}
+    few = data.first(SAMPLES)
     batch = next(iter(batches(model, few, SAMPLES)))
     floats: dict[str, torch.Tensor] = {}
 

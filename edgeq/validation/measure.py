@@ -109,7 +109,7 @@ def measure(
         baseline,
         device,
         one,
-        {n: a[:1] for n, a in data.inputs.items()},
+        data.first(1),
         threads,
         progress,
     )
