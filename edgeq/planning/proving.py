@@ -211,6 +211,11 @@ def _taking_turns(search: Search) -> Made:
     return search.turns
 
 
+def _others_in_turns(search: Search) -> tuple[Made, Path]:
+    """What a plan takes turns with: the preferred kernels, and the float model."""
+    return _taking_turns(search), search.exporter.float_model(search.runtime.format)[0]
+
+
 def _sample_files(search: Search) -> Files | None:
     """The evaluation data in files, linked or else written once: jobs are given links, not 300 MB for every proof. None
     where they are given parts of it, or integers."""
@@ -220,12 +225,12 @@ def _sample_files(search: Search) -> Files | None:
     folder = search.exporter.scratch / "samples" / data.sha256[:16]
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Path | Place] = {}
-    for number, (name, array) in enumerate(data.inputs.items()):
+    for number, name in enumerate(data.inputs):
         place = _linked(data.places.get(name), folder / f"{number}.link")
         found[name] = place or folder / f"{number}.npy"
         if place is None and not (folder / f"{number}.npy").exists():
             part = folder / f"{number}.part.npy"
-            np.save(part, array, allow_pickle=False)
+            np.save(part, data.inputs[name], allow_pickle=False)
             part.replace(folder / f"{number}.npy")
     return found
 
@@ -293,7 +298,7 @@ def _answered_with(
         search.build([choices, search.preferred] if timed else [choices])
     artifact, ends, size = _made(search, choices)
     with ThreadPoolExecutor(max_workers=1) as beside:  # the answers come from another process
-        rest = beside.submit(_taking_turns, search) if timed else None
+        rest = beside.submit(_others_in_turns, search) if timed else None
         files = _sample_files(search)
         import_ahead((runtime.format for runtime in job.runtimes), JUDGES)
         outputs = answers(
@@ -344,14 +349,14 @@ def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None
     if device.emulated:
         return None, {}
     info = runtime_info(search.runtime.name)
-    baseline = search.exporter.float_model(search.runtime.format)[0]
+    preferred, baseline = _others_in_turns(search)
     floats = info.baselines(device.environment(search.runtime.name))
     variants = {name: floats[name] for name in precisions(search.runtime, device)}
-    made = {"plan": search.built(choices), "preferred": _taking_turns(search)}
+    made = {"plan": search.built(choices), "preferred": preferred}
     candidates = {name: one.candidate for name, one in made.items()} | {
         name: Candidate(baseline, search.runtime.name, options) for name, options in variants.items()
     }
-    one = {name: array[:1] for name, array in search.evaluation.inputs.items()}
+    one = search.evaluation.first(1)
     own = {name: fed(one, built.ends) for name, built in made.items()}
     runs = device.latency(
         candidates, one, own_inputs=own, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, warmup=3, threads=job.threads

@@ -22,7 +22,7 @@ from edgeq.validation.gates import Limits
 ATTEMPTS = 5
 """Builds that the search may make after the first solution."""
 
-SHORT = 1.0015
+SHORT = 1.002
 """By how much files are larger than predicted, at most and mostly: a plan that is solved for within less is built
 once."""
 
