@@ -186,6 +186,13 @@ def test_a_damaged_file_is_refused_and_not_kept(tmp_path: Path, cache: Cache) ->
             load(path, cache, X)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path, cache: Cache) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    begin_reading({"calibration": tmp_path / "pipe"}, cache)
+    with pytest.raises(UsageError, match="no evaluation data"):
+        load(tmp_path / "pipe", cache)
+
+
 def test_only_what_is_not_kept_is_read_ahead(tmp_path: Path, cache: Cache) -> None:
     known, new = (written(tmp_path / name, x=PIXELS) for name in ("known.npz", "new.npz"))
     load(known, cache, X, role="calibration")

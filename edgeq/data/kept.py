@@ -83,6 +83,8 @@ class _Seen(NamedTuple):
 
 def _seen(path: Path) -> _Seen | None:
     """None where the path is no archive; whatever is wrong with one is told when it is read."""
+    if not path.is_file():  # a pipe can be read only once
+        return None
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             state = os.fstat(file.fileno())
