@@ -58,6 +58,13 @@ def test_openvino_reports_nothing_and_leaves_nothing_in_the_home(tmp_path: Path)
     assert {file.name for file in tmp_path.iterdir()} == {"job.json", "result.json"}
 
 
+def test_what_a_worker_sets_for_itself_is_not_set_for_those_who_import_it() -> None:
+    code = "import os; before = dict(os.environ); import edgeq.devices.worker; print(dict(os.environ) == before)"
+    code = f"import edgeq; {code}"  # which sets what it wants to be set
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
+
+
 def test_speaks_python_3_8_and_knows_nothing_of_edgeq() -> None:
     source = WORKER.read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 8))

@@ -48,8 +48,10 @@ import time
 import traceback
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-# NumPy multiplies nothing here: threads that it keeps for that would only delay the start. Read when it is imported.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+if __name__ == "__main__":
+    # NumPy multiplies nothing in a worker: threads that it keeps for that would only delay the start. It reads this
+    # when it is imported.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 

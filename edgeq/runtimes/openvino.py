@@ -70,8 +70,8 @@ _importing = Lock()
 def import_openvino() -> Any:
     """The package itself, to write and read its files with.
 
-    Imported for the first time it would send its makers an event and keep an id in the user's home. It does without the
-    package that does so where that is missing, so it is not to be found meanwhile.
+    When it is imported it sends its makers an event and keeps an id in the user's home, by way of a package that it
+    does without where that is missing: so that is not to be found meanwhile.
 
     Raises:
         MissingExtraError: it is not installed.
