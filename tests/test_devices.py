@@ -19,7 +19,7 @@ import torch
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.data.stored import stored_arrays
-from edgeq.devices import Candidate, Device, device, device_status, open_device, qemu
+from edgeq.devices import Candidate, Device, device, device_status, open_device, qemu, workers_ahead
 from edgeq.devices.local import run_here
 from edgeq.devices.setup import renamed_sources, set_up
 from edgeq.errors import DeviceError, MissingExtraError, UsageError
@@ -235,6 +235,36 @@ def test_a_missing_runtime_names_the_package(tmp_path: Path, name: str) -> None:
     assert (f"edgeq[{info.extra}]" if info.extra else "pip install onnxruntime") in caught.value.remedy
 
 
+def test_workers_that_are_started_ahead_do_one_job_each(quantized: Candidate, temporary: Path) -> None:
+    here, x = open_device("local"), {"x": np.random.default_rng(0).normal(size=(5, 4, 3, 3)).astype(np.float32)}
+    wanted = here.outputs(quantized, x)
+    others = children(os.getpid())
+
+    def waiting() -> list[int]:
+        return [child for child in children(os.getpid()) if child not in others]
+
+    with workers_ahead([here, "a device that is not there"]):
+        here.expect("onnxruntime", 2)
+        here.expect("onnxruntime", 1)
+        first, second = waiting()
+        here.cold_start(quantized, x, runs=1)  # times the import
+        here.environment("openvino")
+        assert waiting() == [first, second]
+        (found,) = here.outputs(quantized, x)
+        assert np.array_equal(found, wanted[0]) and waiting() == [second]
+        assert here.latency({"one": quantized}, x, rounds=3)["one"].shape == (3,) and waiting() == []
+        here.expect("onnxruntime")
+        with pytest.raises(DeviceError, match="wants float32"):
+            here.outputs(quantized, {"x": x["x"].astype(np.float64)})
+        here.expect("onnxruntime")
+        (last,) = waiting()
+        os.kill(last, signal.SIGKILL)
+        with pytest.raises(DeviceError, match="was ended by SIGKILL and left no result"):
+            here.outputs(quantized, x)
+        here.expect("litert", 3)
+    assert waiting() == [] and list(temporary.iterdir()) == []
+
+
 def children(pid: int) -> list[int]:
     return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -255,8 +285,10 @@ def test_no_worker_outlives_the_host(tmp_path: Path, quantized: Candidate, numbe
             def step(self, done, total): print(done, flush=True)
         one = Candidate(Path({str(quantized.path)!r}), "onnxruntime")
         x = {{"x": np.zeros((1, 4, 3, 3), np.float32)}}
+        here = open_device("local")
+        here.expect("onnxruntime", 2)
         try:
-            open_device("local").latency({{"one": one}}, x, Tell(), rounds=10**8)
+            here.latency({{"one": one}}, x, Tell(), rounds=10**8)
         except KeyboardInterrupt:
             raise SystemExit(130)
         """)
@@ -265,16 +297,16 @@ def test_no_worker_outlives_the_host(tmp_path: Path, quantized: Candidate, numbe
         [sys.executable, str(script)], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(place)}
     )
     assert host.stdout is not None and host.stdout.readline()
-    (child,) = children(host.pid)
+    at_work, waiting = children(host.pid)
     host.send_signal(number)
     assert host.wait(20) == (130 if number == signal.SIGINT else -number)
     host.stdout.close()
     for _ in range(100):
-        if not Path(f"/proc/{child}").exists():
+        if not any(Path(f"/proc/{child}").exists() for child in (at_work, waiting)):
             break
         time.sleep(0.1)
     else:
-        pytest.fail("the worker is still there")
+        pytest.fail("a worker is still there")
     assert len(list(place.iterdir())) == left
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -63,6 +64,34 @@ def test_what_a_worker_sets_for_itself_is_not_set_for_those_who_import_it() -> N
     code = f"import edgeq; {code}"  # which sets what it wants to be set
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"]
+
+
+def test_started_ahead_it_does_the_job_that_it_is_told_of_or_none(tmp_path: Path, onnx_model: Path) -> None:
+    inputs = stage(tmp_path, a=models.samples(7, 1), b=models.samples(7, 2))
+    job = {"runtime": "onnxruntime", "task": "outputs", "threads": 1, "artifacts": {"a": artifact(onnx_model, inputs)}}
+    (tmp_path / "job.json").write_text(json.dumps({**job, "stop_at_eof": True}))
+    ahead = [sys.executable, str(WORKER), "--ahead", "onnxruntime"]
+    done = subprocess.run(ahead, input="", capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    child = subprocess.Popen(ahead, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None and child.stdout is not None
+    print(json.dumps(str(tmp_path / "job.json")), file=child.stdin, flush=True)
+    child.stdout.read()
+    assert child.wait() == 0
+    child.stdin.close()
+    child.stdout.close()
+    assert json.loads((tmp_path / "result.json").read_text())["files"] == ["output0.npy", "output1.npy"]
+
+
+def test_what_lies_beside_it_is_not_imported(tmp_path: Path) -> None:
+    shutil.copy(WORKER, tmp_path)
+    for module in ("numpy", "onnxruntime"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('not meant')")
+    (tmp_path / "job.json").write_text(
+        '{"runtime": "onnxruntime", "task": "environment", "threads": 1, "artifacts": {}}'
+    )
+    subprocess.run([sys.executable, "worker.py", "job.json"], cwd=tmp_path, check=True)
+    assert "environment" in json.loads((tmp_path / "result.json").read_text())
 
 
 def test_speaks_python_3_8_and_knows_nothing_of_edgeq() -> None:

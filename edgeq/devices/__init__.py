@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeq.devices.device import Candidate, ColdStart, Device, Inputs, Interface, Port
+from edgeq.devices.device import Candidate, ColdStart, Device, Inputs, Interface, Port, workers_ahead
 from edgeq.devices.local import open_local
 from edgeq.devices.qemu import (
     DEFAULT_CPU,
@@ -28,6 +28,7 @@ __all__ = [
     "Port",
     "device_status",
     "open_device",
+    "workers_ahead",
 ]
 
 

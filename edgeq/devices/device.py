@@ -9,11 +9,11 @@ import shutil
 import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +119,16 @@ it wrote in that same folder. The folder holds everything that the job needs: a 
 and copies the new files back."""
 
 
+class Started(Protocol):
+    """A worker that was started before there is a job for it: it imports its runtime, and waits."""
+
+    def run(self, folder: Path, on_line: Callable[[str], None]) -> Exit:
+        """Does a job, as `Run` says; the only one."""
+
+    def end(self) -> None:
+        """Without a job."""
+
+
 @dataclass(frozen=True)
 class Device:
     """A place where artefacts run.
@@ -130,6 +140,7 @@ class Device:
         missing: the error for a runtime that is not installed there.
         facts: what the host knows of the device better than a worker there can.
         shares_host: its processes run on this machine, and as many at once as one likes.
+        start: starts a worker ahead of its job, where that can be done.
     """
 
     name: str
@@ -138,7 +149,9 @@ class Device:
     missing: Callable[[RuntimeInfo], DeviceError]
     facts: Mapping[str, str] = field(default_factory=dict)
     shares_host: bool = False
+    start: Callable[[RuntimeName], Started] | None = None
     _environments: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _started: dict[str, list[Started]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process by its name."""
@@ -309,6 +322,22 @@ class Device:
         """Spares `environment` the question: this is what a runtime says, as an earlier run was told."""
         self._environments[name] = dict(environment)
 
+    def expect(self, name: RuntimeName, jobs: int = 1) -> None:
+        """So many jobs in a runtime will follow soon: their workers are started, and import it meanwhile.
+
+        For use within `workers_ahead`.
+        """
+        if self.start is not None:
+            waiting = self._started.setdefault(name, [])
+            while len(waiting) < jobs:
+                waiting.append(self.start(name))
+
+    def dismiss(self) -> None:
+        """Ends the workers that were started ahead and not needed."""
+        for waiting in self._started.values():
+            while waiting:
+                waiting.pop().end()
+
     def _refuse_emulated(self, why: str) -> None:
         if self.emulated:
             raise DeviceError(
@@ -345,7 +374,10 @@ class Device:
                     where=str(error.filename or ""),
                     remedy="free some space there, or point TMPDIR elsewhere",
                 ) from error
-            ended = self.run(folder, lambda line: _pass_on(line, listen))
+            # where the import itself is timed, it must not have been made
+            waiting = self._started.get(info.name) if task != "cold" else None
+            run = waiting.pop(0).run if waiting else self.run
+            ended = run(folder, lambda line: _pass_on(line, listen))
             paths = {key: str(candidate.path) for key, (candidate, _) in artifacts.items()}
             yield folder, self._result(folder, ended, info, paths)
 
@@ -365,6 +397,17 @@ class Device:
                 f"the message is {info.distribution}'s own: check that the file is whole and that this version reads it"
             )
         raise DeviceError(error["message"], where=paths.get(error["artifact"] or "", self.name), remedy=remedy)
+
+
+@contextmanager
+def workers_ahead(devices: Iterable[Device | str]) -> Iterator[None]:
+    """Within it, devices may expect jobs (see `Device.expect`); those that are not there are skipped."""
+    try:
+        yield
+    finally:
+        for device in devices:
+            if isinstance(device, Device):
+                device.dismiss()
 
 
 def _stage(

@@ -1,6 +1,7 @@
 """Runs artefacts on a device. The one file that is copied there.
 
     python worker.py JOB.json
+    python worker.py --ahead RUNTIME          imports it; the job's path comes on a line of standard input, as JSON
 
 Needs Python 3.8 or newer, numpy, and the one runtime that the job names. Paths in the job are relative to its folder.
 The answer is `result.json` in the same folder, written beside and renamed, so that it is either whole or absent.
@@ -49,6 +50,8 @@ import traceback
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 if __name__ == "__main__":
+    # Nothing beside this file is meant, whatever it is called.
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.dirname(os.path.realpath(__file__))]
     # NumPy multiplies nothing in a worker: threads that it keeps for that would only delay the start. It reads this
     # when it is imported.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -770,13 +773,24 @@ def stop_at_eof() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main(job_path: str) -> int:
-    with open(job_path, encoding="utf-8") as file:
-        job = json.load(file)
-    os.chdir(os.path.dirname(os.path.abspath(job_path)))
+def job_to_come(runtime: str) -> Optional[str]:
+    """Imports a runtime, then waits for the path of a job; None where the host wants none, or is gone."""
+    with contextlib.suppress(Exception):  # told again by the job
+        find_runtime(runtime)
+    line = sys.stdin.readline()
+    return json.loads(line) if line else None
+
+
+def main(arguments: List[str]) -> int:
     # ONNX Runtime's own builds report what they run to its makers, and keep an uploading thread and a database for it.
     # Models are their owners' business, and a measurement wants no uploads beside it. Read when the library is loaded.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    job_path = job_to_come(arguments[1]) if arguments[0] == "--ahead" else arguments[0]
+    if job_path is None:
+        return 0
+    with open(job_path, encoding="utf-8") as file:
+        job = json.load(file)
+    os.chdir(os.path.dirname(os.path.abspath(job_path)))
     if job.get("stop_at_eof"):
         stop_at_eof()
     current = [""]
@@ -796,4 +810,4 @@ def main(job_path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,7 @@ import numpy as np
 from edgeq.cache import Cache, open_cache
 from edgeq.case import Case, given
 from edgeq.data.dataset import Dataset
-from edgeq.devices import Device
+from edgeq.devices import Device, workers_ahead
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
@@ -88,7 +88,10 @@ def fleet(
     aims = _aims(targets, format, threads, limits)
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
     clock = Clock(progress or Silent())
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeq-") as scratch,
+        workers_ahead([aim.device for aim in aims]),
+    ):
         cache = open_cache(clock.progress.note)
         if cache.root is None:  # what targets share is computed once all the same
             cache = Cache(Path(scratch) / "results")

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from edgeq.case import Case
 from edgeq.data.dataset import Dataset
+from edgeq.devices import workers_ahead
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.export.artifact import Exporter
@@ -110,7 +111,7 @@ def front(
         raise UsageError("a front is of one format, and has points", remedy="choose --format onnx, openvino or tflite")
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
     (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch, workers_ahead([job.device]):
         exporter = Exporter(job.model, Path(scratch), job.cache)
         folder = Path(scratch) / "front"
         folder.mkdir()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgeq.case import Case, given
 from edgeq.data.dataset import Dataset
+from edgeq.devices import workers_ahead
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter, import_ahead
@@ -84,7 +85,7 @@ def plan(
     (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
     if job.limits.max_drop is not None:
         job = answered(job)  # a drop has to be put into the loss that it allows, also where nothing can be run
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch, workers_ahead([job.device]):
         exporter = Exporter(job.model, Path(scratch), job.cache)
         best = best_plan(job, exporter, Path(scratch), minimize, rules)
     return best.model_copy(update={"given": given(case, job.calibration_data, device), "rules": list(rules)})

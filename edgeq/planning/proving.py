@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.cache import Cache, Entry, cached, content_key
+from edgeq.cache import Cache, Entry, cached, content_key, write_folder
 from edgeq.data.place import Place
 from edgeq.devices import Candidate
 from edgeq.devices.device import Files
@@ -179,11 +179,18 @@ def _answered(search: Search, choices: Mapping[str, str]) -> Proof:
 
 def _made(search: Search, choices: Mapping[str, str]) -> Made:
     """The artefact of a plan, and what it will be fed with."""
+    _expect(search, 1)
     with ThreadPoolExecutor(max_workers=1) as beside:  # writing leaves the interpreter free
         samples = beside.submit(_sample_files, search)
         made = search.built(choices)
         samples.result()
     return made
+
+
+def _expect(search: Search, jobs: int) -> None:
+    """So many jobs will follow: a core is idle while files are written, and one while a runtime loads an artefact."""
+    if search.job.engine is LOCAL:  # others give a job away in parts
+        search.device.expect(search.runtime.name, jobs)
 
 
 def _taking_turns(search: Search) -> Made:
@@ -204,8 +211,7 @@ def _taking_turns(search: Search) -> Made:
     files = cached(search.job.cache, "turns", key, made, lambda some: Entry(None, some), lambda entry: entry.arrays)
     folder = search.folder / "turns"
     folder.mkdir(parents=True, exist_ok=True)
-    for file, content in files.items():
-        content.tofile(folder / file)
+    write_folder(files, folder)
     candidate = Candidate(folder / next(iter(files)), search.runtime.name, run_options(search.precision))
     search.turns = Made(candidate, Ends({}, [], []), sum(content.size for content in files.values()))
     return search.turns
@@ -301,6 +307,7 @@ def _answered_with(
         rest = beside.submit(_others_in_turns, search) if timed else None
         files = _sample_files(search)
         import_ahead((runtime.format for runtime in job.runtimes), JUDGES)
+        _expect(search, 2 if timed else 1)
         outputs = answers(
             artifact, search.device, search.evaluation, job.reference, ends, Silent(), job.engine, files, within
         )
