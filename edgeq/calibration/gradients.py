@@ -48,8 +48,20 @@ def measure_impact(
         for name, parts in found.items():
             rows[name] += parts
         progress.step(done, len(given))
-    gradients = {name: torch.cat(parts).numpy() for name, parts in rows.items() if parts}
-    return Impact(gradients, {name: histograms[name].centers().astype(np.float32) for name in gradients})
+    gradients, centers = {}, {}
+    for name, parts in rows.items():
+        if parts:
+            whole = torch.cat(parts).numpy()
+            held = _held(whole)
+            gradients[name] = np.ascontiguousarray(whole[:, held])
+            centers[name] = histograms[name].centers()[held].astype(np.float32)
+    return Impact(gradients, centers)
+
+
+def _held(rows: np.ndarray) -> slice:
+    """From the first column that holds anything to the last."""
+    used = np.flatnonzero(rows.any(axis=0))
+    return slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0)
 
 
 def _one_batch(

@@ -24,7 +24,8 @@ from edgeq.numerics import QParams, dequantize, quantize
 
 @dataclass(frozen=True)
 class Impact:
-    """Summed output sensitivities by tensor and histogram bin (see `edgeq.calibration.gradients`).
+    """Summed output sensitivities by tensor and histogram bin (see `edgeq.calibration.gradients`): the bins from the
+    first that holds anything to the last.
 
     Attributes:
         gradients: by graph node, float32 [samples * probes, bins]: sums of v^T dz/dx over the values in each bin.

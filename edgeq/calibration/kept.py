@@ -10,7 +10,7 @@ from edgeq.calibration.histogram import Histogram
 from edgeq.calibration.impact import Impact
 
 CALIBRATION_VERSION = 2
-IMPACT_VERSION = 1
+IMPACT_VERSION = 2
 """To be raised whenever the arithmetic of these stages, or what is kept of them, changes."""
 
 _FIELDS = ("exponent", "low", "high", "sample_low", "sample_high", "samples")
@@ -38,24 +38,13 @@ def unpack_calibration(entry: Entry) -> Calibration:
 
 
 def pack_impact(found: Impact) -> Entry:
-    """Of the bins only those between the first and the last that hold anything."""
-    arrays, first = {}, {}
-    for i, (name, rows) in enumerate(found.gradients.items()):
-        used = np.flatnonzero(rows.any(axis=0))
-        begin, end = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
-        first[name] = begin
-        arrays[f"rows{i}"] = np.ascontiguousarray(rows[:, begin:end])
-    centers = np.stack(list(found.centers.values())) if found.centers else np.zeros((0, 0), np.float32)
-    return Entry({"first": first}, arrays | {"centers": centers})
+    rows = {f"rows{i}": gradients for i, gradients in enumerate(found.gradients.values())}
+    centers = np.concatenate([np.zeros(0, np.float32), *found.centers.values()])
+    return Entry(list(found.gradients), rows | {"centers": centers})
 
 
 def unpack_impact(entry: Entry) -> Impact:
-    gradients, centers = {}, {}
-    for i, ((name, begin), center) in enumerate(
-        zip(entry.values["first"].items(), entry.arrays["centers"], strict=True)
-    ):
-        part = entry.arrays[f"rows{i}"]
-        rows = np.zeros((len(part), len(center)), np.float32)
-        rows[:, begin : begin + part.shape[1]] = part
-        gradients[name], centers[name] = rows, center.copy()
-    return Impact(gradients, centers)
+    gradients = {name: entry.arrays[f"rows{i}"] for i, name in enumerate(entry.values)}
+    ends = np.cumsum([rows.shape[1] for rows in gradients.values()])
+    centers = np.split(entry.arrays["centers"], ends)  # behind the last end there is nothing
+    return Impact(gradients, dict(zip(gradients, centers, strict=False)))
