@@ -8,11 +8,14 @@ where a search begins; what the artefact loses is measured on the artefact.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgeq.devices.worker import usable_cores
 
 Array = NDArray[Any]
 
@@ -69,26 +72,36 @@ def allowed_damage(
     Returns:
         Squared movement over the outputs' own power, summed over outputs, between 1e-7 and 1.
     """
-    rng = np.random.default_rng(seed)
     draws = 1 if slow else min(DRAWS, max(4, NUMBERS // max(1, sum(o.size for o in outputs))))
     known = [one for some in errors if (one := _of_damage_one(some)) is not None]
-    noises = [_drawn(outputs, known, rng) for _ in range(draws)]
     scales = [_scales(o).astype(np.float32) if np.issubdtype(o.dtype, np.floating) else None for o in outputs]
 
-    def within(damage: float) -> bool:
-        misses = 0
-        for noise in noises:
-            size = np.float32(np.sqrt(damage))
-            moved = [o if s is None else o + n * (s * size) for o, n, s in zip(outputs, noise, scales, strict=True)]
-            misses += drop(moved) > limit
-            if misses > draws * MISSED:
-                return False
-        return True
+    with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy leaves the interpreter free
+        noises = list(pool.map(lambda own: _drawn(outputs, known, own), np.random.SeedSequence(seed).spawn(draws)))
 
+        def within(damage: float) -> bool:
+            size = np.float32(np.sqrt(damage))
+            missed: list[Sequence[Array]] = []
+
+            def put_on(noise: Sequence[Array]) -> None:
+                if len(missed) > draws * MISSED:  # whatever the others do
+                    return
+                moved = [o if s is None else o + n * (s * size) for o, n, s in zip(outputs, noise, scales, strict=True)]
+                if drop(moved) > limit:
+                    missed.append(noise)
+
+            list(pool.map(put_on, noises))
+            return len(missed) <= draws * MISSED
+
+        return _largest(within, SLOW_STEPS if slow else STEPS)
+
+
+def _largest(within: Callable[[float], bool], steps: int) -> float:
+    """The largest damage that is within the limit, by bisection of its logarithm."""
     low, high = np.log(SMALLEST), np.log(LARGEST)
     if within(LARGEST):
         return LARGEST
-    for _ in range(SLOW_STEPS if slow else STEPS):
+    for _ in range(steps):
         middle = (low + high) / 2
         if within(float(np.exp(middle))):
             low = middle
@@ -97,8 +110,9 @@ def allowed_damage(
     return float(np.exp(low))
 
 
-def _drawn(outputs: Sequence[Array], known: Sequence[Sequence[Array]], rng: np.random.Generator) -> list[Array]:
+def _drawn(outputs: Sequence[Array], known: Sequence[Sequence[Array]], seed: np.random.SeedSequence) -> list[Array]:
     """Errors of damage 1 in the unit of `relative`: white, and a random mixture of known ones of the same power."""
+    rng = np.random.default_rng(seed)
     floats = sum(np.issubdtype(o.dtype, np.floating) for o in outputs)
     # the damage of several outputs is the sum of theirs
     white = [rng.standard_normal(o.shape, np.float32) / np.float32(np.sqrt(max(1, floats))) for o in outputs]
