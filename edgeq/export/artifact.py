@@ -12,14 +12,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import TYPE_CHECKING, TypeAlias
 
-from edgeq.cache import Cache, cached
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.cache import Cache, Entry, cached, content_key, read_folder, write_folder
 from edgeq.export.onnx_names import labels, name_operators
 from edgeq.export.stored import Stored
+from edgeq.installed import installed
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
+
+FLOAT_OPENVINO_VERSION = 1
+"""To be raised whenever what `write_openvino` writes changes."""
 
 FILE_NAMES = {"onnx": "model.onnx", "openvino": "model.xml", "tflite": "model.tflite"}
 
@@ -113,20 +121,40 @@ class Exporter:
             MissingExtraError: the converter is not installed.
         """
         if form not in self._floats:
-            path = self.scratch / f"float{Path(FILE_NAMES[form]).suffix}"
+            folder = self.scratch / f"float-{form}"
+            folder.mkdir(exist_ok=True)
+            path = folder / FILE_NAMES[form]
             if form == "onnx":
                 from edgeq.export.onnx_float import save
 
                 save(self._onnx.model, path)
             elif form == "openvino":
-                from edgeq.export.openvino import write_openvino
-
-                write_openvino(self._onnx.model, path)
+                self._openvino_to(path)
             else:
                 path.write_bytes(self._tflite.data)
             self._floats[form] = path
         weights = self._floats[form].with_suffix(".bin")
         return [self._floats[form], *([weights] if form == "openvino" else [])]
+
+    def _openvino_to(self, path: Path) -> None:
+        """Writing it takes as long as reading a plan's artefact does, and is done beside that."""
+
+        def converted() -> dict[str, NDArray[np.uint8]]:
+            from edgeq.export.openvino import write_openvino
+
+            with TemporaryDirectory(dir=self.scratch) as folder:
+                write_openvino(self._onnx.model, Path(folder) / path.name)
+                return read_folder(Path(folder))
+
+        from edgeq.export import kept_onnx
+
+        key = content_key(
+            "float-openvino", FLOAT_OPENVINO_VERSION, onnx=kept_onnx.key(self.model), **installed("openvino")
+        )
+        files = cached(
+            self.cache, "float-openvino", key, converted, lambda some: Entry(None, some), lambda entry: entry.arrays
+        )
+        write_folder(files, path.parent)
 
     def write(self, quantized: Quantized, folder: Path) -> list[Path]:
         """`write_artifact` from this model's conversion."""
