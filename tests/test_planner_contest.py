@@ -29,11 +29,11 @@ def measured(latency: float, *, held: bool = True, drop: float = 0.0) -> Proof:
     )  # fmt: skip
 
 
-def search(name: str, minimize: str = "latency", by: str = "measured") -> Any:
+def search(name: str, minimize: str = "latency", by: str = "measured", limits: Limits | None = None) -> Any:
     problem = Problem({"layer": {"float32": {"latency": 10.0}}})
     return SimpleNamespace(
         runtime=SimpleNamespace(name=name, format=name),
-        provable=Limits(),
+        provable=limits or Limits(),
         job=SimpleNamespace(limits=Limits()),
         precision="float32",
         minimize=minimize,
@@ -111,6 +111,18 @@ def test_the_most_promising_search_goes_first_and_what_is_no_better_is_not_built
     ]
 
 
+def test_what_is_faster_by_less_than_predictions_are_off_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(
+        monkeypatch, {"second": 0.5, "first": 0.4}, {"second": [(0.59, measured(5.0))], "first": [(0.5, measured(6.0))]}
+    )
+    made.run()
+    assert made.built == ["first"]
+    assert made.contest.passed == [
+        "second, float32: not built, predicted at 0.98x the latency of the plan in first, float32, or more: "
+        "predictions are off by more than that"
+    ]
+
+
 def test_what_a_bound_leaves_open_is_solved_for_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one with the lower bound turns out to be the slower one: it waits, and is not built."""
     made = Made(
@@ -179,7 +191,23 @@ def test_plans_that_lose_more_than_one_that_was_run_to_the_end_are_not_run_to_th
     )
     made.run()
     assert made.accounted == ["a", "b"] and made.best == "b"
-    assert made.contest.passed == ["c, float32: its plans are further from the limits"]
+    assert made.contest.passed == [
+        "c, float32: its plans are further from the limits, or no nearer than predictions are off"
+    ]
+
+
+@pytest.mark.parametrize(("predicted", "accounted"), [(5.9, ["b"]), (5.8, ["b", "a"])])
+def test_what_may_be_nearer_to_a_limit_by_less_than_predictions_are_off_is_not_run_to_the_end(
+    monkeypatch: pytest.MonkeyPatch, predicted: float, accounted: list[str]
+) -> None:
+    """The limit is 5 s, and the plan that seemed to be nearest to it takes 6."""
+    missed = {"a": measured(predicted, held=False), "b": measured(5.5, held=False)}
+    made = Made(
+        monkeypatch, dict.fromkeys("ab", 0.4), {name: [(0.5, proof)] for name, proof in missed.items()},
+        {"b": measured(6.0, held=False)},
+    )  # fmt: skip
+    made.contest.carry_out([search(name, limits=Limits(max_latency=5.0)) for name in "ab"])
+    assert made.accounted == accounted
 
 
 def test_plans_that_come_near_limits_are_built_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
