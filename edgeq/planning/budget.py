@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import inf
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,9 @@ def allowed_damage(
     known = [one for some in errors if (one := _of_damage_one(some)) is not None]
     scales = [_scales(o).astype(np.float32) if np.issubdtype(o.dtype, np.floating) else None for o in outputs]
 
+    draw = partial(_drawn, outputs, known, _powers(known))
     with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy leaves the interpreter free
-        noises = list(pool.map(lambda own: _drawn(outputs, known, own), np.random.SeedSequence(seed).spawn(draws)))
+        noises = list(pool.map(draw, np.random.SeedSequence(seed).spawn(draws)))
 
         def within(damage: float) -> bool:
             size = np.float32(np.sqrt(damage))
@@ -110,28 +111,45 @@ def _largest(within: Callable[[float], bool], steps: int) -> float:
     return float(np.exp(low))
 
 
-def _drawn(outputs: Sequence[Array], known: Sequence[Sequence[Array]], seed: np.random.SeedSequence) -> list[Array]:
-    """Errors of damage 1 in the unit of `relative`: white, and a random mixture of known ones of the same power."""
+def _drawn(
+    outputs: Sequence[Array], known: Sequence[Sequence[Array]], powers: Array, seed: np.random.SeedSequence
+) -> list[Array]:
+    """Errors of damage 1 in the unit of `relative`: white, and a random mixture of known ones of the same power.
+
+    Args:
+        powers: of the known ones, from `_powers`.
+    """
     rng = np.random.default_rng(seed)
+    found = [rng.standard_normal(o.shape, np.float32) for o in outputs]
+    shares = np.abs(rng.standard_normal(len(known)))
+    mixed = float(shares @ powers @ shares)
+    half = 0.5 if mixed > SMALLEST else 1.0  # there are none, or they cancel out
     floats = sum(np.issubdtype(o.dtype, np.floating) for o in outputs)
-    # the damage of several outputs is the sum of theirs
-    white = [rng.standard_normal(o.shape, np.float32) / np.float32(np.sqrt(max(1, floats))) for o in outputs]
-    if not known:
-        return white
-    shares = np.abs(rng.standard_normal(len(known))).astype(np.float32)
-    columns = zip(*known, strict=True)
-    mixed = _of_damage_one([sum(s * e for s, e in zip(shares, column, strict=True)) for column in columns], inf)
-    if mixed is None:  # they cancel out
-        return white
-    half = np.float32(np.sqrt(0.5))
-    return [half * w + half * m if m.size else w for w, m in zip(white, mixed, strict=True)]
+    for noise in found:  # the damage of several outputs is the sum of theirs
+        noise *= np.float32(np.sqrt(half / max(1, floats)))
+    if half < 1:
+        for share, errors in zip(shares, known, strict=True):
+            for noise, of_output in zip(found, errors, strict=True):
+                if of_output.size:
+                    noise += of_output * np.float32(share * np.sqrt(half / mixed))
+    return found
 
 
-def _of_damage_one(errors: Sequence[Array], most: float = LINEAR) -> list[Array] | None:
+def _powers(known: Sequence[Sequence[Array]]) -> Array:
+    """By pair of errors, the mean of their product, summed over outputs: what tells the damage of every mixture."""
+
+    def product(one: Sequence[Array], other: Sequence[Array]) -> float:
+        pairs = [(a.ravel(), b.ravel()) for a, b in zip(one, other, strict=True) if a.size]
+        return float(sum(np.einsum("i,i->", a, b, dtype=np.float64) / a.size for a, b in pairs))
+
+    return np.array([[product(one, other) for other in known] for one in known]).reshape(len(known), len(known))
+
+
+def _of_damage_one(errors: Sequence[Array]) -> list[Array] | None:
     """Relative errors scaled to a damage of 1; None where theirs is next to 0 or too large for that."""
     wide = [e.astype(np.float32) for e in errors]
     damage = float(sum(np.square(e, dtype=np.float64).mean() for e in wide if e.size))
-    return [e / np.float32(np.sqrt(damage)) for e in wide] if SMALLEST <= damage <= most else None
+    return [e / np.float32(np.sqrt(damage)) for e in wide] if SMALLEST <= damage <= LINEAR else None
 
 
 def _scales(output: Array) -> NDArray[np.float64]:

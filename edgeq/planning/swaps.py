@@ -48,6 +48,7 @@ def improve(problem: Problem, choices: Mapping[str, str], minimize: str, limits:
         for group in touched(item):
             near[group].append(item)
             together[group] |= item if isinstance(item, frozenset) else set()
+    ordered = {g: sorted(groups) for g, groups in together.items()}
 
     def nearby(groups: Iterable[str], taken: Mapping[str, str]) -> tuple[dict[str, float], int]:
         """What these groups and all that touches them cost, and how many needs and ties there are broken."""
@@ -63,9 +64,11 @@ def improve(problem: Problem, choices: Mapping[str, str], minimize: str, limits:
             costs[measure] = costs.get(measure, 0.0) + cost
         return costs, broken
 
-    def gains_of(move: Mapping[str, str], totals: Costs) -> tuple[list[float], dict[str, float]]:
+    def gains_of(
+        move: Mapping[str, str], totals: Costs, before: tuple[dict[str, float], int]
+    ) -> tuple[list[float], dict[str, float]]:
         """What a move wins, relative to the totals, in order of importance; and by measure what it adds."""
-        (old, broken), (new, breaks) = nearby(move, now), nearby(move, {**now, **move})
+        (old, broken), (new, breaks) = before, nearby(move, {**now, **move})
         added = {m: new.get(m, 0.0) - old.get(m, 0.0) for m in {**old, **new}}
         saved = {m: -cost / (abs(totals[m]) or 1.0) for m, cost in added.items()}
         after = {m: total + added.get(m, 0.0) for m, total in totals.items()}
@@ -76,16 +79,21 @@ def improve(problem: Problem, choices: Mapping[str, str], minimize: str, limits:
     for _ in range(_SWEEPS):
         totals = cost_of(problem, now)
         ranked = []
+        before: dict[tuple[str, ...], tuple[dict[str, float], int]] = {}
         for group, offered in problem.options.items():
             for choice in offered:
-                move = {g: choice for g in sorted(together[group]) if choice in problem.options[g]}
-                gains, added = gains_of(move, totals)
+                move = {g: choice for g in ordered[group] if now[g] != choice and choice in problem.options[g]}
+                if not move:
+                    continue
+                if tuple(move) not in before:
+                    before[tuple(move)] = nearby(move, now)
+                gains, added = gains_of(move, totals, before[tuple(move)])
                 if _helps(gains):
                     used = sum(added.get(m, 0.0) / (abs(limit) or 1.0) for m, limit in limits.items())
                     gain, price = (gains[0], -gains[1]) if gains[0] > 0.0 else (gains[1], used)
                     ranked.append((gain / (max(price, 0.0) + 1e-9), move))
         for _, move in sorted(ranked, key=lambda entry: -entry[0]):
-            gains, added = gains_of(move, totals)
+            gains, added = gains_of(move, totals, nearby(move, now))
             if _helps(gains):
                 now.update(move)
                 totals = {m: total + added.get(m, 0.0) for m, total in totals.items()}
