@@ -137,7 +137,7 @@ class Exporter:
         return [self._floats[form], *([weights] if form == "openvino" else [])]
 
     def _openvino_to(self, path: Path) -> None:
-        """Writing it takes as long as reading a plan's artefact does, and is done beside that."""
+        """Kept, since it is written while a plan's answers are waited for, and would take the processor from them."""
 
         def converted() -> dict[str, NDArray[np.uint8]]:
             from edgeq.export.openvino import write_openvino
