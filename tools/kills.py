@@ -37,6 +37,8 @@ def main() -> int:
     parser.add_argument("--max-drop", help="of the plan; one that it misses has rounds that leave samples out")
     parser.add_argument("--scratch", type=Path, default=Path("build/kills"))
     given = parser.parse_args()
+    if not any(given.data.glob("model.pt*")):
+        parser.error(f"{given.data} holds no model.pt or model.pt2: python examples/digits.py {given.data}")
     _import_everything(given.format)
     shutil.rmtree(given.scratch, ignore_errors=True)
     given.scratch.mkdir(parents=True)
