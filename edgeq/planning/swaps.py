@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from edgeq.planning.choices import (
     Boundary,
@@ -23,6 +24,9 @@ _ROUNDING = 1e-12
 """Relative differences below this are those of floating point sums."""
 
 _SWEEPS = 50
+
+_Nearby: TypeAlias = tuple[dict[str, float], int]
+"""What some groups and all that touches them cost, and how many needs and ties there are broken."""
 
 
 def cheapest(problem: Problem, minimize: str, limits: Costs) -> dict[str, str]:
@@ -50,8 +54,7 @@ def improve(problem: Problem, choices: Mapping[str, str], minimize: str, limits:
             together[group] |= item if isinstance(item, frozenset) else set()
     ordered = {g: sorted(groups) for g, groups in together.items()}
 
-    def nearby(groups: Iterable[str], taken: Mapping[str, str]) -> tuple[dict[str, float], int]:
-        """What these groups and all that touches them cost, and how many needs and ties there are broken."""
+    def nearby(groups: Iterable[str], taken: Mapping[str, str]) -> _Nearby:
         costs: dict[str, float] = {}
         broken = 0
         paid = [problem.options[g][taken[g]] for g in groups]
@@ -64,9 +67,7 @@ def improve(problem: Problem, choices: Mapping[str, str], minimize: str, limits:
             costs[measure] = costs.get(measure, 0.0) + cost
         return costs, broken
 
-    def gains_of(
-        move: Mapping[str, str], totals: Costs, before: tuple[dict[str, float], int]
-    ) -> tuple[list[float], dict[str, float]]:
+    def gains_of(move: Mapping[str, str], totals: Costs, before: _Nearby) -> tuple[list[float], dict[str, float]]:
         """What a move wins, relative to the totals, in order of importance; and by measure what it adds."""
         (old, broken), (new, breaks) = before, nearby(move, {**now, **move})
         added = {m: new.get(m, 0.0) - old.get(m, 0.0) for m in {**old, **new}}
@@ -79,7 +80,7 @@ def improve(problem: Problem, choices: Mapping[str, str], minimize: str, limits:
     for _ in range(_SWEEPS):
         totals = cost_of(problem, now)
         ranked = []
-        before: dict[tuple[str, ...], tuple[dict[str, float], int]] = {}
+        before: dict[tuple[str, ...], _Nearby] = {}
         for group, offered in problem.options.items():
             for choice in offered:
                 move = {g: choice for g in ordered[group] if now[g] != choice and choice in problem.options[g]}
