@@ -18,11 +18,11 @@ from edgeq.planning.choices import Problem
 from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan, Proof
 from edgeq.planning.planner import plan
-from edgeq.planning.proving import proof_rank
+from edgeq.planning.proving import Rank, proof_rank
 from edgeq.planning.rounds import _may_be_better
 from edgeq.progress import Silent
 from edgeq.validation.alternating import TURNS, alternating
-from edgeq.validation.gates import Limits
+from edgeq.validation.gates import Drop, Limits
 
 pytest.importorskip("openvino")
 
@@ -51,7 +51,7 @@ def test_a_latency_counts_beside_what_the_float_models_took_in_turns() -> None:
     """The first was measured while the machine was slow; its float model is as fast as the other's."""
     slow_minute, fast_minute = with_proof(5e-3, 10e-3), with_proof(4e-3, 5e-3)
     assert rank(slow_minute, 6e-3) < rank(fast_minute, 6e-3)
-    assert rank(slow_minute, 6e-3)[1] == pytest.approx(3e-3)
+    assert rank(slow_minute, 6e-3)[1] == pytest.approx((3e-3, 0.0))
     assert rank(slow_minute, 6e-3) > rank(fast_minute, 3e-3), "the other runtime is twice as fast in float"
     assert rank(slow_minute, None) > rank(fast_minute, None), "nothing but seconds is known"
     missed = with_proof(1e-3, 10e-3, held=False, drop=2.0)
@@ -59,11 +59,12 @@ def test_a_latency_counts_beside_what_the_float_models_took_in_turns() -> None:
     assert rank(missed, 6e-3) == rank(missed, 1e-3), "a drop is no time"
 
 
-def test_of_plans_that_miss_a_limit_the_one_that_is_least_over_goes_first() -> None:
-    """Whatever it is over, and only then the drop: float everywhere loses nothing, and is no answer to a limit."""
-    limits = Limits(max_size=1000, max_latency=1e-3)
+def test_of_plans_that_miss_a_limit_size_goes_before_drop_and_drop_before_latency() -> None:
+    """Float everywhere loses nothing, and is no answer to a limit on the size; nor is what loses 3 % more than it may
+    one to a limit on the latency."""
+    limits = Limits(max_size=1000, max_latency=1e-3, max_drop=Drop(2.0, percent=True))
 
-    def ranked(size: int, latency: float | None, drop: float) -> tuple[bool, float, float]:
+    def ranked(size: int, latency: float | None, drop: float) -> Rank:
         proof = with_proof(1.0, 1.0, held=False, drop=drop).proof
         assert proof is not None
         return proof_rank(
@@ -72,7 +73,9 @@ def test_of_plans_that_miss_a_limit_the_one_that_is_least_over_goes_first() -> N
 
     fits, near, far = ranked(900, 0.9e-3, 5.0), ranked(1100, 0.9e-3, 3.0), ranked(4000, 0.9e-3, 0.0)
     assert fits < ranked(900, 0.9e-3, 6.0) < near < far
-    assert ranked(900, 1.05e-3, 3.0) < near < ranked(1000, 1.2e-3, 3.0) < ranked(1100, 1.15e-3, 3.0)
+    slow, slower, wrong = ranked(900, 1.1e-3, 2.0), ranked(900, 9e-3, 1.0), ranked(900, 0.9e-3, 2.5)
+    assert slow < slower < wrong < ranked(900, 1e-3, 3.0) < ranked(900, 1.1e-3, 3.0) < near
+    assert ranked(900, 1.1e-3, 1.0) < slow < ranked(900, 1.2e-3, 0.0), "within the limit the faster, then the better"
     assert ranked(900, None, 3.0) == ranked(900, 2e-3, 3.0), "nobody timed what loses too much: the prediction counts"
 
 
@@ -93,7 +96,7 @@ def test_of_plans_that_are_too_slow_the_fastest_goes_first_whenever_it_was_measu
         (1.1e-3, 0.0, 0.5e-3, 1.2e-3, True),  # both are too slow
         (None, 5.0, None, 9e-3, True),  # it loses too much
         (None, 5.0, 1e-3, 1.04e-3, True),  # float loses nothing, and may be fast enough
-        (None, 5.0, 1e-3, 3e-3, False),  # float would be further from the limits
+        (None, 5.0, 1e-3, 3e-3, False),  # float would be too slow
     ],
 )
 def test_float_everywhere_is_built_where_it_may_be_better(
@@ -111,8 +114,8 @@ def test_float_everywhere_is_built_where_it_may_be_better(
         problem=problem, provable=limits, minimize="latency", precision="float32", made={}, costs=costs,
         proofs={("w8a8",): proof.model_copy(update=took)}, name=lambda choices: tuple(choices.values()),
     )  # fmt: skip
-    assert _may_be_better(search, {"layer": "w8a8"}, {"layer": "float32"}) is worth_it
-    assert not _may_be_better(search, {"layer": "w8a8"}, {"layer": "w8a8"})
+    assert _may_be_better(search, {"layer": "w8a8"}, {"layer": "float32"}, limits) is worth_it
+    assert not _may_be_better(search, {"layer": "w8a8"}, {"layer": "w8a8"}, limits)
 
 
 @pytest.mark.parametrize("drift", [1.0, 1.3, 0.8])

@@ -19,7 +19,7 @@ from edgeq.planning.planner import plan
 from edgeq.planning.rounds import Rounds, Start
 from edgeq.planning.solver import Infeasible
 from edgeq.progress import Clock, Silent
-from edgeq.validation.gates import Limits
+from edgeq.validation.gates import Drop, Limits
 
 
 def measured(latency: float, *, held: bool = True, drop: float = 0.0) -> Proof:
@@ -50,6 +50,9 @@ class Made:
         bounds: by search, in units of the float model, what none of its plans can beat.
         plans: by search, what it builds one after the other, each with what it is predicted at; or how it fails.
         whole: by search, its last plan when all its samples were run.
+
+    Attributes:
+        finished: the searches that know all of their last plan, though it misses a limit.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Made:
         whole = whole or {}
         self.built: list[str] = []
         self.accounted: list[str] = []
+        self.finished: set[str] = set()
 
         def rounds(one: Any, _: Start) -> Rounds:
             name, found = one.runtime.name, plans[one.runtime.name]
@@ -73,7 +77,8 @@ class Made:
                 one.proofs["float32",] = proof
                 if proof.held:
                     return Outcome(one, {"layer": "float32"}, proof, proof.size)
-            yield None
+            if name not in self.finished:
+                yield None
             self.accounted.append(name)
             proof = whole.get(name, proof)
             return Outcome(one, {"layer": "float32"}, proof, proof.size)
@@ -208,6 +213,42 @@ def test_what_may_be_nearer_to_a_limit_by_less_than_predictions_are_off_is_not_r
     )  # fmt: skip
     made.contest.carry_out([search(name, limits=Limits(max_latency=5.0)) for name in "ab"])
     assert made.accounted == accounted
+
+
+@pytest.mark.parametrize(
+    ("limit", "over", "built"),
+    [
+        (5.0, 2.0, ["first"]),  # 2 s is nothing that predictions could be off
+        (5.9, 0.6, ["first", "near"]),  # 0.6 of float, 6.0 s, against 5.9
+        (5.9, 0.64, ["first"]),  # 6.4 s against 5.9
+    ],
+)
+def test_beside_a_plan_that_is_only_too_slow_what_is_no_faster_is_built_if_it_may_be_fast_enough(
+    monkeypatch: pytest.MonkeyPatch, limit: float, over: float, built: list[str]
+) -> None:
+    made = Made(
+        monkeypatch, {"near": 0.4, "first": 0.4},
+        {"first": [(0.5, measured(6.0, held=False))], "near": [(over, measured(6.1, held=False))]},
+    )  # fmt: skip
+    limits = Limits(max_latency=limit, max_drop=Drop(1.0, percent=True))
+    made.finished = {"first"}
+    made.contest.carry_out([search(name, limits=limits) for name in ("near", "first")])
+    assert made.built == built and made.best == "first"
+
+
+def test_what_loses_too_much_is_not_run_to_the_end_for_being_faster_than_one_that_holds_the_drop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half as slow as the other one, and 2 points worse than it may be."""
+    slow, wrong = measured(8.0, held=False, drop=0.5), measured(4.0, held=False, drop=3.0)
+    made = Made(monkeypatch, {"slow": 0.4, "wrong": 0.4}, {"slow": [(0.7, slow)], "wrong": [(0.5, wrong)]})
+    made.finished = {"slow"}
+    limits = Limits(max_latency=3.0, max_drop=Drop(1.0, percent=True))
+    made.contest.carry_out([search(name, limits=limits) for name in ("slow", "wrong")])
+    assert made.built == ["wrong", "slow"] and made.accounted == ["slow"] and made.best == "slow"
+    assert made.contest.passed == [
+        "wrong, float32: its plans are further from the limits, or no nearer than predictions are off"
+    ]
 
 
 def test_plans_that_come_near_limits_are_built_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, isinf
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from edgeq.planning.allowed import allowed_loss, most_lost
 from edgeq.planning.ladder import by_activations
 from edgeq.planning.outcome import Outcome, rank
 from edgeq.planning.plan import Plan
-from edgeq.planning.proving import answer_preferred, best_rank
+from edgeq.planning.proving import Rank, answer_preferred, best_rank, held
 from edgeq.planning.record import written
 from edgeq.planning.rounds import OFF, Rounds, Start, nearest, rounds, start, within_error
 from edgeq.planning.rules import Rule
@@ -127,14 +127,14 @@ class Contest:
         except EdgeqError as error:
             self._found_nothing(one.search, one.start, error)
         else:
-            hoped = best_rank(one.search)[1:] if predicted is None else (self._ranked(one.search, predicted),)
+            hoped = best_rank(one.search)[1] if predicted is None else (self._ranked(one.search, predicted),)
             return one._replace(ended=predicted is None, hoped=hoped, steps=one.steps + 1)
         return None
 
     def _completed(self, one: Entrant) -> None:
         """What came of a search no plan of which holds the limits, unless that of another comes nearer to them."""
         nearest = self.first()
-        if nearest is not None and one.hoped > _clearly_nearer(*self._rank(nearest)[1:]):
+        if nearest is not None and one.hoped > _clearly_nearer(*self._rank(nearest)[1]):
             self._give_up(one.search, "its plans are further from the limits, or no nearer than predictions are off")
         else:
             self._stepped(one)
@@ -168,7 +168,7 @@ class Contest:
         self.job.clock.progress.note(f"{runtime.format}: {error.cause}")
         self.errors.append(error)
 
-    def _rank(self, one: Outcome) -> tuple[bool, float, float]:
+    def _rank(self, one: Outcome) -> Rank:
         return rank(one, self.beside.get(one.search.runtime.name))
 
     def _ranked(self, search: Search, predicted: Mapping[str, float]) -> float:
@@ -182,23 +182,33 @@ class Contest:
     def _hopeless(self, search: Search, hoped: float) -> str:
         """Why nothing is built for a search; empty if something is."""
         first = self.first()
-        if first is None or isinf(hoped):
+        if first is None or first.proof is None or isinf(hoped):
             return ""
-        measure, proof = first.search.minimize, first.proof
-        if measure != search.minimize or measure not in FAR or proof is None or not proof.held:
+        measure = first.search.minimize
+        if measure != search.minimize or measure not in FAR or not (first.proof.held or _too_slow(first)):
             return ""
-        times = hoped / self._rank(first)[1]
+        as_held = first._replace(proof=first.proof.model_copy(update={"held": True}))
+        times = hoped / self._rank(as_held)[1][0]
         best = f"the plan in {first.search.runtime.format}, {first.search.precision}"
-        if times <= FAR[measure]:
+        if times <= FAR[measure] or (not first.proof.held and times * (1 + self._rank(first)[1][2]) <= OFF):
             return ""
         unsure = ": predictions are off by more than that" if times < 1 else ""
         return f"predicted at {times_text(times)} the {measure} of {best}, or more{unsure}"
 
 
-def _clearly_nearer(over: float, drop: float) -> tuple[float, float]:
+def _too_slow(one: Outcome) -> bool:
+    """Whether a plan that was to be fast holds every limit but that on the latency: it is compared like one that holds
+    them all, save with what may be fast enough."""
+    proof, limits = one.proof, one.search.provable
+    if proof is None or proof.latency is None or limits.max_latency is None or one.search.minimize != "latency":
+        return False
+    return held(replace(limits, max_latency=None), proof)
+
+
+def _clearly_nearer(too_large: float, drop_over: float, too_slow: float, drop: float) -> tuple[float, ...]:
     """What a plan that is not timed yet has to be ranked by at most, to be taken for nearer to the limits than one that
-    was, and is over them by that much."""
-    return max(0.0, over - (1 - FAR["latency"])), drop
+    was, and is over them by that much (see `proof_rank`)."""
+    return too_large, drop_over, max(0.0, too_slow - (1 - FAR["latency"])), drop
 
 
 def best_plan(job: Job, exporter: Exporter, folder: Path, minimize: str, rules: Sequence[Rule]) -> Plan:

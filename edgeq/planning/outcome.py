@@ -7,7 +7,7 @@ from math import inf
 from typing import NamedTuple
 
 from edgeq.planning.plan import Attempt, Compiled, Proof
-from edgeq.planning.proving import proof_rank
+from edgeq.planning.proving import Rank, proof_rank
 from edgeq.planning.search import Search, float_seconds
 from edgeq.planning.solver import Solution, cost_of
 
@@ -52,8 +52,8 @@ class Outcome(NamedTuple):
         return self.proof is None and self.predicted["loss"] > self.caps.get("loss", inf)
 
 
-def rank(found: Outcome, beside: float | None = 1.0) -> tuple[bool, float, float]:
-    """Smaller is better; also of plans that nothing could be run of.
+def rank(found: Outcome, beside: float | None = 1.0) -> Rank:
+    """Also of plans that nothing could be run of.
 
     Args:
         beside: what a latency in units of the float model's is multiplied by, the same for plans of one runtime; None
@@ -62,10 +62,11 @@ def rank(found: Outcome, beside: float | None = 1.0) -> tuple[bool, float, float
     minimize, proof, predicted = found.search.minimize, found.proof, found.predicted
     if proof is None:
         if not found.held or found.loses_too_much:
-            return True, predicted["loss"] if found.held else inf, float(found.size)
-        return False, float(found.size) if minimize == "size" else predicted[minimize], predicted["loss"]
+            return True, (predicted["loss"] if found.held else inf, float(found.size))
+        return False, (float(found.size) if minimize == "size" else predicted[minimize], predicted["loss"])
     if beside is None:
         proof = proof.model_copy(update={"latency_of": {}})
-    failed, value, drop = proof_rank(proof, minimize, predicted, found.search.provable, float_seconds(found.search))
+    found_rank = proof_rank(proof, minimize, predicted, found.search.provable, float_seconds(found.search))
+    failed, (value, *others) = found_rank
     in_units = not failed and minimize == "latency" and "float32" in proof.latency_of
-    return failed, value * (beside or 1.0) if in_units else value, drop
+    return (failed, (value * (beside or 1.0), *others)) if in_units else found_rank

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ MISSED_VERSION = 1
 
 TURNS_VERSION = 1
 """Likewise of the artefact that plans take turns with."""
+
+Rank = tuple[bool, tuple[float, ...]]
+"""What plans are put in order by, smaller is better: whether a limit is missed, and by what they are compared then."""
 
 
 def prove(search: Search, choices: Mapping[str, str]) -> Proof:
@@ -374,22 +378,31 @@ def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None
 
 def held(limits: Limits, proof: Proof) -> bool:
     """Whether a build holds the user's limits on drop, latency and size."""
-    if limits.max_drop is not None:
-        most = limits.max_drop.value
-        if limits.max_drop.percent and proof.unit != "%" and proof.score is not None:
-            most *= abs(proof.float_score or 0.0) / 100
-        if proof.drop is None or proof.drop > most + 1e-9:
-            return False
+    if _drop_over(limits, proof):
+        return False
     if limits.max_latency is not None and (proof.latency is None or proof.latency > limits.max_latency):
         return False
     return limits.max_size is None or proof.size <= limits.max_size
 
 
+def _drop_over(limits: Limits, proof: Proof) -> float:
+    """By how much a build loses more than it may, in the unit of its metric; infinite if that was not judged."""
+    if limits.max_drop is None:
+        return 0.0
+    if proof.drop is None:
+        return inf
+    most = limits.max_drop.value
+    if limits.max_drop.percent and proof.unit != "%" and proof.score is not None:
+        most *= abs(proof.float_score or 0.0) / 100
+    return 0.0 if proof.drop <= most + 1e-9 else proof.drop - most
+
+
 def proof_rank(
     proof: Proof, minimize: str, predicted: Mapping[str, float], limits: Limits, usual: float | None = None
-) -> tuple[bool, float, float]:
-    """Smaller is better: limits held, then what is minimized, then the drop; where they are not, how far size and
-    latency are over, then the drop. A float model loses nothing, and is no answer to a limit on the size.
+) -> Rank:
+    """Limits held, then what is minimized, then the drop; where they are not, how far the size is over, then the drop,
+    then the latency, then the drop itself: what does not fit a device is of no use there, and what is wrong is of none
+    for being fast.
 
     Latency counts in units of the float model's in the same turns: the machine's speed moves from one build to the
     next. Where it has no clock, and for energy, what was predicted counts.
@@ -402,12 +415,15 @@ def proof_rank(
         latency = proof.latency if proof.latency is not None else predicted.get("latency", 0.0)
         if proof.latency is not None and usual and "float32" in proof.latency_of:
             latency *= usual / proof.latency_of["float32"]
-        pairs = ((float(proof.size), limits.max_size), (latency, limits.max_latency))
-        return True, sum(max(0.0, value / most - 1) for value, most in pairs if most is not None), drop
+        too_large, too_slow = (
+            0.0 if most is None else max(0.0, value / most - 1)
+            for value, most in ((float(proof.size), limits.max_size), (latency, limits.max_latency))
+        )
+        return True, (too_large, _drop_over(limits, proof), too_slow, drop)
     measured = {"latency": proof.latency, "size": float(proof.size), "loss": drop}.get(minimize)
     value = predicted.get(minimize, float("inf")) if measured is None else measured
     beside = proof.latency_of.get("float32") if minimize == "latency" else None
-    return False, value / beside if beside else value, drop
+    return False, (value / beside if beside else value, drop)
 
 
 def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
@@ -416,12 +432,12 @@ def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
     return _choices(search, key), proof
 
 
-def best_rank(search: Search) -> tuple[bool, float, float]:
+def best_rank(search: Search) -> Rank:
     """What that plan is ranked by."""
     return min(_rank(search, *item) for item in search.proofs.items())
 
 
-def _rank(search: Search, key: tuple[str, ...], proof: Proof) -> tuple[bool, float, float]:
+def _rank(search: Search, key: tuple[str, ...], proof: Proof) -> Rank:
     predicted = cost_of(search.problem, _choices(search, key))
     return proof_rank(proof, search.minimize, predicted, search.provable, float_seconds(search))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import chain
+from math import inf
 from typing import NamedTuple
 
 from edgeq.planning.allowed import allowed_loss
@@ -14,7 +16,7 @@ from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Attempt, Proof
 from edgeq.planning.proving import answer_preferred, best_proof, complete, held, judge, prove, size_of
 from edgeq.planning.search import NEAR, SAME, Search, best_of, bound_of
-from edgeq.planning.solver import Infeasible, Solution, check, cost_of, least, solve
+from edgeq.planning.solver import Infeasible, Problem, Solution, check, cost_of, least, solve
 from edgeq.planning.unproved import without_proof
 from edgeq.progress import Progress
 from edgeq.validation.gates import Limits
@@ -31,6 +33,11 @@ OFF = 1.05
 
 TIGHTER = 0.5
 """What is left of the loss that was spent after a round that missed the drop."""
+
+DROP_FIRST = (
+    "no plan that may hold the latency was found to hold the drop, which goes first: slower ones were built too"
+)
+"""A note of plans that are slower than they may be, and were not the first to be tried."""
 
 
 class Start(NamedTuple):
@@ -79,9 +86,7 @@ def _spared(search: Search, most: float, caps: Mapping[str, float]) -> float:
 
 
 def nearest(search: Search, begun: Start, refused: Infeasible) -> Start:
-    """The start of a search for the plan that comes nearest to limits which cannot be held together: each as it was
-    given, or else the least of any plan that holds those before it. Size goes first, since what does not fit a device
-    is of no use there.
+    """The start of a search for the plan that comes nearest to limits which cannot be held together (see `_eased`).
 
     Raises:
         Infeasible: `refused`, where no plan is possible at all, or where the limit is on a latency that nobody can
@@ -89,13 +94,19 @@ def nearest(search: Search, begun: Start, refused: Infeasible) -> Start:
     """
     if not refused.conflict or ("latency" in refused.conflict and search.costs.latency_from == "modelled"):
         raise refused
-    eased: dict[str, float] = {}
-    for measure in ("size", "latency"):
-        if measure in begun.caps:
-            best = solve(search.problem, minimize=measure, limits=eased, gap=NEAR).costs[measure]
-            eased[measure] = begun.caps[measure] if best <= begun.caps[measure] else best * (1 + SAME)
     told = f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}"
-    return Start({**begun.caps, **eased}, [*begun.notes, told])
+    return Start(_eased(search.problem, begun.caps), [*begun.notes, told])
+
+
+def _eased(problem: Problem, caps: Mapping[str, float]) -> dict[str, float]:
+    """The limits on size and latency, each as it is or else the least of any plan that holds those before it: size,
+    since what does not fit a device is of no use there, then loss, then latency."""
+    eased: dict[str, float] = {}
+    for measure in ("size", "loss", "latency"):
+        if measure in caps:
+            best = solve(problem, minimize=measure, limits=eased, gap=NEAR).costs[measure]
+            eased[measure] = caps[measure] if best <= caps[measure] else best * (1 + SAME)
+    return {**eased, "loss": caps["loss"]}
 
 
 def within_error(search: Search, begun: Start, refused: Infeasible, times: float) -> Start | None:
@@ -130,8 +141,45 @@ def rounds(search: Search, begun: Start) -> Rounds:
     if search.where is None:
         return without_proof(search, caps, notes, ATTEMPTS)
     made: list[Solved] = []
-    while True:
+    caps = yield from _attempts(search, caps, made, search.provable)
+    yield from _usual(search, made, search.provable)
+    slower, anyhow = False, replace(search.provable, max_latency=None)
+    if not held(anyhow, best_proof(search)[1]):
+        yield None
+        slower = anyhow != search.provable
+        if slower:  # no turn for others: they have nothing better
+            for _ in chain(_attempts(search, caps, made, anyhow), _usual(search, made, anyhow)):
+                pass
+        complete(search)
+    choices, proof = best_proof(search)
+    proof = prove(search, choices)
+    (solution, caps), preferred = made[-1], uniform(search.allowed)
+    attempts = [_attempt(search, preferred, *one) for one in made]
+    solved = solution if choices == solution.choices else None
+    if solved is None:
+        notes = [*notes, "the plan that was solved for measured worse than this one"]
+    elif solved.costs["loss"] > begun.caps["loss"] and solved.choices != search.holding:
+        notes = [*notes, LOSES_LEAST]
+    if slower and not proof.held:
+        notes = [*notes, DROP_FIRST]
+    return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes)
+
+
+def _attempts(
+    search: Search, caps: dict[str, float], made: list[Solved], limits: Limits
+) -> Generator[dict[str, float], None, dict[str, float]]:
+    """Builds and measures plans until one holds the limits, or there is none left that may: adds them to `made`, and
+    says under which limits another one would be solved for.
+
+    Args:
+        limits: those of `search.provable`, or without that on the latency: then plans are slower than the caps say, if
+            they have to be (see `_eased`).
+    """
+    slower = limits != search.provable
+    for left in reversed(range(ATTEMPTS)):
         try:
+            if slower:
+                caps = _eased(search.problem, caps)
             solution = best_of(search, caps)
         except Infeasible:
             if not made:
@@ -146,32 +194,24 @@ def rounds(search: Search, begun: Start) -> Rounds:
                 break
             proof = judge(search, fitting.solution.choices)
         made.append(fitting)
-        if proof.held or len(made) == ATTEMPTS:
+        if held(limits, proof):
             break
-        caps = _tightened(fitting.caps, fitting.solution, proof, search.provable)
+        caps = _tightened(fitting.caps, fitting.solution, proof, limits)
         bound = bound_of(search, caps)
-        if bound < float("inf"):  # whoever has something better is spared the solver
+        if bound < inf and left:  # whoever has something better is spared the solver
             yield {search.minimize: bound}
-    (solution, caps), preferred = made[-1], uniform(search.allowed)
-    # what is measured decides: the two plans that anyone would try first must not be better
+    return caps
+
+
+def _usual(search: Search, made: Sequence[Solved], limits: Limits) -> Generator[dict[str, float], None, None]:
+    """Judges the two plans that anyone would try first, if they may be better: what is measured decides."""
+    preferred = uniform(search.allowed)
     for name, other in (("preferred kernels", dict(preferred)), ("float", dict.fromkeys(preferred, FLOAT))):
-        if _may_be_better(search, solution.choices, other):
+        if _may_be_better(search, made[-1].solution.choices, other, limits):
             if not best_proof(search)[1].held:
                 yield cost_of(search.problem, other)
             with _stage(search, f"{name} everywhere"):
                 judge(search, other)
-    if not best_proof(search)[1].held:
-        yield None
-        complete(search)
-    choices, proof = best_proof(search)
-    proof = prove(search, choices)
-    attempts = [_attempt(search, preferred, *one) for one in made]
-    solved = solution if choices == solution.choices else None
-    if solved is None:
-        notes = [*notes, "the plan that was solved for measured worse than this one"]
-    elif solved.costs["loss"] > begun.caps["loss"] and solved.choices != search.holding:
-        notes = [*notes, LOSES_LEAST]
-    return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes)
 
 
 def find(search: Search, begun: Start | None = None) -> Outcome:
@@ -227,7 +267,8 @@ def _small_enough(search: Search, found: Solution, caps: dict[str, float]) -> So
 
 def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits: Limits) -> dict[str, float]:
     """The limits for the next round, where a build missed the user's. A cost is scaled by how far the table was off.
-    The loss that may be predicted shrinks by one factor, however far the drop was over: that is mostly chance."""
+    The loss that may be predicted shrinks by one factor, however far the drop was over: that is mostly chance. It stays
+    where the plan was predicted to lose more, for the sake of the other limits."""
     result = dict(caps)
     for measure, measured, most in (
         ("size", proof.size, limits.max_size),
@@ -235,28 +276,26 @@ def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits:
     ):
         if measure in result and measured is not None and most is not None and measured > most:
             result[measure] = min(result[measure], most * found.costs[measure] / measured) * 0.999
-    if not held(Limits(max_drop=limits.max_drop), proof):
-        result["loss"] = min(result["loss"], found.costs["loss"]) * TIGHTER
+    if found.costs["loss"] <= result["loss"] and not held(Limits(max_drop=limits.max_drop), proof):
+        result["loss"] = found.costs["loss"] * TIGHTER
     return result
 
 
-def _may_be_better(search: Search, choices: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether a plan has to be proved as well: it is not too large, and took less time beside the best plan so far, or
-    is not too slow where that loses too much. Where that is too large or too slow itself, one that is less so may be
-    better."""
+def _may_be_better(search: Search, choices: Mapping[str, str], other: Mapping[str, str], limits: Limits) -> bool:
+    """Whether a plan has to be proved as well: it is not too large, or no larger than the best plan so far, and took
+    less time beside that, or is not too slow where that loses too much."""
     if dict(choices) == dict(other) or check(search.problem, other):
         return False
-    best, proof = best_proof(search)
-    made, limits = search.made.get(search.name(other)), search.provable
-    costs, costs_of_best = cost_of(search.problem, other), cost_of(search.problem, best)
+    proof = best_proof(search)[1]
+    made, costs = search.made.get(search.name(other)), cost_of(search.problem, other)
     size = made.size if made is not None else costs["size"]
     if limits.max_size is not None and size > max(limits.max_size, 0 if proof.held else proof.size):
         return False
+    latency, modelled = costs.get("latency", 0.0), search.costs.latency_from == "modelled"
+    if modelled and latency > (search.job.limits.max_latency or inf):  # which no clock would say of it
+        return False
     if not held(replace(limits, max_latency=None), proof):
-        if limits.max_latency is None:
-            return True
-        latency = proof.latency or costs_of_best.get("latency", 0.0)
-        return costs.get("latency", 0.0) <= OFF * max(limits.max_latency, latency)
+        return latency <= OFF * (limits.max_latency or inf)
     if proof.latency is None or (proof.held and search.minimize != "latency"):
         return False
     floats = all(c == FLOAT for c in other.values())
