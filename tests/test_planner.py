@@ -34,7 +34,7 @@ from edgeq.model.model import load
 from edgeq.planning import allowed, contest, proving, rounds, search
 from edgeq.planning.explain import explain, recost
 from edgeq.planning.front import front
-from edgeq.planning.outcome import Outcome
+from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Plan, Proof, read_plan
 from edgeq.planning.planner import plan
 from edgeq.planning.problem import restate
@@ -334,7 +334,7 @@ def test_a_plan_that_was_measured_to_hold_the_drop_is_no_worse_for_its_predictio
     assert found.planned is not None and found.planned.held
     (attempt,) = found.planned.attempts
     assert attempt.changed == 0 and attempt.predicted["loss"] > 1e-12
-    assert not [note for note in found.planned.notes if "loses least" in note]
+    assert LOSES_LEAST not in found.planned.notes
     monkeypatch.setattr(contest, "answer_preferred", lambda search: None)
     without = planned(files)
     assert without.planned is not None and without.planned.attempts[0].predicted["loss"] <= 1e-12

@@ -290,6 +290,44 @@ def test_plans_that_come_near_limits_are_built_in_the_same_order(monkeypatch: py
     ]
 
 
+@pytest.mark.parametrize(
+    ("found", "measure", "built"),
+    [
+        (
+            measured(9.0, held=False),
+            "latency",
+            ["first", "refused"],
+        ),  # only too slow, and slower than the other would be
+        (measured(6.0, held=False), "latency", ["first"]),  # the other is predicted to be slower
+        (measured(9.0, held=False), "size", ["first"]),  # the other would be too large
+        (measured(9.0), "latency", ["first"]),
+    ],
+)
+def test_what_is_refused_comes_near_limits_that_no_plan_holds(
+    monkeypatch: pytest.MonkeyPatch, found: Proof, measure: str, built: list[str]
+) -> None:
+    made = Made(
+        monkeypatch, {"refused": 0.7, "first": 0.6},
+        {"refused": [(0.7, measured(7.0, held=False))], "first": [(0.6, found)]},
+    )  # fmt: skip
+    bounds = iter([Infeasible("too tight", "loosen it", {}, (measure,)), 0.6, 0.7])
+
+    def at_best(*_: object) -> float:
+        bound = next(bounds)
+        if isinstance(bound, Infeasible):
+            raise bound
+        return bound
+
+    monkeypatch.setattr(contest, "at_best", at_best)
+    monkeypatch.setattr(contest, "within_error", lambda *_: None)
+    monkeypatch.setattr(contest, "nearest", lambda *_: Start({measure: 1.0}, []))
+    limits = Limits(max_latency=3.0, max_drop=Drop(1.0, percent=True))
+    made.finished = {"first"}
+    made.contest.carry_out([search(name, limits=limits) for name in ("refused", "first")])
+    made.contest.come_near()
+    assert made.built == built
+
+
 def test_one_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = DeviceError("the runtime crashed", where="here", remedy="none")
     made = Made(monkeypatch, {"broken": 0.1, "sound": 0.9}, {"broken": broken, "sound": [(0.9, measured(9.0))]})

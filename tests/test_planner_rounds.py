@@ -14,7 +14,7 @@ from edgeq.planning.choices import Problem
 from edgeq.planning.outcome import LOSES_LEAST, Outcome
 from edgeq.planning.plan import Proof
 from edgeq.planning.proving import held
-from edgeq.planning.rounds import DROP_FIRST, Start
+from edgeq.planning.rounds import DROP_FIRST, KNOWN_TO_HOLD, Start
 from edgeq.planning.search import Search
 from edgeq.progress import Clock, Silent
 from edgeq.validation.gates import Limits
@@ -72,8 +72,8 @@ class Rounds:
         monkeypatch.setattr(rounds, "complete", lambda search: None)
         monkeypatch.setattr(rounds, "size_of", lambda search, choices: COSTS[choices["layer"]]["size"])
 
-    def run(self) -> Outcome:
-        going = rounds.rounds(self.search, rounds.start(self.search, allowed=0.1))
+    def run(self, allowed: float = 0.1) -> Outcome:
+        going = rounds.rounds(self.search, rounds.start(self.search, allowed))
         while True:
             try:
                 predicted = next(going)
@@ -108,6 +108,15 @@ def test_a_bold_plan_that_holds_the_limits_is_the_last(monkeypatch: pytest.Monke
     made = Rounds(monkeypatch, limits, {"w4a8": 0.9, "w8a8": 0.5, "float32": 0.0})
     found = made.run()
     assert made.judged == ["w4a8"] and found.held and found.notes == [LOSES_LEAST]
+
+
+def test_a_plan_says_that_it_was_measured_to_hold_what_it_was_predicted_to_miss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Rounds(monkeypatch, Limits.parse(max_drop="1%"), {"w4a8": 5.0, "w8a8": 0.5, "float32": 0.0})
+    made.search.holding = {"layer": "w8a8"}
+    found = made.run(allowed=0.01)
+    assert made.judged == ["w8a8"] and found.held and found.notes == [KNOWN_TO_HOLD]
 
 
 def test_a_plan_that_is_only_too_slow_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,12 +88,18 @@ class Contest:
         self._in_line([(search, start(search, self.allowed)) for search in entered])
 
     def come_near(self) -> None:
-        """Where no limits can be held, the plans that come nearest to them."""
+        """Where no plan holds the limits, those that come nearest to them of the searches that were refused; none that
+        is too large beside one that is not."""
+        best = self.first()
+        if best is not None and best.held:
+            return
         refused, self.refused = self.refused, []
         entered: list[tuple[Search, Start]] = []
         for search, first, why in refused:
             try:
-                entered.append((search, nearest(search, first, why)))
+                near = nearest(search, first, why)
+                if best is None or near.caps.get("size") == first.caps.get("size"):
+                    entered.append((search, near))
             except EdgeqError as error:
                 self.errors.append(error)
         self._in_line(entered)
@@ -250,8 +256,7 @@ def best_plan(job: Job, exporter: Exporter, folder: Path, minimize: str, rules: 
     contest.allowed = allowed_loss(job, every)
     contest.carry_out(every)
     told = {runtime.name: _wider(contest, runtime, kinds[runtime.name], opened, folder) for runtime in runtimes}
-    if contest.first() is None:
-        contest.come_near()
+    contest.come_near()
     best = contest.first()
     if best is None:
         raise contest.errors[0]

@@ -39,6 +39,8 @@ DROP_FIRST = (
 )
 """A note of plans that are slower than they may be, and were not the first to be tried."""
 
+KNOWN_TO_HOLD = "it is predicted to lose more than it may, and was measured to hold the drop"
+
 
 class Start(NamedTuple):
     """What the first round is solved under.
@@ -158,8 +160,8 @@ def rounds(search: Search, begun: Start) -> Rounds:
     solved = solution if choices == solution.choices else None
     if solved is None:
         notes = [*notes, "the plan that was solved for measured worse than this one"]
-    elif solved.costs["loss"] > begun.caps["loss"] and solved.choices != search.holding:
-        notes = [*notes, LOSES_LEAST]
+    elif solved.costs["loss"] > begun.caps["loss"]:
+        notes = [*notes, KNOWN_TO_HOLD if solved.choices == search.holding else LOSES_LEAST]
     if slower and not proof.held:
         notes = [*notes, DROP_FIRST]
     return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes)
