@@ -40,10 +40,10 @@ Open = Callable[[str, Runtime], list[Search]]
 
 
 class Entrant(NamedTuple):
-    """A search that stands in line, in the order of the fields: those that would build no more come last.
+    """A search that stands in line, in the order of the fields: those that have ended come last.
 
     Attributes:
-        ended: it would build no more, and no plan of it holds the limits.
+        ended: no plan of it holds the limits, nor may one that it would still build.
         hoped: what its next plan is predicted to be ranked by, infinite where that cannot be told; of one that ended,
             what the best of its plans is ranked by, as far as that is known.
         steps: how often its turn has come: the first time it only solves, and builds from then on.

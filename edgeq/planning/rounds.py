@@ -128,8 +128,8 @@ def within_error(search: Search, begun: Start, refused: Infeasible, times: float
 
 Rounds = Generator[dict[str, float] | None, None, Outcome]
 """A search, step by step: yields what the plan that it would solve for or build next is predicted to cost, at best, or
-None where it would build no more and could only say what came of those that missed a limit. Whoever sees no use in that
-stops asking."""
+None where no further one may hold every limit, and it could only find out what comes nearest. Whoever sees no use in
+that stops asking."""
 
 
 def rounds(search: Search, begun: Start) -> Rounds:
