@@ -152,7 +152,9 @@ def rounds(search: Search, begun: Start) -> Rounds:
         if slower:  # no turn for others: they have nothing better
             for _ in chain(_attempts(search, caps, made, anyhow), _usual(search, made, anyhow)):
                 pass
-        complete(search)
+        with _stage(search, "what comes nearest to the limits"):
+            complete(search)
+            prove(search, best_proof(search)[0])
     choices, proof = best_proof(search)
     proof = prove(search, choices)
     (solution, caps), preferred = made[-1], uniform(search.allowed)
