@@ -14,7 +14,7 @@ from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
 from edgeq.validation.alternating import alternating
 
-FLOATS_VERSION = 1
+FLOATS_VERSION = 2
 """To be raised whenever the float models are timed in another way."""
 
 

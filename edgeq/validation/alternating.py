@@ -14,8 +14,9 @@ from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Inputs
 from edgeq.progress import Progress
 
-TURNS = 6
-"""Processes of each artefact, an even number."""
+TURNS = 12
+"""Processes of each artefact, an even number. On a machine whose neighbours take their share for seconds at a time,
+ratios of float models had a standard deviation of 5 to 7 % with six turns, and of 2 to 4 % with twelve."""
 
 SECONDS = 0.25
 CALLS = 50
