@@ -17,7 +17,7 @@ from edgeq.planning.proving import held
 from edgeq.planning.rounds import DROP_FIRST, KNOWN_TO_HOLD, Start
 from edgeq.planning.search import Search
 from edgeq.progress import Clock, Silent
-from edgeq.validation.gates import Limits
+from edgeq.validation.gates import Drop, Limits
 
 COSTS = {
     "w8a8": {"latency": 2.0, "loss": 0.05, "size": 10.0},
@@ -101,6 +101,13 @@ def test_in_the_end_float_holds_the_drop(monkeypatch: pytest.MonkeyPatch) -> Non
     made = Rounds(monkeypatch, limits, {"w4a8": 5.0, "w8a8": 1.5, "float32": 0.0})
     found = made.run()
     assert made.judged == ["w4a8", "w8a8", "float32"] and found.choices == {"layer": "float32"} and not found.held
+
+
+def test_where_the_size_leaves_one_plan_nothing_slower_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(max_drop=Drop(1.0, percent=True), max_latency=1.5, max_size=6)
+    made = Rounds(monkeypatch, limits, {"w4a8": 5.0, "w8a8": 0.5, "float32": 0.0})
+    found = made.run()
+    assert made.judged == ["w4a8"] and found.choices == {"layer": "w4a8"} and DROP_FIRST not in found.notes
 
 
 def test_a_bold_plan_that_holds_the_limits_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,11 +145,10 @@ def rounds(search: Search, begun: Start) -> Rounds:
     made: list[Solved] = []
     caps = yield from _attempts(search, caps, made, search.provable)
     yield from _usual(search, made, search.provable)
-    slower, anyhow = False, replace(search.provable, max_latency=None)
+    as_fast, anyhow = len(made), replace(search.provable, max_latency=None)
     if not held(anyhow, best_proof(search)[1]):
         yield None
-        slower = anyhow != search.provable
-        if slower:  # no turn for others: they have nothing better
+        if anyhow != search.provable:  # no turn for others: they have nothing better
             for _ in chain(_attempts(search, caps, made, anyhow), _usual(search, made, anyhow)):
                 pass
         with _stage(search, "what comes nearest to the limits"):
@@ -164,7 +163,7 @@ def rounds(search: Search, begun: Start) -> Rounds:
         notes = [*notes, "the plan that was solved for measured worse than this one"]
     elif solved.costs["loss"] > begun.caps["loss"]:
         notes = [*notes, KNOWN_TO_HOLD if solved.choices == search.holding else LOSES_LEAST]
-    if slower and not proof.held:
+    if len(made) > as_fast and not proof.held:
         notes = [*notes, DROP_FIRST]
     return Outcome(search, choices, proof, proof.size, solved, caps, attempts, notes)
 
