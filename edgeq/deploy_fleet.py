@@ -14,11 +14,12 @@ from edgeq.build import Written, judge, write
 from edgeq.case import Case
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Device
+from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.files import staged_directory, write_json
 from edgeq.lock import versions_now, write_lock
 from edgeq.model.model import Model
-from edgeq.planning.fleet_file import Artefact, Fleet
+from edgeq.planning.fleet_file import Artefact, Fleet, Member
 from edgeq.planning.follow import planned_choices
 from edgeq.planning.plan import Plan, refuse_other
 from edgeq.prepare import Aim, Job, prepare, take_aim
@@ -79,8 +80,7 @@ def deploy_fleet(
     """
     held = limits if isinstance(limits, Mapping) else dict.fromkeys((m.target for m in fleet.targets), limits)
     aims = {
-        m.target: _aim(m.given, plans[m.artefact].format, held.get(m.target) or Limits(), threads)
-        for m in fleet.targets
+        m.target: _aim_at(m, plans[m.artefact].format, held.get(m.target) or Limits(), threads) for m in fleet.targets
     }
     makers = {a.name: _aim_of(a, fleet, aims) for a in fleet.artefacts}
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
@@ -117,6 +117,16 @@ def deploy_fleet(
         built = fleet.model_copy(update={"artefacts": artefacts})
         _seal(folder, built, every[0])
     return FleetReport(fleet=built, folders=places, reports=reports)
+
+
+def _aim_at(member: Member, form: str, limits: Limits, threads: int) -> Aim:
+    aim = _aim(member.given, form, limits, threads)
+    if aim.target.name != member.target:
+        raise UsageError(
+            f"{member.given} is the target {aim.target.name}, and the fleet was planned for {member.target}",
+            remedy="make the fleet anew with edgeq plan",
+        )
+    return aim
 
 
 def _aim(given: str, form: str, limits: Limits, threads: int) -> Aim:

@@ -6,23 +6,24 @@ The lock holds no time of day and nothing of the machine's paths: the same build
 from __future__ import annotations
 
 import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.errors import UsageError
-from edgeq.files import LOCK_NAME, atomic_write, explained, sha256_file, write_json
+from edgeq.files import LOCK_NAME, atomic_write, sha256_file, write_json
+from edgeq.reading import read_json, within
 
 GOLDEN_NAME = "golden.npz"
 Array = NDArray[Any]
+_Name = Annotated[str, Field(pattern="^[a-z]+$")]
 
 
 class GoldenFormat(BaseModel):
@@ -46,13 +47,13 @@ class Lock(BaseModel):
     model: str
     data: dict[str, str]
     """Hash by role: calibration, evaluation."""
-    plans: dict[str, str]
+    plans: dict[_Name, str]
     """Hash of the plan by format."""
     files: dict[str, str]
     """Hash of each file by its name relative to the build, `golden.npz` included."""
     versions: dict[str, str]
     """Version by package, with `python` and `platform`."""
-    golden: dict[str, GoldenFormat]
+    golden: dict[_Name, GoldenFormat]
     """By format; empty where no artefact could be run."""
 
 
@@ -150,21 +151,20 @@ def read_lock(build: Path) -> Lock:
     """The lock of a build.
 
     Raises:
-        UsageError: there is none, it is damaged, of another program, or of a later edgeq.
+        UsageError: there is none, or it is of a later edgeq.
+        Damaged: it cannot be read, was not written by edgeq, or names files outside of the build.
     """
     path = build / LOCK_NAME
     if not build.is_dir():
         raise UsageError("there is no such folder", where=str(build), remedy="give the folder of a build")
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    if not path.exists():
         raise UsageError(
             f"there is no {LOCK_NAME} here", where=str(build), remedy="give the --out folder of `edgeq deploy`"
-        ) from error
-    except OSError as error:
-        raise explained(error, path) from error
-    except ValueError as error:
-        raise _damaged(path, f"is not JSON ({error})") from error
+        )
+    try:
+        content = read_json(path, "a lock", "")
+    except UsageError as error:
+        raise _damaged(path, f"is not JSON ({error.cause})") from error
     if not isinstance(content, dict) or content.get("kind") != "edgeq.lock":
         raise _damaged(path, "was not written by edgeq")
     if content.get("schema_version") != 1:
@@ -174,21 +174,29 @@ def read_lock(build: Path) -> Lock:
             remedy="use the edgeq that made the build, or build again",
         )
     try:
-        return Lock.model_validate(content)
+        lock = Lock.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(path, f"is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    try:
+        for name in lock.files:
+            within(build, name, str(path))
+    except UsageError as error:
+        raise _damaged(path, error.cause) from error
+    return lock
 
 
 def read_golden(build: Path, lock: Lock) -> Golden | None:
     """The golden vectors of a build, or None where it has none.
 
     Raises:
-        UsageError: the file is missing or damaged.
+        Damaged: the file is missing, or holds something else.
     """
     if not lock.golden:
         return None
     path = build / GOLDEN_NAME
+    if not path.is_file():
+        raise _damaged(path, "there is no such file")
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -200,8 +208,6 @@ def read_golden(build: Path, lock: Lock) -> Golden | None:
             devices={name: form.device for name, form in lock.golden.items()},
             steps={name: form.steps for name, form in lock.golden.items()},
         )
-    except OSError as error:
-        raise explained(error, path) from error
     except Exception as error:  # a damaged zip fails in many ways
         raise _damaged(path, f"is damaged: {error}") from error
 
@@ -292,5 +298,9 @@ def _pack(golden: Golden) -> bytes:
     return packed.getvalue()
 
 
-def _damaged(path: Path, why: str) -> UsageError:
-    return UsageError(why, where=str(path), remedy="build again, or restore the folder from where it was copied")
+class Damaged(UsageError):
+    """A file of a build that does not hold what was written there."""
+
+
+def _damaged(path: Path, why: str) -> Damaged:
+    return Damaged(why, where=str(path), remedy="build again, or restore the folder from where it was copied")

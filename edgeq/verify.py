@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeq.devices import Candidate, open_device
 from edgeq.errors import UsageError
+from edgeq.files import LOCK_NAME
 from edgeq.lock import (
     GOLDEN_NAME,
+    Damaged,
     Drift,
-    Lock,
     changed_files,
     changed_versions,
     drift,
@@ -19,8 +19,9 @@ from edgeq.lock import (
     read_lock,
     versions_now,
 )
-from edgeq.planning.plan import Plan, run_options
+from edgeq.planning.plan import Plan, read_plan, run_options
 from edgeq.progress import Clock, Progress, Silent
+from edgeq.reading import read_json
 from edgeq.report.conclude import VERSIONED
 
 
@@ -29,25 +30,30 @@ class Verification:
     """What differs from the lock.
 
     Attributes:
-        files_changed: names of files whose bytes differ or that are missing.
+        files_changed: names of files whose bytes differ, that are missing, or that do not hold what they should.
         versions_changed: by package, the version then and now.
         drifts: by format, how far the answers to the golden inputs moved.
         unchecked: by format, why its answers were not checked.
+        damaged: by file, what is wrong with its content; these are among `files_changed`.
     """
 
     files_changed: list[str]
     versions_changed: dict[str, tuple[str, str]]
     drifts: dict[str, Drift]
     unchecked: dict[str, str]
+    damaged: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        """Files are unchanged and every artefact that was run gives the same bits."""
+        """Files are unchanged and whole, and every artefact that was run gives the same bits."""
         return not self.files_changed and all(d.bit_equal for d in self.drifts.values())
 
     def lines(self) -> list[str]:
         """For people."""
-        found = [f"changed or missing: {name}" for name in self.files_changed]
+        found = [
+            f"damaged: {name}: {self.damaged[name]}" if name in self.damaged else f"changed or missing: {name}"
+            for name in self.files_changed
+        ]
         found += [
             f"{name}: {then or 'not installed'} then, {now or 'not installed'} now"
             for name, (then, now) in self.versions_changed.items()
@@ -71,20 +77,36 @@ def verify(build: str | Path, *, device: str | None = None, progress: Progress |
         device: where to run them; the device that gave the golden outputs if not given.
 
     Raises:
-        UsageError: no build, or its lock is damaged.
+        UsageError: no build, or one of a later edgeq.
         DeviceError: the device or the runtime failed.
     """
     folder = Path(build)
-    lock = read_lock(folder)
+    try:
+        lock = read_lock(folder)
+    except Damaged as error:
+        return Verification([LOCK_NAME], {}, {}, {}, {LOCK_NAME: error.cause})
     changes = changed_files(folder, lock)
     broken = [change.name for change in changes]
     versions = {c.name: (c.then, c.now) for c in changed_versions(lock, versions_now(VERSIONED))}
     drifts: dict[str, Drift] = {}
-    unchecked = {form: "it was not run when it was built" for form in lock.plans if form not in lock.golden}
+    unchecked: dict[str, str] = {
+        form: "it was not run when it was built" for form in lock.plans if form not in lock.golden
+    }
     clock = Clock(progress or Silent())
-    golden = None if GOLDEN_NAME in broken else read_golden(folder, lock)
+    damaged = _unreadable_report(folder)
+    golden = None
+    if GOLDEN_NAME not in broken:
+        try:
+            golden = read_golden(folder, lock)
+        except Damaged as error:
+            damaged[GOLDEN_NAME] = error.cause
     for form, kept in lock.golden.items():
-        plan = _plan(folder, lock, form)
+        try:
+            plan = _plan(folder, form)
+        except Damaged as error:
+            damaged[error.where] = error.cause
+            unchecked[form] = f"{error.where} is not what was built"
+            continue
         missing = [name for name in broken if name in _files(plan)]
         if golden is None or missing:
             unchecked[form] = f"{missing[0] if missing else GOLDEN_NAME} is not what was built"
@@ -93,19 +115,39 @@ def verify(build: str | Path, *, device: str | None = None, progress: Progress |
             where = open_device(device or kept.device)
             artifact = Candidate(folder / _files(plan)[0], plan.runtime, run_options(plan.float_precision))
             measured = where.outputs(artifact, golden.inputs, steps)
-        drifts[form] = drift(golden.outputs[form], measured, golden.steps[form])
-    return Verification(broken, versions, drifts, unchecked)
+        try:
+            drifts[form] = drift(golden.outputs[form], measured, golden.steps[form])
+        except UsageError as error:
+            damaged[GOLDEN_NAME] = error.cause
+    return Verification([*broken, *sorted(damaged.keys() - {*broken})], versions, drifts, unchecked, damaged)
 
 
-def _plan(folder: Path, lock: Lock, form: str) -> Plan:
-    for path in (folder / f"plan.{form}.json", folder / "plan.json"):
-        if path.is_file():
-            plan = Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
-            if plan.format == form:
-                return plan
-    raise UsageError(
-        f"the build has no plan for {form}", where=str(folder), remedy="build again with `edgeq deploy --overwrite`"
-    )
+def _plan(folder: Path, form: str) -> Plan:
+    """The plan of a format; `where` of its error is the name of the file.
+
+    Raises:
+        Damaged: there is none, or it cannot be read.
+    """
+    own = folder / f"plan.{form}.json"
+    path = own if own.exists() else folder / "plan.json"
+    try:
+        plan = read_plan(path)
+    except UsageError as error:
+        raise Damaged(error.cause, where=path.name) from error
+    if plan.format != form:
+        raise Damaged(f"it is a plan for {plan.format}, not for {form}", where=path.name)
+    return plan
+
+
+def _unreadable_report(folder: Path) -> dict[str, str]:
+    """What is wrong with the report. The lock holds no hash of it: it tells what took how long."""
+    path = folder / "report.json"
+    if not path.exists():
+        return {}
+    try:
+        return {} if isinstance(read_json(path, "a report", ""), dict) else {path.name: "is not a report"}
+    except UsageError as error:
+        return {path.name: error.cause}
 
 
 def _files(plan: Plan) -> list[str]:

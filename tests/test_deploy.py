@@ -18,9 +18,11 @@ import torch
 import trained_model
 from torch import nn
 
+from edgeq.cli import app
 from edgeq.deploy import deploy
 from edgeq.devices import device_status
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
+from edgeq.files import sha256_file
 from edgeq.report.schema import Report
 from edgeq.validate import validate
 from edgeq.validation.gates import Limits
@@ -136,6 +138,27 @@ def test_verify_sees_a_flipped_bit_and_an_honest_build(files: Path, tmp_path: Pa
     (out / "model.onnx").write_bytes(content)
     found = verify(out)
     assert not found.ok and found.files_changed == ["model.onnx"]
+
+
+def test_verify_names_every_file_that_is_damaged(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(files, out)
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    for name in ("model.onnx", "plan.json", "golden.npz", "report.json", "edgeq.lock"):
+        for content in (whole[name][: len(whole[name]) // 2], b"{}" if name == "edgeq.lock" else b"[" * 50_000):
+            (out / name).write_bytes(content)
+            found = verify(out)
+            assert not found.ok and name in found.files_changed
+        (out / name).write_bytes(whole[name])
+    assert verify(out).ok
+    # a hash that was made to fit does not make a plan of it
+    (out / "plan.json").write_bytes(b"{}")
+    lock = json.loads(whole["edgeq.lock"])
+    lock["files"]["plan.json"] = sha256_file(out / "plan.json")
+    (out / "edgeq.lock").write_text(json.dumps(lock))
+    found = verify(out)
+    assert app.run(["verify", str(out), "--quiet"]) == 3
+    assert found.files_changed == ["plan.json"] and any("damaged: plan.json" in line for line in found.lines())
 
 
 def test_validate_measures_the_file_alone(files: Path, tmp_path: Path) -> None:

@@ -70,9 +70,12 @@ def deploy(
     4 not supported; 5 device or runtime failed.
     """
     made = None
+    calibration: str | Path | None = calib
+    judged_by: str | Path | None = evaluation
     if plan is not None:
         from edgeq.planning.fleet_file import is_fleet
         from edgeq.planning.plan import read_plan
+        from edgeq.planning.remembered import data_of, metric_of
 
         if is_fleet(plan):
             single = {"--target": target, "--device": device, "--profile": profile, "--io": io}
@@ -92,27 +95,31 @@ def deploy(
 
         made = read_plan(plan)
         target = target or made.target
+        metric = metric_of(made.given, metric)
+        calibration = data_of(made.given, "--calib", calib, "calibration")
+        judged_by = data_of(made.given, "--eval", evaluation, "evaluation")
         if made.given is not None:
-            calib, evaluation = calib or made.given.calibration, evaluation or made.given.evaluation
-            preprocess, metric = preprocess or made.given.preprocess, metric or made.given.metric
-            device = device or made.given.device
-    for value, option in ((target, "--target"), (calib, "--calib")):
+            preprocess, device = preprocess or made.given.preprocess, device or made.given.device
+    for value, option in ((target, "--target"), (calibration, "--calib")):
         if value is None:
             raise UsageError(f"{option} is missing", remedy=f"give {option}, or a plan with --plan")
-    assert target is not None and calib is not None
+    assert target is not None and calibration is not None
     limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower)
     with shell.stages() as stages:
         from edgeq.cache import open_cache
         from edgeq.data.kept import begin_reading
 
-        begin_reading({"calibration": calib, "evaluation": evaluation}, open_cache())  # while the rest is imported
+        for option, told, taken in (("--calib", calib, calibration), ("--eval", evaluation, judged_by)):
+            if taken != told:
+                stages.note(f"{option} {taken}, as the plan says")
+        begin_reading({"calibration": calibration, "evaluation": judged_by}, open_cache())  # while the rest is imported
         from edgeq.deploy import deploy as build
 
         report = build(
             model,
             target=target,
-            calibration=calib,
-            evaluation=evaluation,
+            calibration=calibration,
+            evaluation=judged_by,
             out=out,
             format=format.value,
             preprocess=preprocess,

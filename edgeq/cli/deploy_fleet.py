@@ -35,6 +35,7 @@ def deploy_fleet(
         how: what it is called with besides.
     """
     from edgeq.planning.fleet_file import read_fleet
+    from edgeq.planning.remembered import data_of, metric_of
 
     for option, value in single.items():
         if value is not None:
@@ -43,6 +44,13 @@ def deploy_fleet(
                 remedy=f"leave {option} away, or give --plan one of the plans beside it",
             )
     fleet, plans = read_fleet(path)
+    given = fleet.given
+    how |= {
+        "calibration": data_of(given, "--calib", data["calibration"], "calibration"),
+        "evaluation": data_of(given, "--eval", data["evaluation"], "evaluation"),
+        "preprocess": data["preprocess"] or given.preprocess,
+        "metric": metric_of(given, data["metric"]),
+    }
     by_target = limits_by_target([member.given for member in fleet.targets], *limits)
     with shell.stages() as stages:
         from edgeq.deploy_fleet import deploy_fleet as build
@@ -53,7 +61,7 @@ def deploy_fleet(
             plans=plans,
             limits=by_target,
             progress=stages,
-            **how | {name: value or getattr(fleet.given, name) for name, value in data.items()},
+            **how,
         )
     if not shell.quiet:
         _show(shell, report, how["out"])

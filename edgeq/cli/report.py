@@ -12,7 +12,7 @@ import typer
 from edgeq.cli.shell import Shell
 from edgeq.cli.verify import Build
 from edgeq.errors import UsageError
-from edgeq.files import explained
+from edgeq.reading import read_bytes
 
 if TYPE_CHECKING:
     from edgeq.report.schema import Report
@@ -53,11 +53,9 @@ def read_report(build: Path) -> Report:
 
     path = build / "report.json"
     try:
-        return Report.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise _no_report(path) from error
-    except OSError as error:
-        raise explained(error, path) from error
+        if not path.exists():
+            raise _no_report(path)
+        return Report.model_validate_json(read_bytes(path))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

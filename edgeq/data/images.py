@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,11 @@ from edgeq.data.check import fit, fit_labels, spread
 from edgeq.data.dataset import Dataset, InputSpec, make_dataset
 from edgeq.data.preprocess import Preprocess
 from edgeq.errors import UsageError
+from edgeq.reading import read_text, refuse_special
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _LABELS = "labels.txt"
+_LABEL = re.compile(r"-?[0-9]{1,18}")
 
 
 def load_images(
@@ -76,6 +79,7 @@ def _listing(folder: Path, role: str, notes: list[str]) -> tuple[list[str], list
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     files = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in _SUFFIXES]
     classes = {entry.name: _images(entry) for entry in entries if entry.is_dir()}
+    refuse_special(folder / _LABELS)
     listed = (folder / _LABELS).is_file()
     others = [e.name for e in entries if e.is_file() and e.name not in files and e.name != _LABELS]
     if others:
@@ -108,23 +112,20 @@ def _listing(folder: Path, role: str, notes: list[str]) -> tuple[list[str], list
 
 
 def _images(folder: Path) -> list[str]:
-    return sorted(e.name for e in folder.iterdir() if not e.name.startswith(".") and e.suffix.lower() in _SUFFIXES)
+    there = (e for e in folder.iterdir() if not e.name.startswith(".") and e.suffix.lower() in _SUFFIXES)
+    return sorted(entry.name for entry in there if entry.is_file())
 
 
 def _read_labels(path: Path, known: set[str], where: str) -> dict[str, int]:
     """Lines of `file label`. Every line must name an image, and every image must be named."""
     table: dict[str, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path.name} cannot be read ({error})", remedy="write it as text", where=where) from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
         name = name.strip()
         at = f"{where}/{path.name}, line {number}"
-        if not name or not label.lstrip("-").isdecimal():
+        if not name or not _LABEL.fullmatch(label):
             raise UsageError(f"{line.strip()[:60]!r} is not 'file label'", remedy="write: image.jpg 3", where=at)
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

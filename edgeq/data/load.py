@@ -12,6 +12,7 @@ from edgeq.data.arrays import is_array_file, load_arrays
 from edgeq.data.dataset import Dataset, InputSpec
 from edgeq.data.samples import load_samples
 from edgeq.errors import UsageError
+from edgeq.reading import refuse_special
 
 Role = Literal["calibration", "evaluation"]
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -28,7 +29,7 @@ def load_data(
     """Load samples and check that the model can take them. Nothing is ever made up or silently converted.
 
     Args:
-        source: a `.npz` or `.npy` file, a folder of images, or `package.module:function`.
+        source: a `.npz` or `.npy` file, a folder of images, or `package.module:function`. A `Path` is never called.
         inputs: what the model takes.
         preprocess: for images: a preset (`imagenet`, `cifar10`, `[0,1]`) or a TOML file.
         role: labels are read for `evaluation` only.
@@ -43,6 +44,7 @@ def load_data(
         raise UsageError(f"a limit of {limit} samples", remedy="ask for at least one sample")
     notes: list[str] = []
     path = Path(source)
+    refuse_special(path)
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(16)
@@ -62,11 +64,16 @@ def load_data(
                 where=path.name,
             )
         return load_images(path, inputs, read_preprocess(preprocess), role=role, limit=limit, notes=notes)
-    if _FUNCTION.fullmatch(str(source)):
+    if isinstance(source, str) and names_function(source):
         if preprocess is not None:
             notes.append(f"{source}: samples are taken as they are; --preprocess is for images")
         return load_samples(str(source), inputs, role=role, limit=limit, notes=notes)
     raise _not_found(str(source), role)
+
+
+def names_function(text: str) -> bool:
+    """Whether a text has the form `package.module:function`."""
+    return _FUNCTION.fullmatch(text) is not None
 
 
 def _no_data_file(path: Path, head: bytes) -> UsageError:

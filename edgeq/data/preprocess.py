@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,11 +10,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgeq.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edgeq.toml import read_toml
 
 _Side = Annotated[int, Field(ge=1)]
 _Size = _Side | tuple[_Side, _Side]
@@ -44,9 +39,11 @@ def read_preprocess(text: str) -> Preprocess:
             where="--preprocess",
         )
     try:
-        return Preprocess.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"this is no TOML ({error})", remedy="mend the file", where=path.name) from error
+        table = read_toml(path)
+    except UsageError as error:
+        raise UsageError(f"this is no TOML ({error.cause})", remedy="mend the file", where=path.name) from error
+    try:
+        return Preprocess.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -420,8 +420,8 @@ def _stage(
         if not candidate.path.is_file():
             raise DeviceError("there is no such artefact", where=str(candidate.path))
         place = folder / f"artifact{number}"
-        for file in (candidate.path, *info.companions(candidate.path)):
-            if file.is_file() and file.is_relative_to(candidate.path.parent):
+        for file in dict.fromkeys((candidate.path, *info.companions(candidate.path))):
+            if file.is_file():
                 target = place / file.relative_to(candidate.path.parent)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link_or_copy(file, target)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeq.errors import UsageError
-from edgeq.files import explained, write_json
+from edgeq.files import write_json
 from edgeq.planning.plan import Given, Plan, Proof, read_plan
+from edgeq.reading import read_json, within
 from edgeq.registry.schema import Format, RuntimeName
 
 KIND: Literal["edgeq.fleet"] = "edgeq.fleet"
@@ -143,8 +143,8 @@ def write_fleet(path: Path, fleet: Fleet, plans: Mapping[str, Plan]) -> Fleet:
 def is_fleet(path: Path) -> bool:
     """Whether a file calls itself a fleet; false for what cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        content = read_json(path, "a fleet", "")
+    except UsageError:
         return False
     return isinstance(content, dict) and content.get("kind") == KIND
 
@@ -158,9 +158,7 @@ def read_fleet(path: Path) -> tuple[Fleet, dict[str, Plan]]:
     fleet = _read(path)
     plans: dict[str, Plan] = {}
     for artefact in fleet.artefacts:
-        if Path(artefact.plan).name != artefact.plan:
-            raise UsageError(f"{artefact.plan!r} is not beside it", where=str(path), remedy="plans stand beside it")
-        plans[artefact.name] = read_plan(path.with_name(artefact.plan))
+        plans[artefact.name] = read_plan(within(path.parent, artefact.plan, str(path)))
         made = plans[artefact.name]
         if (made.target, made.format, made.model_hash) != (artefact.target, artefact.format, fleet.model_hash):
             raise UsageError(
@@ -172,12 +170,7 @@ def read_fleet(path: Path) -> tuple[Fleet, dict[str, Plan]]:
 
 
 def _read(path: Path) -> Fleet:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise explained(error, path) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError("is not a fleet: no valid JSON", where=str(path), remedy="see edgeq plan") from error
+    content = read_json(path, "a fleet", "see edgeq plan")
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise UsageError("is not a fleet", where=str(path), remedy="make it with edgeq plan and several --target")
     if content.get("schema_version") != 1:
@@ -193,12 +186,14 @@ def _read(path: Path) -> Fleet:
         place = ".".join(str(part) for part in problem["loc"])
         raise UsageError(f"{place}: {problem['msg']}", where=str(path), remedy="correct this place") from error
     names, members = {a.name for a in fleet.artefacts}, {m.target for m in fleet.targets}
-    lost = {m.artefact for m in fleet.targets} - names or {a.target for a in fleet.artefacts} - members
+    served = sorted((target, a.name) for a in fleet.artefacts for target in a.serves)
+    lost = served != sorted((m.target, m.artefact) for m in fleet.targets) or not all(a.serves for a in fleet.artefacts)
+    lost = lost or bool({a.target for a in fleet.artefacts} - members)
     if lost or len(names) != len(fleet.artefacts) or len(members) != len(fleet.targets):
         raise UsageError(
             "its targets and artefacts do not name each other", where=str(path), remedy="make it anew with edgeq plan"
         )
-    for name in names:
+    for name in names | members:
         if not name.replace("-", "").isalnum():
             raise UsageError(f"{name!r} is no name of a folder", where=str(path), remedy="make it anew with edgeq plan")
     return fleet

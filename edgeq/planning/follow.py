@@ -15,6 +15,7 @@ from edgeq.planning.assign import FLOAT, assign
 from edgeq.planning.explain import runtime_of
 from edgeq.planning.ladder import ladder, of_choices
 from edgeq.planning.plan import Plan, refuse_other
+from edgeq.planning.remembered import data_of
 from edgeq.planning.rules import apply_rules
 from edgeq.prepare import Aim, Job, prepare
 from edgeq.progress import Clock, Progress, Silent
@@ -49,7 +50,8 @@ def job_of(
         UnsupportedError: the model cannot be handled.
     """
     given = plan.given
-    data = calibration if calibration is not None else given.calibration if given else None
+    told = None if isinstance(calibration, Dataset) else calibration
+    data = calibration if isinstance(calibration, Dataset) else data_of(given, "--calib", told, "calibration")
     if data is None:
         raise UsageError("--calib is missing", remedy="the plan does not say what it was made from: give --calib")
     how = preprocess if preprocess is not None else given.preprocess if given else None

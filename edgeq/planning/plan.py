@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edgeq.errors import UsageError
 from edgeq.numerics.scheme import DType, Granularity, Symmetry
 from edgeq.planning.rules import Rule
+from edgeq.reading import read_json
 from edgeq.registry.schema import Format, RuntimeName
 
 FloatPrecision = Literal["float32", "bfloat16", "float16"]
@@ -246,13 +246,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UsageError: the file is missing, is no plan, or was edited into something else; names the place.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), remedy="check the path") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        line = getattr(error, "lineno", 1)
-        raise UsageError("is not a plan: no valid JSON", where=f"{path}:{line}", remedy="see edgeq plan") from error
+    content = read_json(path, "a plan", "see edgeq plan")
     if isinstance(content, dict) and content.get("kind") == "edgeq.fleet":
         raise UsageError("is a fleet, not a plan", where=str(path), remedy="give one of the plans that stand beside it")
     version = content.get("schema_version") if isinstance(content, dict) else None

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edgeq.errors import UsageError
 from edgeq.files import atomic_write
 from edgeq.planning.form import on_integers
+from edgeq.reading import read_bytes
 from edgeq.registry.load import data_folder
 from edgeq.registry.schema import Kernel, OpClass, Runtime, RuntimeName, Target
 
@@ -160,9 +161,7 @@ def read_evidence(path: Path) -> Evidence:
         UsageError: it cannot be read, or is no valid evidence; says where.
     """
     try:
-        return Evidence.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path), remedy="check the file") from error
+        return Evidence.model_validate_json(read_bytes(path))
     except ValidationError as errors:
         first = errors.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeGuard, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from edgeq.errors import UsageError
+from edgeq.reading import within
 from edgeq.registry.schema import Kernel, Profile, Runtime, Target
 from edgeq.toml import read_toml
 
@@ -146,13 +147,9 @@ def _names(kind: Kind) -> list[str]:
 
 
 def _locate(kind: Kind, name_or_path: str, beside: Path | None = None, where: str = "") -> Path:
-    """The file meant by a name or a path; relative paths start at `beside`, the folder of the file that names it."""
-    separators = {"/", os.sep, os.altsep or "/"}
-    if name_or_path.endswith(".toml") or separators & set(name_or_path):
-        try:
-            path = (beside or Path()) / Path(name_or_path).expanduser()
-        except RuntimeError:  # ~name, where nobody has that name
-            path = (beside or Path()) / name_or_path
+    """The file meant by a name or a path; a path that a file names lies in `beside`, the folder of that file."""
+    if _is_path(name_or_path):
+        path = within(beside, name_or_path, where) if beside is not None else _of_user(name_or_path)
         if not path.is_file():
             raise UsageError(f"there is no file {str(path)!r}", where=where, remedy="give the path of a .toml file")
         return path
@@ -166,6 +163,17 @@ def _locate(kind: Kind, name_or_path: str, beside: Path | None = None, where: st
     return data_folder(kind) / f"{name_or_path}.toml"
 
 
+def _is_path(text: str) -> bool:
+    return text.endswith(".toml") or bool({"/", os.sep, os.altsep or "/"} & set(text))
+
+
+def _of_user(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~name, where nobody has that name
+        return Path(path)
+
+
 def _load(path: Path, kind: Kind, schema: type[Schema]) -> Schema:
     return _validate(path, _merged(path, kind, schema, ()), schema)
 
@@ -177,6 +185,9 @@ def _merged(path: Path, kind: Kind, schema: type[Schema], chain: tuple[Path, ...
         circle = " -> ".join(p.name for p in (*chain[chain.index(path) :], path))
         raise UsageError(f"files extend each other in a circle: {circle}", where=f"{path}: extends", remedy="break it")
     table = read_toml(path)
+    profile = table.get("default_profile")
+    if kind == "targets" and isinstance(profile, str) and _is_path(profile):
+        table["default_profile"] = str(_locate("profiles", profile, path.parent, f"{path}: default_profile"))
     base = table.pop("extends", None)
     if base is None:
         return table

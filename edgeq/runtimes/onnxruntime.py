@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgeq.report.schema import Placement
+from edgeq.runtimes.external import external_files
 from edgeq.runtimes.info import Row, RuntimeInfo
 
 _INTEGER_OPS = frozenset(
@@ -51,23 +52,12 @@ def placements(rows: Sequence[Row]) -> list[Placement]:
 
 
 def companions(path: Path) -> list[Path]:
-    """The external data files that an ONNX file names."""
-    import onnx
+    """The external data files that an ONNX file names.
 
-    if path.suffix != ".onnx":
-        return []
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception:
-        return []  # a file that onnx cannot read is the runtime's to refuse, in its own words
-    names = {
-        entry.value
-        for tensor in graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [path.parent / name for name in sorted(names)]
+    Raises:
+        UsageError: see `external_files`.
+    """
+    return external_files(path) if path.suffix == ".onnx" else []
 
 
 def baselines(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 from edgeq.errors import MissingExtraError
+from edgeq.reading import within
 from edgeq.report.schema import Placement
 from edgeq.runtimes import onnxruntime
 from edgeq.runtimes.info import Row, RuntimeInfo
@@ -54,7 +55,9 @@ def placements(rows: Sequence[Row]) -> list[Placement]:
 
 def companions(path: Path) -> list[Path]:
     """The weights beside an `.xml`; OpenVINO reads ONNX files too, with their external data."""
-    return [path.with_suffix(".bin")] if path.suffix == ".xml" else onnxruntime.companions(path)
+    if path.suffix == ".xml":
+        return [within(path.parent, path.with_suffix(".bin").name, str(path))]
+    return onnxruntime.companions(path)
 
 
 def baselines(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
