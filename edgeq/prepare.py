@@ -285,7 +285,7 @@ def _answers(model: Model, evals: Dataset, clock: Clock, cache: Cache) -> list[A
             "reference",
             content_key(
                 "reference",
-                1,
+                2,
                 model=model.fingerprint,
                 data=evals.sha256,
                 source=model.sha256,

@@ -152,8 +152,8 @@ def test_the_models_macs_and_parameters() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_small_models_take_batches(name: str) -> None:
-    assert small.model(name).batchable
+def test_small_models_take_batches_where_theirs_is_free(name: str) -> None:
+    assert small.model(name).batchable is not small.SMALL[name].static
 
 
 class MixesSamples(nn.Module):
@@ -197,8 +197,8 @@ def test_an_input_without_a_batch_is_one_sample() -> None:
 
 
 def test_batches_run_in_step_give_what_they_give_alone() -> None:
-    model = small.model("split-shuffle-batch-1")
-    one, three = (small.SMALL["split-shuffle-batch-1"].example(n, n) for n in (1, 3))
+    model = small.model("split-shuffle")
+    one, three = (small.SMALL["split-shuffle"].example(n, n) for n in (1, 3))
     together = model.run([one, three])
     for inputs, outputs in zip((one, three), together, strict=True):
         assert torch.equal(model.run([inputs])[0][0], outputs[0])

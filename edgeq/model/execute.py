@@ -28,15 +28,8 @@ def constants(program: Program) -> dict[str, torch.Tensor]:
     return {node: torch.from_numpy(array) for node, array in program.tensors().items()}
 
 
-def scale_batch(node: Node, count: int) -> tuple[Any, ...]:
-    """A reshape's arguments with the batch, fixed when the graph was made, multiplied by `count`."""
-    shape = list(node.args[1])
-    if -1 not in shape and isinstance(shape[0], int):
-        shape[0] *= count
-    return (node.args[0], shape, *node.args[2:])
-
-
 _RESHAPES = ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
+_RECURRENT = ("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
 
 
 def execute(
@@ -45,7 +38,6 @@ def execute(
     hook: Hook | None = None,
     replace: Mapping[str, Constant] | None = None,
     reads: Reads | None = None,
-    batch_factors: Sequence[int] = (),
     differentiable: bool = False,
 ) -> list[list[torch.Tensor]]:
     """Runs the graph on several batches in step: each node for all batches, then the next node.
@@ -60,15 +52,13 @@ def execute(
         replace: values for constants, by placeholder name, in place of the program's own; a list holds one for each
             batch.
         reads: what is changed for one reader alone.
-        batch_factors: how many times larger each batch is than the one the graph was traced with, where
-            that one is fixed.
         differentiable: record what is needed for gradients.
 
     Returns:
         For each batch the user outputs, in order.
     """
     with torch.enable_grad() if differentiable else torch.inference_mode():
-        return _execute(program, batches, hook, replace or {}, reads or {}, batch_factors or [1] * len(batches))
+        return _execute(program, batches, hook, replace or {}, reads or {})
 
 
 def _execute(
@@ -77,7 +67,6 @@ def _execute(
     hook: Hook | None,
     replace: Mapping[str, Constant],
     reads: Reads,
-    factors: Sequence[int],
 ) -> list[list[torch.Tensor]]:
     env: dict[Node, list[Any]] = {}
     values = {
@@ -102,7 +91,7 @@ def _execute(
         elif node.op == "get_attr":
             env[node] = [program.functions[node.target]] * len(batches)
         elif node.op == "call_function":
-            computed = _all_batches(node, functions, _read(node, env, reads), factors)
+            computed = _all_batches(node, functions, _read(node, env, reads), len(batches))
             env[node] = hook(node, computed) if hook else computed
         elif node.op == "output":
             return [[env[o][i] for o in node.args[0]] for i in range(len(batches))]
@@ -133,28 +122,41 @@ def _once(given: Sequence[torch.Tensor], work: Callable[[torch.Tensor], torch.Te
     return [done[id(tensor)] for tensor in given]
 
 
-def _all_batches(node: Node, functions: Functions, env: Mapping[Node, list[Any]], factors: Sequence[int]) -> list[Any]:
-    if len(factors) == 1:
-        return [_call(node, functions, env, 0, factors[0])]
+def _all_batches(node: Node, functions: Functions, env: Mapping[Node, list[Any]], count: int) -> list[Any]:
+    if count == 1:
+        return [_call(node, functions, env, 0)]
     done: dict[tuple[int, ...], Any] = {}
     result = []
-    for batch, factor in enumerate(factors):
-        key = (factor, *(id(env[source][batch]) for source in node.all_input_nodes))
+    for batch in range(count):
+        key = tuple(id(env[source][batch]) for source in node.all_input_nodes)
         if key not in done:
-            done[key] = _call(node, functions, env, batch, factor)
+            done[key] = _call(node, functions, env, batch)
         result.append(done[key])
     return result
 
 
-def _call(node: Node, functions: Functions, env: Mapping[Node, list[Any]], batch: int, factor: int) -> Any:
+def _call(node: Node, functions: Functions, env: Mapping[Node, list[Any]], batch: int) -> Any:
     def leaf(of: Any) -> Any:
         return env[of][batch] if isinstance(of, Node) else constant_of(of) if isinstance(of, Named) else of
 
-    arguments = scale_batch(node, factor) if factor > 1 and node.target in _RESHAPES else node.args
-    args, kwargs = replaced(tuple(arguments), leaf), replaced(node.kwargs, leaf)
+    args, kwargs = replaced(node.args, leaf), replaced(node.kwargs, leaf)
+    if node.target in _RECURRENT:
+        _check_states(node, *args[:2], batch_first=bool(args[8] if len(args) > 8 else kwargs.get("batch_first")))
     # a view of what lies channels last may need a copy; where it does not, reshape is a view
     function = torch.ops.aten.reshape.default if node.target in _RESHAPES else functions[node.target]
     return function(*args, **kwargs)
+
+
+def _check_states(node: Node, value: torch.Tensor, states: Any, *, batch_first: bool) -> None:
+    """PyTorch's recurrent kernels write past the end of states that are of fewer samples than their input.
+
+    Raises:
+        ValueError: they are of another batch.
+    """
+    samples = value.shape[0 if batch_first else 1] if value.dim() == 3 else 1
+    for state in [states] if isinstance(states, torch.Tensor) else states:
+        if state.dim() == 3 and state.shape[1] != samples:
+            raise ValueError(f"{node.name}: states of {state.shape[1]} samples for an input of {samples}")
 
 
 def _channels_last(value: torch.Tensor) -> torch.Tensor:

@@ -100,26 +100,28 @@ class Model:
 
     @cached_property
     def batchable(self) -> bool:
-        """Whether several samples can go through at once. It is told by trying: two samples together must give what
-        they give one by one. A graph that fixes its batch may not take two, and a free batch does not say that
-        samples keep apart."""
-        if not all(spec.batched for spec in self.inputs):
+        """Whether several samples can go through at once. A graph that fixes its batch takes what it was made with: its
+        sizes and states are of that batch, and which of them would follow another one is a guess. Where the batch is
+        free it is told by trying: two samples together must give what they give one by one."""
+        if not self.dynamic_batch:
             return False
         import torch
 
         generator = torch.Generator().manual_seed(0)
         samples = [
             [
-                torch.randn((1, *x.shape[1:]), generator=generator) if x.is_floating_point() else x[:1]
+                torch.randn((1, *x.shape[1:]), generator=generator)
+                if x.is_floating_point()
+                else (x[:1] if turn == 0 or x.dim() == 1 else x[:1].flip(-1))
                 for x in map(torch.from_numpy, self.example)
             ]
-            for _ in range(2)
+            for turn in range(2)
         ]
+        alone = self.run(samples)
         try:
             (together,) = self.run([[torch.cat(column) for column in zip(*samples, strict=True)]])
         except (RuntimeError, IndexError, ValueError, TypeError):
             return False
-        alone = self.run(samples)
         return all(
             whole.shape[:1] == (2,)
             and all(
@@ -146,7 +148,7 @@ class Model:
 
         Args:
             batches: for each batch one tensor per input, [N, ...]; N is what the graph was made with, or any number
-                if `batchable`.
+                if `batchable`: a graph that fixes its batch may read or write where it must not.
             hook: sees and may change every value (see `edgeq.model.execute`).
             replace: constants to use in place of the model's own, by graph node.
             reads: what is done to a value on its way to one reader alone (see `edgeq.model.execute`).
@@ -154,10 +156,7 @@ class Model:
         """
         from edgeq.model.execute import execute
 
-        if self.dynamic_batch:
-            return execute(self.program, batches, hook, replace, reads, differentiable=differentiable)
-        factors = [len(batch[0]) // len(self.example[0]) for batch in batches]
-        return execute(self.program, batches, hook, replace, reads, factors, differentiable)
+        return execute(self.program, batches, hook, replace, reads, differentiable=differentiable)
 
 
 def load(
