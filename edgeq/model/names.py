@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 
-ATEN = re.compile(r"aten\.(?!save\b|from_file\b)(?!__)(\w+)\.(?!__)(\w+)")
-"""Operators of ATen, without those that touch files; which of them there are, and only compute, PyTorch knows."""
+ATEN = re.compile(r"aten\.(?!save\b|from_file\b)((?!__)\w+|__(?:and|or|xor|lshift|rshift)__)\.(?!__)(\w+)")
+"""Operators of ATen, without those that touch files; which of them there are, and only compute, PyTorch knows. Those on
+bits go by the names that they have in Python."""
 
 OPERATORS = frozenset({
     "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos", "pow", "eq", "ne", "lt", "le", "gt", "ge",

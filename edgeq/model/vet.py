@@ -27,10 +27,10 @@ from edgeq.model.pickles import is_plain, unusual_globals
 from edgeq.model.refusals import carries_code, damaged
 
 _FILE_OPERATOR = re.compile(rb"\b(save|from_file)\b")
-_TARGET = re.compile(
-    r"torch\.ops\.(?!load_library|loaded_libraries|aten\.(save|from_file)\b)[A-Za-z]\w*(\.(?!__)\w+){1,2}"
-    r"|torch\.sym_\w+|math\.[a-z]\w*"
-)
+_OPERATOR = re.compile(r"torch\.ops\.(?!higher_order\.)([A-Za-z]\w*)\.(\w+)\.(\w+)")
+_HIGHER_ORDER = re.compile(r"torch\.ops\.higher_order\.[a-z]\w*")
+_TOUCHES_FILES = ("aten::save", "aten::from_file")
+_ON_SIZES = re.compile(r"torch\._?sym_\w+|math\.[a-z]\w*")
 _IDENTIFIER = re.compile(r"[\w.]*")
 _MEMBER = re.compile(r"\w[\w.]*")
 _PAYLOADS = ("data/weights/", "data/constants/")
@@ -172,16 +172,25 @@ def _leaves(program: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _is_target(text: str) -> bool:
     if text.startswith("_operator."):
         return text.removeprefix("_operator.") in OPERATORS
-    return _TARGET.fullmatch(text) is not None
+    if found := _OPERATOR.fullmatch(text):
+        # what begins like one of Python's own attributes is one, unless PyTorch has an operator of that name
+        inside = found[2].startswith("__") or found[3].startswith("__")
+        return f"{found[1]}::{found[2]}" not in _TOUCHES_FILES and (not inside or _is_registered(text))
+    return _HIGHER_ORDER.fullmatch(text) is not None or _ON_SIZES.fullmatch(text) is not None
 
 
 def _is_registered(text: str) -> bool:
-    if not text.startswith("torch."):
+    """Whether PyTorch knows an operator; looked up in its tables, so that no attribute of anything is touched."""
+    if found := _OPERATOR.fullmatch(text):
+        overload = "" if found[3] == "default" else found[3]
+        try:
+            torch._C._get_schema(f"{found[1]}::{found[2]}", overload)
+        except RuntimeError:
+            return False
         return True
-    found: Any = torch
-    for name in text.split(".")[1:]:
-        found = getattr(found, name, None)
-    return found is not None
+    if text.startswith("torch.ops.higher_order."):
+        return text.removeprefix("torch.ops.higher_order.") in torch._ops._higher_order_ops
+    return True
 
 
 def _json(archive: zipfile.ZipFile, name: str, where: str) -> dict[str, Any]:
