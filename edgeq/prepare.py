@@ -149,6 +149,8 @@ def prepare(
 
 def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engine: Engine) -> list[Job]:
     loaded = load_case(case, clock, cache)
+    # exporters find the model's values in their files by what they are on real samples
+    loaded = replace(loaded, model=loaded.model.with_samples(loaded.calibration))
     # of all formats of a target, so that a plan for another one finds it
     every = [r for aim in aims for r in (*aim.runtimes, *aim.target.runtimes)]
     calibration, impact = _calibrated(loaded, every, clock, cache)

@@ -83,7 +83,8 @@ def validate(
         with clock.stage("float model") as steps:
             reference = reference_outputs(net, data, steps)
         with clock.stage(f"export float {chosen.format}"):
-            baseline = Exporter(net, Path(scratch)).float_model(chosen.format) if not where.emulated else []
+            exporter = Exporter(net.with_samples(data), Path(scratch))
+            baseline = [] if where.emulated else exporter.float_model(chosen.format)
         with clock.stage(f"validate in {chosen.name}") as steps:
             found = measure(
                 Candidate(path, chosen.name),

@@ -10,9 +10,12 @@ import trained_model
 
 from edgeq.cache import Cache
 from edgeq.case import Case
+from edgeq.data.dataset import make_dataset
 from edgeq.devices import Device
 from edgeq.devices.device import Exit
 from edgeq.errors import DeviceError, UsageError
+from edgeq.export import kept_onnx, kept_tflite
+from edgeq.model.model import load
 from edgeq.planning.assign import assign
 from edgeq.planning.losses import arithmetic
 from edgeq.prepare import EMULATED_SAMPLES, Aim, answered, prepare, take_aim
@@ -123,3 +126,24 @@ def test_arithmetic_is_what_is_stored_and_not_how_it_is_known() -> None:
     narrow = [k.model_copy(update={"weight_bits": 7}) for k in here.kernels]
     for changes in ({"kernels": narrow}, {"io": "integer"}, {"shared_scale": []}, {"fixed_outputs": []}):
         assert arithmetic(here.model_copy(update=changes)) != arithmetic(here)
+
+
+def test_a_prepared_model_carries_calibration_samples(case: Case) -> None:
+    """Exporters compare their files with the model on them; those of other samples are not taken for the same."""
+    (job,) = prepare(case, [take_aim(load_target("x86-avx512"))], Clock(Silent()))
+    traced = load(case.model)
+    first = job.calibration_data.first(len(traced.example[0]))
+    assert [x.shape for x in job.model.example] == [x.shape for x in traced.example]
+    assert all(np.array_equal(x, first[s.name]) for s, x in zip(job.model.inputs, job.model.example, strict=True))
+    assert job.model.fingerprint == traced.fingerprint
+    assert kept_onnx.key(job.model) != kept_onnx.key(traced) and kept_tflite.key(job.model) != kept_tflite.key(traced)
+
+
+def test_few_samples_are_repeated_for_a_larger_example(case: Case) -> None:
+    traced = load(case.model)
+    shape = traced.example[0].shape[1:]
+    one = make_dataset(
+        {traced.inputs[0].name: np.ones((1, *shape), np.float32)}, traced.inputs, labels=None, source="one"
+    )
+    (example,) = traced.with_samples(one).example
+    assert example.shape == traced.example[0].shape and np.all(example == 1)

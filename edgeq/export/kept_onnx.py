@@ -11,7 +11,7 @@ from edgeq.export.onnx_float import FloatOnnx
 from edgeq.installed import installed
 from edgeq.model.model import Model
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever what is converted to changes."""
 
 
@@ -19,7 +19,8 @@ def key(model: Model) -> str:
     """The name that it is kept by."""
     packages = installed("torch", "onnxscript", "onnx_ir", "onnxruntime")
     names = [[s.name for s in model.inputs], list(model.output_names)]
-    return content_key("float-onnx", VERSION, model=model.fingerprint, names=names, packages=packages)
+    found_by = model.example_hash
+    return content_key("float-onnx", VERSION, model=model.fingerprint, samples=found_by, names=names, packages=packages)
 
 
 def pack(found: FloatOnnx) -> Entry:

@@ -9,7 +9,7 @@ from edgeq.export.tflite import FloatTflite
 from edgeq.installed import installed
 from edgeq.model.model import Model
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever what is converted to changes."""
 
 
@@ -17,7 +17,10 @@ def key(model: Model) -> str:
     """The name that it is kept by."""
     packages = installed("torch", "litert-torch", "ai-edge-litert")
     names = [[s.name for s in model.inputs], list(model.output_names)]
-    return content_key("float-tflite", VERSION, model=model.fingerprint, names=names, packages=packages)
+    found_by = model.example_hash
+    return content_key(
+        "float-tflite", VERSION, model=model.fingerprint, samples=found_by, names=names, packages=packages
+    )
 
 
 def pack(found: FloatTflite) -> Entry:

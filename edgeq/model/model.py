@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.data.dataset import InputSpec
+import numpy as np
+
+from edgeq.data.dataset import Dataset, InputSpec
 from edgeq.errors import UnsupportedError
 from edgeq.model.graph import Array, Node, Program, Value
 from edgeq.model.groups import Group, find_groups, find_trailing
@@ -34,7 +37,8 @@ class Model:
         kind: what the file was.
         source: file name, for people.
         sha256: of the file, or of the weights and graph of a module from memory.
-        example: one input per argument, for tracing only.
+        example: one input per argument, for tracing and to compare exported files with the model by: real samples where
+            there is data (see `with_samples`).
         notes: what was assumed while loading, for the user to see.
     """
 
@@ -78,6 +82,30 @@ class Model:
     def fingerprint(self) -> str:
         """Hash of what is computed: the normalised graph and its numbers, wherever they came from."""
         return self.program.fingerprint
+
+    @cached_property
+    def example_hash(self) -> str:
+        """Hash of the example inputs: where an exporter finds the model's values in a file hangs on them."""
+        digest = hashlib.sha256()
+        for array in self.example:
+            digest.update(f"{array.dtype}\0{array.shape}\0".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def with_samples(self, data: Dataset) -> Model:
+        """The same model with the data's first samples as its example, as many as it had.
+
+        On zeros or noise a network may be far outside its range, where exported files cannot be told from others: what
+        rounding makes of values a thousand times too large looks like another computation.
+        """
+        counts = [len(x) if spec.batched else 1 for spec, x in zip(self.inputs, self.example, strict=True)]
+        first = data.first(max(counts))
+
+        def samples(spec: InputSpec, count: int) -> Array:
+            array = first[spec.name]
+            return array[np.arange(count) % len(array)] if spec.batched else array[0]
+
+        return replace(self, example=tuple(samples(s, n) for s, n in zip(self.inputs, counts, strict=True)))
 
     @property
     def input_nodes(self) -> tuple[str, ...]:
