@@ -33,7 +33,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
     Args:
         path: the file; its folder must exist.
-        data: text is written as UTF-8.
+        data: text is written as UTF-8, and what that cannot hold as escapes.
 
     Raises:
         UsageError: the folder is missing or not writable, or the disk is full.
@@ -42,7 +42,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     try:
         _clean(path)
         with open(partial, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.text import Text
 
 from edgeq.cli import signals
-from edgeq.cli.terminal import Live, Plain, Stages
+from edgeq.cli.terminal import Live, Plain, Stages, Visible
 from edgeq.errors import INTERRUPTED, EdgeqError, UsageError
 from edgeq.files import explained
+from edgeq.visible import visible
 
 # What typer raises for wrong arguments; it is public only as the base of its subclass.
 _WRONG_ARGUMENTS: type = typer.BadParameter.__mro__[1]
@@ -105,7 +106,7 @@ class Shell:
             # A library that is interrupted half-way through may raise an error of its own.
             stopped = signals.stopped() or (error if isinstance(error, KeyboardInterrupt) else None)
             if self.debug and not isinstance(error, _WRONG_ARGUMENTS):
-                self._err.write("".join(traceback.format_exception(error)))
+                self._err.write(visible("".join(traceback.format_exception(error)), keep="\n"))
             if stopped is not None:
                 return self.tell(_interrupted(stopped), "interrupted")
             return self.tell(_explain(error))
@@ -165,8 +166,7 @@ def _interrupted(stopped: KeyboardInterrupt) -> EdgeqError:
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks, and without characters that would steer the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return " ".join(text.split())
 
 
 def _console(stream: TextIO) -> Console:
@@ -177,7 +177,7 @@ def _console(stream: TextIO) -> Console:
         width = 0
     told = os.environ.get("COLUMNS", "")
     width = int(told) if told.isdecimal() and int(told) else width
-    return Console(file=stream, width=width or _WIDTH, highlight=False)
+    return Visible(file=stream, width=width or _WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def _is_descriptor(stream: Any, number: int) -> bool:

@@ -77,7 +77,9 @@ def _check(shell: Shell, problems: list[str]) -> int:
     elif not problems:
         shell.console.print("every target and profile file is well")
     else:
-        shell.console.print("\n".join(problems), markup=False, soft_wrap=True)
+        for problem in problems:
+            for line in problem.splitlines():
+                shell.console.print(Text(line), soft_wrap=True)
     return UsageError.exit_code if problems else 0
 
 

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from edgeq.cli import signals
+from edgeq.visible import visible
 
 _NAME_WIDTH = 24
+
+
+class Visible(Console):
+    """A console on which no text from a file does anything: whatever would steer the terminal, break a line or hide is
+    shown as an escape. All that a command says to people goes through one."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """A renderable as segments, of which texts and the cells of tables are made; see `rich.console.Console`."""
+        if isinstance(renderable, str):
+            renderable = self.render_str(renderable)
+        return super().render(_escaped(renderable) if isinstance(renderable, Text) else renderable, options)
+
+
+def _escaped(text: Text) -> Text:
+    """The same text in the same styles."""
+    hidden = [i for i, c in enumerate(text.plain) if not c.isprintable()]
+    if not hidden:
+        return text
+    escaped = text.blank_copy()
+    for piece in text.divide(sorted({*hidden, *(i + 1 for i in hidden)} - {0, len(text)})):
+        piece.plain = visible(piece.plain)
+        escaped.append_text(piece)
+    return escaped
 
 
 class Stages:
@@ -64,7 +89,7 @@ class Live(Stages):
         # Python's streams are left alone: what libraries print must not appear above the bars.
         self._progress = Progress(
             SpinnerColumn("line"),
-            TextColumn(f"{{task.description:<{_NAME_WIDTH}}}"),
+            TextColumn(f"{{task.description:<{_NAME_WIDTH}}}", markup=False),
             BarColumn(bar_width=24),
             _Count(),
             TimeElapsedColumn(),
@@ -86,7 +111,7 @@ class Live(Stages):
 
     def start(self, stage: str) -> None:
         super().start(stage)
-        self._running.append((stage, self._progress.add_task(escape(stage), total=None)))
+        self._running.append((stage, self._progress.add_task(stage, total=None)))
 
     def step(self, done: int, total: int) -> None:
         super().step(done, total)

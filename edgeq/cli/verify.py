@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from edgeq.cli.options import DeviceName
 from edgeq.cli.shell import Shell
@@ -33,7 +34,8 @@ def verify(shell: Shell, build: Build, device: DeviceName = None) -> int:
             }
         )
     else:
-        shell.console.print("\n".join(found.lines()), markup=False, soft_wrap=True)
+        for line in found.lines():
+            shell.console.print(Text(line), soft_wrap=True)
     if found.ok:
         return 0
     return shell.tell(

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeq.data.place import Place
 from edgeq.data.unread import Unread
+from edgeq.visible import whole
 
 
 def overlap(a: Dataset, b: Dataset) -> int:
@@ -34,18 +35,18 @@ def make_dataset(
         places: by input name, the file that holds just this array.
     """
     places = dict(places or {})
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for spec in specs:
         array = inputs[spec.name]
-        whole.update(f"{spec.name}\0{array.dtype}\0{array.shape}\0".encode())
-        whole.update(places[spec.name].sha256 if spec.name in places else _digest(array))
+        digest.update(f"{spec.name}\0{array.dtype}\0{array.shape}\0".encode())
+        digest.update(places[spec.name].sha256 if spec.name in places else _digest(array))
     if labels is not None:
-        whole.update(b"labels\0" + np.ascontiguousarray(labels, np.int64).tobytes())
+        digest.update(b"labels\0" + np.ascontiguousarray(labels, np.int64).tobytes())
     return Dataset(
         inputs={spec.name: inputs[spec.name] for spec in specs},
         labels=labels,
-        source=source,
-        sha256=whole.hexdigest(),
+        source=whole(source),
+        sha256=digest.hexdigest(),
         specs=tuple(specs),
         notes=tuple(notes),
         places=places,

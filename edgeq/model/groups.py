@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edgeq.model.graph import Node, Program, Value
 from edgeq.model.ops import ACTIVATIONS, MOVEMENT, WEIGHTED, is_float, macs, op_class
+from edgeq.visible import whole
 
 _FUSED_INTO = WEIGHTED | {"add", "sub", "mul"}
 
@@ -94,7 +95,7 @@ def find_groups(program: Program) -> tuple[Group, ...]:
         bias = targets.get(third.name) if isinstance(third, Node) else None
         groups.append(
             Group(
-                name=_unique(_name(node, weight), used_names),
+                name=_unique(whole(_name(node, weight)), used_names),
                 op=op or node.target,
                 root=node.name,
                 activation=activation.name if activation is not None else None,

@@ -15,6 +15,7 @@ from edgeq.data.dataset import Dataset, InputSpec
 from edgeq.errors import UnsupportedError
 from edgeq.model.graph import Array, Node, Program, Value
 from edgeq.model.groups import Group, find_groups, find_trailing
+from edgeq.visible import whole
 
 if TYPE_CHECKING:
     import torch
@@ -229,15 +230,15 @@ def from_loaded(loaded: Loaded) -> Model:
                 f"input {name!r} is no tensor", remedy="export the model with its constant arguments bound"
             )
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-        specs.append(InputSpec(name, shape, value.dtype))
+        specs.append(InputSpec(whole(name), shape, value.dtype))
     return Model(
         program=program,
         exported=lambda: exported,
         reference=lambda: program_of(loaded.program),
         inputs=tuple(specs),
-        output_names=loaded.output_names,
+        output_names=tuple(whole(name) for name in loaded.output_names),
         kind=loaded.kind,
-        source=loaded.source,
+        source=whole(loaded.source),
         sha256=loaded.sha256,
         example=tuple(tensor.detach().cpu().numpy() for tensor in loaded.example),
         notes=tuple(loaded.notes),

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from edgeq.errors import UsageError
 from edgeq.files import write_json
 from edgeq.planning.plan import Given, Plan, Proof, read_plan
 from edgeq.reading import read_json, within
 from edgeq.registry.schema import Format, RuntimeName
+from edgeq.visible import writable
 
 KIND: Literal["edgeq.fleet"] = "edgeq.fleet"
 
@@ -23,6 +24,7 @@ and its target file allows the artefact; its runtimes do not run such an artefac
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _writable = model_validator(mode="before")(writable)
 
 
 class Verdict(_Strict):

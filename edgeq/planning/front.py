@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from edgeq.case import Case
 from edgeq.data.dataset import Dataset
@@ -33,6 +33,7 @@ from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Format, RuntimeName
 from edgeq.validation.metric import Metric
+from edgeq.visible import writable
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ WORST = 0.5
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _writable = model_validator(mode="before")(writable)
 
 
 class Point(_Strict):

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from edgeq.errors import UsageError
 from edgeq.numerics.scheme import DType, Granularity, Symmetry
 from edgeq.planning.rules import Rule
 from edgeq.reading import read_json
 from edgeq.registry.schema import Format, RuntimeName
+from edgeq.visible import writable
 
 FloatPrecision = Literal["float32", "bfloat16", "float16"]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _writable = model_validator(mode="before")(writable)
 
 
 class TensorPlan(_Strict):

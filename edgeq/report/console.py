@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -57,19 +57,23 @@ def _table(report: Report, console: Console) -> Table:
     table = Table(box=box.SIMPLE_HEAD if _unicode(console) else box.ASCII, padding=(0, 1), pad_edge=False)
     table.add_column("")
     for heading in ("accuracy\n(float)", "drop\n(95 % interval)", "median", "speed\nto float"):
-        table.add_column(heading, justify="right")
+        table.add_column(_lines(heading), justify="right")
     for heading in ("size\n(to float)", "integer\nMACs", "gates\nheld"):
-        table.add_column(heading, justify="right")
+        table.add_column(_lines(heading), justify="right")
     for build in summary.in_order(report):
         kept = build.format == report.chosen and len(report.builds) > 1
         table.add_row(*(_cell(_fit(cell, console), kept) for cell in _cells(build)))
     return table
 
 
-def _cell(text: str, kept: bool) -> Text:
+def _lines(text: str) -> Group:
+    return Group(*map(Text, text.split("\n")))
+
+
+def _cell(text: str, kept: bool) -> Group:
     """The first line, and what stands below it with less weight."""
-    first, newline, rest = text.partition("\n")
-    return Text.assemble((first, "bold" if kept else ""), (newline + rest, "dim"))
+    first, *rest = text.split("\n")
+    return Group(Text(first, "bold" if kept else ""), *(Text(line, "dim") for line in rest))
 
 
 def _cells(build: Build) -> list[str]:
@@ -116,7 +120,7 @@ def _remarks(report: Report) -> list[tuple[str, str, str]]:
 def _build_remarks(build: Build) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     if build.error is not None:
-        lines.append(("red", f"failed: {build.error}"))
+        lines.append(("red", f"failed: {' '.join(build.error.split())}"))
     elif not build.validated:
         lines.append(("yellow", f"not validated: {build.not_validated_because or 'it was not run'}"))
     elif build.emulated:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from edgeq.files import atomic_write
 from edgeq.report import charts, summary, wording
 from edgeq.report.schema import Report
+from edgeq.visible import visible
 
 if TYPE_CHECKING:
     from edgeq.planning.front import Front
@@ -22,18 +23,19 @@ _PALETTE = 8
 def render_html(report: Report) -> str:
     """The page. Equal reports give equal pages."""
     stages = sorted(report.seconds.items(), key=lambda item: (-item[1], item[0]))
-    return _template().render(
+    page = _template().render(
         report=report,
         builds=summary.in_order(report),
         chosen=next((build for build in report.builds if build.format == report.chosen), None),
         stages=[(name, seconds, f"stage{min(i, _PALETTE - 1)}") for i, (name, seconds) in enumerate(stages)],
         total_seconds=sum(report.seconds.values()),
     )
+    return visible(page, keep="\n")
 
 
 def render_front(front: Front) -> str:
     """The page of a front."""
-    return _template("front.html.j2").render(front=front)
+    return visible(_template("front.html.j2").render(front=front), keep="\n")
 
 
 def write_html(report: Report, path: Path) -> None:

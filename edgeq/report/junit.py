@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 
 from edgeq.files import atomic_write
 from edgeq.report.schema import Report
+from edgeq.visible import visible
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -45,5 +46,5 @@ def write_junit(report: Report, path: Path) -> None:
 
 
 def _clean(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return _NOT_XML.sub("?", text)
+    """Without what XML cannot hold, and with what would hide in it as escapes."""
+    return visible(_NOT_XML.sub("?", text))
