@@ -159,6 +159,7 @@ def _model(entry: Entry, reference: Callable[[], Program]) -> Model:
 
 def _of_archive(entry: Entry) -> tuple[Program, Callable[[], ExportedProgram]]:
     """Reads as warily as a user's own file: a cache may be shared."""
+    from edgeq.model.archive import rebuilt
     from edgeq.model.exported import read_export
     from edgeq.model.kinds import identify
     from edgeq.model.load import quiet
@@ -167,5 +168,7 @@ def _of_archive(entry: Entry) -> tuple[Program, Callable[[], ExportedProgram]]:
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder, quiet():
         path = Path(folder) / "program.pt2"
         path.write_bytes(entry.arrays["program"].tobytes())
-        found = read_export(path, identify(path), trust=False)
+        kind = identify(path)
+        with rebuilt(path, kind) as file:
+            found = read_export(file, kind, trust=False)
     return program_of(found), lambda: found

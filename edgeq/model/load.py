@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch.export import ExportedProgram
 
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.files import sha256_file
+from edgeq.model.archive import rebuilt
 from edgeq.model.examples import Given, asked_for
 from edgeq.model.exported import from_program, read_export
 from edgeq.model.kinds import identify
@@ -69,14 +71,16 @@ def read(
 def _from_file(path: Path, given: Given, arch: str | None, trust: bool) -> Loaded:
     where = path.name
     found = identify(path)
-    if found.content == "torch.export":
-        return from_program(read_export(path, found, trust), given, where)
-    if found.content == "torchscript":
-        return from_script(read_script(path, trust), given, where)
+    with rebuilt(path, found) as file:
+        if found.content == "torch.export":
+            return from_program(read_export(file, found, trust), given, where)
+        if found.content == "torchscript":
+            return from_script(read_script(file, trust), given, where)
+        read_tensors = read_safetensors if found.content == "safetensors" else partial(unpickle, found=found, trust=trust)
+        content = unwrap(read_tensors(file))
     notes: tuple[str, ...] = ()
     if found.content != "pickle":
         notes = ("files of this kind carry no checksum: damage to the weights cannot be noticed",)
-    content = unwrap(read_safetensors(path) if found.content == "safetensors" else unpickle(path, found, trust))
     if isinstance(content, torch.jit.ScriptModule):
         raise UnsupportedError("it holds a scripted module", remedy="save it with torch.jit.save", where=where)
     if isinstance(content, torch.nn.Module):

@@ -41,7 +41,7 @@ def vet_export(path: Path, root: str) -> None:
     """Refuse an exported program whose reading would run code, or that needs what is not here.
 
     Args:
-        path: an archive whose checksums hold and whose members have different names, whatever their case.
+        path: an archive of `edgeq.model.archive.rebuilt`.
         root: the folder inside the archive that holds everything, with its slash; empty where there is none.
 
     Raises:
@@ -51,12 +51,8 @@ def vet_export(path: Path, root: str) -> None:
     where = path.name
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if not name.startswith(root):
-                raise damaged(where, f"{name} is outside of {root}")
             # PyTorch's reader finds a member whatever the case of its name.
             inner = name[len(root) :].lower()
-            if inner.endswith("/"):
-                continue
             if inner.startswith("data/aotinductor/"):
                 raise UnsupportedError(
                     "this package holds a compiled library, not a graph",
@@ -73,17 +69,28 @@ def vet_export(path: Path, root: str) -> None:
 
 
 def vet_script(path: Path) -> None:
-    """Refuse TorchScript that writes files or maps them, whether while it is read or when it runs.
+    """Refuse TorchScript that writes files or maps them, whether while it is read or when it runs, and that computes
+    while it is read.
+
+    Args:
+        path: an archive of `edgeq.model.archive.rebuilt`.
 
     Raises:
-        UsageError: its code names an operator that does.
+        UsageError: its code does, or may lie elsewhere than code does since PyTorch 1.3.
     """
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
+            inner = name.lower().partition("/")[2]
+            if inner == "model.json":
+                raise carries_code(path.name, "TorchScript as PyTorch wrote it before version 1.3")
             # Beside the code lie tables of the lines that it came from, in which any word may occur.
-            code = "/code/" in name.lower() and not name.lower().endswith(".debug_pkl")
-            if code and (found := _FILE_OPERATOR.search(archive.read(name))):
+            if not inner.startswith("code/") or inner.endswith(".debug_pkl"):
+                continue
+            code = archive.read(name)
+            if found := _FILE_OPERATOR.search(code):
                 raise carries_code(path.name, f"it touches files ({found[0].decode()})")
+            if b"__setstate__" in code:
+                raise carries_code(path.name, "__setstate__")
 
 
 def _vet_payloads(archive: zipfile.ZipFile, name: str, folder: str, where: str) -> None:
