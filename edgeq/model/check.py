@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import Node
 
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.model.examples import DTYPES
+from edgeq.model.passes.state import check_state
 
 _CONTROL_FLOW = {"cond", "while_loop", "scan", "map_impl", "associative_scan"}
 # Operators with a flag that says training, and its position among the arguments.
@@ -40,13 +41,7 @@ def check_program(program: ExportedProgram, where: str) -> None:
                 remedy="wrap the model so that it takes tensors only, and export that",
                 where=where,
             )
-    for output in program.graph_signature.output_specs:
-        if output.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
-            raise UnsupportedError(
-                f"the network keeps state between calls (it writes to {output.target!r})",
-                remedy="make the state an input and an output of the model",
-                where=where,
-            )
+    check_state(program, where)
     if not program.graph_signature.user_inputs:
         raise UnsupportedError("the network takes no inputs", remedy="export a module that takes tensors", where=where)
     check_weights(program.state_dict, where)

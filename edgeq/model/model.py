@@ -216,10 +216,10 @@ def load(
 
 def from_loaded(loaded: Loaded) -> Model:
     """Normalises what was read."""
-    from edgeq.model.fold import normalise
+    from edgeq.model.passes import normalise
     from edgeq.model.traced import program_of
 
-    exported = normalise(loaded.program)
+    exported, left_out = normalise(loaded.program, loaded.source)
     program = program_of(exported)
     nodes = {node.name: node for node in program.nodes}
     specs = []
@@ -241,7 +241,7 @@ def from_loaded(loaded: Loaded) -> Model:
         source=whole(loaded.source),
         sha256=loaded.sha256,
         example=tuple(tensor.detach().cpu().numpy() for tensor in loaded.example),
-        notes=tuple(loaded.notes),
+        notes=(*loaded.notes, *left_out),
     )
 
 

@@ -1,0 +1,50 @@
+"""Brings a program into the one form that later stages read.
+
+After `normalise`: nothing is computed from constants alone, no batch norm behind a convolution or linear, no dropout, no
+copies, no in-place operators, no assertions; a product with a constant matrix is a linear layer; every convolution and
+linear has a bias.
+"""
+
+from __future__ import annotations
+
+from torch.export import ExportedProgram
+
+from edgeq.model.passes.batch_norm import fold_batch_norms
+from edgeq.model.passes.constants import fold_constants
+from edgeq.model.passes.convolutions import name_convolutions
+from edgeq.model.passes.editor import Editor
+from edgeq.model.passes.einsum import spell_out_einsum
+from edgeq.model.passes.layers import give_biases, own_constants
+from edgeq.model.passes.pieces import slice_pieces
+from edgeq.model.passes.products import name_linears
+from edgeq.model.passes.state import leave_out_writes
+from edgeq.model.passes.tidy import tidy
+
+
+def normalise(program: ExportedProgram, where: str = "") -> tuple[ExportedProgram, tuple[str, ...]]:
+    """Functionalizes, computes what is constant, folds batch norms, removes what inference does not need.
+
+    Args:
+        program: as `torch.export` made it, in evaluation mode.
+        where: the model, for messages.
+
+    Returns:
+        A program with the same inputs, outputs and answers (to rounding), and notes on what was left out.
+
+    Raises:
+        UnsupportedError: it keeps state between calls, or writes to its inputs.
+    """
+    editor = Editor(program.run_decompositions(spell_out_einsum()))
+    notes = leave_out_writes(editor, where)
+    for step in (
+        tidy,
+        slice_pieces,
+        name_convolutions,
+        name_linears,
+        fold_constants,
+        own_constants,
+        fold_batch_norms,
+        give_biases,
+    ):
+        step(editor)
+    return editor.finish(), notes
