@@ -12,9 +12,8 @@ from edgeq.build import judge, write
 from edgeq.case import Case
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Device
-from edgeq.errors import EdgeqError, UsageError
-from edgeq.export.artifact import Exporter
-from edgeq.export.audit import AuditError
+from edgeq.errors import EdgeqError, UsageError, foreseen
+from edgeq.export.artifact import FILE_NAMES, Exporter
 from edgeq.files import staged_directory
 from edgeq.model.model import Model
 from edgeq.planning.follow import planned_choices
@@ -141,14 +140,16 @@ def _build(
     choices: Mapping[str, str] | None,
     precision: FloatPrecision,
 ) -> Built:
-    """One format. What fails for this format alone is kept as its error."""
+    """One format. What fails for this format alone, in whatever way, is kept as its error."""
     try:
-        return judge(job, runtime, write(job, runtime, exporter, folder, choices, precision))
-    except AuditError:
-        raise
+        with foreseen(runtime.format):
+            return judge(job, runtime, write(job, runtime, exporter, folder, choices, precision))
     except EdgeqError as error:
         # one format of several may fail: the report says why, and the others go on
         if len(job.runtimes) == 1:
             raise
         job.clock.progress.note(f"{runtime.format}: {error.cause}")
+        name = folder / FILE_NAMES[runtime.format]
+        for file in (name, name.with_suffix(".bin")):  # what failed is not what was proven
+            file.unlink(missing_ok=True)
         return Built(failed_build(runtime, job.device, error), None, [], [], error)

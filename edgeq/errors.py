@@ -5,6 +5,9 @@ Every error names its cause, where it happened (a layer, a file) and what to do 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -71,5 +74,38 @@ class MissingExtraError(DeviceError):
             remedy=f"pip install 'edgeq[{extra}]'",
         )
 
+
+class InternalError(EdgeqError):
+    """A defect: of edgeq, or of a library that it uses."""
+
+    def __init__(self, error: Exception, where: str = "") -> None:
+        super().__init__(
+            f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            where=where,
+            remedy="please report this model; --debug shows where it happened",
+        )
+
+
+@contextlib.contextmanager
+def foreseen(where: str) -> Iterator[None]:
+    """Whatever fails inside fails as an EdgeqError. What is wrong with the machine passes as it is.
+
+    Args:
+        where: what is done, for the message.
+
+    Raises:
+        InternalError: anything that no error was foreseen for.
+    """
+    try:
+        yield
+    except (EdgeqError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        raise InternalError(error, where) from error
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 INTERRUPTED = 130

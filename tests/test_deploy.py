@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnxruntime
@@ -22,8 +23,13 @@ from edgeq.cli import app
 from edgeq.deploy import deploy
 from edgeq.devices import device_status
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
+from edgeq.export.audit import AuditError, audit
+from edgeq.export.stored import Stored
 from edgeq.files import sha256_file
-from edgeq.report.schema import Report
+from edgeq.model.model import Model
+from edgeq.quantization.quantize import Quantized
+from edgeq.registry.load import load_target
+from edgeq.report.schema import Audit, Report
 from edgeq.validate import validate
 from edgeq.validation.gates import Limits
 from edgeq.verify import verify
@@ -358,3 +364,49 @@ def test_errors_of_the_library_are_of_one_family(files: Path, tmp_path: Path) ->
     with pytest.raises(EdgeqError) as caught:
         build(files, tmp_path / "out", target="x86-avx51")
     assert caught.value.exit_code == 2 and "x86-avx512" in caught.value.remedy
+
+
+def boom(*_: object, **__: object) -> NoReturn:
+    raise KeyError("a converter's own")
+
+
+@pytest.mark.parametrize("broken", ["edgeq.export.openvino.write_openvino", "edgeq.build.audit"])
+def test_a_format_that_fails_in_any_way_is_its_row_and_the_others_go_on(
+    broken: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    target = load_target("x86-avx512")
+    two = target.model_copy(update={"runtimes": [r for r in target.runtimes if r.format in ("onnx", "openvino")]})
+    monkeypatch.setattr("edgeq.deploy.load_target", lambda _: two)
+    monkeypatch.setenv("EDGEQ_CACHE", "off")
+    if broken.endswith("audit"):
+        whole = audit
+
+        def for_one(model: Model, quantized: Quantized, stored: Stored) -> Audit:
+            if quantized.runtime.format == "openvino":
+                raise AuditError("layer x", "other weights")
+            return whole(model, quantized, stored)
+
+        monkeypatch.setattr(broken, for_one)
+    else:
+        monkeypatch.setattr(broken, boom)
+    report = build(files, tmp_path / "out", format="all")
+    failed, good = sorted(report.builds, key=lambda b: b.error is None)
+    assert (failed.format, good.format, good.error) == ("openvino", "onnx", None)
+    said = "other weights" if broken.endswith("audit") else 'KeyError: "a converter\'s own"'
+    assert failed.error is not None and said in failed.error and "report this model" in failed.error
+    assert (tmp_path / "out" / "model.onnx").is_file() and verify(tmp_path / "out").ok
+    assert not (tmp_path / "out" / "model.xml").exists() and not (tmp_path / "out" / "model.bin").exists()
+    with pytest.raises(EdgeqError, match=r"other weights|KeyError") as caught:
+        build(files, tmp_path / "alone", format="openvino")
+    assert caught.value.exit_code == 1 and not (tmp_path / "alone").exists()
+
+
+def test_a_signal_ends_the_run_and_not_a_format(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeq.build.audit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build(files, tmp_path / "out", format="all")
+    assert not (tmp_path / "out").exists()

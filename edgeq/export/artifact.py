@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.cache import Cache, Entry, cached, content_key, read_folder, write_folder
+from edgeq.errors import foreseen
 from edgeq.export.onnx_names import labels, name_operators
 from edgeq.export.stored import Stored
 from edgeq.installed import installed
@@ -110,8 +111,10 @@ class Exporter:
         Raises:
             UnsupportedError: the format cannot hold the model.
             MissingExtraError: the converter is not installed.
+            InternalError: the converter failed in a way that nobody foresaw, here as everywhere below.
         """
-        return self._tflite if form == "tflite" else self._onnx
+        with foreseen(f"conversion to {form}"):
+            return self._tflite if form == "tflite" else self._onnx
 
     def float_model(self, form: str) -> list[Path]:
         """The files of the unquantized model in the same format, the one that a runtime opens first: the baseline.
@@ -124,17 +127,21 @@ class Exporter:
             folder = self.scratch / f"float-{form}"
             folder.mkdir(exist_ok=True)
             path = folder / FILE_NAMES[form]
-            if form == "onnx":
-                from edgeq.export.onnx_float import save
-
-                save(self._onnx.model, path)
-            elif form == "openvino":
-                self._openvino_to(path)
-            else:
-                path.write_bytes(self._tflite.data)
+            with foreseen(f"float {form}"):
+                self._float_to(form, path)
             self._floats[form] = path
         weights = self._floats[form].with_suffix(".bin")
         return [self._floats[form], *([weights] if form == "openvino" else [])]
+
+    def _float_to(self, form: str, path: Path) -> None:
+        if form == "onnx":
+            from edgeq.export.onnx_float import save
+
+            save(self._onnx.model, path)
+        elif form == "openvino":
+            self._openvino_to(path)
+        else:
+            path.write_bytes(self._tflite.data)
 
     def _openvino_to(self, path: Path) -> None:
         """Kept, since it is written while a plan's answers are waited for, and would take the processor from them."""
@@ -183,6 +190,12 @@ def write_artifact(model: Model, quantized: Quantized, conversion: Converted, fo
     """
     form = quantized.runtime.format
     path = folder / FILE_NAMES[form]
+    with foreseen(f"export {form}"):
+        return _write(model, quantized, conversion, path)
+
+
+def _write(model: Model, quantized: Quantized, conversion: Converted, path: Path) -> list[Path]:
+    form = quantized.runtime.format
     if form == "tflite":
         from edgeq.export.tflite import FloatTflite, export_quantized
 
@@ -204,6 +217,11 @@ def write_artifact(model: Model, quantized: Quantized, conversion: Converted, fo
 
 def read_artifact(model: Model, quantized: Quantized, conversion: Converted, path: Path) -> Stored:
     """What a written file stores."""
+    with foreseen(f"reading {path.name} back"):
+        return _read(model, quantized, conversion, path)
+
+
+def _read(model: Model, quantized: Quantized, conversion: Converted, path: Path) -> Stored:
     if quantized.runtime.format == "tflite":
         from edgeq.export.tflite import FloatTflite, stored
 

@@ -377,4 +377,10 @@ def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool
         value.name = f"{name}_before"
         leaving.name = name
         graph.outputs[position] = leaving
+    if integer_io:
+        # outputs that are a copy of it leave as the same integers
+        for reader, _ in readers:
+            if reader.op_type == "Identity" and reader.outputs[0].is_graph_output():
+                reader.replace_input_with(0, integers)
+                reader.outputs[0].dtype = _TYPES[q.scheme.dtype]
     return real

@@ -9,15 +9,13 @@ import re
 import warnings
 from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_float import FloatOnnx
-from edgeq.model.graph import Node
+from edgeq.export.onnx_match import match
 from edgeq.model.model import Model
-from edgeq.model.ops import is_float
 
 OPSET = 21
 """The first in which QDQ has 4- and 16-bit types, and in which ONNX Runtime takes per-channel scales everywhere."""
@@ -33,27 +31,27 @@ def export_float(model: Model) -> FloatOnnx:
         UnsupportedError: an operator has no ONNX form, or the exported model computes something else.
     """
     exported = _export(model)
-    values = _match(model, exported)
-    for value, node in zip(exported.graph.outputs, model.output_nodes, strict=True):
-        if values.get(node) != value.name:
-            raise UnsupportedError(
-                "the ONNX exporter changed what the model computes", where=f"output {node}", remedy="report this model"
-            )
-    inputs, outputs = list(exported.graph.inputs), list(exported.graph.outputs)
-    renamed: dict[str, str] = {}
-    for value, name in [
-        *zip(inputs, [s.name for s in model.inputs], strict=True),
-        *zip(outputs, model.output_names, strict=True),
-    ]:
-        renamed[value.name or ""] = name
-    taken = set(renamed.values())
-    for inner in (value for operator in exported.graph for value in operator.outputs):
-        if inner.name in taken and inner.name not in renamed:
-            renamed[inner.name or ""] = f"{inner.name}_inner"
-            inner.name = f"{inner.name}_inner"
-    for value in [*inputs, *outputs]:
-        value.name = renamed[value.name or ""]
+    values = match(model, exported)
+    renamed = _rename(model, exported.graph)
     return FloatOnnx(exported, {node: renamed.get(name, name) for node, name in values.items()})
+
+
+def _rename(model: Model, graph: ir.Graph) -> dict[str, str]:
+    """Gives inputs and outputs the user's names. Returns the new name of every value that has one, by the old."""
+    ends = [
+        *zip(graph.inputs, [s.name for s in model.inputs], strict=True),
+        *zip(graph.outputs, model.output_names, strict=True),
+    ]
+    renamed = {str(value.name): name for value, name in ends}
+    taken = set(renamed.values())
+    inner = [value for operator in graph for value in operator.outputs if value.name not in renamed]
+    for value in [*inner, *graph.initializers.values()]:
+        if value.name in taken:
+            renamed[str(value.name)] = f"{value.name}_inner"
+            value.name = f"{value.name}_inner"
+    for value, name in ends:
+        value.name = name
+    return renamed
 
 
 def _export(model: Model) -> ir.Model:
@@ -81,67 +79,6 @@ def _export(model: Model) -> ir.Model:
     result.graph.metadata_props.clear()
     result.producer_name, result.producer_version = "edgeq", None
     return result
-
-
-def _match(model: Model, exported: ir.Model) -> dict[str, str]:
-    """Graph nodes to ONNX values: same name and same numbers, or else the first value with the same numbers."""
-    example = _example(model)
-    floats: dict[str, np.ndarray] = {}
-
-    def see(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
-        if is_float(node):
-            floats[node.name] = values[0].numpy()
-        return values
-
-    model.run([example], see)
-    found = _all_values(exported, [x.numpy() for x in example])
-    result = {node: str(v.name) for node, v in zip(model.input_nodes, exported.graph.inputs, strict=True)}
-    used: set[str] = set(result.values())
-    by_shape: dict[tuple[int, ...], list[str]] = {}
-    for name, array in found.items():
-        by_shape.setdefault(array.shape, []).append(name)
-    for node, array in floats.items():
-        if node in result:
-            continue
-        candidates = by_shape.get(array.shape, [])
-        ordered = ([node] if node in candidates else []) + [c for c in candidates if c != node]
-        tolerance = 1e-3 * float(np.abs(array).max(initial=0.0)) + 1e-6
-        for name in ordered:
-            if name not in used and np.allclose(found[name], array, rtol=1e-3, atol=tolerance):
-                result[node] = name
-                used.add(name)
-                break
-    return result
-
-
-def _example(model: Model) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    whole = list(map(torch.from_numpy, model.example))
-    shapes = [(1, *x.shape[1:]) if model.dynamic_batch else tuple(x.shape) for x in whole]
-    return [
-        torch.randn(shape, generator=generator) if x.is_floating_point() else x[: shape[0]] if x.dim() else x
-        for x, shape in zip(whole, shapes, strict=True)
-    ]
-
-
-def _all_values(exported: ir.Model, inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
-    import onnxruntime
-
-    proto = ir.to_proto(exported)
-    present = {o.name for o in proto.graph.output}
-    for node in proto.graph.node:
-        for name in node.output:
-            if name and name not in present:
-                proto.graph.output.add().name = name
-                present.add(name)
-    options = onnxruntime.SessionOptions()
-    # optimizations would remove the very values that are asked for
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feed = {i.name: array for i, array in zip(session.get_inputs(), inputs, strict=True)}
-    names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, feed), strict=True))
 
 
 @contextlib.contextmanager

@@ -43,7 +43,8 @@ def sha256_program(program: ExportedProgram) -> str:
 
 
 def _output_names(program: ExportedProgram) -> tuple[str, ...]:
-    """Keys where the network returns a dict, otherwise the names of the graph's last nodes, made unique."""
+    """Keys where the network returns a dict, otherwise the names of the graph's last nodes. Each differs from all
+    others and from the inputs' names, since files know tensors by nothing else."""
     names = [str(name) for name in program.graph_signature.user_outputs]
     spec = program.call_spec.out_spec
     if spec is not None and spec.num_leaves == len(names):
@@ -52,9 +53,14 @@ def _output_names(program: ExportedProgram) -> tuple[str, ...]:
             keys = [str(step.key) for step in path if isinstance(step, pytree.MappingKey)]
             if keys and len(keys) == len(path):
                 names[index] = ".".join(keys)
+    taken = set(map(str, program.graph_signature.user_inputs))
     unique: list[str] = []
-    for name in names:
-        unique.append(name if name not in unique else f"{name}_{len(unique)}")
+    for index, name in enumerate(names):
+        number, found = index, name
+        while found in taken:
+            found, number = f"{name}_{number}", number + 1
+        taken.add(found)
+        unique.append(found)
     return tuple(unique)
 
 

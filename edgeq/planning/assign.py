@@ -217,7 +217,7 @@ def _versions(
     if runtime.io == "integer":  # also where a float operator reads the input or writes the output
         first = runtime.kernels[0]
         for name in (n for n in (*model.input_nodes, *model.output_nodes) if is_float(model.nodes[n])):
-            if name not in written and name not in read:
+            if name not in written and name not in read and name not in model.program.lifted:  # no constant
                 written[name] = first
     types: dict[str, str] = {}
     schemes: dict[Version, Kernel] = {}
