@@ -71,8 +71,8 @@ class Histogram:
             raise ValueError("values are not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
         seen = self.samples + len(rows)
-        self.sample_low += (float(lows.sum()) - len(rows) * self.sample_low) / seen
-        self.sample_high += (float(highs.sum()) - len(rows) * self.sample_high) / seen
+        self.sample_low += (float(lows.double().sum()) - len(rows) * self.sample_low) / seen
+        self.sample_high += (float(highs.double().sum()) - len(rows) * self.sample_high) / seen
         self.samples = seen
         flat = rows.reshape(-1)
         self._cover(max(abs(low), abs(high)))

@@ -9,7 +9,7 @@ from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.histogram import Histogram
 from edgeq.calibration.impact import Impact
 
-CALIBRATION_VERSION = 2
+CALIBRATION_VERSION = 3
 IMPACT_VERSION = 2
 """To be raised whenever the arithmetic of these stages, or what is kept of them, changes."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
+from functools import lru_cache
 
-from edgeq.calibration.histogram import Histogram
-from edgeq.model.groups import Group, only_moves
+from edgeq.calibration.histogram import HALF, Histogram
+from edgeq.model.groups import Group, find_groups, only_moves
+from edgeq.model.graph import Node, Program
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, conv_groups, is_float, op_class, output_channels_axis
 from edgeq.registry.schema import Kernel, Runtime
@@ -17,7 +19,16 @@ FLOAT = "float32"
 WIDEST_SHARE = 4.0
 """A tensor joins a shared scale only if that is at most so many times coarser than its own would be."""
 
+MASKING = 1e3
+"""What a mask adds to values that are not to count is at least so large: -10000, or the least float there is."""
+
+APART = 64
+"""A range that holds the values beside a mask is at most so large a part of one that holds both: what is searched
+for ranges ends far above that."""
+
 _TWO_TENSORS = frozenset({"add", "sub", "mul", "matmul"})
+_ARITHMETIC = frozenset({"add", "sub", "mul"})
+_LAYOUT = frozenset({"reshape", "transpose", "slice"})
 
 Version = tuple[str, str]
 """A graph node, and a type of integers that its value is rounded to."""
@@ -76,6 +87,7 @@ def assign(
     reasons: dict[str, str] = {}
     found: dict[str, str | None] = dict.fromkeys(model.input_nodes)  # the type of integers; any at an input
     trailing = model.trailing if runtime.io == "float" else frozenset()
+    read = read_by_integers(model, runtime)
     for group in model.groups:
         chosen = choices.get(group.name)
         kernel = runtime.kernel(group.op, chosen)
@@ -89,6 +101,8 @@ def assign(
         if asked is not None:
             kernel = _moving(model, group, runtime, asked, found)
         refusal = _refusal(model, group, runtime, kernel, found.keys(), trailing, histograms)
+        if not refusal and _idle(group, read):
+            refusal = "nothing behind it runs on integers"
         if chosen == FLOAT:
             refusal = "the plan leaves it in float"
         if refusal or kernel is None:
@@ -153,28 +167,79 @@ def _refusal(
 ) -> str:
     if kernel is None:
         return f"{runtime.name} has no integer kernel for {group.op}"
-    if group.op in WEIGHTED and group.weight is None:
-        return "its weight is computed, not constant"
-    if group.op == "conv_transpose2d" and conv_groups(model.nodes[group.root]) > 1:
-        return "its groups share the scales of their output channels"
-    if not is_float(model.nodes[group.output]) and group.op != "slice":
-        return "its values are no float tensor"
-    if group.op in _TWO_TENSORS and len(model.nodes[group.root].all_input_nodes) != len(group.inputs):
-        return "one side is a constant"
-    if group.op in _TWO_TENSORS - {"mul"} and not all(is_float(side) for side in model.nodes[group.root].args[:2]):
-        return "one side is a constant"
-    if not group.inputs:
-        return "it reads no float tensor"
+    if never := never_on_integers(group, {member: model.nodes[member] for member in group.members}):
+        return never
     if group.op not in WEIGHTED:
         if group.output in trailing:
             return "it only shapes a float output of the model"
         if not any(name in integer_nodes for name in group.inputs):
             return "nothing in front of it runs on integers"
+        if any(is_masked(histograms[n]) for n in (*group.inputs, group.output) if n in histograms):
+            return "it masks values: no scale holds them and what it adds"
         if group.op == "concat" and any(_prescribed(model, name, runtime) for name in group.inputs):
             return "the runtime prescribes the scale of one of its inputs"
         if group.op == "concat" and not _compatible([histograms[n] for n in group.inputs if n in histograms]):
             return "its inputs differ too much in range to share a scale"
     return ""
+
+
+def never_on_integers(group: Group, nodes: Mapping[str, Node]) -> str:
+    """Why no runtime computes a group on integers; empty if one might.
+
+    Args:
+        nodes: the graph's, by name.
+    """
+    root = nodes[group.root]
+    if group.op in WEIGHTED and group.weight is None:
+        return "its weight is computed, not constant"
+    if group.op == "conv_transpose2d" and conv_groups(root) > 1:
+        return "its groups share the scales of their output channels"
+    if not is_float(nodes[group.output]) and group.op != "slice":
+        return "its values are no float tensor"
+    if group.op in _TWO_TENSORS and len(root.all_input_nodes) != len(group.inputs):
+        return "one side is a constant"
+    if group.op in _TWO_TENSORS - {"mul"} and not all(is_float(side) for side in root.args[:2]):
+        return "one side is a constant"
+    return "" if group.inputs else "it reads no float tensor"
+
+
+def is_masked(histogram: Histogram) -> bool:
+    """Whether values end in a mask: all but those at an extreme lie near zero, and nothing in between."""
+    reach = max(-histogram.low, histogram.high)
+    if not MASKING <= reach:
+        return False
+    bins = min(HALF, int(reach / histogram.width) + 1)
+    near = max(1, bins // APART)
+    between = slice(near, max(near, bins - near))
+    below, above = histogram.counts[:HALF][::-1], histogram.counts[HALF:]
+    return not below[between].any() and not above[between].any()
+
+
+def read_by_integers(model: Model, runtime: Runtime) -> frozenset[str]:
+    """Graph nodes whose values a group may read as integers, whatever a plan chooses. What nobody does is better left
+    in float: an addition in front of a normalisation gains nothing from integers, and where a few channels are much
+    larger than all others, as in transformers, one scale for all of them costs most of the accuracy."""
+    able = frozenset(op for kernel in runtime.kernels if not kernel.weight_only for op in kernel.ops)
+    return _read_by_integers(model.program, able, frozenset(runtime.fused_activations), runtime.io == "integer")
+
+
+@lru_cache(maxsize=32)
+def _read_by_integers(
+    program: Program, able: frozenset[str], fused: frozenset[str], integer_ends: bool
+) -> frozenset[str]:
+    nodes = {node.name: node for node in program.nodes}
+    found = set(program.outputs) if integer_ends else set()
+    for group in reversed(find_groups(program)):
+        if group.op in able and not never_on_integers(group, nodes) and not _idle(group, found):
+            found.update(group.inputs)
+        if group.activation_op is not None and group.activation_op in able - fused:
+            found.add(group.root)
+    return frozenset(found)
+
+
+def _idle(group: Group, read: Set[str]) -> bool:
+    """Whether integers would only be a detour for it: see `read_by_integers`."""
+    return group.op in _ARITHMETIC | _LAYOUT and read.isdisjoint(group.members)
 
 
 def _activation_kernel(group: Group, runtime: Runtime, trailing: Set[str]) -> str:
@@ -210,7 +275,7 @@ def _versions(
         if _writes_float(model, group, runtime, trailing):
             continue
         activation = _activation_kernel(group, runtime, trailing)
-        if activation != "fused":
+        if activation == "own" or (activation == "float" and group.op not in runtime.float_outputs):
             written[group.root] = kernel
         if activation != "float":
             written[group.output] = kernel
@@ -232,11 +297,12 @@ def _versions(
 
 
 def _writes_float(model: Model, group: Group, runtime: Runtime, trailing: Set[str]) -> bool:
-    """The last integer kernel before a float output may write float itself, without a rounding step."""
+    """An integer kernel may write float itself, without a rounding step: the last one before a float output, and one
+    whose value is only read in float."""
     if group.op not in runtime.float_outputs or runtime.io != "float":
         return False
-    node = model.nodes[group.output]
-    return all(u.op == "output" or u.name in trailing for u in node.users)
+    node, read = model.nodes[group.output], read_by_integers(model, runtime)
+    return group.output not in read or all(u.op == "output" or u.name in trailing for u in node.users)
 
 
 def _shares(
