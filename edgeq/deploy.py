@@ -16,7 +16,7 @@ from edgeq.errors import EdgeqError, UsageError, foreseen
 from edgeq.export.artifact import FILE_NAMES, Exporter
 from edgeq.files import staged_directory
 from edgeq.model.model import Model
-from edgeq.planning.follow import planned_choices
+from edgeq.planning.follow import planned_choices, tell_contradictions
 from edgeq.planning.plan import FloatPrecision, Plan
 from edgeq.prepare import Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
@@ -102,6 +102,9 @@ def deploy(
         choices = None if plan is None else planned_choices(plan, job, job.runtimes[0])
         precision: FloatPrecision = "float32" if plan is None else plan.float_precision
         built = [_build(job, r, exporter, folder, choices, precision) for r in job.runtimes]
+        for one in built:
+            if plan is not None and one.plan is not None:
+                tell_contradictions(plan, one.plan, job)
         if all(b.error for b in built):
             raise next(b.error for b in built if b.error)
         built = _in_turns(job, built)

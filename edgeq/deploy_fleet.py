@@ -20,7 +20,7 @@ from edgeq.files import staged_directory, write_json
 from edgeq.lock import versions_now, write_lock
 from edgeq.model.model import Model
 from edgeq.planning.fleet_file import Artefact, Fleet, Member
-from edgeq.planning.follow import planned_choices
+from edgeq.planning.follow import planned_choices, tell_contradictions
 from edgeq.planning.plan import Plan, refuse_other
 from edgeq.prepare import Aim, Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
@@ -105,6 +105,7 @@ def deploy_fleet(
             plan = plans[artefact.name]
             choices = planned_choices(plan, job, job.runtimes[0])
             written = write(job, job.runtimes[0], exporter, place, choices, plan.float_precision)
+            tell_contradictions(plan, written.plan, job)
             # one that runs here comes first: its answers are kept with the build
             serves = sorted(artefact.serves, key=lambda target: not isinstance(jobs[target].device, Device))
             for target in serves:

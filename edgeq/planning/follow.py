@@ -12,6 +12,7 @@ from edgeq.data.dataset import Dataset
 from edgeq.errors import UsageError
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT, assign
+from edgeq.planning.edited import contradictions
 from edgeq.planning.explain import runtime_of
 from edgeq.planning.ladder import ladder, of_choices
 from edgeq.planning.plan import Plan, refuse_other
@@ -103,7 +104,17 @@ def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:
             )
     if plan.data_hash != job.calibration_data.sha256:
         notes.append("the plan was made with other calibration data: scales differ from those in it")
+    _tell(job, notes)
+    return choices
+
+
+def tell_contradictions(plan: Plan, built: Plan, job: Job) -> None:
+    """Adds to the job's warnings what a plan says and its build does not have, where that is not for other data."""
+    if plan.data_hash == built.data_hash:
+        _tell(job, contradictions(plan, built))
+
+
+def _tell(job: Job, notes: Sequence[str]) -> None:
     for note in notes:
         job.warnings.append(note)
         job.clock.progress.note(note)
-    return choices
