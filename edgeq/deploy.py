@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from edgeq.data.dataset import Dataset
 from edgeq.devices import Device
 from edgeq.errors import EdgeqError, UsageError, foreseen
 from edgeq.export.artifact import FILE_NAMES, Exporter
-from edgeq.files import staged_directory
+from edgeq.files import scratch_folder, staged_directory
 from edgeq.model.model import Model
 from edgeq.planning.follow import planned_choices, tell_contradictions
 from edgeq.planning.plan import FloatPrecision, Plan
@@ -95,10 +94,10 @@ def deploy(
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
     with (
         staged_directory(Path(out), overwrite=overwrite) as folder,
-        tempfile.TemporaryDirectory(prefix="edgeq-") as tmp,
+        scratch_folder() as tmp,
     ):
         (job,) = prepare(case, [where], Clock(progress or Silent()))
-        exporter = Exporter(job.model, Path(tmp), job.cache)
+        exporter = Exporter(job.model, tmp, job.cache)
         choices = None if plan is None else planned_choices(plan, job, job.runtimes[0])
         precision: FloatPrecision = "float32" if plan is None else plan.float_precision
         built = [_build(job, r, exporter, folder, choices, precision) for r in job.runtimes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from edgeq.data.dataset import Dataset
 from edgeq.devices import Device
 from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
-from edgeq.files import staged_directory, write_json
+from edgeq.files import scratch_folder, staged_directory, write_json
 from edgeq.lock import versions_now, write_lock
 from edgeq.model.model import Model
 from edgeq.planning.fleet_file import Artefact, Fleet, Member
@@ -87,7 +86,7 @@ def deploy_fleet(
     clock = Clock(progress or Silent())
     with (
         staged_directory(Path(out), overwrite=overwrite) as folder,
-        tempfile.TemporaryDirectory(prefix="edgeq-") as scratch,
+        scratch_folder() as scratch,
     ):
         every = prepare(case, [*aims.values(), *makers.values()], clock)
         jobs = dict(zip(aims, every[: len(aims)], strict=True))
@@ -95,7 +94,7 @@ def deploy_fleet(
         net = every[0].model
         for plan in plans.values():
             refuse_other(plan, model_hash=net.sha256, layers=[group.name for group in net.groups])
-        exporter = Exporter(net, Path(scratch), every[0].cache)
+        exporter = Exporter(net, scratch, every[0].cache)
         reports: dict[str, Report] = {}
         places: dict[str, str] = {}
         for artefact in fleet.artefacts:

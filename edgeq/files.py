@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ LOCK_NAME = "edgeq.lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOTHING_LEFT = 16 * 1024
+_ELSEWHERE = "free some space there, or point TMPDIR elsewhere"
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -53,6 +55,34 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         raise
 
 
+def refuse_unwritable(path: Path, siblings: str = "") -> None:
+    """Whether a file can be written is asked before the work that leads to it.
+
+    Args:
+        siblings: a pattern of names of further files that will be written beside it.
+
+    Raises:
+        UsageError: its folder is missing or not writable, or something that is no file is in its place.
+    """
+    if not path.parent.is_dir():
+        raise UsageError("there is no such folder", where=str(path.parent), remedy="make it, or choose another --out")
+    beside = path.parent.glob(siblings) if siblings else ()
+    for one in (path, *beside):
+        if one.is_dir():
+            raise UsageError("this is a folder, not a file", where=str(one), remedy="name a file in it with --out")
+        if one.exists() and not one.is_file():
+            raise UsageError(
+                "this is no plain file, and is not replaced", where=str(one), remedy="choose another --out"
+            )
+    probe = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        known = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
+        raise explained(known, path) from error
+
+
 def write_json(path: Path, content: BaseModel) -> None:
     """Write a document, indented for people, as `atomic_write` does.
 
@@ -60,6 +90,35 @@ def write_json(path: Path, content: BaseModel) -> None:
         UsageError: the folder is missing or not writable, or the disk is full.
     """
     atomic_write(path, json.dumps(content.model_dump(mode="json"), indent=2) + "\n")
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for intermediate files, which vanishes with the block.
+
+    Raises:
+        UsageError: there is no place for it, or its disk is full.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="edgeq-", ignore_cleanup_errors=True)
+    except OSError as error:
+        place = Path(error.filename or os.environ.get("TMPDIR", tempfile.gettempdir()))
+        cause = f"no temporary folder can be made: {error.strerror or error}"
+        raise UsageError(cause, where=str(place), remedy=_ELSEWHERE) from error
+    with made as name:
+        folder = Path(name)
+        try:
+            yield folder
+        except Exception as error:
+            if isinstance(error, EdgeqError):
+                raise
+            # asked before the folder is cleared; a full disk often comes as a library's own error, or without a name
+            named = getattr(error, "filename", None)
+            inside = named is not None and Path(os.fsdecode(named)).is_relative_to(folder)
+            full = isinstance(error, OSError) and error.errno in _FULL
+            if (full and inside) or (named is None and _nothing_left(folder)):
+                raise UsageError("the disk is full", where=str(folder.parent), remedy=_ELSEWHERE) from error
+            raise
 
 
 @contextmanager
@@ -129,6 +188,8 @@ def explained(error: OSError, path: Path) -> UsageError:
     """What the operating system refused, as an error with a remedy."""
     where = str(path)
     if error.errno in _FULL:
+        if path.is_relative_to(tempfile.gettempdir()):
+            return UsageError("the disk is full", where=where, remedy=_ELSEWHERE)
         return UsageError("the disk is full", where=where, remedy="free some space, or choose another --out")
     if error.errno in _REFUSED:
         return UsageError("no permission here", where=where, remedy="choose a place that you may write to and read")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from edgeq.devices import Candidate, Device, Port, open_device
 from edgeq.devices.likeness import unlike
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.export.artifact import Exporter
+from edgeq.files import scratch_folder
 from edgeq.model.model import Model, load
 from edgeq.numerics import QParams, Scheme, per_tensor
 from edgeq.progress import Clock, Progress, Silent
@@ -71,7 +71,7 @@ def validate(
     if device is None and aim.execution not in DEVICES:
         raise UsageError(f"{aim.name} cannot be executed from this machine", remedy="name a device with --device")
     where = open_device(device or DEVICES[aim.execution])
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch:
+    with scratch_folder() as scratch:
         with clock.stage("load"):
             net = (
                 model if isinstance(model, Model) else load(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
@@ -83,7 +83,7 @@ def validate(
         with clock.stage("float model") as steps:
             reference = reference_outputs(net, data, steps)
         with clock.stage(f"export float {chosen.format}"):
-            exporter = Exporter(net.with_samples(data), Path(scratch))
+            exporter = Exporter(net.with_samples(data), scratch)
             baseline = [] if where.emulated else exporter.float_model(chosen.format)
         with clock.stage(f"validate in {chosen.name}") as steps:
             found = measure(

@@ -24,8 +24,11 @@ def main() -> None:
         with contextlib.suppress(AttributeError, ValueError):  # a stream that was closed before the start is None
             try:
                 stream.flush()
-            except BrokenPipeError:
+            except OSError as error:
                 # Otherwise Python tries again at exit, and complains.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                if not isinstance(error, BrokenPipeError):
+                    code = code or 2
+                    sys.stderr.write(f"error: standard output: it cannot be written: {error.strerror}\n")
     gc.freeze()  # what torch leaves behind takes the collector more than a second, for nothing
     sys.exit(code)

@@ -31,7 +31,7 @@ def command(function: Callable[Concatenate[Shell, Parameters], int]) -> Callable
             return
         shell = Shell(**dict.fromkeys(flags, True))
         with shell.silenced():
-            code = shell.guard(lambda: function(shell, **given))  # type: ignore[call-arg]
+            code = shell.ended(shell.guard(lambda: function(shell, **given)))  # type: ignore[call-arg]
         raise typer.Exit(code)
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]

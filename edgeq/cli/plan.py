@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,16 +116,17 @@ def plan(
     with shell.stages() as stages:
         from edgeq.cache import open_cache
         from edgeq.data.kept import begin_reading
+        from edgeq.files import refuse_unwritable
 
+        if pareto is not None and out.suffix == ".html":
+            raise UsageError("that is the name of its page", where=str(out), remedy="give --out a name in .json")
+        # a front or a fleet writes a plan for each of its members too, and a front a page
+        refuse_unwritable(out, f"{escape(out.stem)}.*" if several or pareto is not None else "")
         begin_reading({"calibration": calib, "evaluation": evaluation}, open_cache())  # while the rest is imported
         from edgeq.engine import open_engine
         from edgeq.planning.rules import read_rules
 
         ruled = read_rules(rules) if rules else []
-        if not out.parent.is_dir():
-            raise UsageError(
-                "there is no such folder", where=str(out.parent), remedy="make it, or choose another --out"
-            )
         how: dict[str, Any] = {
             "calibration": calib,
             "evaluation": evaluation,

@@ -13,6 +13,7 @@ from rich.text import Text
 from edgeq.cli import options as o
 from edgeq.cli.shell import Shell
 from edgeq.errors import DeviceError, GateError, UsageError
+from edgeq.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from edgeq.probing.evidence import Cell, Evidence
@@ -99,7 +100,10 @@ def _places(out: Path, target: Target, runtimes: list[str]) -> list[Path]:
     from edgeq.probing.evidence import file_name
 
     if out.is_dir():
-        return [out / file_name(target.name, name) for name in runtimes]
+        files = [out / file_name(target.name, name) for name in runtimes]
+        for file in files:
+            refuse_unwritable(file)
+        return files
     if len(runtimes) > 1:
         raise UsageError(
             f"{len(runtimes)} runtimes are {len(runtimes)} files: this must be a folder that exists",
@@ -110,6 +114,7 @@ def _places(out: Path, target: Target, runtimes: list[str]) -> list[Path]:
         raise UsageError(
             "there is no such folder", where=str(out), remedy="make it, or give a file in one that ends in .json"
         )
+    refuse_unwritable(out)
     return [out]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -90,7 +91,8 @@ class Shell:
             console.print(Text(f"  remedy: {remedy}"), soft_wrap=True)
         if self.json and kind != "gate":
             told = {"kind": kind, "exit_code": error.exit_code, "where": where, "cause": cause, "remedy": remedy}
-            self.document({"error": told})
+            with contextlib.suppress(OSError):  # outside of a command, where the stream is Python's own
+                self.document({"error": told})
         return error.exit_code
 
     def warn(self, text: str) -> None:
@@ -110,6 +112,14 @@ class Shell:
             if stopped is not None:
                 return self.tell(_interrupted(stopped), "interrupted")
             return self.tell(_explain(error))
+
+    def ended(self, code: int) -> int:
+        """The exit code of a command that has said everything: an error if its answer could not be written."""
+        self._out.flush()
+        refused = getattr(self._out, "refused", None)
+        if refused is None:
+            return code
+        return self.tell(unwritten(refused))
 
     @contextlib.contextmanager
     def silenced(self) -> Iterator[None]:
@@ -135,6 +145,15 @@ class Shell:
             self._err.flush()
 
 
+def unwritten(error: OSError) -> UsageError:
+    """The error for an answer that standard output did not take."""
+    return UsageError(
+        f"the answer cannot be written: {error.strerror}",
+        where="standard output",
+        remedy="send it to a place with space left",
+    )
+
+
 def _explain(error: BaseException) -> EdgeqError:
     if isinstance(error, EdgeqError):
         return error
@@ -154,6 +173,8 @@ def _explain(error: BaseException) -> EdgeqError:
         known = explained(error, Path(os.fsdecode(error.filename)))
         if known.remedy:
             return known
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UsageError("a disk is full", remedy="free some space, choose another --out, or point TMPDIR elsewhere")
     return EdgeqError(
         f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback)",
     )
@@ -199,22 +220,29 @@ def _nowhere() -> TextIO:
 
 
 class _Output(io.TextIOWrapper):
-    """A stream whose reader may leave (`| head`): what is left to say is then dropped."""
+    """A stream whose reader may leave (`| head`), or whose disk may be full: what is left to say is then dropped. Only
+    the latter is an error, which `refused` keeps."""
+
+    refused: OSError | None = None
 
     def write(self, text: str) -> int:
         try:
             return super().write(text)
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self.refused = error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
+        with contextlib.suppress(OSError):
+            super().flush()  # what is left of it goes there

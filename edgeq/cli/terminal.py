@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
-from rich.text import Text
+from rich.text import Span, Text
 
 from edgeq.cli import signals
 from edgeq.visible import visible
@@ -34,7 +34,9 @@ def _escaped(text: Text) -> Text:
         return text
     escaped = text.blank_copy()
     for piece in text.divide(sorted({*hidden, *(i + 1 for i in hidden)} - {0, len(text)})):
-        piece.plain = visible(piece.plain)
+        if not piece.plain.isprintable():  # then it is one character, and so is whatever styles it
+            piece.plain = visible(piece.plain)
+            piece.spans = [Span(0, len(piece), span.style) for span in piece.spans]
         escaped.append_text(piece)
     return escaped
 

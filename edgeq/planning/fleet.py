@@ -6,7 +6,6 @@ smallest set that serves all.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from edgeq.devices import Device, workers_ahead
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
+from edgeq.files import scratch_folder
 from edgeq.model.model import Model
 from edgeq.planning.candidates import Candidate, Workshop, at_device, candidates, considered, judged, stored, workshop
 from edgeq.planning.cover import cover
@@ -89,14 +89,14 @@ def fleet(
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
     clock = Clock(progress or Silent())
     with (
-        tempfile.TemporaryDirectory(prefix="edgeq-") as scratch,
+        scratch_folder() as scratch,
         workers_ahead([aim.device for aim in aims]),
     ):
         cache = open_cache(clock.progress.note)
         if cache.root is None:  # what targets share is computed once all the same
-            cache = Cache(Path(scratch) / "results")
+            cache = Cache(scratch / "results")
         jobs = prepare(case, aims, clock, cache, engine)
-        shop = workshop(Exporter(jobs[0].model, Path(scratch), cache), Path(scratch))
+        shop = workshop(Exporter(jobs[0].model, scratch, cache), scratch)
         found = {one.name: one for one in candidates(jobs, shop, minimize, rules)}
         verdicts = {name: judged(one, jobs, shop) for name, one in found.items()}
         at = {job.target.name: {name: verdicts[name][job.target.name] for name in found} for job in jobs}

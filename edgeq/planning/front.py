@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
@@ -17,6 +16,7 @@ from edgeq.devices import workers_ahead
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import EdgeqError, UsageError
 from edgeq.export.artifact import Exporter
+from edgeq.files import scratch_folder
 from edgeq.model.model import Model
 from edgeq.planning.assign import FLOAT
 from edgeq.planning.ladder import by_activations, uniform
@@ -113,9 +113,9 @@ def front(
         raise UsageError("a front is of one format, and has points", remedy="choose --format onnx, openvino or tflite")
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
     (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch, workers_ahead([job.device]):
-        exporter = Exporter(job.model, Path(scratch), job.cache)
-        folder = Path(scratch) / "front"
+    with scratch_folder() as scratch, workers_ahead([job.device]):
+        exporter = Exporter(job.model, scratch, job.cache)
+        folder = scratch / "front"
         folder.mkdir()
         plans: dict[str, Plan] = {}
         for search, wanted in _wanted(job, exporter, folder, points, over, rules):

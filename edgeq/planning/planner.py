@@ -6,7 +6,6 @@ learned, until the limits hold. The result is a plan; `edgeq deploy --plan` make
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from edgeq.devices import workers_ahead
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter, import_ahead
+from edgeq.files import scratch_folder
 from edgeq.model.model import Model
 from edgeq.planning.contest import best_plan
 from edgeq.planning.plan import Plan
@@ -85,7 +85,7 @@ def plan(
     (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
     if job.limits.max_drop is not None:
         job = answered(job)  # a drop has to be put into the loss that it allows, also where nothing can be run
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as scratch, workers_ahead([job.device]):
-        exporter = Exporter(job.model, Path(scratch), job.cache)
-        best = best_plan(job, exporter, Path(scratch), minimize, rules)
+    with scratch_folder() as scratch, workers_ahead([job.device]):
+        exporter = Exporter(job.model, scratch, job.cache)
+        best = best_plan(job, exporter, scratch, minimize, rules)
     return best.model_copy(update={"given": given(case, job.calibration_data, device), "rules": list(rules)})
