@@ -92,6 +92,7 @@ def judge(job: Job, runtime: Runtime, written: Written) -> Built:
                 job.evaluation,
                 job.reference,
                 ends_of(net, quantized),
+                heads=net.heads,
                 metric=job.metric,
                 threads=job.threads,
                 progress=steps,

@@ -93,6 +93,7 @@ def validate(
                 data,
                 reference,
                 ends,
+                heads=net.heads,
                 metric=judge_by,
                 threads=threads,
                 progress=steps,

@@ -61,6 +61,7 @@ def deploy(
     max_size: o.MaxSize = None,
     min_speedup: o.MinSpeedup = None,
     allow_slower: o.AllowSlower = False,
+    allow_unrecognizable: o.AllowUnrecognizable = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier build in --out.")] = False,
 ) -> int:
     """Quantize a model, build the artefact, and prove it on its device.
@@ -90,7 +91,7 @@ def deploy(
                 "overwrite": overwrite,
             }
             data = {"calibration": calib, "evaluation": evaluation, "preprocess": preprocess, "metric": metric}
-            limits_told = (max_drop, max_latency, max_size, min_speedup, allow_slower)
+            limits_told = (max_drop, max_latency, max_size, min_speedup, allow_slower, allow_unrecognizable)
             return deploy_fleet(shell, model, plan, single, data, limits_told, how)
 
         made = read_plan(plan)
@@ -104,7 +105,7 @@ def deploy(
         if value is None:
             raise UsageError(f"{option} is missing", remedy=f"give {option}, or a plan with --plan")
     assert target is not None and calibration is not None
-    limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower)
+    limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower, allow_unrecognizable)
     with shell.stages() as stages:
         from edgeq.cache import open_cache
         from edgeq.data.kept import begin_reading

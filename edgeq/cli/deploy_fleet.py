@@ -22,7 +22,7 @@ def deploy_fleet(
     path: Path,
     single: Mapping[str, object],
     data: Mapping[str, Any],
-    limits: tuple[str | None, str | None, str | None, str | None, bool],
+    limits: tuple[str | None, str | None, str | None, str | None, bool, bool],
     how: dict[str, Any],
 ) -> int:
     """Builds a fleet and shows the report of each target.

@@ -134,6 +134,16 @@ AllowSlower = Annotated[
 ]
 
 
+AllowUnrecognizable = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unrecognizable",
+        help="Pass an artefact whose worst output is under 6 dB, or gives under half of the answers.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+
+
 class FormatChoice(str, Enum):
     """What to build: the target's best format, all of its formats, or one."""
 

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def limits_from(
-    max_drop: str | None, max_latency: str | None, max_size: str | None, min_speedup: str | None, allow_slower: bool
+    max_drop: str | None,
+    max_latency: str | None,
+    max_size: str | None,
+    min_speedup: str | None,
+    allow_slower: bool,
+    allow_unrecognizable: bool,
 ) -> Limits:
     """The limits as they stand on the command line.
 
@@ -29,6 +34,7 @@ def limits_from(
         max_size=max_size,
         min_speedup=min_speedup,
         allow_slower=allow_slower,
+        allow_unrecognizable=allow_unrecognizable,
     )
 
 

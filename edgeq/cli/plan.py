@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from glob import escape
 from pathlib import Path
@@ -87,6 +88,7 @@ def plan(
     max_drop: o.MaxDrop = None,
     max_latency: o.MaxLatency = None,
     max_size: o.MaxSize = None,
+    allow_unrecognizable: o.AllowUnrecognizable = False,
 ) -> int:
     """Find the best plan that the device allows: measured costs, measured sensitivity, solved, built and proved.
 
@@ -110,9 +112,11 @@ def plan(
     if pareto is not None and (max_drop or max_latency or max_size):
         raise UsageError("a front has no limits", remedy="leave --pareto or the limits away")
     if several:
-        limits: Any = limits_by_target(target, max_drop, max_latency, max_size)
+        limits: Any = limits_by_target(
+            target, max_drop, max_latency, max_size, allow_unrecognizable=allow_unrecognizable
+        )
     else:
-        limits = limits_from(max_drop, max_latency, max_size, None, True)
+        limits = limits_from(max_drop, max_latency, max_size, None, True, allow_unrecognizable)
     with shell.stages() as stages:
         from edgeq.cache import open_cache
         from edgeq.data.kept import begin_reading
@@ -188,13 +192,16 @@ def _ways_out(found: Plan, proof: Proof, limits: Limits) -> list[str]:
     from edgeq.planning.explain import guiltiest
     from edgeq.planning.proving import held
     from edgeq.report.wording import seconds_text
-    from edgeq.validation.gates import Limits as Some
 
     ways = []
-    if not held(Some(max_size=limits.max_size), proof):
+    every = replace(limits, max_drop=None, max_latency=None, max_size=None)
+    if not held(every, proof):
+        ways.append("leave more in float, or pass --allow-unrecognizable")
+    every = replace(every, allow_unrecognizable=True)
+    if not held(replace(every, max_size=limits.max_size), proof):
         ways.append(f"allow {proof.size} bytes")
-    if proof.latency is not None and not held(Some(max_latency=limits.max_latency), proof):
+    if proof.latency is not None and not held(replace(every, max_latency=limits.max_latency), proof):
         ways.append(f"allow {seconds_text(proof.latency)}")
-    if not held(Some(max_drop=limits.max_drop), proof):
+    if not held(replace(every, max_drop=limits.max_drop), proof):
         ways.append(f"allow a larger drop: most of it comes from {', '.join(guiltiest(found)) or 'no layer'}")
     return ways

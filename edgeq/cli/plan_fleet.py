@@ -57,6 +57,7 @@ def limits_by_target(
     max_size: str | None,
     min_speedup: str | None = None,
     allow_slower: bool = True,
+    allow_unrecognizable: bool = False,
 ) -> dict[str, Limits]:
     """The limits of each target: `1%` counts for all, `phone=2%` for one, and `1%,phone=2%` for all with one exception.
 
@@ -77,7 +78,8 @@ def limits_by_target(
     }
     drops, latencies, sizes, speedups = (_by_target(option, text, names) for option, text in told.items())
     return {
-        name: limits_from(drops[name], latencies[name], sizes[name], speedups[name], allow_slower) for name in names
+        name: limits_from(drops[name], latencies[name], sizes[name], speedups[name], allow_slower, allow_unrecognizable)
+        for name in names
     }
 
 

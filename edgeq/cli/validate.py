@@ -30,12 +30,13 @@ def validate(
     max_size: o.MaxSize = None,
     min_speedup: o.MinSpeedup = None,
     allow_slower: o.AllowSlower = False,
+    allow_unrecognizable: o.AllowUnrecognizable = False,
 ) -> int:
     """Measure an artefact that is there already against the float model.
 
     Exit codes are those of `edgeq deploy`.
     """
-    limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower)
+    limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower, allow_unrecognizable)
     with shell.stages() as stages:
         from edgeq.validate import validate as measure
 

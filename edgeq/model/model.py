@@ -15,6 +15,7 @@ from edgeq.data.dataset import Dataset, InputSpec
 from edgeq.errors import UnsupportedError
 from edgeq.model.graph import Array, Node, Program, Value
 from edgeq.model.groups import Group, find_groups, find_trailing
+from edgeq.model.heads import Head, heads_of
 from edgeq.visible import whole
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class Model:
     def trailing(self) -> frozenset[str]:
         """Graph nodes without multiply-accumulates through which values only pass to the outputs."""
         return find_trailing(self.program, self.groups)
+
+    @cached_property
+    def heads(self) -> tuple[Head, ...]:
+        """What the graph tells of each output."""
+        return heads_of(self.program, self.output_names)
 
     @cached_property
     def nodes(self) -> dict[str, Node]:

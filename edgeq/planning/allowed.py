@@ -49,7 +49,7 @@ def allowed_loss(job: Job, searches: Sequence[Search] = ()) -> float | None:
     labels = None if job.evaluation is None else job.evaluation.labels
 
     def drop(outputs: Sequence[Array]) -> float:
-        return quick_drop(job.reference, outputs, labels, job.metric) or 0.0
+        return quick_drop(job.reference, outputs, labels, job.metric, job.model.heads) or 0.0
 
     def damage() -> float:
         slow = job.metric is not None
@@ -132,7 +132,7 @@ def most_lost(job: Job) -> float | None:
     metric = job.metric
     of_metric = None if metric is None or not limit.percent else metric.score(per_sample(job.reference), labels)
     most = drop_limit(limit, "%" if metric is None else metric.unit, of_metric)
-    if most is None or quick_drop(job.reference, job.reference, labels, metric) is None:
+    if most is None or quick_drop(job.reference, job.reference, labels, metric, job.model.heads) is None:
         raise UsageError(
             f"a drop of at most {limit} cannot be judged: the outputs hold no answers to compare",
             remedy="pass labels or --metric package.module:function",

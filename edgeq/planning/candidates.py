@@ -143,7 +143,7 @@ def _measured(candidate: Candidate, job: Job, device: Device, runtime: Runtime, 
 
 
 def _away(candidate: Candidate, job: Job, runtime: Runtime, elsewhere: Sequence[Proof]) -> Verdict:
-    lost = (misses(Limits(max_drop=job.limits.max_drop), proof) for proof in elsewhere)
+    lost = (misses(replace(job.limits, max_latency=None, max_size=None), proof) for proof in elsewhere)
     unknown = "" if job.limits.max_latency is None else "; nobody measured its latency"
     most = job.limits.max_size
     large = "" if most is None or candidate.size <= most else _over("size in bytes", candidate.size, most)
@@ -225,11 +225,15 @@ def stored(plan: Plan) -> list[Any]:
 def misses(limits: Limits, proof: Proof) -> str:
     """The limits that a build misses, or that could not be measured; empty if all held."""
     parts = []
-    if not held(Limits(max_drop=limits.max_drop), proof):
+    every = replace(limits, max_drop=None, max_latency=None, max_size=None)
+    if not held(every, proof):
+        parts.append(f"beyond recognition: {proof.unrecognizable}")
+    every = replace(every, allow_unrecognizable=True)
+    if not held(replace(every, max_drop=limits.max_drop), proof):
         parts.append(_over(f"drop of {proof.metric}", proof.drop, str(limits.max_drop)))
-    if not held(Limits(max_latency=limits.max_latency), proof):
+    if not held(replace(every, max_latency=limits.max_latency), proof):
         parts.append(_over("latency in seconds", proof.latency, limits.max_latency))
-    if not held(Limits(max_size=limits.max_size), proof):
+    if not held(replace(every, max_size=limits.max_size), proof):
         parts.append(_over("size in bytes", proof.size, limits.max_size))
     return "; ".join(parts)
 

@@ -107,6 +107,8 @@ class Proof(_Strict):
     drop_high: float | None
     at_least: bool = False
     """Whether the drop may be larger: no further sample was run once it was certain that it is over its limit."""
+    unrecognizable: str = ""
+    """Why what it gives is beyond recognition; empty if it is not, or if it was not run to the end."""
     held: bool
     """Whether every limit held."""
 

@@ -39,7 +39,7 @@ Array = NDArray[Any]
 
 PROOF_ROUNDS = 200
 PROOF_SECONDS = 1.2
-PROOF_VERSION = 2
+PROOF_VERSION = 3
 """To be raised whenever what is measured for a proof, or how it is kept, changes."""
 
 MISSED_VERSION = 1
@@ -61,7 +61,7 @@ def judge(search: Search, choices: Mapping[str, str]) -> Proof:
     """The same without the times of a plan that loses too much, nor the samples that are left once that is certain:
     nobody wants them if another one loses less."""
     found = _known(search, choices, timed=False) or _answered(search, choices)
-    if held(Limits(max_drop=search.provable.max_drop), found):
+    if held(replace(search.provable, max_latency=None, max_size=None), found):
         return prove(search, choices)
     return _noted(search, choices, found)
 
@@ -168,7 +168,7 @@ def _answered(search: Search, choices: Mapping[str, str]) -> Proof:
     limit, job = search.provable.max_drop, search.job
     within = None
     if limit is not None and job.metric is None and not search.fresh:
-        within = decisive(job.reference, search.evaluation.labels, limit.value)
+        within = decisive(job.reference, search.evaluation.labels, limit.value, job.model.heads)
     if within is None:
         return _kept(search, choices, "answers", _judged)
     cache, key = _kept_as(search, choices)
@@ -320,7 +320,9 @@ def _answered_with(
     if outputs is None:
         assert within is not None
         return _given_up(search, size, within), []
-    accuracy = compare(job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, seconds=5.0)
+    accuracy = compare(
+        job.reference, outputs, search.evaluation.labels, job.metric, ends.limits, job.model.heads, seconds=5.0
+    )
     drop = shown_drop(accuracy)
     proof = Proof(
         latency=None,
@@ -332,6 +334,7 @@ def _answered_with(
         drop=drop.value if drop else None,
         drop_low=drop.low if drop else None,
         drop_high=drop.high if drop else None,
+        unrecognizable="; ".join(f"{o.name}: {o.unrecognizable}" for o in accuracy.outputs if o.unrecognizable),
         held=False,
     )
     return proof, outputs
@@ -377,7 +380,9 @@ def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None
 
 
 def held(limits: Limits, proof: Proof) -> bool:
-    """Whether a build holds the user's limits on drop, latency and size."""
+    """Whether a build can be recognized, and holds the user's limits on drop, latency and size."""
+    if proof.unrecognizable and not limits.allow_unrecognizable:
+        return False
     if _drop_over(limits, proof):
         return False
     if limits.max_latency is not None and (proof.latency is None or proof.latency > limits.max_latency):

@@ -279,7 +279,7 @@ def _tightened(caps: Mapping[str, float], found: Solution, proof: Proof, limits:
     ):
         if measure in result and measured is not None and most is not None and measured > most:
             result[measure] = min(result[measure], most * found.costs[measure] / measured) * 0.999
-    if found.costs["loss"] <= result["loss"] and not held(Limits(max_drop=limits.max_drop), proof):
+    if found.costs["loss"] <= result["loss"] and not held(replace(limits, max_latency=None, max_size=None), proof):
         result["loss"] = found.costs["loss"] * TIGHTER
     return result
 

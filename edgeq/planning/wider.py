@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from edgeq.planning.search import SAME, Search
 from edgeq.planning.solver import solve
 from edgeq.registry.schema import Runtime
 from edgeq.report.wording import seconds_text
-from edgeq.validation.gates import Limits
 from edgeq.validation.measure import fed
 
 ROUNDS = 30
@@ -35,7 +35,7 @@ def why_wider(best: Outcome) -> str:
     """What is wrong with the best plan so far that activations of more bits may mend; empty if nothing is."""
     search, measure = best.search, best.search.minimize
     if best.proof is not None:
-        enough = held(Limits(max_drop=search.job.limits.max_drop), best.proof)
+        enough = held(replace(search.job.limits, max_latency=None, max_size=None), best.proof)
         return "" if enough else "without them the best plan loses too much"
     if not best.held:  # it is too large, whatever it may lose
         return ""

@@ -22,7 +22,7 @@ from edgeq.registry.schema import Target
 from edgeq.report.html import write_html
 from edgeq.report.junit import write_junit
 from edgeq.report.schema import Build, Report
-from edgeq.report.summary import speedup
+from edgeq.report.summary import RECOGNIZABLE, likeness_text, speedup
 from edgeq.report.wording import bytes_text, seconds_text, times_text
 
 GOLDEN_SAMPLES = 4
@@ -172,7 +172,9 @@ def write_reports(folder: Path, report: Report) -> None:
 
 def _verdict_text(best: Build, failed: Sequence[str]) -> str:
     if failed:
-        return f"{len(failed)} limit{'s' if len(failed) > 1 else ''} missed ({', '.join(failed)})"
+        told = f"{len(failed)} limit{'s' if len(failed) > 1 else ''} missed ({', '.join(failed)})"
+        gate = next((g for g in best.gates if g.name == RECOGNIZABLE and not g.passed), None)
+        return told if gate is None else f"{told}: {gate.reason.partition('; remedy')[0]}"
     if not best.validated:
         return f"{best.format} exported, not validated: {best.not_validated_because}"
     parts = []
@@ -180,8 +182,8 @@ def _verdict_text(best: Build, failed: Sequence[str]) -> str:
         drop = best.accuracy.drop
         moved = f"changes by {-drop.value:+.2f} {best.accuracy.unit}" if abs(drop.value) >= 0.005 else "is unchanged"
         parts.append(f"{best.accuracy.metric} {moved}")
-    elif best.accuracy and best.accuracy.agreement:
-        parts.append(f"agrees with the float model on {best.accuracy.agreement.value:.1f} %")
+    elif best.accuracy and (likeness := likeness_text(best.accuracy)):
+        parts.append(likeness)
     faster = speedup(best)
     if faster is not None and not best.emulated:
         parts.append(f"{times_text(faster)} as fast as the best float")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from edgeq.report import summary
 from edgeq.report.schema import Build, Report
-from edgeq.report.wording import bytes_text, drop_text, number, score_text, seconds_text, times_text
+from edgeq.report.wording import bytes_text, drop_text, number, score_text, seconds_text, sqnr_text, times_text
 
 WIDTH = 100
 _VERDICT = {"passed": "bold green", "failed": "bold red", "not validated": "bold yellow"}
@@ -86,7 +86,7 @@ def _cells(build: Build) -> list[str]:
         score = score_text(accuracy.score, accuracy)
         cells.append("-" if accuracy.score is None else f"{score}\n({score_text(accuracy.float_score, accuracy)})")
         cells.append(
-            "-"
+            ("-" if accuracy.sqnr_db is None else f"{sqnr_text(accuracy.sqnr_db)}\nworst SQNR")
             if drop is None
             else f"{drop_text(drop.value, accuracy)}\n({summary.interval_text(drop, accuracy, unit=False)})"
             + ("\nunlike float" if accuracy.drop is None else "")
@@ -129,6 +129,8 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
         lines.append(("yellow", f"latency not measured: {build.no_speed_because}"))
     if build.precision != "float32":
         lines.append(("", f"what is in float ran in {build.precision}: set the runtime's inference precision to it"))
+    if build.accuracy is not None and len(build.accuracy.outputs) > 1:
+        lines.append(("", f"worst output: {summary.likeness_text(build.accuracy)}"))
     for figure in build.modelled:
         lines.append(("yellow", f"modelled, not measured: {figure.name} {figure.value} ({figure.source})"))
     for gate in build.gates:

@@ -25,6 +25,30 @@ class Interval(_Strict):
     """False where no interval could be formed: low and high then repeat the value, and the method says why."""
 
 
+OutputKind = Literal["classes", "scores", "numbers", "scores or numbers"]
+
+
+class Output(_Strict):
+    """One output of the artefact against the float model's."""
+
+    name: str
+    kind: OutputKind
+    """Classes are their own answers; of scores, the largest value is the answer; numbers have none."""
+    kind_because: str
+    """What told the kind."""
+    shape: list[int]
+    """Of one sample."""
+    agreement: Interval | None
+    """Answers that are the same, in percent, averaged over the positions of a sample; None for numbers."""
+    sqnr_db: float | None
+    """None for classes. Masked values that are masked in both are left out."""
+    judged_by: Literal["agreement", "sqnr"]
+    least: float
+    """Of what it is judged by, in percent or dB, that it can be recognized."""
+    unrecognizable: str
+    """Why it is beyond recognition; empty if it is not."""
+
+
 class Accuracy(_Strict):
     """The artefact against the float model, on the same samples. Percentages are of samples."""
 
@@ -37,12 +61,15 @@ class Accuracy(_Strict):
     drop: Interval | None
     """Loss in units of the metric, positive when the artefact is worse; None without labels and metric."""
     agreement: Interval | None
-    """Share of samples on which artefact and float model give the same answer, in percent."""
-    sqnr_db: float
+    """Answers of the first output that are the same, in percent; None where it holds numbers."""
+    sqnr_db: float | None
+    """Of the worst output; None where all of them hold classes."""
     tied_percent: float | None
     """Samples whose first place is shared by several outputs; of positions where the output is dense."""
     saturated_percent: float | None
     """Samples with an output value at the end of its quantized range."""
+    outputs: list[Output] = []
+    """Every output, in the model's order; empty in reports that were written before there were any."""
 
 
 class Latency(_Strict):
@@ -120,7 +147,7 @@ class Layer(_Strict):
 
 
 class Gate(_Strict):
-    """One limit that the user set, and whether it held."""
+    """One limit, of the user's or one that always counts, and whether it held."""
 
     name: str
     limit: str

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeq.report.schema import Accuracy, Baseline, Build, Gate, Interval, Layer, Report, Speed
-from edgeq.report.wording import drop_text
+from edgeq.report.schema import Accuracy, Baseline, Build, Gate, Interval, Layer, Output, Report, Speed
+from edgeq.report.wording import drop_text, sqnr_text
 
 DROP = "accuracy drop"
 DISAGREEMENT = "disagreement with float"
 """Names of the gate on accuracy, with and without labels or a metric."""
+
+RECOGNIZABLE = "recognizable"
+"""The gate on the worst output."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,34 @@ def shown_drop(accuracy: Accuracy) -> Interval | None:
         return accuracy.drop
     same = accuracy.agreement
     return same.model_copy(update={"value": 100 - same.value, "low": 100 - same.high, "high": 100 - same.low})
+
+
+def worst_output(accuracy: Accuracy) -> Output | None:
+    """The output that is nearest to being beyond recognition, or farthest beyond it; None in older reports."""
+
+    def part(output: Output) -> tuple[bool, float]:
+        return not output.unrecognizable, judged_value(output) / output.least
+
+    return min(accuracy.outputs, key=part, default=None)
+
+
+def judged_value(output: Output) -> float:
+    """What an output is judged by: percent of answers that are the same, or dB."""
+    if output.judged_by == "agreement" and output.agreement is not None:
+        return output.agreement.value
+    return output.sqnr_db if output.sqnr_db is not None else 0.0
+
+
+def likeness_text(accuracy: Accuracy) -> str:
+    """The worst output in words, with its name where there are others."""
+    worst = worst_output(accuracy)
+    if worst is None:
+        same = accuracy.agreement
+        return "" if same is None else f"agrees with the float model on {same.value:.1f} %"
+    name = "" if len(accuracy.outputs) == 1 else f" in {worst.name}, the worst of {len(accuracy.outputs)} outputs"
+    if worst.judged_by == "agreement":
+        return f"agrees with the float model on {judged_value(worst):.1f} %{name}"
+    return f"{sqnr_text(worst.sqnr_db)}{name}"
 
 
 def interval_text(drop: Interval, accuracy: Accuracy, *, unit: bool = True) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeq.numerics import SQNR_END
 from edgeq.report.schema import Accuracy
 
 
@@ -65,6 +66,11 @@ def score_text(score: float | None, accuracy: Accuracy) -> str:
     if accuracy.unit == "%":
         return f"{score:.2f} %"
     return f"{number(score, 4)} {accuracy.unit}".rstrip()
+
+
+def sqnr_text(db: float | None) -> str:
+    """33.1 dB, or in words where nothing differs."""
+    return "-" if db is None else "equal to float" if db >= SQNR_END else f"{db:.1f} dB"
 
 
 def drop_text(drop: float, accuracy: Accuracy) -> str:

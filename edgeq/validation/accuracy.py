@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import DeviceError, UsageError
-from edgeq.numerics import sqnr_db
+from edgeq.model.heads import Head
 from edgeq.report.schema import Accuracy, Interval
-from edgeq.validation.interval import paired_bootstrap, paired_drop, share
+from edgeq.validation.interval import paired_bootstrap, paired_drop
 from edgeq.validation.metric import Metric, choose, per_sample
+from edgeq.validation.outputs import MASK, agreement, answers, blocks, class_axis, read_output, score_output
 
 Array = NDArray[Any]
 Limits = tuple[float, float]
@@ -24,9 +25,6 @@ AGREEMENT = "agreement with the float model"
 _AT_END = 1e-6
 """Tolerance of "at the end", as a share of the range: far below one step of 16 bits, above float32 rounding."""
 
-_BLOCK = 1 << 22
-"""Elements looked at together, so that large outputs are never copied whole."""
-
 
 def compare(
     reference: Sequence[Array],
@@ -34,6 +32,7 @@ def compare(
     labels: Array | None = None,
     metric: Metric | None = None,
     limits: Sequence[Limits | None] | None = None,
+    heads: Sequence[Head] = (),
     *,
     seed: int = 0,
     seconds: float = 15.0,
@@ -42,12 +41,8 @@ def compare(
 
     With a metric: its score on both and the drop with a paired bootstrap interval. With labels alone: top-1 of the
     first output, with Tango's paired score interval. With neither: no score; agreement says how often the answers
-    are the same. Agreement, SQNR, ties and saturation are always there.
-
-    The answer of an output is the index of its largest value (the lowest index where several tie): one answer for
-    [N, C] and [N, C, 1, 1], one per position over the last axis of [N, T, C] and over axis 1 of [N, C, H, W, ...].
-    An output of integers is its own answer (class numbers from an argmax within the model). An output of one real
-    number per sample has no answer, thus no agreement and no ties.
+    are the same. Each output is judged by what it is (see `edgeq.validation.outputs`): agreement of classes and scores,
+    SQNR of numbers. Agreement, ties and saturation stand for themselves, too.
 
     Args:
         reference: per output, the float model's values [N, ...].
@@ -56,11 +51,13 @@ def compare(
         metric: the user's measure, instead of top-1.
         limits: per output, the real values of the lowest and the highest integer of its quantized type, or None where
             the output is computed in float.
+        heads: per output, its name and what the graph tells of it.
         seed: of the bootstrap.
         seconds: time for the bootstrap; a slow metric gets fewer resamples, and the interval's method says how many.
 
     Raises:
-        DeviceError: the artefact's outputs have another count or shape than the model's, or hold NaN or infinity.
+        DeviceError: the artefact's outputs have another count or shape than the model's, or hold NaN, or infinity where
+            the model's do not.
         UsageError: no samples; the float model itself gives NaN or infinity; labels do not fit; the metric fails.
     """
     check_outputs(reference, measured)
@@ -80,7 +77,13 @@ def compare(
         before, after = (answers(o[0]).reshape(n) == wanted for o in (reference, measured))
         float_score, score = 100 * float(before.mean()), 100 * float(after.mean())
         drop = paired_drop(before, after)
-    has_answers = _has_answers(reference[0])
+    rows = []
+    for i, (expected, got) in enumerate(zip(reference, measured, strict=True)):
+        head = heads[i] if heads else None
+        reading = read_output(expected, head, labelled=i == 0 and labels is not None and metric is None)
+        rows.append(score_output(head.name if head else f"output {i}", expected, got, reading))
+        if i == 0:
+            tied = None if reading.kind == "numbers" else tied_percent(got, reading.axis)
     return Accuracy(
         metric=name,
         unit=unit,
@@ -89,15 +92,20 @@ def compare(
         float_score=float_score,
         score=score,
         drop=drop,
-        agreement=_agreement(reference[0], measured[0]) if has_answers else None,
-        sqnr_db=min(sqnr_db(r, m) for r, m in zip(reference, measured, strict=True)),
-        tied_percent=tied_percent(measured[0]),
+        agreement=rows[0].agreement,
+        sqnr_db=min((row.sqnr_db for row in rows if row.sqnr_db is not None), default=None),
+        tied_percent=tied,
         saturated_percent=_saturated(reference, measured, limits),
+        outputs=rows,
     )
 
 
 def quick_drop(
-    reference: Sequence[Array], measured: Sequence[Array], labels: Array | None, metric: Metric | None
+    reference: Sequence[Array],
+    measured: Sequence[Array],
+    labels: Array | None,
+    metric: Metric | None,
+    heads: Sequence[Head] = (),
 ) -> float | None:
     """The drop that `compare` shows, without its interval: of the metric, or top-1, or agreement with the float model.
 
@@ -110,9 +118,10 @@ def quick_drop(
         wanted = check_labels(labels, reference[0].shape, reference[0].dtype)
         before, after = (answers(o[0]).reshape(len(wanted)) == wanted for o in (reference, measured))
         return 100 * (float(before.mean()) - float(after.mean()))
-    if not _has_answers(reference[0]):
+    reading = read_output(reference[0], heads[0] if heads else None)
+    if reading.kind == "numbers":
         return None
-    return 100 - _agreement(reference[0], measured[0]).value
+    return 100 - agreement(reference[0], measured[0], reading.axis).value
 
 
 def check_labels(labels: Array, shape: Sequence[int], dtype: Any = np.float32) -> NDArray[np.int64]:
@@ -200,69 +209,52 @@ def check_outputs(reference: Sequence[Array], measured: Sequence[Array]) -> None
                 f"the artefact's output has the shape {got.shape}, the float model's {expected.shape}",
                 where=f"output {i}",
             )
-        if (bad := _first_not_finite(expected)) is not None:
-            raise UsageError(
-                f"the float model itself gives NaN or infinity for sample {bad}",
-                where=f"output {i}",
-                remedy="check the model and the preprocessing of the evaluation data",
-            )
-        if (bad := _first_not_finite(got)) is not None:
-            raise DeviceError(
-                f"the artefact gives NaN or infinity for sample {bad}, where the float model does not",
-                where=f"output {i}",
-                remedy="look at the per-layer table for float16 layers and scales near zero; try another runtime",
-            )
+        if np.issubdtype(expected.dtype, np.floating):
+            _check_finite(i, expected, got)
 
 
-def _first_not_finite(values: Array) -> int | None:
-    for part in _blocks(values):
-        fine = np.isfinite(values[part].reshape(part.stop - part.start, -1)).all(axis=1)
-        if not fine.all():
-            return int(part.start) + int(np.argmin(fine))
-    return None
-
-
-def _has_answers(output: Array) -> bool:
-    return bool(np.issubdtype(output.dtype, np.integer)) or (output.ndim > 1 and output.shape[_axis(output)] > 1)
-
-
-def _axis(output: Array) -> int:
-    """The axis of the classes: [N, C], [N, T, C], [N, C, H, W]."""
-    return output.ndim - 1 if output.ndim == 3 and output.shape[2] != 1 else 1
-
-
-def answers(output: Array) -> Array:
-    """[N, positions], the answer at each position; one position for a classifier."""
-    found = output if np.issubdtype(output.dtype, np.integer) else output.argmax(axis=_axis(output))
-    return found.reshape(len(output), -1)
-
-
-def _agreement(reference: Array, measured: Array) -> Interval:
-    same = sum(
-        float((answers(reference[part]) == answers(measured[part].astype(reference.dtype))).mean(axis=1).sum())
-        for part in _blocks(reference)
+def _check_finite(output: int, expected: Array, got: Array) -> None:
+    """Minus infinity is how networks mask values; a sample that is all masked says nothing, and any other infinity is
+    an overflow."""
+    where = f"output {output}"
+    bad = _first(np.isnan(expected) | np.isposinf(expected))
+    if bad is None and np.isneginf(expected).any():
+        masked = np.isneginf(expected.reshape(len(expected), -1)).all(axis=1)
+        bad = int(masked.argmax()) if masked.any() else None
+    if bad is not None:
+        raise UsageError(
+            f"the float model itself gives NaN or infinity for sample {bad}",
+            where=where,
+            remedy="check the model and the preprocessing of the evaluation data",
+        )
+    bad = _first(np.isnan(got) | np.isposinf(got) | (np.isneginf(got) & (expected > -MASK)))
+    if bad is None:
+        return
+    raise DeviceError(
+        f"the artefact gives NaN or infinity for sample {bad}, where the float model does not",
+        where=where,
+        remedy="look at the per-layer table for float16 layers and scales near zero; try another runtime",
     )
-    n = len(reference)
-    positions = answers(reference[:1]).shape[1]
-    method = "Wilson score interval"
-    if positions > 1:
-        # Positions of one sample are not independent. A mean of values within 0..1 varies at most as much as a share
-        # with the same mean does, so that counting samples alone is safe.
-        method = f"share of {positions} positions a sample; Wilson score interval over samples, on the safe side"
-    return share(same, n, method)
 
 
-def tied_percent(measured: Array) -> float | None:
+def _first(wrong: NDArray[np.bool_]) -> int | None:
+    """The first sample that has something wrong in it, [N, ...]."""
+    found = wrong.reshape(len(wrong), -1).any(axis=1)
+    return int(found.argmax()) if found.any() else None
+
+
+def tied_percent(measured: Array, axis: int | None = None) -> float | None:
     """Percent of samples whose maximum is shared, for dense outputs, of positions; None where there are no answers.
 
     Args:
         measured: [N, ...].
+        axis: of the classes, if not the usual one.
     """
-    if not _has_answers(measured) or (np.issubdtype(measured.dtype, np.integer) and measured[0].size == 1):
+    axis = class_axis(measured) if axis is None else axis
+    if not np.issubdtype(measured.dtype, np.floating) or measured.ndim < 2 or measured.shape[axis] < 2:
         return None
-    axis = _axis(measured)
     tied = 0.0
-    for part in _blocks(measured):
+    for part in blocks(measured):
         values = measured[part]
         shared = (values == values.max(axis=axis, keepdims=True)).sum(axis=axis) > 1
         tied += float(shared.reshape(len(values), -1).mean(axis=1).sum())
@@ -286,18 +278,10 @@ def _saturated(
         slack = _AT_END * (high - low)
         floor = abs(low) <= slack and float(expected.min()) >= low - slack
         ceiling = abs(high) <= slack and float(expected.max()) <= high + slack
-        for part in _blocks(got):
+        for part in blocks(got):
             values = got[part].reshape(part.stop - part.start, -1)
             if not floor:
                 hit[part] |= (values <= low + slack).any(axis=1)
             if not ceiling:
                 hit[part] |= (values >= high - slack).any(axis=1)
     return 100 * float(hit.mean())
-
-
-def _blocks(values: Array) -> Iterator[slice]:
-    """Slices of samples with at most about `_BLOCK` elements."""
-    n = len(values)
-    length = max(1, _BLOCK * n // max(1, values.size))
-    for start in range(0, n, length):
-        yield slice(start, min(n, start + length))

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.validation.accuracy import answers, check_labels
+from edgeq.model.heads import Head
+from edgeq.validation.accuracy import check_labels
+from edgeq.validation.outputs import answers, read_output
 
 Array = NDArray[Any]
 
@@ -41,19 +43,23 @@ class Decisive(NamedTuple):
         return 100 * (self.most + 1 - self.before) / len(self.wanted)
 
 
-def decisive(reference: Sequence[Array], labels: Array | None, limit: float) -> Decisive | None:
+def decisive(
+    reference: Sequence[Array], labels: Array | None, limit: float, heads: Sequence[Head] = ()
+) -> Decisive | None:
     """What decides about a limit; None where the first output is no classifier's with one answer for each sample.
 
     Args:
         reference: per output, the float model's values [N, ...].
         labels: [N] class indices; without them the float model's answers are the right ones.
         limit: the largest drop, in points.
+        heads: per output, what the graph tells of it.
     """
     first = reference[0]
     n = len(first)
-    if not np.issubdtype(first.dtype, np.floating) or first[0].size < 2:
+    reading = read_output(first, heads[0] if heads else None, labelled=labels is not None)
+    if reading.axis is None or first[0].size < 2:
         return None
-    given = answers(first)
+    given = answers(first, reading.axis)
     if given.shape[1] != 1:
         return None
     wanted = given[:, 0] if labels is None else check_labels(labels, first.shape, first.dtype)

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 
 from edgeq.errors import UsageError
 from edgeq.report.schema import Accuracy, Gate, Speed
-from edgeq.report.summary import DISAGREEMENT, DROP, best_baseline, shown_drop
-from edgeq.report.wording import bytes_text, drop_text, number, seconds_text, times_text
+from edgeq.report.summary import (
+    DISAGREEMENT,
+    DROP,
+    RECOGNIZABLE,
+    best_baseline,
+    judged_value,
+    shown_drop,
+    worst_output,
+)
+from edgeq.report.wording import bytes_text, drop_text, number, seconds_text, sqnr_text, times_text
+from edgeq.validation.outputs import LEAST_AGREEMENT, LEAST_SQNR
 
 _TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 _SIZE = {"": 1, "b": 1} | {
@@ -17,6 +26,10 @@ _SIZE = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgt", start=1)
     for infix, base in (("", 1000), ("i", 1024))
 }
+_REMEDY = (
+    "look for the noisiest layers in the report and leave them in float with `edgeq plan`, try another format or "
+    "target, or --allow-unrecognizable"
+)
 _ON_REAL_DEVICE = "reach the real device with a profile, or drop this limit"
 
 
@@ -41,6 +54,7 @@ class Limits:
         max_size: most bytes of all files of the artefact.
         min_speedup: the least that the best float baseline's median must be above the artefact's.
         allow_slower: an artefact slower than the best float baseline is reported, but does not fail.
+        allow_unrecognizable: nor does one whose outputs are beyond recognition.
     """
 
     max_drop: Drop | None = None
@@ -48,6 +62,7 @@ class Limits:
     max_size: int | None = None
     min_speedup: float | None = None
     allow_slower: bool = False
+    allow_unrecognizable: bool = False
 
     @classmethod
     def parse(
@@ -58,6 +73,7 @@ class Limits:
         max_size: str | None = None,
         min_speedup: str | None = None,
         allow_slower: bool = False,
+        allow_unrecognizable: bool = False,
     ) -> Limits:
         """Limits as written on a command line.
 
@@ -70,6 +86,7 @@ class Limits:
             max_size=None if max_size is None else parse_bytes(max_size),
             min_speedup=None if min_speedup is None else parse_speedup(min_speedup),
             allow_slower=allow_slower,
+            allow_unrecognizable=allow_unrecognizable,
         )
 
 
@@ -120,7 +137,8 @@ def judge(
     not_validated_because: str | None = None,
     no_speed_because: str | None = None,
 ) -> list[Gate]:
-    """One gate for each limit that was set, and "faster than float" wherever that was measured.
+    """One gate for each limit that was set, "recognizable" wherever the artefact was run, and "faster than float"
+    wherever that was measured.
 
     Args:
         limits: what the user set.
@@ -133,6 +151,8 @@ def judge(
         no_speed_because: why `speed` is None.
     """
     gates = []
+    if accuracy is not None and accuracy.outputs:
+        gates.append(_recognizable_gate(limits.allow_unrecognizable, accuracy))
     if limits.max_drop is not None:
         gates.append(_drop_gate(limits.max_drop, accuracy, not_validated_because))
     real = None if emulated else speed
@@ -150,6 +170,21 @@ def judge(
         stated = f"at most {bytes_text(limits.max_size)}"
         gates.append(_gate("size", stated, bytes_text(size_bytes), passed, over, limits.max_size, size_bytes))
     return gates
+
+
+def _recognizable_gate(allowed: bool, accuracy: Accuracy) -> Gate:
+    beyond = [output for output in accuracy.outputs if output.unrecognizable]
+    worst = worst_output(accuracy)
+    assert worst is not None  # the caller has outputs
+    stated = f"at least {LEAST_SQNR:g} dB, or {LEAST_AGREEMENT:g} % of the answers"
+    reason = ""
+    if beyond:
+        told = "; ".join(f"{output.name}: {output.unrecognizable}" for output in beyond)
+        reason = f"beyond recognition: {told}"
+        reason += ", which was allowed" if allowed else f"; remedy: {_REMEDY}"
+    value = judged_value(worst)
+    shown = f"{value:.1f} % of the answers" if worst.judged_by == "agreement" else sqnr_text(value)
+    return _gate(RECOGNIZABLE, stated, shown, allowed or not beyond, reason, worst.least, value)
 
 
 def drop_limit(limit: Drop, unit: str, float_score: float | None) -> float | None:

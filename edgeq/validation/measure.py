@@ -15,6 +15,7 @@ from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError
+from edgeq.model.heads import Head
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, dequantize, quantize
 from edgeq.progress import Progress
@@ -74,6 +75,7 @@ def measure(
     reference: list[Array],
     ends: Ends,
     *,
+    heads: Sequence[Head],
     metric: Metric | None,
     threads: int,
     progress: Progress,
@@ -86,6 +88,7 @@ def measure(
         data: evaluation samples.
         reference: the float model's outputs on them, [N, ...] each.
         ends: how the artefact's inputs and outputs are quantized.
+        heads: what the model's graph tells of its outputs.
 
     Raises:
         DeviceError: the runtime refused the artefact, crashed, or computed NaN.
@@ -93,7 +96,7 @@ def measure(
     feed = fed(data.inputs, ends)
     raw = device.outputs(artifact, feed, progress)
     outputs = real_outputs(raw, reference, ends)
-    accuracy = compare(reference, outputs, data.labels, metric, ends.limits)
+    accuracy = compare(reference, outputs, data.labels, metric, ends.limits, heads)
     one = {name: array[:1] for name, array in feed.items()}
     placements = device.placement(artifact, one, threads=threads)
     if device.emulated or baseline is None:

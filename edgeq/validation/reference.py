@@ -54,8 +54,7 @@ def _same(together: Iterable[list[torch.Tensor]], alone: Iterable[list[torch.Ten
     except (RuntimeError, IndexError, ValueError, TypeError):  # sizes or states that do not follow the batch
         return False
     return all(
-        one.shape == whole.shape
-        and torch.allclose(one, whole, rtol=1e-3, atol=1e-4 * _largest(one), equal_nan=True)
+        one.shape == whole.shape and torch.allclose(one, whole, rtol=1e-3, atol=1e-4 * _largest(one), equal_nan=True)
         for whole, one in zip(wholes, parts, strict=True)
     )
 
