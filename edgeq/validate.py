@@ -133,9 +133,18 @@ def _ends(where: Device, artifact: Candidate, model: Model) -> Ends:
             if scales is None:
                 raise integer_ends(spec.name)
             inputs[spec.name] = scales
-    outputs = [_scales(port) if "int" in port.dtype else None for port in interface.outputs]
+    order = _order(model.output_names, interface.outputs)
+    ports = [interface.outputs[i] for i in order]
+    outputs = [_scales(port) if "int" in port.dtype else None for port in ports]
     limits = [None if q is None else (q.low, q.high) for q in outputs]
-    return Ends(inputs, outputs, limits)
+    return Ends(inputs, outputs, limits, order)
+
+
+def _order(names: Sequence[str], ports: Sequence[Port]) -> list[int]:
+    """For each output of the model, which one of the artefact it is: by name if all names are there, else in order."""
+    found = [[i for i, port in enumerate(ports) if name in port.names] for name in names]
+    told = [places[0] for places in found if len(places) == 1]
+    return told if len(set(told)) == len(ports) else list(range(len(ports)))
 
 
 def _scales(port: Port) -> QParams | None:

@@ -47,11 +47,13 @@ class Ends:
         inputs: by input name, where the artefact takes integers.
         outputs: per output, where the artefact writes integers.
         limits: per output, the real values of the ends of its quantized type, None where it is computed in float.
+        order: for each output of the model, which one of the artefact it is; empty if they come in the same order.
     """
 
     inputs: Mapping[str, QParams]
     outputs: Sequence[QParams | None]
     limits: Sequence[tuple[float, float] | None]
+    order: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def fed(inputs: Mapping[str, Array], ends: Ends) -> dict[str, Array]:
 
 def real_outputs(raw: Sequence[Array], reference: Sequence[Array], ends: Ends) -> list[Array]:
     """What a runtime gave as real numbers, in the shapes of the float model's outputs."""
+    raw = [raw[i] for i in ends.order] if ends.order and len(ends.order) == len(raw) else raw
     real = [dequantize(array, q) if q is not None else array for array, q in zip(raw, ends.outputs, strict=True)]
     return [a.reshape(r.shape) if a.size == r.size else a for a, r in zip(real, reference, strict=True)]
 
