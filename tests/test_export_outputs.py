@@ -161,3 +161,38 @@ def test_sameness_goes_by_the_power_of_the_values() -> None:
     assert same(np.arange(5), np.arange(5)) and not same(np.arange(5), np.arange(5) + 1)
     assert not same(np.arange(5), np.arange(5, dtype=np.float32))
     assert same(np.zeros(9, np.float32), np.full(9, 1e-7, np.float32))
+
+
+class Attention(nn.Module):
+    """With or without heads, a scale and a mask."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.qkv = kind, nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        mask: torch.Tensor | None = None
+        if self.kind != "causal":
+            mask = torch.ones(5, 5, dtype=torch.bool).tril(1)
+        if self.kind == "float":
+            assert mask is not None
+            mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        if self.kind == "by sample":
+            assert mask is not None
+            mask = mask & (x[:, :, :1] > -1).transpose(1, 2) | torch.eye(5, dtype=torch.bool)
+        if self.kind == "heads":
+            q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in (q, k, v))
+        y = nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=self.kind == "causal", scale=0.7
+        )
+        return y.transpose(1, 2).flatten(2) if self.kind == "heads" else y
+
+
+@pytest.mark.parametrize("kind", ["causal", "bool", "float", "by sample", "heads"])
+def test_attention_is_exported_without_heads_too(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(2, 5, 8)
+    model = load(Attention(kind).eval(), example=(x,))
+    (found,) = RUN["onnxruntime"](Exporter(model, tmp_path).float_model("onnx")[0], [x])
+    assert np.allclose(found, model.run([[x]])[0][0].numpy(), atol=1e-5)

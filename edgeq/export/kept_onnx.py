@@ -11,7 +11,7 @@ from edgeq.export.onnx_float import FloatOnnx
 from edgeq.installed import installed
 from edgeq.model.model import Model
 
-VERSION = 2
+VERSION = 3
 """To be raised whenever what is converted to changes."""
 
 
