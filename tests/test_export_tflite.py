@@ -351,6 +351,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], set[str], float]] = {
         {"TRANSPOSE_CONV"},
         25.0,
     ),
+    "transposed and padded behind": (
+        lambda: Applied(
+            lambda x, a, b: b(a(x).relu()),
+            nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1), nn.ConvTranspose2d(6, 4, 3, 2, 2, dilation=2),
+        ),
+        {"TRANSPOSE_CONV"},
+        25.0,
+    ),
     "rectified maximum": (
         lambda: Applied(lambda x, a, b: b(F.max_pool2d(a(x).relu(), 3, 2, 1)), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)),
         {"CONV_2D", "MAX_POOL_2D", "PAD"},
@@ -438,14 +446,93 @@ def test_weight_that_is_not_the_models_is_refused(mixed: Built, tmp_path: Path) 
     assert caught.value.where == "layer point"
 
 
-def test_refused_layer_is_named(tmp_path: Path) -> None:
-    # litert-torch 0.10 takes transposed convolutions only where they crop evenly
-    layers = (nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1))
-    module = Applied(lambda x, a, b: b(a(x)), *layers).eval()
+def test_refused_layer_is_named() -> None:
+    bessel = Applied(torch.special.bessel_j0)
+    module = Applied(lambda x, a, b: b(a(x)), nn.Conv2d(4, 4, 1), bessel).eval()
     with pytest.raises(UnsupportedError) as caught:
         tflite.export_float(load(torch.export.export(module, (torch.randn(SHAPE),))))
-    assert caught.value.where == "layer layers.1"
-    assert "convolution" in caught.value.cause and "\n" not in caught.value.cause
+    assert caught.value.where == "layer layers.1.special_bessel_j0"
+    assert "bessel" in caught.value.cause and "\n" not in caught.value.cause
+
+
+def test_operator_without_a_kernel_is_named() -> None:
+    module = Applied(lambda x, layer: layer(x[:, :, None]), nn.ConvTranspose3d(4, 2, 2, 2)).eval()
+    with pytest.raises(UnsupportedError, match=r"kernel for the operator \w+"):
+        tflite.export_float(load(torch.export.export(module, (torch.randn(SHAPE),))))
+
+
+def test_free_sizes_are_refused() -> None:
+    free = torch.export.Dim.DYNAMIC
+    exported = torch.export.export(
+        nn.Conv2d(4, 4, 3).eval(), (torch.randn(SHAPE),), dynamic_shapes=({2: free, 3: free},)
+    )
+    with pytest.raises(UnsupportedError, match=r"fixed sizes.*\?, \?") as caught:
+        tflite.export_float(load(exported))
+    assert caught.value.where == "input input"
+
+
+class Reused(nn.Module):
+    """Layers that are called again: on one value without their activation, on another range, with another's bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again, self.tied = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.tied.bias = self.again.bias
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = F.relu(self.stem(x))
+        y = F.relu(self.again(x))
+        return self.tied(y), self.again(x), self.again(20 * y) * 0.5, self.tied(x)
+
+
+def test_each_call_of_a_layer_is_its_own(runtime: Runtime, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    built = build(Reused(), runtime, tmp_path)
+    expect_planned(built)
+    expect_close(built, floor_db=25.0)
+    assert kinds(built.path).count("CONV_2D") == 6
+
+
+class Normed(nn.Module):
+    """Gains, shifts and scales that could be moved into linear layers, a table that is added, and the largest few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.table = nn.Parameter(torch.randn(30, 16))
+        nn.init.uniform_(self.norm.weight, 0.2, 2.0)
+        nn.init.uniform_(self.norm.bias, -1.0, 1.0)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.down(self.up(x.flatten(2)[:, :, :16]) * 3) + self.table[:4]
+        y = self.up(self.norm(x))
+        return (self.down(F.relu(y)), *y.topk(2, 1))
+
+
+def test_gains_and_tables_stay_beside_their_layers(runtime: Runtime, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    built = build(Normed(), runtime, tmp_path)
+    expect_planned(built)
+    answers = run(built.path, built.batch)
+    wanted = [built.model.run([[x[None]]])[0] for x in built.batch]
+    for place, floor in ((0, 25.0), (1, 25.0)):
+        assert sqnr_db(torch.cat([w[place] for w in wanted]), answers[place]) > floor
+    agreement = (torch.cat([w[2] for w in wanted]) == answers[2]).float().mean()
+    assert agreement > 0.9
+    assert answers[2].dtype == torch.int64
+
+
+def test_values_are_compared_where_the_network_is_at_home() -> None:
+    """Far from its range a steep network cannot be told from another one: the model's own samples are used."""
+    torch.manual_seed(7)
+    module = Applied(lambda x, a: (torch.exp(a(x) * 10), (x > 300).long(), x), nn.Conv2d(4, 2, 1)).eval()
+    sample = torch.rand(SHAPE) * 0.1 + 250
+    with torch.no_grad():
+        module.layers[0].weight /= 100
+        module.layers[0].bias.copy_(-module.layers[0](sample).mean((0, 2, 3)))
+    model = load(torch.export.export(module, (sample,)))
+    nodes = set(tflite.export_float(model).nodes.values())
+    assert {model.groups[0].root, model.output_nodes[0]} <= nodes
 
 
 def test_biases_carry_the_product_of_scales(mixed: Built) -> None:

@@ -11,27 +11,28 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
 
 from edgeq.errors import MissingExtraError, UnsupportedError
+from edgeq.export.tflite_apart import Apart
+from edgeq.export.tflite_program import rewritten
 from edgeq.model.model import Model
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
 
 
-def convert(model: Model, keep: Sequence[str] = ()) -> bytes:
+def convert(model: Model, apart: Apart | None = None) -> bytes:
     """The model's normalised program as a float flatbuffer, with the converter's own tensor names.
 
     A program with a dynamic batch is traced again for a batch of one.
 
     Args:
-        keep: graph nodes that become outputs behind the model's own, which the converter therefore leaves as they are.
+        apart: layers to be kept apart, whose zeros become inputs behind the model's own.
 
     Raises:
         MissingExtraError: litert-torch is not installed.
@@ -39,14 +40,10 @@ def convert(model: Model, keep: Sequence[str] = ()) -> bytes:
     """
     with _quiet():
         parts = {name: _part(name) for name in _PARTS}
-        inputs = example(model)
-        program = model.exported()
-        if keep:
-            program = torch.export.export(_Tapped(program, keep), inputs)
-        elif model.dynamic_batch:
-            program = torch.export.export(program.module(), inputs)
+        inputs, apart = example(model), apart or Apart(model, ())
         try:
-            return _convert(parts, program, inputs)
+            program = rewritten(model, model.exported(), apart, inputs)
+            return _convert(parts, program, (*inputs, *apart.zeros()))
         except Exception as error:
             # The converter raises whatever torch, jax or MLIR raised: all of it means that it cannot take the model.
             raise _refused(model, error) from error
@@ -56,28 +53,6 @@ def example(model: Model) -> tuple[torch.Tensor, ...]:
     """One input per argument, of the shape that the file is made for: a batch of one where it is dynamic."""
     whole = tuple(map(torch.from_numpy, model.example))
     return tuple(x[:1] for x in whole) if model.dynamic_batch else whole
-
-
-class _Tapped(torch.nn.Module):
-    """A program that also returns some of its inner values."""
-
-    def __init__(self, program: ExportedProgram, keep: Sequence[str]) -> None:
-        super().__init__()
-        self.inner, self.keep = program.module(), keep
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        seen: dict[str, torch.Tensor] = {}
-        keep = self.keep
-
-        class Tap(torch.fx.Interpreter):
-            def run_node(self, n: torch.fx.Node) -> Any:
-                value = super().run_node(n)
-                if n.name in keep:
-                    seen[n.name] = value
-                return value
-
-        outputs = tree_leaves(Tap(self.inner).run(*inputs))
-        return (*outputs, *(seen[name] for name in keep))
 
 
 _PARTS = (
@@ -140,7 +115,8 @@ def _layers(model: Model, operator: str, text: str) -> list[str]:
     parts = [part.rsplit(".", 1)[-1].partition("_")[2] for part in place.group(1).split("/")[1:]] if place else []
     path = ".".join(part for part in parts if part)
     found = [g.name for g in model.groups if path and f".{g.name}".endswith(f".{path}")]
-    return found or [g.name for g in model.groups if operator and g.root.startswith(operator)]
+    stem = "conv" if operator == "convolution" else operator
+    return found or [g.name for g in model.groups if stem and g.root.startswith(stem)]
 
 
 @contextlib.contextmanager

@@ -151,6 +151,13 @@ class Graph:
         self.tensors.append(new)
         return len(self.tensors) - 1
 
+    def set_constant(self, index: int, values: np.ndarray) -> None:
+        """Turns a computed tensor into a constant."""
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+        self.model.buffers.append(buffer)
+        self.tensors[index].buffer = len(self.model.buffers) - 1
+
     def quantize(self, index: int, dtype: str, scale: np.ndarray, zero_point: np.ndarray, axis: int = 0) -> None:
         """Turns a tensor into an integer one.
 

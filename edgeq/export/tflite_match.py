@@ -1,4 +1,4 @@
-"""Which tensor of a converted file holds which value of the model: found by running both on the same input.
+"""Which tensor of a converted file holds which value of the model: found by running both on the same samples.
 
 Names do not survive a conversion, and layouts change. What a tensor's values add up to does not depend on the order
 in which they are stored.
@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.tflite_graph import Graph
+from edgeq.export.tflite_run import run
 from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 """Largest difference of two statistics of one value, relative to its root mean square: kernels add in other orders."""
 
-SAMPLES = 2
+ALIKE = 1e-2
+"""Largest root mean square of the error of a float output, relative to that of the output."""
+
+KNOWN = "value of "
+"""In front of a graph node's name: a tensor that is called so is known to hold its value."""
 
 MOVERS = frozenset(
     {"TRANSPOSE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "MIRROR_PAD", "SLICE", "STRIDED_SLICE", "SPLIT",
@@ -44,31 +49,66 @@ def match(model: Model, data: bytes, inputs: Sequence[torch.Tensor]) -> dict[int
 
     Args:
         data: a float `.tflite` file.
-        inputs: for the shapes; floats are drawn at random, integers taken as they are.
+        inputs: one for each argument, of the shapes that the file is made for.
 
     Raises:
-        UnsupportedError: the file computes something else than the model.
+        UnsupportedError: the file computes something else than the model, or LiteRT cannot run it.
+    """
+    graph, same = Graph(data), origins(model)
+    given = samples(model, inputs)
+    ours, answers = _ours(model, given, same)
+    computed = {*graph.inputs} | {int(i) for op in graph.operators for i in op.outputs}
+    wanted = sorted(i for i in computed if graph.is_float(i))
+    runs = run(graph, data, [[x.numpy() for x in sample] for sample in given], [*wanted, *graph.outputs])
+    theirs = {index: _statistics([seen[place] for seen in runs]) for place, index in enumerate(wanted)}
+    _expect_same(model, answers, [seen[len(wanted) :] for seen in runs])
+    return _assign(model, graph, ours, theirs, same)
+
+
+def samples(model: Model, inputs: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Two samples to tell values apart by: two of the model's own examples, or one and what is near to it.
+
+    Args:
+        inputs: one for each argument, of the shapes that the file is made for.
     """
     import torch
 
-    graph = Graph(data)
     generator = torch.Generator().manual_seed(0)
-    samples = [
-        [torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for x in inputs]
-        for _ in range(SAMPLES)
-    ]
-    same = origins(model)
-    ours = _ours(model, samples, same)
-    theirs = _theirs(graph, data, samples)
-    found = _assign(model, graph, ours, theirs, same)
-    for index, node in zip(graph.outputs, model.output_nodes, strict=True):
-        if is_float(model.nodes[node]) and not _close(ours[same[node]], theirs[index]):
+    rows = [torch.from_numpy(array[-1:]) for array in model.example] if model.dynamic_batch else list(inputs)
+    if any(x.is_floating_point() and not torch.equal(x, y) for x, y in zip(inputs, rows, strict=True)):
+        return [list(inputs), rows]
+
+    def near(x: torch.Tensor) -> torch.Tensor:
+        if not x.is_floating_point():
+            return x
+        noise = torch.randn(x.shape, generator=generator)
+        return x * (1 + 0.1 * noise) if x.any() else noise
+
+    return [list(inputs), [near(x) for x in inputs]]
+
+
+def _expect_same(model: Model, ours: list[list[torch.Tensor]], theirs: list[list[np.ndarray]]) -> None:
+    """Outputs come in the model's order: they are compared number by number, also those that are integers."""
+    for place, name in enumerate(model.output_names):
+        a = np.concatenate([answer[place].numpy().ravel() for answer in ours])
+        b = np.concatenate([np.asarray(answer[place]).ravel() for answer in theirs])
+        if a.shape != b.shape or not _alike(a, b):
             raise UnsupportedError(
                 "the TFLite converter changed what the model computes",
-                where=f"output {node}",
+                where=f"output {name}",
                 remedy="choose another format for this model",
             )
-    return found
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype.kind != "f":
+        return bool(np.mean(a != b) <= ALIKE) if a.size else True
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return False
+    error, size = (float(np.sqrt(np.sum(x[finite] ** 2))) for x in (a - b, a))
+    return bool(error <= ALIKE * size + 1e-6 * np.sqrt(finite.sum()))
 
 
 def origins(model: Model) -> dict[str, str]:
@@ -107,7 +147,9 @@ def source(graph: Graph, makers: Mapping[int, Any], nodes: Mapping[int, str], in
     return nodes[index]
 
 
-def _ours(model: Model, samples: list[list[torch.Tensor]], same: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _ours(
+    model: Model, given: list[list[torch.Tensor]], same: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], list[list[torch.Tensor]]]:
     found: dict[str, np.ndarray] = {}
 
     def see(node: Node, values: list[Any]) -> list[Any]:
@@ -115,48 +157,30 @@ def _ours(model: Model, samples: list[list[torch.Tensor]], same: Mapping[str, st
             found[node.name] = _statistics([v.numpy() for v in values])
         return values
 
-    model.run(samples, see)
-    return found
+    return found, model.run(given, see)
 
 
-def _theirs(graph: Graph, data: bytes, samples: list[list[torch.Tensor]]) -> dict[int, np.ndarray]:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+def _statistics(seen: list[np.ndarray]) -> np.ndarray:
+    """Size, root mean square, and what tells values apart whatever their order; float64 [2 + 5 * samples].
 
-    interpreter = Interpreter(
-        model_content=data,
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    wanted = {*graph.inputs} | {int(i) for op in graph.operators for i in op.outputs}
-    values: dict[int, list[np.ndarray]] = {i: [] for i in sorted(wanted) if graph.is_float(i)}
-    for sample in samples:
-        for index, value in zip(graph.inputs, sample, strict=True):
-            interpreter.set_tensor(index, value.numpy().astype(graph.dtype(index)))
-        interpreter.invoke()
-        for index, seen in values.items():
-            seen.append(interpreter.get_tensor(index))
-    return {index: _statistics(seen) for index, seen in values.items()}
-
-
-def _statistics(samples: list[np.ndarray]) -> np.ndarray:
-    """Size, root mean square, and what tells values apart whatever their order; float64 [2 + 5 * samples]."""
-    flat = [s.astype(np.float64).ravel() for s in samples]
-    if flat[0].size == 0 or not all(np.isfinite(f).all() for f in flat):
+    NaN stands for what a sample cannot say, because it gives numbers that are not finite.
+    """
+    flat = [s.astype(np.float64).ravel() for s in seen]
+    finite = [f for f in flat if f.size and np.isfinite(f).all()]
+    if not finite:
         return np.array([-1.0])
-    rms = max(float(np.sqrt(np.mean(np.concatenate(flat) ** 2))), 1e-12)
-    parts = [[f.min(), f.max(), f.mean(), np.abs(f).mean(), (f**3).mean() / rms**2] for f in flat]
+    rms = max(float(np.sqrt(np.mean(np.concatenate(finite) ** 2))), 1e-12)
+    parts = [
+        [f.min(), f.max(), f.mean(), np.abs(f).mean(), (f**3).mean() / rms**2] if np.isfinite(f).all() else [np.nan] * 5
+        for f in flat
+    ]
     return np.array([flat[0].size, rms, *np.ravel(parts)])
 
 
 def _close(a: np.ndarray, b: np.ndarray) -> bool:
-    return _distance(a, b) <= TOLERANCE
-
-
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    if a[0] != b[0] or a.size < 2:
-        return float("inf")
-    return float(np.abs(a[1:] - b[1:]).max() / max(a[1], b[1]))
+    if a[0] != b[0] or a.size < 2 or not np.array_equal(np.isnan(a), np.isnan(b)):
+        return False
+    return bool(np.nanmax(np.abs(a[1:] - b[1:])) <= TOLERANCE * max(a[1], b[1]))
 
 
 def _assign(
@@ -171,11 +195,15 @@ def _assign(
     by_size: dict[float, list[str]] = {}
     for node, seen in ours.items():
         by_size.setdefault(float(seen[0]), []).append(node)
-    used: set[str] = set()
+    known = {i: name.removeprefix(KNOWN) for i in theirs if (name := graph.name(i)).startswith(KNOWN)}
+    used = set(known.values())
     for operator in graph.operators:
         floats = [int(i) for i in operator.inputs if graph.is_float(int(i))]
         for index in (int(i) for i in operator.outputs):
             if index not in theirs:
+                continue
+            if index in known:
+                found[index] = same[known[index]]
                 continue
             near = [n for n in by_size.get(float(theirs[index][0]), []) if _close(ours[n], theirs[index])]
             if graph.kind(operator) in MOVERS and len(floats) == 1 and found.get(floats[0]) in near:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,9 @@ INTEGER_FORMS: dict[str, frozenset[str]] = {
 _KEEPS_SCALE = frozenset({"AVERAGE_POOL_2D", "RESIZE_BILINEAR"})
 """Kernels that compute new values, and write them with the scale that they read."""
 
+_TAKES_CONSTANTS = frozenset({"ADD", "SUB", "MUL", "BATCH_MATMUL"})
+"""Kernels whose operands may be constants: of integers like the others."""
+
 _JOINS = frozenset({"CONCATENATION", "PACK"})
 
 _ACTIVATION_TYPES = ("int8", "int16")
@@ -87,6 +91,25 @@ def quantize(model: Model, quantized: Quantized, graph: Graph, nodes: dict[int, 
     _Rewriter(model, quantized, graph, nodes).run()
 
 
+def planned_values(model: Model, quantized: Quantized, graph: Graph, nodes: Mapping[int, str]) -> frozenset[str]:
+    """Graph nodes whose values operators of integer groups read or write in a float graph.
+
+    What the converter left out of a file needs no integers there: where a transposition of an input is gone, an
+    operator in float may be all that reads it.
+    """
+    groups, kernels = owners(model), quantized.assignment.kernels
+    made_by = makers(graph)
+    found: set[str] = set()
+    for operator in graph.operators:
+        outputs = [int(i) for i in operator.outputs if int(i) in nodes]
+        if any((group := groups.get(nodes[i])) is not None and group.name in kernels for i in outputs):
+            reads = [source(graph, made_by, nodes, int(i)) for i in operator.inputs if graph.is_float(int(i))]
+            found |= {nodes[i] for i in outputs} | {name for name in reads if name is not None}
+    if quantized.runtime.io == "integer":
+        found |= {*model.input_nodes, *model.output_nodes}
+    return frozenset(found & set(nodes.values()))
+
+
 class _Rewriter:
     """One rewriting. Every float tensor of the source graph has a native form, float or a grid, and maybe others."""
 
@@ -103,11 +126,16 @@ class _Rewriter:
         floats = {int(i) for op in graph.operators for i in (*op.inputs, *op.outputs) if graph.is_float(int(i))}
         self.floats = floats | {i for i in graph.inputs if graph.is_float(i)}
         made_by = makers(graph)
+        self.readers: dict[int, list[Any]] = {}
+        for operator in graph.operators:
+            for index in {int(i) for i in operator.inputs}:
+                self.readers.setdefault(index, []).append(operator)
         self.source = {i: source(graph, made_by, nodes, i) for i in self.floats}
         self.forms: dict[int, dict[Grid | None, int]] = {}
         self.native: dict[int, Grid | None] = {}
         self.labels: dict[int, str] = {}
         self.taken: set[str] = set()
+        self.layers = {group.name for group in model.groups}  # one that is called again has a number in its name
         self.ends: set[str] = set()
         self.operators: list[Any] = []
 
@@ -144,8 +172,10 @@ class _Rewriter:
         inputs = [int(i) for i in operator.inputs]
         for slot in reads:
             inputs[slot] = self._form(inputs[slot], plan.reads[slot] if plan else None)
-        if plan is not None and self.graph.kind(operator) == "MUL":
-            inputs = [i if s in reads else self._integer_factor(i, plan.writes.dtype) for s, i in enumerate(inputs)]
+        if plan is not None and self.graph.kind(operator) in _TAKES_CONSTANTS:
+            inputs = [i if s in reads else self._integer_constant(i, plan.writes.dtype) for s, i in enumerate(inputs)]
+        if plan is not None and self.graph.kind(operator) in _JOINS:
+            inputs = [i if s in reads else self._constant_on(i, plan.writes) for s, i in enumerate(inputs)]
         operator.inputs = np.array(inputs, dtype=np.int32)
         if group is not None and group.op in WEIGHTED and self.graph.kind(operator) in INTEGER_FORMS[group.op]:
             if plan is not None:
@@ -188,7 +218,7 @@ class _Rewriter:
         kind = self.graph.kind(operator)
         tensors = [int(operator.inputs[slot]) for slot in reads]
         constants = [int(i) for i in operator.inputs if int(i) >= 0 and int(i) not in self.floats]
-        if kind != "PADV2" and any(self.graph.dtype(i) == "float32" for i in constants):
+        if kind not in ("PADV2", *_JOINS) and any(self.graph.dtype(i) == "float32" for i in constants):
             return None
         node = self.nodes.get(writes[0])
         group = self.owner.get(node) if node is not None and node != self.source.get(tensors[0]) else None
@@ -199,6 +229,7 @@ class _Rewriter:
             return None
         if kind in _JOINS:
             grids = {self.native[i] for i in tensors}
+            grids |= {None} if any(self.graph.dtype(i) == "float32" for i in constants) else set()
             return grids.pop() if group is None and len(grids) == 1 else None
         return self._available(tensors[0])
 
@@ -213,8 +244,9 @@ class _Rewriter:
         form = group.activation_op if alone else group.op
         wanted = self.grids.get(node)
         if wanted is None and node == group.root and group.activation is not None:
-            # The converter left a fusible activation apart: what it would cut off may as well saturate before it.
-            wanted = self.grids.get(group.activation)
+            # The converter left a fusible activation apart: what it would cut off may as well saturate before it,
+            # where nothing else reads it.
+            wanted = self.grids.get(group.activation) if self._only_activated(output, group.activation) else None
         if wanted is None or kind not in INTEGER_FORMS.get(form or "", ()):
             return None
         given = self._inputs(operator, [group.root] if alone else list(group.inputs), reads, wanted.dtype, alone)
@@ -223,10 +255,21 @@ class _Rewriter:
         keeps = kind in _KEEPS_SCALE
         return _Integer(given, given[reads[0]] if keeps else wanted, wanted)
 
+    def _only_activated(self, index: int, activation: str) -> bool:
+        """Whether all that reads a tensor computes an activation of it, or moves what it reads for that."""
+        if index in self.graph.outputs:
+            return False
+        for reader in self.readers.get(index, ()):
+            (output, *_) = (int(i) for i in reader.outputs)
+            moves = self.graph.kind(reader) in MOVERS and self._only_activated(output, activation)
+            if not moves and self.nodes.get(output) != activation:
+                return False
+        return True
+
     def _alone(self, operator: Any, group: Group, output: int) -> bool:
         """Whether an operator computes only the activation of its group."""
         apart = self.graph.kind(operator) not in INTEGER_FORMS.get(group.op, ())
-        return apart and self.nodes[output] == group.activation
+        return apart and self.nodes.get(output) == group.activation
 
     def _inputs(
         self, operator: Any, names: list[str], reads: list[int], dtype: str, alone: bool
@@ -244,10 +287,11 @@ class _Rewriter:
             found[slot] = grid
         return found
 
-    def _integer_factor(self, index: int, dtype: str) -> int:
-        """A constant factor as an integer tensor; a single one is one step of its own size, and exact."""
+    def _integer_constant(self, index: int, dtype: str) -> int:
+        """A constant operand as an integer tensor; a single number is one step of its own size, and exact."""
         values = self.graph.constant(index)
-        assert values is not None
+        if values is None or values.dtype != np.float32:
+            return index
         largest = float(np.abs(values).max(initial=0.0)) or 1.0
         scale = np.float32(largest / (1 if values.size == 1 else np.iinfo(dtype).max))
         integers = np.round(values / scale).astype(dtype)
@@ -255,13 +299,21 @@ class _Rewriter:
         self.graph.quantize(new, dtype, np.array([scale], np.float32), np.array([0], np.int64))
         return new
 
+    def _constant_on(self, index: int, grid: Grid) -> int:
+        """A constant that is put beside other values, on their grid."""
+        values = self.graph.constant(index)
+        if values is None or values.dtype != np.float32:
+            return index
+        steps = _steps(values, grid).astype(grid.dtype)
+        new = self.graph.tensor(self._free(f"{self.graph.name(index)}/{grid.dtype}"), grid.dtype, values.shape, steps)
+        self._set_grid(new, grid)
+        return new
+
     def _integer_padding(self, operator: Any, grid: Grid) -> None:
         """The value to pad with, on the grid; minus infinity in front of a maximum becomes the lowest integer."""
         value = self.graph.constant(int(operator.inputs[2]))
         assert value is not None
-        limits = np.iinfo(grid.dtype)
-        with np.errstate(over="ignore"):
-            steps = np.clip(np.round(value / grid.scale) + grid.zero_point, limits.min, limits.max)
+        steps = _steps(value, grid)
         if int(steps) == grid.zero_point:
             # Plain padding, for which more runtimes have a fast kernel.
             plain = self.graph.operator("PAD", operator.inputs[:2], operator.outputs, schema.PadOptionsT())
@@ -319,7 +371,7 @@ class _Rewriter:
 
     def _free(self, name: str) -> str:
         candidate, count = name, 1
-        while candidate in self.taken:
+        while candidate in self.taken or (count > 1 and candidate in self.layers):
             count += 1
             candidate = f"{name}#{count}"
         self.taken.add(candidate)
@@ -328,3 +380,10 @@ class _Rewriter:
 
 def _grid(q: QParams) -> Grid:
     return Grid(q.scheme.dtype, float(q.scale), int(q.zero_point))
+
+
+def _steps(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """Values as whole steps of a grid, the nearest that it has."""
+    limits = np.iinfo(grid.dtype)
+    with np.errstate(over="ignore"):
+        return np.asarray(np.clip(np.round(values / grid.scale) + grid.zero_point, limits.min, limits.max))

@@ -12,10 +12,11 @@ import numpy as np
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import MOVERS
+from edgeq.export.tflite_transposed import gathered, spacing
+from edgeq.export.tflite_weights import data_slot
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 
-_DATA_SLOT = {"TRANSPOSE_CONV": 2}
 _WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 _FROM_STORED = {"CONV_2D": (0, 3, 1, 2), "TRANSPOSE_CONV": (3, 0, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2)}
@@ -41,37 +42,19 @@ def read_tflite(model: Model, path: Path, held: frozenset[str], reasons: Mapping
             continue
         operator, output = maker
         kind = graph.kind(operator)
-        data = int(operator.inputs[_DATA_SLOT.get(kind, 0)])
+        data = int(operator.inputs[data_slot(kind)])
         if _integer(graph, data) and _integer(graph, output):
             integer.add(group.name)
         if kind in _WEIGHTED and group.weight is not None:
             found = _weight(model, group, graph, operator, kind, made_by)
             if found is not None:
                 weights[group.name] = found
-    for group in model.groups:
-        if group.name in weights:
-            continue
-        twin = next((g.name for g in model.groups if g.name in weights and twins(model, g, group)), None)
-        if twin is not None:
-            weights[group.name] = weights[twin]
-            integer |= {group.name} if twin in integer else set()
     floats = [
         (graph.kind(op), name := graph.name(int(op.outputs[0])), reasons.get(_base(name), ""))
         for op in graph.operators
         if graph.kind(op) not in _CONVERSIONS and any(graph.is_float(int(i)) for i in op.outputs)
     ]
     return Stored(weights, _tensors(model, graph), held, integer, floats)
-
-
-def twins(model: Model, a: Group, b: Group) -> bool:
-    """Whether two groups apply equal layers to one value: the converter then computes it once."""
-    state = model.state
-    return (
-        (a.op, a.inputs) == (b.op, b.inputs)
-        and None not in (a.weight, a.bias, b.weight, b.bias)
-        and np.array_equal(state[a.weight or ""], state[b.weight or ""])
-        and np.array_equal(state[a.bias or ""], state[b.bias or ""])
-    )
 
 
 def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor | StoredRange]]:
@@ -131,6 +114,7 @@ def _weight(
     shape = model.state[group.weight or ""].shape
     if kind in _FROM_STORED:
         integers = integers.transpose(_FROM_STORED[kind])
+        integers = gathered(integers, shape, spacing(model.nodes[group.root]))
     slot = 3 if kind == "TRANSPOSE_CONV" else 2
     bias = graph.constant(int(operator.inputs[slot])) if slot < len(operator.inputs) else None
     bias_dtype = "" if bias is None else str(bias.dtype)

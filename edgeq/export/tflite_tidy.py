@@ -10,12 +10,14 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgeq.export.tflite_graph import Graph
 
-_ACTIVATIONS = {
+ACTIVATIONS: dict[int, str] = {
     schema.ActivationFunctionType.RELU: "RELU",
     schema.ActivationFunctionType.RELU_N1_TO_1: "RELU_N1_TO_1",
     schema.ActivationFunctionType.RELU6: "RELU6",
     schema.ActivationFunctionType.TANH: "TANH",
 }
+"""Activations inside of an operator, as the operator that computes the same."""
+
 _KEEP = frozenset({"RELU", "RELU6"})
 _FUSES = frozenset(
     {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL", "ADD", "SUB", "MUL"}
@@ -44,19 +46,28 @@ def average_without_transpose(graph: Graph) -> None:
             operator.inputs = np.array(
                 [int(before.inputs[0]), graph.tensor("axes", "int32", values.shape, values)], dtype=np.int32
             )
-    _drop_dead(graph)
+    drop_dead(graph)
 
 
-def drop_outputs(graph: Graph, count: int) -> None:
-    """Makes the last outputs inner values, and takes away what was computed for them alone."""
-    if count:
-        outputs = graph.outputs[:-count]
-        names = ([graph.name(i) for i in graph.inputs], [graph.name(i) for i in outputs])
-        graph.set_ends(graph.inputs, outputs, names)
-        _drop_dead(graph)
+def cancel_transposes(graph: Graph) -> None:
+    """A transposition of a transposition that gives the first one's input is that input."""
+    made_by = {int(i): op for op in graph.operators for i in op.outputs}
+    stands_for: dict[int, int] = {}
+    for operator in graph.operators:
+        operator.inputs = np.array([stands_for.get(int(i), int(i)) for i in operator.inputs], dtype=np.int32)
+        before = made_by.get(int(operator.inputs[0])) if len(operator.inputs) else None
+        if graph.kind(operator) != "TRANSPOSE" or before is None or graph.kind(before) != "TRANSPOSE":
+            continue
+        first, second = (graph.constant(int(op.inputs[1])) for op in (before, operator))
+        if first is not None and second is not None and list(first[second]) == list(range(len(first))):
+            stands_for[int(operator.outputs[0])] = int(before.inputs[0])
+    outputs = [stands_for.get(i, i) for i in graph.outputs]
+    graph.set_ends(graph.inputs, outputs, ([graph.name(i) for i in graph.inputs], [graph.name(i) for i in outputs]))
+    drop_dead(graph)
 
 
-def _drop_dead(graph: Graph) -> None:
+def drop_dead(graph: Graph) -> None:
+    """Takes away operators that no output needs."""
     needed, kept = set(graph.outputs), []
     for operator in reversed(graph.operators):
         if any(int(i) in needed for i in operator.outputs):
@@ -123,12 +134,12 @@ def separate_activations(graph: Graph) -> None:
     for operator in graph.operators:
         operators.append(operator)
         options = operator.builtinOptions
-        name = _ACTIVATIONS.get(getattr(options, "fusedActivationFunction", 0))
+        name = ACTIVATIONS.get(getattr(options, "fusedActivationFunction", 0))
         if name is None or (name in _KEEP and graph.kind(operator) in _FUSES):
             continue
         options.fusedActivationFunction = schema.ActivationFunctionType.NONE
         output = int(operator.outputs[0])
-        between = graph.tensor(f"{graph.name(output)}/before", "float32", graph.shape(output))
+        between = graph.tensor(f"before {graph.name(output)}", "float32", graph.shape(output))
         operator.outputs = np.array([between], dtype=np.int32)
         operators.append(graph.operator(name, [between], [output]))
     graph.set_operators(operators)

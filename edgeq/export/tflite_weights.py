@@ -9,6 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.tflite_graph import Graph
+from edgeq.export.tflite_transposed import Spacing, spacing, spread
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
@@ -30,17 +31,24 @@ def bias_slot(kind: str) -> int:
     return 3 if kind == "TRANSPOSE_CONV" else 2
 
 
-def arrange(kind: str, weight: np.ndarray) -> np.ndarray:
+def data_slot(kind: str) -> int:
+    """Position of the data among an operator's inputs."""
+    return 2 if kind == "TRANSPOSE_CONV" else 0
+
+
+def arrange(kind: str, weight: np.ndarray, spaces: Spacing | None = None) -> np.ndarray:
     """A PyTorch weight in TFLite's layout.
 
     Args:
         weight: [O, I], [O, I, W], [O, I, H, W], or [I, O, H, W] for a transposed convolution.
+        spaces: zeros that it is given (see `edgeq.export.tflite_transposed`).
 
     Returns:
         [O, I] for FULLY_CONNECTED, [1, H, W, O] for DEPTHWISE_CONV_2D, [O, H, W, I] for the others.
     """
     if kind == "FULLY_CONNECTED":
         return np.ascontiguousarray(weight)
+    weight = spread(weight, spaces)
     if weight.ndim == 3:
         weight = weight[:, :, None, :]
     order = (0, 2, 3, 1) if kind == "CONV_2D" else (1, 2, 3, 0)
@@ -59,7 +67,7 @@ def store_weights(
         UnsupportedError: the file's constants are not the model's, or the weight's type has no place here.
     """
     _check(model, group, graph, operator)
-    _put_integers(quantized, group, graph, operator)
+    _put_integers(model, quantized, group, graph, operator)
     weight, channels = quantized.weights[group.name], len(quantized.biases[group.name])
     input_scale = quantized.input_scale(group)
     bias_type = _BIAS_TYPES[activations]
@@ -89,14 +97,14 @@ def store_weights_alone(
     """
     _check(model, group, graph, operator)
     bias = quantized.biases[group.name]
-    integers = _put_integers(quantized, group, graph, operator)
+    integers = _put_integers(model, quantized, group, graph, operator)
     real = graph.tensor(name, "float32", graph.shape(integers))
     operator.inputs[WEIGHT_SLOT] = real
     _put_bias(graph, operator, graph.tensor(group.bias or "", "float32", bias.shape, bias))
     return graph.operator("DEQUANTIZE", [integers], [real], schema.DequantizeOptionsT())
 
 
-def _put_integers(quantized: Quantized, group: Group, graph: Graph, operator: Any) -> int:
+def _put_integers(model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any) -> int:
     """Gives an operator the planned integers as its weight; returns their tensor."""
     kind, weight = graph.kind(operator), quantized.weights[group.name]
     scheme = weight.q.scheme
@@ -107,7 +115,7 @@ def _put_integers(quantized: Quantized, group: Group, graph: Graph, operator: An
             where=f"layer {group.name}",
             remedy="take the kernel out of the target file, or choose another format",
         )
-    integers = arrange(kind, weight.integers)
+    integers = arrange(kind, weight.integers, spacing(model.nodes[group.root]))
     index = graph.tensor(group.weight or "", scheme.dtype, integers.shape, integers)
     scale, zero_point = (values.reshape(-1) for values in (weight.q.scale, weight.q.zero_point))
     graph.quantize(index, scheme.dtype, scale, zero_point, CHANNEL_AXIS[kind])
@@ -146,7 +154,7 @@ def merged_into(model: Model, group: Group, graph: Graph, operator: Any) -> str 
     bias = state[group.bias or ""]
     held = np.zeros_like(bias) if held is None else held
     one_channel = kind != "DEPTHWISE_CONV_2D" or wanted.shape[1] == 1
-    if stored is None or not one_channel or not _same(stored, arrange(kind, wanted)):
+    if stored is None or not one_channel or not _same(stored, arrange(kind, wanted, spacing(model.nodes[group.root]))):
         return "weight"
     return None if _same(held.reshape(-1), bias) else "bias"
 
