@@ -105,7 +105,7 @@ def tiny_disk() -> Iterator[Path]:
     if not as_root:
         pytest.skip("mounting a tiny file system needs root")
     with tempfile.TemporaryDirectory() as folder:
-        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", folder]
         mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
         if mounted.returncode != 0:
             pytest.skip(f"mounting is not allowed here: {mounted.stderr.strip()}")
@@ -518,6 +518,40 @@ def test_a_folder_in_the_way_is_a_note(cache: Cache, notes: list[str]) -> None:
     found, fresh = computed(cache)
     assert fresh and is_entry(found, 1) and len(notes) == 2
     assert files(cache.root) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are lists there")
+@pytest.mark.parametrize("where", ["root", "stage"])
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775])
+def test_where_others_may_write_nothing_is_kept_or_used(
+    where: str, mode: int, tmp_path: Path, notes: list[str]
+) -> None:
+    root = tmp_path / "cache"
+    computed(Cache(root), 1)
+    assert {path.stat().st_mode & 0o777 for path in (root, root / STAGE)} == {0o700}
+    (root if where == "root" else root / STAGE).chmod(mode)
+    cache = Cache(root, note=notes.append)
+    for number in (1, 2):
+        found, fresh = computed(cache, number)
+        assert fresh and is_entry(found, number)
+    assert len(notes) == 1 and "others may write to" in notes[0] and "chmod" in notes[0]
+    assert len(files(root)) == 1
+    assert not computed(Cache(root, shared=True), 1)[1]
+
+
+@pytest.mark.skipif(not as_root, reason="giving a folder away needs root")
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, notes: list[str]) -> None:
+    computed(Cache(tmp_path), 1)
+    os.chown(tmp_path, 12345, 12345)
+    assert computed(Cache(tmp_path, note=notes.append), 1)[1]
+    assert len(notes) == 1
+
+
+def test_a_shared_cache_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path))
+    assert not open_cache().shared
+    monkeypatch.setenv("EDGEQ_CACHE_SHARED", "yes")
+    assert open_cache().shared
 
 
 # ---------------------------------------------------------------- get or compute

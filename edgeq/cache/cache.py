@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from edgeq.cache.contents import partial_path, result_path, stored
 from edgeq.cache.entry import Entry, pack, unpack
+from edgeq.cache.owner import is_others, make_folder
 from edgeq.errors import UsageError
 from edgeq.files import explained
 
@@ -32,20 +33,27 @@ class Cache:
         root: the folder, made when the first result is kept; None keeps nothing.
         limit: bytes that may be kept.
         note: is told, once each, what the user should know, such as a full disk: `Progress.note`.
+        shared: others may write there too, and their results are taken for one's own.
     """
 
-    def __init__(self, root: Path | None, *, limit: int = LIMIT, note: Note | None = None) -> None:
+    def __init__(
+        self, root: Path | None, *, limit: int = LIMIT, note: Note | None = None, shared: bool = False
+    ) -> None:
         self.root = root
         self.limit = limit
+        self.shared = shared
         self._note = note
         self._told: set[str] = set()
         self._room = 0  # bytes that may be written before the folder is looked through again
+        self._looked_at: dict[Path, bool] = {}  # folders, and whether what lies there can be relied on
 
     def get(self, stage: str, key: str) -> Entry | None:
         """A kept result, or None. Counts as its use."""
         if self.root is None:
             return None
         path = result_path(self.root, stage, key)
+        if not self._is_own(self.root, path.parent):
+            return None
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -76,10 +84,13 @@ class Cache:
         if self.root is None:
             return
         path = result_path(self.root, stage, key)
+        if not self._is_own(self.root, path.parent):
+            return
         if len(packed) > self.limit:
             self.tell(f"a result of {stage} is larger than the cache's limit and is not kept")
             return
         try:
+            make_folder(path.parent, shared=self.shared)
             _write(path, packed)
             self._make_room(self.root, path, len(packed))
         except OSError as error:
@@ -90,6 +101,22 @@ class Cache:
         if self._note is not None and text not in self._told:
             self._told.add(text)
             self._note(text)
+
+    def _is_own(self, *folders: Path) -> bool:
+        """Whether nobody else may put a result there; if somebody may, nothing is taken from there, or kept."""
+        for folder in () if self.shared else folders:
+            if folder not in self._looked_at:
+                try:
+                    self._looked_at[folder] = not is_others(folder)
+                except OSError:  # not there yet, or whoever opens a file in it is told
+                    continue
+            if not self._looked_at[folder]:
+                self.tell(
+                    f"others may write to {folder}: nothing is kept there or taken from there. Make it yours alone "
+                    "(chown, chmod -R go-w), name another in EDGEQ_CACHE, or set EDGEQ_CACHE_SHARED=yes to trust them"
+                )
+                return False
+        return True
 
     def _make_room(self, root: Path, new: Path, written: int) -> None:
         self._room -= written
@@ -111,7 +138,8 @@ class Cache:
 def open_cache(note: Note | None = None) -> Cache:
     """The user's cache: in `$EDGEQ_CACHE`, or `$EDGEQ_HOME/results`, or `~/.cache/edgeq/results`.
 
-    `EDGEQ_CACHE=off` keeps nothing. `EDGEQ_CACHE_LIMIT` is a size such as `5GB`.
+    `EDGEQ_CACHE=off` keeps nothing. `EDGEQ_CACHE_LIMIT` is a size such as `5GB`. A folder that others may write to is
+    used where `EDGEQ_CACHE_SHARED=yes` says so.
 
     Raises:
         UsageError: `EDGEQ_CACHE_LIMIT` cannot be read.
@@ -135,7 +163,8 @@ def open_cache(note: Note | None = None) -> Cache:
         if note is not None:
             note("there is no home folder to keep results in; name a folder in EDGEQ_CACHE")
         return Cache(None)
-    return Cache(root, limit=limit, note=note)
+    shared = os.environ.get("EDGEQ_CACHE_SHARED", "").lower() in ("yes", "1", "true")
+    return Cache(root, limit=limit, note=note, shared=shared)
 
 
 def cached(
@@ -174,7 +203,6 @@ def _write(path: Path, data: bytes) -> None:
     Raises:
         OSError: no permission, no space, or something is in the way.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
         with open(partial, "xb") as file:
