@@ -8,6 +8,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
+from edgeq.cli import signals
 from edgeq.cli.shell import Shell
 
 Parameters = ParamSpec("Parameters")
@@ -30,8 +31,14 @@ def command(function: Callable[Concatenate[Shell, Parameters], int]) -> Callable
         if context.invoked_subcommand is not None:
             return
         shell = Shell(**dict.fromkeys(flags, True))
+
+        def work() -> int:
+            done = function(shell, **given)  # type: ignore[call-arg]
+            signals.check()
+            return done
+
         with shell.silenced():
-            code = shell.ended(shell.guard(lambda: function(shell, **given)))  # type: ignore[call-arg]
+            code = shell.ended(shell.guard(work))
         raise typer.Exit(code)
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]

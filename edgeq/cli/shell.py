@@ -106,10 +106,12 @@ class Shell:
             return work()
         except BaseException as error:
             # A library that is interrupted half-way through may raise an error of its own.
-            stopped = signals.stopped() or (error if isinstance(error, KeyboardInterrupt) else None)
+            told = isinstance(error, KeyboardInterrupt | signals.Stopped)
+            stopped = signals.stopped() or (error if told else None)
             if self.debug and not isinstance(error, _WRONG_ARGUMENTS):
                 self._err.write(visible("".join(traceback.format_exception(error)), keep="\n"))
             if stopped is not None:
+                signals.at_the_last(lambda: None)
                 return self.tell(_interrupted(stopped), "interrupted")
             return self.tell(_explain(error))
 
@@ -135,6 +137,7 @@ class Shell:
             os.dup2(sink, 1)
             os.dup2(sink, 2)
             os.close(sink)
+        signals.at_the_last(self._last_word)
         chatter = self._err if self.debug else _nowhere()
         sys.stdout = sys.stderr = chatter
         try:
@@ -143,6 +146,9 @@ class Shell:
             sys.stdout, sys.stderr = before
             self._out.flush()
             self._err.flush()
+
+    def _last_word(self) -> None:
+        os.write(self._err.fileno(), b"error: interrupted\n")
 
 
 def unwritten(error: OSError) -> UsageError:
@@ -180,7 +186,7 @@ def _explain(error: BaseException) -> EdgeqError:
     )
 
 
-def _interrupted(stopped: KeyboardInterrupt) -> EdgeqError:
+def _interrupted(stopped: BaseException) -> EdgeqError:
     error = EdgeqError("interrupted")
     error.exit_code = getattr(stopped, "exit_code", INTERRUPTED)
     return error
