@@ -14,6 +14,7 @@ from edgeq.data.check import fit, fit_labels
 from edgeq.data.dataset import Dataset, InputSpec, make_dataset
 from edgeq.data.stored import Arrays, Stored, stored_arrays
 from edgeq.errors import UsageError
+from edgeq.unpacking import check_unpacked
 
 LABELS = "labels"
 _BROKEN = (
@@ -71,6 +72,8 @@ def _read_npz(path: Path, specs: Sequence[InputSpec], role: str) -> Arrays:
     """All arrays of the file, `labels` among them only where they are wanted. Every CRC is checked."""
     unread = role != "evaluation" and all(spec.name != LABELS for spec in specs)
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_unpacked(archive, path.stat().st_size, path.name)
         stored = stored_arrays(path)
         with np.load(path, allow_pickle=False) as archive:
             names = [name for name in archive.files if not (unread and name == LABELS)]

@@ -23,6 +23,10 @@ from edgeq.reading import read_text, refuse_special
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _LABELS = "labels.txt"
 _LABEL = re.compile(r"-?[0-9]{1,18}")
+# By content, whatever the suffix says: Pillow knows others too, and runs another program for some of them.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_MOST_PIXELS = 100_000_000
+"""Of one image; a larger one takes gigabytes while it is prepared."""
 
 
 def load_images(
@@ -149,14 +153,18 @@ def _read_labels(path: Path, known: set[str], where: str) -> dict[str, int]:
 
 def _prepare(folder: Path, name: str, preprocess: Preprocess) -> np.ndarray:
     try:
-        with warnings.catch_warnings(), Image.open(folder / name) as file:
+        with warnings.catch_warnings(), Image.open(folder / name, formats=_FORMATS) as file:
             warnings.simplefilter("ignore")
+            if file.width * file.height > _MOST_PIXELS:
+                raise ValueError(
+                    f"{file.width} x {file.height} pixels, and {_MOST_PIXELS // 1_000_000} million are the most"
+                )
             image = ImageOps.exif_transpose(file)
             return preprocess.apply(_rgb(image))
     except ValueError as error:
         raise UsageError(
             f"the image {name} cannot be used ({error})",
-            remedy="remove it, or change the preprocessing",
+            remedy="scale it down or remove it, or change the preprocessing",
             where=folder.name,
         ) from error
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

@@ -160,6 +160,7 @@ def _model(entry: Entry, reference: Callable[[], Program]) -> Model:
 def _of_archive(entry: Entry) -> tuple[Program, Callable[[], ExportedProgram]]:
     """Reads as warily as a user's own file: a cache may be shared."""
     from edgeq.model.archive import rebuilt
+    from edgeq.model.deadline import within_reason
     from edgeq.model.exported import read_export
     from edgeq.model.kinds import identify
     from edgeq.model.load import quiet
@@ -169,6 +170,6 @@ def _of_archive(entry: Entry) -> tuple[Program, Callable[[], ExportedProgram]]:
         path = Path(folder) / "program.pt2"
         path.write_bytes(entry.arrays["program"].tobytes())
         kind = identify(path)
-        with rebuilt(path, kind) as file:
+        with within_reason(path.name), rebuilt(path, kind) as file:
             found = read_export(file, kind, trust=False)
     return program_of(found), lambda: found

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.files import sha256_file
 from edgeq.model.archive import rebuilt
+from edgeq.model.deadline import within_reason
 from edgeq.model.examples import Given, asked_for
 from edgeq.model.exported import from_program, read_export
 from edgeq.model.kinds import identify
@@ -64,7 +65,8 @@ def read(
             loaded = _from_module(source, given, "module")
         else:
             path = Path(source)
-            return replace(_from_file(path, given, arch, trust_pickle), sha256=sha256_file(path))
+            with contextlib.nullcontext() if trust_pickle else within_reason(path.name):
+                return replace(_from_file(path, given, arch, trust_pickle), sha256=sha256_file(path))
         return replace(loaded, sha256=sha256_program(loaded.program))
 
 
@@ -76,7 +78,9 @@ def _from_file(path: Path, given: Given, arch: str | None, trust: bool) -> Loade
             return from_program(read_export(file, found, trust), given, where)
         if found.content == "torchscript":
             return from_script(read_script(file, trust), given, where)
-        read_tensors = read_safetensors if found.content == "safetensors" else partial(unpickle, found=found, trust=trust)
+        read_tensors = (
+            read_safetensors if found.content == "safetensors" else partial(unpickle, found=found, trust=trust)
+        )
         content = unwrap(read_tensors(file))
     notes: tuple[str, ...] = ()
     if found.content != "pickle":

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.jit._recursive import wrap_cpp_module
 
 from edgeq.errors import UnsupportedError
 from edgeq.model.check import check_weights
 from edgeq.model.examples import Given, in_order
 from edgeq.model.loaded import Loaded
 from edgeq.model.refusals import damaged, gist
+from edgeq.model.steps import check_steps
 from edgeq.model.trace import describe_traced, export, verify
 from edgeq.model.vet import vet_script
 
@@ -23,9 +25,14 @@ def read_script(path: Path, trust: bool) -> torch.jit.ScriptModule:
     if not trust:
         vet_script(path)
     try:
-        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        # What torch.jit.load does, which does not tell the functions that methods call.
+        unit = torch._C.CompilationUnit()
+        network = torch._C.import_ir_module(unit, str(path), torch.device("cpu"), {}, False)  # type: ignore[call-arg]
+        module: torch.jit.ScriptModule = wrap_cpp_module(network)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise damaged(path.name, error) from error
+    if not trust:
+        check_steps(module, unit, path.name)
     return module
 
 
