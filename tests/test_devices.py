@@ -14,6 +14,7 @@ from pathlib import Path
 
 import device_models as models
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -218,6 +219,51 @@ def test_a_crashed_worker_is_a_device_error(
         open_device("local").interface(quantized)
     assert caught.value.remedy
     assert list(temporary.iterdir()) == []
+
+
+def endless(path: Path) -> Candidate:
+    """A loop of which nothing says how often it turns, and whose condition stays true."""
+    tensor, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    body = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Identity", ["go"], ["again"]),
+            onnx.helper.make_node("Mul", ["value", "value"], ["next"]),
+        ],
+        "body",
+        [tensor("turn", kinds.INT64, []), tensor("go", kinds.BOOL, []), tensor("value", kinds.FLOAT, [1, 3])],
+        [tensor("again", kinds.BOOL, []), tensor("next", kinds.FLOAT, [1, 3])],
+    )
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Loop", ["", "true", "x"], ["y"], body=body)],
+        "endless",
+        [tensor("x", kinds.FLOAT, [1, 3])],
+        [tensor("y", kinds.FLOAT, [1, 3])],
+        [onnx.helper.make_tensor("true", kinds.BOOL, [], [True])],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
+    return Candidate(path, "onnxruntime")
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_artefact_that_never_answers_is_ended(
+    ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    monkeypatch.setenv("EDGEQ_PATIENCE", "0.05")
+    here = open_device("local")
+    with workers_ahead([here]):
+        if ahead:
+            here.expect("onnxruntime")
+        with pytest.raises(DeviceError, match="did not finish one call") as caught:
+            here.outputs(endless(tmp_path / "endless.onnx"), {"x": np.ones((2, 3), np.float32)})
+    assert "EDGEQ_PATIENCE" in caught.value.remedy and "endless.onnx" in str(caught.value)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("told", ["soon", "-1", "0", "nan"])
+def test_a_patience_that_is_none(told: str, quantized: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEQ_PATIENCE", told)
+    with pytest.raises(UsageError, match="cannot read"):
+        open_device("local").interface(quantized)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "litert"])

@@ -107,10 +107,12 @@ class ColdStart:
 
 
 class Exit(NamedTuple):
-    """How a worker ended: its exit status, negative for a signal, and what it wrote to standard error."""
+    """How a worker ended: its exit status, negative for a signal, what it wrote to standard error, and for how many
+    seconds it had said nothing when it was ended for that."""
 
     status: int
     stderr: str
+    silent: float | None = None
 
 
 Run = Callable[[Path, Callable[[str], None]], Exit]
@@ -385,7 +387,7 @@ class Device:
         try:
             result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise _crash(self.name, ended, " ".join(paths.values())) from None
+            raise _ended(self.name, ended, " ".join(paths.values())) from None
         error = result.get("error")
         if error is None:
             return result
@@ -475,7 +477,14 @@ _REMEDIES = {
 }
 
 
-def _crash(device: str, ended: Exit, where: str) -> DeviceError:
+def _ended(device: str, ended: Exit, where: str) -> DeviceError:
+    if ended.silent is not None:
+        return DeviceError(
+            f"the process that runs artefacts on {device} did not finish one call in {ended.silent / 60:.3g} minutes",
+            where=where,
+            remedy="look for a loop in the artefact that does not end; where it is only slow, give more minutes in "
+            "EDGEQ_PATIENCE",
+        )
     lines = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
     last = f": {lines[-1]}" if lines else ""
     how, remedy = f"ended with status {ended.status}", "the device needs Python 3.8 or newer with numpy"

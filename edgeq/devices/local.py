@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from edgeq.devices.device import WORKER, Device, Exit
+from edgeq.errors import UsageError
 from edgeq.registry.schema import RuntimeName
 from edgeq.runtimes import RuntimeInfo
+
+PATIENCE = 20.0
+"""Minutes that a worker may say nothing. It tells of every call, so that loading and one call fit in."""
+
+
+def patience() -> float:
+    """Seconds that a worker may say nothing: as `$EDGEQ_PATIENCE` has it in minutes, or else `PATIENCE`.
+
+    Raises:
+        UsageError: the variable holds no such number.
+    """
+    told = os.environ.get("EDGEQ_PATIENCE", "")
+    try:
+        minutes = float(told) if told else PATIENCE
+    except ValueError:
+        minutes = math.nan
+    if not minutes > 0:
+        raise UsageError(f"cannot read {told!r}", where="EDGEQ_PATIENCE", remedy="set it to a number of minutes, 20")
+    return 60 * minutes
 
 
 class Child:
@@ -44,11 +68,13 @@ class Child:
         """
         assert self._process.stdout is not None
         try:
-            for line in self._process.stdout:
-                on_line(line)
-            status = self._process.wait()
+            with _Listener(self._process) as listener:
+                for line in self._process.stdout:
+                    listener.heard()
+                    on_line(line)
+                status = self._process.wait()
             self._stderr.seek(0)
-            return Exit(status, self._stderr.read().decode("utf-8", "replace"))
+            return Exit(status, self._stderr.read().decode("utf-8", "replace"), listener.ended_after)
         finally:
             self.end()
 
@@ -68,6 +94,36 @@ class Child:
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):  # what it did not read
                 stream.close()
+
+
+class _Listener:
+    """Ends a process that says nothing for too long; `ended_after` is then for how many seconds."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.ended_after: float | None = None
+        self._process = process
+        self._patience = patience()
+        self._last = time.monotonic()
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._wait, name="listener", daemon=True)
+
+    def __enter__(self) -> _Listener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.join()
+
+    def heard(self) -> None:
+        self._last = time.monotonic()
+
+    def _wait(self) -> None:
+        while not self._left.wait(self._last + self._patience - time.monotonic()):
+            if time.monotonic() - self._last >= self._patience:
+                self.ended_after = self._patience
+                self._process.kill()
+                return
 
 
 def run_here(command: Sequence[str], folder: Path, on_line: Callable[[str], None]) -> Exit:
