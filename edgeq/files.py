@@ -64,23 +64,21 @@ def refuse_unwritable(path: Path, siblings: str = "") -> None:
     Raises:
         UsageError: its folder is missing or not writable, or something that is no file is in its place.
     """
-    if not path.parent.is_dir():
-        raise UsageError("there is no such folder", where=str(path.parent), remedy="make it, or choose another --out")
-    beside = path.parent.glob(siblings) if siblings else ()
-    for one in (path, *beside):
-        if one.is_dir():
-            raise UsageError("this is a folder, not a file", where=str(one), remedy="name a file in it with --out")
-        if one.exists() and not one.is_file():
-            raise UsageError(
-                "this is no plain file, and is not replaced", where=str(one), remedy="choose another --out"
-            )
-    probe = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        probe.touch()
-        probe.unlink()
-    except (OSError, ValueError) as error:
-        known = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
-        raise explained(known, path) from error
+        if not path.parent.is_dir():
+            raise UsageError(
+                "there is no such folder", where=str(path.parent), remedy="make it, or choose another --out"
+            )
+        for one in (path, *(path.parent.glob(siblings) if siblings else ())):
+            if one.is_dir():
+                raise UsageError("this is a folder, not a file", where=str(one), remedy="name a file in it with --out")
+            if one.exists() and not one.is_file():
+                raise UsageError("this is no plain file, so it stays", where=str(one), remedy="choose another --out")
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise explained(error, path) from error
 
 
 def write_json(path: Path, content: BaseModel) -> None:

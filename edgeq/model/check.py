@@ -56,12 +56,13 @@ def check_weights(weights: Mapping[str, Any], where: str) -> None:
     """Refuse weights of other types than float32 and integers, and those of a training that diverged.
 
     Raises:
-        UnsupportedError: one is of another precision, quantized, complex, or no tensor.
+        UnsupportedError: one is of another precision, quantized, complex, without values, not dense, or no tensor.
         UsageError: one contains NaN or infinity.
     """
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor):
             raise UnsupportedError(f"{name!r} is a {type(tensor).__name__}", remedy="use tensors only", where=where)
+        _check_held(name, tensor, where)
         other_float = tensor.dtype.is_floating_point and tensor.dtype != torch.float32
         if tensor.is_quantized or tensor.dtype.is_complex or other_float:
             raise UnsupportedError(
@@ -75,6 +76,21 @@ def check_weights(weights: Mapping[str, Any], where: str) -> None:
                 remedy="give a checkpoint from before the training diverged, or copy the file again",
                 where=where,
             )
+
+
+def _check_held(name: str, tensor: torch.Tensor, where: str) -> None:
+    if tensor.is_meta:
+        raise UnsupportedError(
+            f"the weight {name!r} has no values (it is on the device meta)",
+            remedy="load the weights before saving the network",
+            where=where,
+        )
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise UnsupportedError(
+            f"the weight {name!r} is not dense ({str(tensor.layout).removeprefix('torch.')})",
+            remedy="save it as a dense tensor: weight.to_dense()",
+            where=where,
+        )
 
 
 def _check_operator(program: ExportedProgram, node: Node, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ DTYPES = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+LARGEST_INPUT = 2**31
+"""Values of a sample input: a picture of 26 754 pixels square has as many."""
+
+_DIGITS = 12
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 
 
@@ -39,15 +44,20 @@ def parse_input_spec(text: str) -> InputSpec:
     dtype = match["dtype"] or "float32"
     if dtype not in DTYPES:
         raise UsageError(f"{dtype!r} in {text!r} is no type of an input", remedy=f"use one of {', '.join(DTYPES)}")
-    shape = tuple(int(size) for size in match["shape"].split("x"))
+    sizes = match["shape"].split("x")
+    shape = () if any(len(size) > _DIGITS for size in sizes) else tuple(map(int, sizes))
     if 0 in shape:
         raise UsageError(f"{text!r} has an axis of length 0", remedy=remedy)
+    if not shape or math.prod(shape) > LARGEST_INPUT:
+        raise UsageError(f"{text[:60]!r} has more than {LARGEST_INPUT} values", remedy=remedy)
     return InputSpec(match["name"] or "", shape, dtype)
 
 
 def asked_for(inputs: Sequence[str], example: tuple[torch.Tensor, ...] | None) -> Given:
     """The caller's sample inputs: the tensors of `example`, otherwise zeros for each of the specifications `inputs`."""
     if example is not None:
+        if any(tensor.is_meta or tensor.layout != torch.strided for tensor in example):
+            raise UsageError("an example input has no values or is not dense", remedy="give plain tensors on the CPU")
         return Given(tuple(example), ("",) * len(example))
     specs = [parse_input_spec(text) for text in inputs]
     tensors = tuple(torch.zeros([int(size or 1) for size in spec.shape], dtype=DTYPES[spec.dtype]) for spec in specs)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from edgeq.errors import UsageError
 from edgeq.model.refusals import damaged
+from edgeq.reading import refuse_special
 
 Content = Literal["torch.export", "torchscript", "pickle", "legacy pickle", "safetensors"]
 
@@ -56,6 +57,7 @@ def _head(path: Path) -> bytes:
     if path.is_dir():
         seems = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "not a file"
         raise UsageError(f"this is a folder ({seems})", remedy=f"give the model file: {_SUPPORTED}", where=path.name)
+    refuse_special(path, path.name)
     if not path.exists():
         raise UsageError(f"there is no file {str(path)!r}", remedy=_nearest(path))
     try:
