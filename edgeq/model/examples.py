@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from edgeq.data.dataset import InputSpec
 from edgeq.errors import UsageError
+from edgeq.model.precision import in_float32
 
 DTYPES = {
     "float32": torch.float32,
@@ -25,11 +26,13 @@ LARGEST_INPUT = 2**31
 """Values of a sample input: a picture of 26 754 pixels square has as many."""
 
 _DIGITS = 12
+_BECOME_FLOAT32 = ("float16", "bfloat16", "float64")
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 
 
 def parse_input_spec(text: str) -> InputSpec:
-    """Read `[name:]shape[:dtype]`, such as `1x3x224x224`, `1x256:int64` or `tokens:1x256:int64`; float32 by default.
+    """Read `[name:]shape[:dtype]`, such as `1x3x224x224`, `1x256:int64` or `tokens:1x256:int64`; float32 by
+    default, and for other precisions.
 
     Returns:
         The input; its name is empty where none was given.
@@ -42,6 +45,8 @@ def parse_input_spec(text: str) -> InputSpec:
     if match is None:
         raise UsageError(f"{text!r} describes no input", remedy=remedy)
     dtype = match["dtype"] or "float32"
+    if dtype in _BECOME_FLOAT32:
+        dtype = "float32"
     if dtype not in DTYPES:
         raise UsageError(f"{dtype!r} in {text!r} is no type of an input", remedy=f"use one of {', '.join(DTYPES)}")
     sizes = match["shape"].split("x")
@@ -58,7 +63,7 @@ def asked_for(inputs: Sequence[str], example: tuple[torch.Tensor, ...] | None) -
     if example is not None:
         if any(tensor.is_meta or tensor.layout != torch.strided for tensor in example):
             raise UsageError("an example input has no values or is not dense", remedy="give plain tensors on the CPU")
-        return Given(tuple(example), ("",) * len(example))
+        return Given(tuple(map(in_float32, example)), ("",) * len(example))
     specs = [parse_input_spec(text) for text in inputs]
     tensors = tuple(torch.zeros([int(size or 1) for size in spec.shape], dtype=DTYPES[spec.dtype]) for spec in specs)
     return Given(tensors, tuple(spec.name for spec in specs))

@@ -38,7 +38,7 @@ def give_biases(editor: Editor) -> None:
         if weight is None or (len(node.args) > 2 and node.args[2] is not None):
             continue
         channels = weight.shape[1] * groups_of(node) if node.target in TRANSPOSED else weight.shape[0]
-        prefix = editor.targets[node.args[1].name].removesuffix(".weight")  # type: ignore[union-attr]
+        prefix = editor.targets[node.args[1].name].removesuffix(".weight")
         name = f"{prefix}.bias" if f"{prefix}.bias" not in editor.state else f"{node.name}.bias"
         args = list(node.args) + [None] * max(0, 3 - len(node.args))
         args[2] = editor.store(name, torch.zeros(channels), node)
