@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from edgeq.calibration.histogram import HALF, Histogram
-from edgeq.model.groups import Group, find_groups, only_moves
 from edgeq.model.graph import Node, Program
+from edgeq.model.groups import Group, find_groups, only_moves
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, conv_groups, is_float, op_class, output_channels_axis
 from edgeq.registry.schema import Kernel, Runtime
@@ -206,7 +206,7 @@ def never_on_integers(group: Group, nodes: Mapping[str, Node]) -> str:
 def is_masked(histogram: Histogram) -> bool:
     """Whether values end in a mask: all but those at an extreme lie near zero, and nothing in between."""
     reach = max(-histogram.low, histogram.high)
-    if not MASKING <= reach:
+    if reach < MASKING:
         return False
     bins = min(HALF, int(reach / histogram.width) + 1)
     near = max(1, bins // APART)
