@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from edgeq.unpacking import check_unpacked
 LABELS = "labels"
 _BROKEN = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, KeyError,
-    SyntaxError, MemoryError,
+    SyntaxError, tokenize.TokenError, MemoryError,
 )  # fmt: skip
 
 
