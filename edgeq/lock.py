@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgeq.errors import UsageError
 from edgeq.files import LOCK_NAME, atomic_write, sha256_file, write_json
 from edgeq.reading import read_json, within
+from edgeq.unpacking import check_unpacked
 
 GOLDEN_NAME = "golden.npz"
 Array = NDArray[Any]
@@ -199,6 +200,7 @@ def read_golden(build: Path, lock: Lock) -> Golden | None:
         raise _damaged(path, "there is no such file")
     try:
         with np.load(path, allow_pickle=False) as stored:
+            check_unpacked(stored.zip, path.stat().st_size, str(path))
             arrays = {name: stored[name] for name in stored.files}
         return Golden(
             inputs={name.removeprefix("input:"): a for name, a in arrays.items() if name.startswith("input:")},

@@ -11,12 +11,11 @@ import contextlib
 import errno
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgeq.errors import UsageError
+from edgeq.files import scratch_folder
 from edgeq.model.kinds import BROKEN_ZIP, Found
 from edgeq.model.refusals import damaged
 from edgeq.unpacking import check_unpacked
@@ -42,18 +41,14 @@ def rebuilt(path: Path, found: Found) -> Iterator[Path]:
     if found.content in ("legacy pickle", "safetensors"):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
-        copy = Path(folder) / path.name
+    with scratch_folder() as folder:
+        copy = folder / path.name
         try:
             _copy(path, copy, found)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise damaged(path.name, error) from error
-            raise UsageError(
-                f"there is no room in {folder} for a copy of it to be read from",
-                remedy="free some space there, or point TMPDIR elsewhere",
-                where=path.name,
-            ) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(error.errno, error.strerror, str(copy)) from error
+            raise damaged(path.name, error) from error
         except BROKEN_ZIP as error:
             raise damaged(path.name, error) from error
         yield copy
