@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.data.dataset import Dataset, overlap
@@ -27,9 +27,17 @@ if TYPE_CHECKING:
 FEW_SAMPLES = 32
 
 
+Smooth = Literal["auto", "off"]
+"""Whether SmoothQuant is applied where it helps."""
+
+
 @dataclass(frozen=True)
 class Case:
-    """As the user gives it; the same arguments as those of `edgeq.deploy`."""
+    """As the user gives it; the same arguments as those of `edgeq.deploy`.
+
+    Attributes:
+        smooth_quant: or, as a plan says it, the alphas by graph node (see `edgeq.quantization.smooth_quant`).
+    """
 
     model: str | Path | torch.nn.Module | Model
     calibration: str | Path | Dataset
@@ -39,6 +47,7 @@ class Case:
     inputs: Sequence[str] = ()
     arch: str | None = None
     trust_pickle: bool = False
+    smooth_quant: Smooth | Mapping[str, float] = "auto"
 
 
 @dataclass(frozen=True)

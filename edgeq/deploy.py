@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeq.build import judge, write
-from edgeq.case import Case
+from edgeq.case import Case, Smooth
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Device
 from edgeq.errors import EdgeqError, UsageError, foreseen
@@ -51,6 +51,7 @@ def deploy(
     inputs: Sequence[str] = (),
     arch: str | None = None,
     trust_pickle: bool = False,
+    smooth_quant: Smooth = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -73,6 +74,8 @@ def deploy(
         io: types at the model's ends, if not the target's.
         plan: which choice each layer gets; without it, the runtime's preferred kernels. Its format is built.
         inputs, arch, trust_pickle: see `edgeq.load`.
+        smooth_quant: `off` leaves every value as it is; `auto` smooths those of transformers where that helps (see
+            `edgeq.quantization.smooth_quant`); a plan says itself what is smoothed.
         overwrite: replace an earlier build in `out`.
         progress: hears of stages and steps.
 
@@ -87,11 +90,14 @@ def deploy(
     aim = load_target(target)
     if plan is not None and plan.target != aim.name:
         raise UsageError(f"the plan was made for {plan.target}, not for {aim.name}", remedy=f"--target {plan.target}")
+    if plan is not None and smooth_quant != "auto":
+        raise UsageError("a plan says itself what is smoothed", remedy="leave --smooth-quant away, or edit the plan")
     if plan is not None and format not in ("auto", plan.format):
         raise UsageError(f"the plan is for {plan.format}, not for {format}", remedy="leave --format away")
     where = take_aim(aim, plan.format if plan else format, io=io, device=device, threads=threads, limits=limits)
     device_profile = load_profile(profile) if profile else None
-    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
+    smooth = smooth_quant if plan is None else plan.smooth_quant
+    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth)
     with (
         staged_directory(Path(out), overwrite=overwrite) as folder,
         scratch_folder() as tmp,

@@ -82,7 +82,10 @@ def deploy_fleet(
         m.target: _aim_at(m, plans[m.artefact].format, held.get(m.target) or Limits(), threads) for m in fleet.targets
     }
     makers = {a.name: _aim_of(a, fleet, aims) for a in fleet.artefacts}
-    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
+    smooth = next(iter(plans.values())).smooth_quant
+    if any(plan.smooth_quant != smooth for plan in plans.values()):
+        raise UsageError("its plans smooth different values", remedy="give all of them the same smooth_quant")
+    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth)
     clock = Clock(progress or Silent())
     with (
         staged_directory(Path(out), overwrite=overwrite) as folder,

@@ -35,6 +35,7 @@ from edgeq.progress import Clock
 from edgeq.registry.load import profile_of
 from edgeq.registry.schema import Profile, Runtime, Target
 from edgeq.runtimes import RUNTIMES
+from edgeq.smoothed import smoothed
 from edgeq.validation.gates import Limits
 from edgeq.validation.measure import DEVICES, Array
 from edgeq.validation.metric import Metric
@@ -148,11 +149,11 @@ def prepare(
 
 
 def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engine: Engine) -> list[Job]:
-    loaded = load_case(case, clock, cache)
-    # exporters find the model's values in their files by what they are on real samples
-    loaded = replace(loaded, model=loaded.model.with_samples(loaded.calibration))
     # of all formats of a target, so that a plan for another one finds it
     every = [r for aim in aims for r in (*aim.runtimes, *aim.target.runtimes)]
+    loaded = smoothed(load_case(case, clock, cache), every, case.smooth_quant, clock, cache)
+    # exporters find the model's values in their files by what they are on real samples
+    loaded = replace(loaded, model=loaded.model.with_samples(loaded.calibration))
     calibration, impact = _calibrated(loaded, every, clock, cache)
     references: dict[str, list[Array]] = {}
     jobs = []

@@ -56,6 +56,7 @@ def deploy(
     inputs: o.Inputs = [],  # noqa: B006
     arch: o.Arch = None,
     trust_pickle: o.TrustPickle = False,
+    smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
     max_drop: o.MaxDrop = None,
     max_latency: o.MaxLatency = None,
     max_size: o.MaxSize = None,
@@ -82,6 +83,8 @@ def deploy(
             single = {"--target": target, "--device": device, "--profile": profile, "--io": io}
             if format is not o.FormatChoice.auto:
                 single["--format"] = format
+            if smooth_quant is not o.SmoothChoice.auto:
+                single["--smooth-quant"] = smooth_quant
             how: dict[str, Any] = {
                 "out": out,
                 "threads": threads,
@@ -133,6 +136,7 @@ def deploy(
             inputs=inputs,
             arch=arch,
             trust_pickle=trust_pickle,
+            smooth_quant=smooth_quant.value,
             plan=made,
             overwrite=overwrite,
             progress=stages,

@@ -46,6 +46,14 @@ TrustPickle = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+SmoothQuant = Annotated[
+    "SmoothChoice",
+    typer.Option(
+        "--smooth-quant",
+        help="SmoothQuant on what linear layers of a transformer read: where it helps, or nowhere.",
+        rich_help_panel=_MODEL,
+    ),
+]
 TargetName = Annotated[
     str, typer.Option("--target", metavar="T", help="What to build for: a name from `edgeq targets`, or a .toml file.")
 ]
@@ -159,3 +167,10 @@ class IoChoice(str, Enum):
 
     float = "float"
     int8 = "int8"
+
+
+class SmoothChoice(str, Enum):
+    """Whether SmoothQuant is applied where it helps."""
+
+    auto = "auto"
+    off = "off"

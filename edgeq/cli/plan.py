@@ -77,6 +77,7 @@ def plan(
     inputs: o.Inputs = [],  # noqa: B006
     arch: o.Arch = None,
     trust_pickle: o.TrustPickle = False,
+    smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
     pareto: Annotated[
         int | None,
         typer.Option(
@@ -141,6 +142,7 @@ def plan(
             "inputs": inputs,
             "arch": arch,
             "trust_pickle": trust_pickle,
+            "smooth_quant": smooth_quant.value,
             "rules": ruled,
             "progress": stages,
         }

@@ -28,7 +28,7 @@ from edgeq.model.model import Model, load, reference_of
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-VERSION = 4
+VERSION = 5
 """To be raised whenever normalisation changes."""
 
 LARGEST = 500_000_000
@@ -98,6 +98,7 @@ def _pack(model: Model) -> Entry | None:
         "sha256": model.sha256,
         "notes": list(model.notes),
         "examples": len(model.example),
+        "smoothing": dict(model.smoothing),
     }
     examples = {f"example{i}": array for i, array in enumerate(model.example)}
     return Entry(values, {**written.arrays, **examples})
@@ -154,6 +155,7 @@ def _model(entry: Entry, reference: Callable[[], Program]) -> Model:
         sha256=values["sha256"],
         example=example,
         notes=tuple(values["notes"]),
+        smoothing=dict(values["smoothing"]),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ class Model:
         example: one input per argument, for tracing and to compare exported files with the model by: real samples where
             there is data (see `with_samples`).
         notes: what was assumed while loading, for the user to see.
+        smoothing: by graph node, the alpha of values that were made easier to round
+            (see `edgeq.quantization.smooth_quant`).
     """
 
     program: Program
@@ -54,6 +56,17 @@ class Model:
     sha256: str
     example: tuple[Array, ...]
     notes: tuple[str, ...] = ()
+    smoothing: Mapping[str, float] = field(default_factory=dict)
+
+    def with_program(self, program: Program) -> Model:
+        """The same model, computed by another program. What it is compared with stays the program as it was loaded."""
+
+        def exported() -> ExportedProgram:
+            from edgeq.model.rebuilt import exported_program
+
+            return exported_program(program, self.example)
+
+        return replace(self, program=program, exported=exported)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process, as the cache keeps it. Its program as it was loaded stays behind."""

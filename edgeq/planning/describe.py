@@ -9,13 +9,14 @@ from edgeq.model.model import Model
 from edgeq.planning.plan import FloatPrecision, LayerPlan, Plan, TensorPlan, WeightPlan
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.smooth_quant import smoothed_layers
 
 
 def describe(
     model: Model, quantized: Quantized, *, target: str, data_hash: str, precision: FloatPrecision = "float32"
 ) -> Plan:
     """The plan of a quantized model: schemes, ranges and reasons, layer by layer."""
-    runtime = quantized.runtime
+    runtime, smooth = quantized.runtime, smoothed_layers(model)
     return Plan(
         model_hash=model.sha256,
         data_hash=data_hash,
@@ -28,11 +29,12 @@ def describe(
             for spec, node in zip(model.inputs, model.input_nodes, strict=True)
             if node in quantized.activations
         },
-        layers=[_layer(quantized, group) for group in model.groups],
+        smooth_quant=dict(model.smoothing),
+        layers=[_layer(quantized, group, smooth.get(group.name)) for group in model.groups],
     )
 
 
-def _layer(quantized: Quantized, group: Group) -> LayerPlan:
+def _layer(quantized: Quantized, group: Group, alpha: float | None) -> LayerPlan:
     written = next((n for n in (group.output, group.root) if n in quantized.activations), None)
     return LayerPlan(
         name=group.name,
@@ -42,7 +44,7 @@ def _layer(quantized: Quantized, group: Group) -> LayerPlan:
         parameters=group.parameters,
         choice=quantized.assignment.choice(group.name),
         reason=quantized.assignment.reasons[group.name],
-        weight=_weight(quantized, group),
+        weight=_weight(quantized, group, alpha),
         output=_tensor(written, quantized.activations[written]) if written else None,
         reads_again={node: _tensor(node, tensor) for node, tensor in quantized.read_anew(group).items()},
     )
@@ -62,7 +64,7 @@ def _tensor(node: str, tensor: QuantizedTensor) -> TensorPlan:
     )
 
 
-def _weight(quantized: Quantized, group: Group) -> WeightPlan | None:
+def _weight(quantized: Quantized, group: Group, alpha: float | None) -> WeightPlan | None:
     weight, kernel = quantized.weights.get(group.name), quantized.assignment.kernel(group.name)
     if weight is None or kernel is None:
         return None
@@ -73,7 +75,8 @@ def _weight(quantized: Quantized, group: Group) -> WeightPlan | None:
         symmetry=weight.q.scheme.symmetry,
         granularity=weight.q.scheme.granularity,
         axis=weight.q.axis or 0,
-        algorithm="round to nearest, analytic bias correction",
+        algorithm=("" if alpha is None else f"SmoothQuant (alpha {alpha:g}), ")
+        + "round to nearest, analytic bias correction",
         sha256=digest.hexdigest(),
         bias=kernel.bias,
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeq.cache import Cache, open_cache
-from edgeq.case import Case, given
+from edgeq.case import Case, Smooth, given
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Device, workers_ahead
 from edgeq.engine import LOCAL, Engine
@@ -57,6 +57,7 @@ def fleet(
     inputs: Sequence[str] = (),
     arch: str | None = None,
     trust_pickle: bool = False,
+    smooth_quant: Smooth = "auto",
     rules: Sequence[Rule] = (),
     engine: Engine = LOCAL,
     progress: Progress | None = None,
@@ -86,7 +87,7 @@ def fleet(
     if minimize not in ("latency", "size", "loss"):
         raise UsageError(f"cannot minimize {minimize!r} for several targets", remedy="choose latency, size or loss")
     aims = _aims(targets, format, threads, limits)
-    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
+    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth_quant)
     clock = Clock(progress or Silent())
     with (
         scratch_folder() as scratch,

@@ -58,7 +58,9 @@ def job_of(
     how = preprocess if preprocess is not None else given.preprocess if given else None
     aim = target or load_target(plan.target)
     runtime = runtime_of(plan, aim)
-    case = Case(model, data, preprocess=how, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
+    case = Case(
+        model, data, preprocess=how, inputs=inputs, arch=arch, trust_pickle=trust_pickle, smooth_quant=plan.smooth_quant
+    )
     clock = Clock(progress or Silent())
     cache = open_cache(clock.progress.note)
     with clock.stage("model"):  # first of all: data of another model would be blamed for not fitting this one

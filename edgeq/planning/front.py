@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from edgeq.case import Case
+from edgeq.case import Case, Smooth
 from edgeq.data.dataset import Dataset
 from edgeq.devices import workers_ahead
 from edgeq.engine import LOCAL, Engine
@@ -94,6 +94,7 @@ def front(
     inputs: Sequence[str] = (),
     arch: str | None = None,
     trust_pickle: bool = False,
+    smooth_quant: Smooth = "auto",
     rules: Sequence[Rule] = (),
     engine: Engine = LOCAL,
     progress: Progress | None = None,
@@ -111,7 +112,7 @@ def front(
     aim = take_aim(load_target(target), format, device=device, profile=profile, threads=threads)
     if len(aim.runtimes) != 1 or points < 1:
         raise UsageError("a front is of one format, and has points", remedy="choose --format onnx, openvino or tflite")
-    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
+    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth_quant)
     (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
     with scratch_folder() as scratch, workers_ahead([job.device]):
         exporter = Exporter(job.model, scratch, job.cache)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgeq.errors import UsageError
 from edgeq.numerics.scheme import DType, Granularity, Symmetry
@@ -226,6 +226,9 @@ class Plan(_Strict):
     inputs: dict[str, TensorPlan]
     float_precision: FloatPrecision = "float32"
     """What the runtime is to compute in where layers are left in float: a setting of the runtime, not of the file."""
+    smooth_quant: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Values of the model as it was loaded whose channels were smoothed before anything was rounded: by graph node, the
+    alpha of each (see `edgeq.quantization.smooth_quant`)."""
     layers: list[LayerPlan]
     rules: list[Rule] = []
     """Written by a person: they overrule the choices above."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.case import Case, given
+from edgeq.case import Case, Smooth, given
 from edgeq.data.dataset import Dataset
 from edgeq.devices import workers_ahead
 from edgeq.engine import LOCAL, Engine
@@ -48,6 +48,7 @@ def plan(
     inputs: Sequence[str] = (),
     arch: str | None = None,
     trust_pickle: bool = False,
+    smooth_quant: Smooth = "auto",
     rules: Sequence[Rule] = (),
     engine: Engine = LOCAL,
     progress: Progress | None = None,
@@ -79,7 +80,7 @@ def plan(
     """
     if minimize not in ("latency", "size", "loss", "energy"):
         raise UsageError(f"cannot minimize {minimize!r}", remedy="choose latency, size, loss or energy")
-    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle)
+    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth_quant)
     aim = take_aim(load_target(target), format, device=device, profile=profile, threads=threads, limits=limits)
     import_ahead(runtime.format for runtime in aim.runtimes)  # while the data is read
     (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)

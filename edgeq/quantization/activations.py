@@ -15,7 +15,13 @@ from edgeq.model.model import Model
 from edgeq.model.ops import op_class
 from edgeq.numerics import QParams, Scheme, per_tensor, qparams
 from edgeq.planning.assign import Assignment, Version
+from edgeq.quantization.smooth_quant import smoothed_values
 from edgeq.registry.schema import FixedOutput, Runtime
+
+END = "an input or output of the model: true extremes"
+SMOOTHED = "its channels were smoothed: true extremes"
+"""All channels reach equally far then. What is cut off would be cut off everywhere, and layers behind a normalisation
+bear that less well than gradients say."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +81,18 @@ def quantize_activations(
     own = assignment.tensors.items()
     for name, share in (*own, *((name, share) for (name, _), share in assignment.again.items())):
         shares[share].append(name)
-    ends = {*model.input_nodes, *model.output_nodes}
+    ends, levelled = {*model.input_nodes, *model.output_nodes}, smoothed_values(model)
     found: dict[Version, QuantizedTensor] = {}
     for share, names in shares.items():
         scheme = assignment.schemes[share].activation_scheme
         fixed = next((f for n in names if (f := _fixed(model, n, runtime, scheme)) is not None), None)
         key = (estimator, scheme, fixed is not None, tuple(sorted(names)))
         if key not in known:
+            whole = END if not ends.isdisjoint(names) else SMOOTHED if not levelled.isdisjoint(names) else ""
             known[key] = (
                 _prescribed(fixed, share[0], runtime.name)
                 if fixed
-                else _estimated(
-                    names, share[0], scheme, calibration, impact, estimator, boundary=not ends.isdisjoint(names)
-                )
+                else _estimated(names, share[0], scheme, calibration, impact, estimator, whole)
             )
         found[share] = known[key]
     return Activations(
@@ -114,17 +119,16 @@ def _estimated(
     calibration: Calibration,
     impact: Impact | None,
     estimator: str,
-    *,
-    boundary: bool,
+    whole: str,
 ) -> QuantizedTensor:
+    """A range for tensors that share it; the true extremes where `whole` says why."""
     histogram = reduce(Histogram.union, (calibration.histograms[n] for n in names))
     if estimator == "auto":
         known = impact if impact is not None and impact.knows(names) else None
         damage = None if known is None else lambda q: known.of(names, q)
-        used, (low, high) = choose(histogram, scheme, boundary=boundary, damage=damage)
+        used, (low, high) = choose(histogram, scheme, boundary=bool(whole), damage=damage)
         reason = "least expected movement of the outputs" if known else "least squared error: no gradient reaches it"
-        if boundary:
-            reason = "an input or output of the model: true extremes"
+        reason = whole or reason
     else:
         used, (low, high) = estimator, ESTIMATORS[estimator](histogram, scheme)
         reason = "asked for"
