@@ -219,8 +219,59 @@ def test_checkpoints_that_wrap_weights(prefix: str, tmp_path: Path, network: str
     torch.save({"state_dict": weights, "epoch": 3, "optimizer": {"lr": 0.1}}, path)
     loaded = read(path, inputs=["1x3x8x8"], arch=network)
     assert loaded.kind == "state_dict"
-    assert len(loaded.notes) == prefix.count(".")
+    assert len(loaded.notes) == 1 and prefix in loaded.notes[0]
     torch.testing.assert_close(answer(loaded, INPUT), make_tiny()(INPUT), check_stride=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda own: {"model": own, "ema": {k: torch.full_like(v, 2) for k, v in own.items()}}, "moving average"),
+        (lambda own: {"epoch": 1, "checkpoint": {"student": own, "loss": {"w": torch.ones(3)}}}, ""),
+        (lambda own: {"backbone." + k: v for k, v in own.items()} | {"loss.w": torch.ones(2)}, "loss.w"),
+        (lambda own: {k.replace("conv.", "conv.module."): v for k, v in own.items()}, ""),
+        (lambda own: {"state_dict": {k: v.half() for k, v in own.items()}}, "float16"),
+    ],
+)
+def test_weights_are_found_by_what_they_fit(change: Callable, says: str, tmp_path: Path, network: str) -> None:
+    own = make_tiny().state_dict()
+    torch.save(change(own), tmp_path / "checkpoint")
+    loaded = read(tmp_path / "checkpoint", inputs=["1x3x8x8"], arch=network)
+    assert says in " ".join(loaded.notes) and bool(says) == bool(loaded.notes)
+    weight = loaded.program.state_dict["conv.weight"]
+    expected = torch.full_like(own["conv.weight"], 2) if says == "moving average" else own["conv.weight"]
+    torch.testing.assert_close(weight, expected, atol=1e-3, rtol=1e-3, check_stride=False)
+    assert weight.dtype == torch.float32
+
+
+def test_of_several_sets_of_weights_none_is_guessed(tmp_path: Path, network: str) -> None:
+    own = make_tiny().state_dict()
+    torch.save({"teacher": own, "student": own}, tmp_path / "weights")
+    with pytest.raises(UsageError, match="teacher, student"):
+        read(tmp_path / "weights", inputs=["1x3x8x8"], arch=network)
+    torch.save({"teacher": make_tiny(), "student": make_tiny()}, tmp_path / "modules")
+    with pytest.raises(UsageError, match="teacher, student"):
+        read(tmp_path / "modules", inputs=["1x3x8x8"], trust_pickle=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("holds", ["module", "program", "file", "torchscript"])
+def test_other_precisions_become_float32(dtype: torch.dtype, holds: str, tmp_path: Path) -> None:
+    network, x = make_tiny().to(dtype), INPUT.to(dtype)
+    source: object = network
+    if holds == "torchscript":
+        source = torch.jit.trace(network, x)
+    elif holds != "module":
+        source = torch.export.export(network, (x,))
+        if holds == "file":
+            torch.export.save(source, tmp_path / "half.pt2")
+            source = tmp_path / "half.pt2"
+    loaded = read(source, inputs=["2x3x8x8"] if holds in ("module", "torchscript") else [])
+    assert any(str(dtype).removeprefix("torch.") in note for note in loaded.notes)
+    assert {t.dtype for t in (*network.parameters(), *loaded.example)} == {dtype, torch.float32}
+    got = answer(loaded, INPUT)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, network.float()(INPUT), check_stride=False)
 
 
 def test_the_older_layout_of_exported_programs(tmp_path: Path) -> None:
@@ -713,10 +764,11 @@ def test_an_operator_that_is_not_here(files: dict[str, Path], tmp_path: Path) ->
 # ---------------------------------------------------------------- networks that are not supported
 
 
-def test_other_precisions_are_refused(tmp_path: Path) -> None:
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        with pytest.raises(UnsupportedError, match=r"conv\.weight.*float"):
-            read(make_tiny().to(dtype), inputs=["1x3x8x8"])
+def test_eight_bit_floats_are_refused() -> None:
+    network = make_tiny()
+    network.register_buffer("scale", torch.ones(2).to(torch.float8_e4m3fn))
+    with pytest.raises(UnsupportedError, match=r"scale.*float8"):
+        read(network, inputs=["1x3x8x8"])
 
 
 def test_training_mode_in_an_exported_program_is_refused(tmp_path: Path) -> None:

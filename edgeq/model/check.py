@@ -13,6 +13,7 @@ from torch.fx import Node
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.model.examples import DTYPES
 from edgeq.model.passes.state import check_state
+from edgeq.model.precision import OTHERS
 
 _CONTROL_FLOW = {"cond", "while_loop", "scan", "map_impl", "associative_scan"}
 # Operators with a flag that says training, and its position among the arguments.
@@ -26,7 +27,7 @@ def check_program(program: ExportedProgram, where: str) -> None:
     """Refuse what would silently be something else than the trained float32 network at inference.
 
     Raises:
-        UnsupportedError: training mode, state, control flow, inputs that are no tensors, weights not in float32.
+        UnsupportedError: training mode, state, control flow, inputs that are no tensors, quantized weights.
         UsageError: a weight is not finite.
     """
     for node in program.graph.nodes:
@@ -53,23 +54,23 @@ def check_program(program: ExportedProgram, where: str) -> None:
 
 
 def check_weights(weights: Mapping[str, Any], where: str) -> None:
-    """Refuse weights of other types than float32 and integers, and those of a training that diverged.
+    """Refuse weights that are no plain numbers, and those of a training that diverged.
 
     Raises:
-        UnsupportedError: one is of another precision, quantized, complex, or no tensor.
+        UnsupportedError: one is quantized, complex, or no tensor.
         UsageError: one contains NaN or infinity.
     """
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor):
             raise UnsupportedError(f"{name!r} is a {type(tensor).__name__}", remedy="use tensors only", where=where)
-        other_float = tensor.dtype.is_floating_point and tensor.dtype != torch.float32
+        other_float = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float32, *OTHERS)
         if tensor.is_quantized or tensor.dtype.is_complex or other_float:
             raise UnsupportedError(
                 f"the weight {name!r} is {str(tensor.dtype).removeprefix('torch.')}, and the float32 network is wanted",
                 remedy="give the network as it was trained, in float32: model.float() before saving",
                 where=where,
             )
-        if tensor.dtype == torch.float32 and not bool(torch.isfinite(tensor).all()) and not _is_mask(tensor):
+        if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()) and not _is_mask(tensor):
             raise UsageError(
                 f"the weight {name!r} contains NaN or infinity",
                 remedy="give a checkpoint from before the training diverged, or copy the file again",

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from edgeq.data.dataset import InputSpec
 from edgeq.errors import UsageError
+from edgeq.model.precision import in_float32
 
 DTYPES = {
     "float32": torch.float32,
@@ -20,11 +21,13 @@ DTYPES = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+_BECOME_FLOAT32 = ("float16", "bfloat16", "float64")
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 
 
 def parse_input_spec(text: str) -> InputSpec:
-    """Read `[name:]shape[:dtype]`, such as `1x3x224x224`, `1x256:int64` or `tokens:1x256:int64`; float32 by default.
+    """Read `[name:]shape[:dtype]`, such as `1x3x224x224`, `1x256:int64` or `tokens:1x256:int64`; float32 by
+    default, and for other precisions.
 
     Returns:
         The input; its name is empty where none was given.
@@ -37,6 +40,8 @@ def parse_input_spec(text: str) -> InputSpec:
     if match is None:
         raise UsageError(f"{text!r} describes no input", remedy=remedy)
     dtype = match["dtype"] or "float32"
+    if dtype in _BECOME_FLOAT32:
+        dtype = "float32"
     if dtype not in DTYPES:
         raise UsageError(f"{dtype!r} in {text!r} is no type of an input", remedy=f"use one of {', '.join(DTYPES)}")
     shape = tuple(int(size) for size in match["shape"].split("x"))
@@ -48,7 +53,7 @@ def parse_input_spec(text: str) -> InputSpec:
 def asked_for(inputs: Sequence[str], example: tuple[torch.Tensor, ...] | None) -> Given:
     """The caller's sample inputs: the tensors of `example`, otherwise zeros for each of the specifications `inputs`."""
     if example is not None:
-        return Given(tuple(example), ("",) * len(example))
+        return Given(tuple(map(in_float32, example)), ("",) * len(example))
     specs = [parse_input_spec(text) for text in inputs]
     tensors = tuple(torch.zeros([int(size or 1) for size in spec.shape], dtype=DTYPES[spec.dtype]) for spec in specs)
     return Given(tensors, tuple(spec.name for spec in specs))

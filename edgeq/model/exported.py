@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from edgeq.model.check import check_program
 from edgeq.model.examples import Given, carried, check_fit, in_order
 from edgeq.model.kinds import Found
 from edgeq.model.loaded import Loaded, describe
+from edgeq.model.precision import program_in_float32
 from edgeq.model.refusals import gist
 from edgeq.model.vet import vet_export
 
@@ -40,12 +42,13 @@ def read_export(path: Path, found: Found, trust: bool) -> ExportedProgram:
 
 
 def from_program(program: ExportedProgram, given: Given, where: str) -> Loaded:
-    """A program as it is; its sample inputs are those given, otherwise its own."""
+    """A program as it is, in float32; its sample inputs are those given, otherwise its own."""
+    program, notes = program_in_float32(program, where)
     check_program(program, where)
     names = tuple(str(name) for name in program.graph_signature.user_inputs)
     example = in_order(given, names, where) if given.tensors else carried(program)
     check_fit(program, example, where)
-    return describe(program, "torch.export", where, example)
+    return replace(describe(program, "torch.export", where, example), notes=notes)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeq.model.graph import Node, Program, Value
-from edgeq.model.ops import ACTIVATIONS, MOVEMENT, WEIGHTED, is_float, macs, op_class
+from edgeq.model.macs import macs, samples_traced
+from edgeq.model.ops import ACTIVATIONS, MOVEMENT, WEIGHTED, is_float, op_class
 from edgeq.visible import whole
 
 _FUSED_INTO = WEIGHTED | {"add", "sub", "mul"}
@@ -80,8 +81,15 @@ def find_groups(program: Program) -> tuple[Group, ...]:
     """
     targets = program.lifted
     sizes = {name: array.size for name, array in program.state.items()}
+    samples = samples_traced(program)
     taken: set[str] = set()
+    # a layer has the first say in what is called by its name
     used_names: set[str] = set()
+    layers = {
+        node.name: _unique(whole(weight.removesuffix(".weight")), used_names)
+        for node in program.nodes
+        if (weight := _weight_of(node, targets))
+    }
     groups: list[Group] = []
     for node in program.nodes:
         if node.op != "call_function" or node.name in taken or not _makes_tensor(node):
@@ -90,12 +98,12 @@ def find_groups(program: Program) -> tuple[Group, ...]:
         activation = _activation_of(node) if op in _FUSED_INTO else None
         if activation is not None:
             taken.add(activation.name)
-        weight = targets.get(node.args[1].name) if op in WEIGHTED and isinstance(node.args[1], Node) else None
+        weight = _weight_of(node, targets)
         third = node.args[2] if op in WEIGHTED and len(node.args) > 2 else None
         bias = targets.get(third.name) if isinstance(third, Node) else None
         groups.append(
             Group(
-                name=_unique(whole(_name(node, weight)), used_names),
+                name=layers.get(node.name) or _unique(whole(_name(node)), used_names),
                 op=op or node.target,
                 root=node.name,
                 activation=activation.name if activation is not None else None,
@@ -103,7 +111,7 @@ def find_groups(program: Program) -> tuple[Group, ...]:
                 inputs=tuple(n.name for n in node.all_input_nodes if n.name not in targets and is_float(n)),
                 weight=weight,
                 bias=bias,
-                macs=macs(node, op or ""),
+                macs=macs(node, samples),
                 parameters=sizes.get(weight or "", 0) + sizes.get(bias or "", 0),
             )
         )
@@ -120,9 +128,13 @@ def _activation_of(node: Node) -> Node | None:
     return user if user is not None and op_class(user) in ACTIVATIONS and user.all_input_nodes == [node] else None
 
 
-def _name(node: Node, weight: str | None) -> str:
-    if weight:
-        return weight.removesuffix(".weight")
+def _weight_of(node: Node, targets: Mapping[str, str]) -> str | None:
+    """The state name of a layer's constant weight; no two layers have the same one."""
+    found = node.args[1] if node.op == "call_function" and op_class(node) in WEIGHTED else None
+    return targets.get(found.name) if isinstance(found, Node) else None
+
+
+def _name(node: Node) -> str:
     path = node.modules[-1][1] if node.modules else ""
     owner, _, rest = node.target.partition(".")
     short = node.name if owner == "operator" else op_class(node) or rest.partition(".")[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from edgeq.errors import UnsupportedError, UsageError
+from edgeq.errors import UnsupportedError
 from edgeq.files import sha256_file
 from edgeq.model.archive import rebuilt
 from edgeq.model.examples import Given, asked_for
@@ -24,7 +24,7 @@ from edgeq.model.pickles import unpickle
 from edgeq.model.safetensors import read_safetensors
 from edgeq.model.torchscript import from_script, read_script
 from edgeq.model.trace import from_module
-from edgeq.model.weights import in_network, is_weights, unwrap
+from edgeq.model.weights import in_network, unwrap
 
 # Loggers on which PyTorch reports what reaches the user as an error of ours, or does not concern them.
 _CHATTY = (
@@ -76,26 +76,18 @@ def _from_file(path: Path, given: Given, arch: str | None, trust: bool) -> Loade
             return from_program(read_export(file, found, trust), given, where)
         if found.content == "torchscript":
             return from_script(read_script(file, trust), given, where)
-        read_tensors = read_safetensors if found.content == "safetensors" else partial(unpickle, found=found, trust=trust)
-        content = unwrap(read_tensors(file))
+        read_tensors = (
+            read_safetensors if found.content == "safetensors" else partial(unpickle, found=found, trust=trust)
+        )
+        content, chosen = unwrap(read_tensors(file), where)
     notes: tuple[str, ...] = ()
     if found.content != "pickle":
         notes = ("files of this kind carry no checksum: damage to the weights cannot be noticed",)
+    kind: Kind = "pickled module" if isinstance(content, torch.nn.Module) else "state_dict"
     if isinstance(content, torch.jit.ScriptModule):
         raise UnsupportedError("it holds a scripted module", remedy="save it with torch.jit.save", where=where)
-    if isinstance(content, torch.nn.Module):
-        kind: Kind = "pickled module"
-        module = content
-    elif is_weights(content):
-        kind = "state_dict"
-        module, more = in_network(content, arch, where)
-        notes += more
-    else:
-        raise UsageError(
-            f"it holds a {type(content).__name__} and neither a module nor a dict of weights",
-            remedy="save model.state_dict() with torch.save, or the program with torch.export.save",
-            where=where,
-        )
+    module, more = (content, ()) if isinstance(content, torch.nn.Module) else in_network(content, arch, where)
+    notes += (*chosen, *more)
     loaded = _from_module(module, given, where)
     return replace(loaded, kind=kind, notes=notes + loaded.notes)
 

@@ -1,8 +1,7 @@
-"""What an ATen operator is to a target: its operator class, its multiply-accumulates, its weight."""
+"""What an ATen operator is to a target: its operator class, and where its weight has its channels."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from edgeq.model.graph import Node, Value
@@ -10,6 +9,7 @@ from edgeq.model.values import tensor_of, traced_size
 
 _CLASSES: dict[str, str] = {
     "aten.linear.default": "linear",
+    "aten.conv3d.default": "conv3d",
     "aten.matmul.default": "matmul",
     "aten.mm.default": "matmul",
     "aten.bmm.default": "matmul",
@@ -61,7 +61,7 @@ _CLASSES: dict[str, str] = {
     "aten.embedding.default": "embedding",
 }
 
-WEIGHTED = frozenset({"conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"})
+WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "depthwise_conv2d", "conv_transpose2d", "linear"})
 """Classes with a constant weight and multiply-accumulates."""
 
 MOVEMENT = frozenset({"reshape", "transpose", "slice", "pad", "concat", "resize_nearest", "max_pool2d"})
@@ -151,34 +151,6 @@ def output_channels_axis(op: str) -> int:
 def channel_axis_of_output(op: str) -> int:
     """Axis of the channels in the output of a weighted operator."""
     return -1 if op == "linear" else 1
-
-
-def macs(node: Node, op: str) -> int:
-    """Multiply-accumulates for one sample: of convolutions, linears, matrix products, recurrent layers, attention."""
-    if node.target in _RECURRENT:
-        steps = shape_of(_tensor_arg(node, 0))[1 if node.args[-1] is True else 0]
-        return steps * sum(math.prod(s) for p in _tensors(node, 2) if len(s := shape_of(p)) == 2)
-    if node.target == "aten.scaled_dot_product_attention.default":
-        query, key = (shape_of(_tensor_arg(node, i)) for i in (0, 1))
-        return 2 * math.prod(query[1:]) * key[-2]
-    if op not in WEIGHTED and op != "matmul":
-        return 0
-    out = shape_of(node)
-    positions = math.prod(out[1:]) if len(out) > 1 else out[0]
-    if op == "matmul":
-        return positions * shape_of(_tensor_arg(node, 0))[-1]
-    weight = shape_of(_tensor_arg(node, 1))
-    if op == "conv_transpose2d":
-        return math.prod(shape_of(_tensor_arg(node, 0))[1:]) * math.prod(weight[1:])
-    return positions * math.prod(weight[1:])
-
-
-_RECURRENT = frozenset(f"aten.{name}.input" for name in ("gru", "lstm", "rnn_tanh", "rnn_relu"))
-
-
-def _tensors(node: Node, index: int) -> list[Node]:
-    values = node.args[index]
-    return [v for v in values if isinstance(v, Node)] if isinstance(values, list | tuple) else []
 
 
 def _arg(node: Node, index: int, default: object) -> object:

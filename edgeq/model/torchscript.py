@@ -13,6 +13,7 @@ from edgeq.errors import UnsupportedError
 from edgeq.model.check import check_weights
 from edgeq.model.examples import Given, in_order
 from edgeq.model.loaded import Loaded
+from edgeq.model.precision import converted, inputs_alike, module_in_float32
 from edgeq.model.refusals import damaged, gist
 from edgeq.model.trace import describe_traced, export, verify
 from edgeq.model.vet import vet_script
@@ -37,6 +38,9 @@ def from_script(module: torch.jit.ScriptModule, given: Given, where: str) -> Loa
     names = _inputs(module, where)
     tensors = in_order(given, names, where)
     check_weights(module.state_dict(), where)
+    notes = converted([*module.parameters(), *module.buffers()])
+    example = tensors
+    module, tensors = _runnable(module, tensors, where)
 
     class Converter(TS2EPConverter):  # type: ignore[misc]
         """Keeps the arguments' names, and frees the first axis alone: the converter's own export frees every axis."""
@@ -61,7 +65,22 @@ def from_script(module: torch.jit.ScriptModule, given: Given, where: str) -> Loa
             where=where,
         ) from error
     verify(program, module, tensors, where)
-    return describe_traced(program, "torchscript", where, tensors)
+    return describe_traced(program, "torchscript", where, example, notes)
+
+
+def _runnable(
+    module: torch.jit.ScriptModule, tensors: tuple[torch.Tensor, ...], where: str
+) -> tuple[torch.jit.ScriptModule, tuple[torch.Tensor, ...]]:
+    """The module in float32; or as it is, with inputs of its precision, where a step in it asks for that one."""
+    whole, notes = module_in_float32(module, where)
+    if not notes or not isinstance(whole, torch.jit.ScriptModule):
+        return module, tensors
+    try:
+        with torch.no_grad():
+            whole(*tensors)
+    except RuntimeError:
+        return module, inputs_alike(module, tensors)
+    return whole, tensors
 
 
 def _inputs(module: torch.jit.ScriptModule, where: str) -> tuple[str, ...]:

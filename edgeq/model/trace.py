@@ -17,6 +17,7 @@ from edgeq.errors import UnsupportedError
 from edgeq.model.check import check_program, check_weights
 from edgeq.model.examples import Given, in_order
 from edgeq.model.loaded import Kind, Loaded, describe
+from edgeq.model.precision import module_in_float32, program_in_float32
 from edgeq.model.refusals import gist
 
 
@@ -24,6 +25,7 @@ def from_module(module: torch.nn.Module, given: Given, where: str) -> Loaded:
     """A module as an exported program that answers as it does in inference mode. The module is left as it was."""
     tensors = in_order(given, _arguments(module, len(given.tensors)), where)
     check_weights(module.state_dict(), where)
+    module, notes = module_in_float32(module, where)
     was_training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -32,7 +34,7 @@ def from_module(module: torch.nn.Module, given: Given, where: str) -> Loaded:
     finally:
         for part in was_training:
             part.training = True
-    return describe_traced(program, "module", where, tensors)
+    return describe_traced(program, "module", where, tensors, notes)
 
 
 def export(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], where: str) -> ExportedProgram:
@@ -77,14 +79,18 @@ def verify(program: ExportedProgram, module: torch.nn.Module, tensors: tuple[tor
             )
 
 
-def describe_traced(program: ExportedProgram, kind: Kind, where: str, tensors: tuple[torch.Tensor, ...]) -> Loaded:
+def describe_traced(
+    program: ExportedProgram, kind: Kind, where: str, tensors: tuple[torch.Tensor, ...], notes: tuple[str, ...] = ()
+) -> Loaded:
     """A program that was traced here, checked like any other; it is said where tracing had to fix the batch."""
+    program, computed = program_in_float32(program, where)
+    notes = notes or computed
     check_program(program, where)
     loaded = describe(program, kind, where, tensors)
     if loaded.dynamic_batch:
-        return loaded
+        return replace(loaded, notes=notes)
     note = "the network fixes its batch size: it is exported with the batch size of the given inputs"
-    return replace(loaded, notes=(note,))
+    return replace(loaded, notes=(*notes, note))
 
 
 def _arguments(module: torch.nn.Module, count: int) -> tuple[str, ...]:

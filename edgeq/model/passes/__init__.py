@@ -1,14 +1,16 @@
 """Brings a program into the one form that later stages read.
 
-After `normalise`: nothing is computed from constants alone, no batch norm behind a convolution or linear, no dropout, no
-copies, no in-place operators, no assertions; a product with a constant matrix is a linear layer; every convolution and
-linear has a bias.
+After `normalise`: nothing is computed from constants alone, no batch norm behind a convolution or linear, no dropout,
+no copies, no in-place operators, no assertions; a product with a constant matrix is a linear layer; every convolution
+and linear has a bias.
 """
 
 from __future__ import annotations
 
 from torch.export import ExportedProgram
 
+from edgeq.errors import UnsupportedError
+from edgeq.model.passes.attention import give_heads
 from edgeq.model.passes.batch_norm import fold_batch_norms
 from edgeq.model.passes.constants import fold_constants
 from edgeq.model.passes.convolutions import name_convolutions
@@ -19,6 +21,7 @@ from edgeq.model.passes.pieces import slice_pieces
 from edgeq.model.passes.products import name_linears
 from edgeq.model.passes.state import leave_out_writes
 from edgeq.model.passes.tidy import tidy
+from edgeq.model.refusals import gist
 
 
 def normalise(program: ExportedProgram, where: str = "") -> tuple[ExportedProgram, tuple[str, ...]]:
@@ -32,14 +35,15 @@ def normalise(program: ExportedProgram, where: str = "") -> tuple[ExportedProgra
         A program with the same inputs, outputs and answers (to rounding), and notes on what was left out.
 
     Raises:
-        UnsupportedError: it keeps state between calls, or writes to its inputs.
+        UnsupportedError: it keeps state between calls, writes to its inputs, or has sizes that depend on values.
     """
-    editor = Editor(program.run_decompositions(spell_out_einsum()))
+    editor = Editor(_functional(program, where))
     notes = leave_out_writes(editor, where)
     for step in (
         tidy,
         slice_pieces,
         name_convolutions,
+        give_heads,
         name_linears,
         fold_constants,
         own_constants,
@@ -48,3 +52,15 @@ def normalise(program: ExportedProgram, where: str = "") -> tuple[ExportedProgra
     ):
         step(editor)
     return editor.finish(), notes
+
+
+def _functional(program: ExportedProgram, where: str) -> ExportedProgram:
+    try:
+        functional: ExportedProgram = program.run_decompositions(spell_out_einsum())
+    except Exception as error:
+        raise UnsupportedError(
+            f"the program cannot be brought into functional form ({gist(error)})",
+            remedy="make its sizes and its steps the same for every input",
+            where=where,
+        ) from error
+    return functional

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
@@ -37,7 +39,7 @@ def _name(node: Node) -> None:
 def _count_padding(editor: Editor, node: Node) -> None:
     """`same` adds dilation * (kernel - 1) zeros along each axis, of an odd number one more behind than in front; then
     they are a pad of their own, since a convolution pads both ends alike."""
-    given = [*node.args, *(None, [1], "valid", [1], 1)[len(node.args) - 2 :]]
+    given: list[Any] = [*node.args, *(None, [1], "valid", [1], 1)[len(node.args) - 2 :]]
     given = [node.kwargs.get(name, value) for name, value in zip(_ARGUMENTS, given, strict=True)]
     x, weight, bias, stride, padding, dilation, groups = given
     kernel = value_of(weight).shape[2:]

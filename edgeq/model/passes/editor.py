@@ -80,7 +80,7 @@ class Editor:
     def insert(self, before: Node, target: Callable[..., Any], args: tuple[Any, ...]) -> Node:
         """A new operator in front of another, in the same module."""
         with self.graph.inserting_before(before):
-            node = self.graph.call_function(target, args)
+            node: Node = self.graph.call_function(target, args)
         node.meta = copy.copy(before.meta)
         # without this, operators are asked for sizes as numbers, and free ones are fixed
         with torch.no_grad(), enable_python_dispatcher():

@@ -40,10 +40,10 @@ def _product(left: str, right: str, out: str, a: torch.Tensor, b: torch.Tensor) 
     alone = not shared and bool(rows)
     first = _arranged(a, left, [*shared, *(rows if alone else [rows]), inner], size)
     second = _arranged(b, right, [*shared, inner, columns], size)
-    product = aten.matmul.default(first, second)
+    product: torch.Tensor = aten.matmul.default(first, second)
     axes = shared + rows + columns
     if product.dim() != len(axes):
-        product = aten.reshape.default(product, [size[axis] for axis in axes])
+        product = product.reshape([size[axis] for axis in axes])
     return _permuted(product, axes, out)
 
 
@@ -58,8 +58,8 @@ def _arranged(tensor: torch.Tensor, axes: str, wanted: Sequence[str], size: dict
         for axis in entry:
             length = length * size[axis]
         lengths.append(length)
-    return aten.reshape.default(tensor, lengths)
+    return tensor.reshape(lengths)
 
 
 def _permuted(tensor: torch.Tensor, axes: str, wanted: str) -> torch.Tensor:
-    return tensor if axes == wanted else aten.permute.default(tensor, [axes.index(axis) for axis in wanted])
+    return tensor if axes == wanted else tensor.permute([axes.index(axis) for axis in wanted])

@@ -1,5 +1,5 @@
-"""What a network writes to while it runs: no artefact can. It is seen once the program is functional: until then a write
-is an operator like any other."""
+"""What a network writes to while it runs: no artefact can. It is seen once the program is functional: until then a
+write is an operator like any other."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def leave_out_writes(editor: Editor, where: str) -> tuple[str, ...]:
         return ()
     leaving = next(node for node in editor.graph.nodes if node.op == "output")
     (values,) = leaving.args
-    kept = [pair for pair in zip(values, editor.outputs, strict=True) if pair[1].kind not in _WRITES]  # type: ignore[arg-type]
+    kept = [pair for pair in zip(values, editor.outputs, strict=True) if pair[1].kind not in _WRITES]
     leaving.args = (tuple(value for value, _ in kept),)
     editor.outputs = [spec for _, spec in kept]
     editor.graph.eliminate_dead_code()
