@@ -72,6 +72,12 @@ def test_products_with_constants_are_layers_with_weights(
         assert all(group.op == "matmul" or (group.weight and group.bias) for group in found)
 
 
+def test_names_can_be_those_of_modules() -> None:
+    """Exporters unfold the program into modules: below a parameter nothing can be named."""
+    net = Net(lambda n, x: (x @ n.w, F.linear(x, n.w.t() * 2) * torch.arange(4).add(1), F.conv1d(x, n.kernel))).eval()
+    assert load(net, example=(X,)).exported().module() is not None
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -97,6 +103,22 @@ def test_layers_have_constant_weights_and_nothing_behind_them(layer: nn.Module) 
     torch.testing.assert_close(run(model, X), net(X), atol=1e-5, rtol=1e-4)
     assert [group.op for group in model.groups if group.op not in ("pad", "reshape")] == [model.groups[-1].op]
     assert model.batchable and model.groups[-1].macs
+
+
+@pytest.mark.parametrize("mask", [(8, 8), (1, 8, 8), (2, 8, 8)])
+def test_attention_has_heads(mask: tuple[int, ...]) -> None:
+    seen = torch.ones(mask, dtype=torch.bool).tril()
+
+    def attend(n: Net, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=seen) * 2
+
+    net = Net(attend).eval()
+    model = load(torch.export.export(net, (X,)))
+    (node,) = (node for node in model.program.nodes if "attention" in node.target)
+    assert node.value.shape == (2, 1, 8, 6)
+    torch.testing.assert_close(run(model, X), net(X))
+    assert model.macs == 2 * 2 * 8 * 8 * 6
 
 
 def test_what_would_grow_is_left_to_the_runtime() -> None:

@@ -84,7 +84,12 @@ def find_groups(program: Program) -> tuple[Group, ...]:
     samples = samples_traced(program)
     taken: set[str] = set()
     # a layer has the first say in what is called by its name
-    used_names = {whole(_layer(name)) for node in program.nodes if (name := _weight_of(node, targets))}
+    used_names: set[str] = set()
+    layers = {
+        node.name: _unique(whole(weight.removesuffix(".weight")), used_names)
+        for node in program.nodes
+        if (weight := _weight_of(node, targets))
+    }
     groups: list[Group] = []
     for node in program.nodes:
         if node.op != "call_function" or node.name in taken or not _makes_tensor(node):
@@ -98,7 +103,7 @@ def find_groups(program: Program) -> tuple[Group, ...]:
         bias = targets.get(third.name) if isinstance(third, Node) else None
         groups.append(
             Group(
-                name=whole(_layer(weight)) if weight else _unique(whole(_name(node)), used_names),
+                name=layers.get(node.name) or _unique(whole(_name(node)), used_names),
                 op=op or node.target,
                 root=node.name,
                 activation=activation.name if activation is not None else None,
@@ -127,10 +132,6 @@ def _weight_of(node: Node, targets: Mapping[str, str]) -> str | None:
     """The state name of a layer's constant weight; no two layers have the same one."""
     found = node.args[1] if node.op == "call_function" and op_class(node) in WEIGHTED else None
     return targets.get(found.name) if isinstance(found, Node) else None
-
-
-def _layer(weight: str) -> str:
-    return weight.removesuffix(".weight")
 
 
 def _name(node: Node) -> str:

@@ -81,11 +81,10 @@ def _from_file(path: Path, given: Given, arch: str | None, trust: bool) -> Loade
         read_tensors = (
             read_safetensors if found.content == "safetensors" else partial(unpickle, found=found, trust=trust)
         )
-        held = read_tensors(file)
+        content, chosen = unwrap(read_tensors(file), where)
     notes: tuple[str, ...] = ()
     if found.content != "pickle":
         notes = ("files of this kind carry no checksum: damage to the weights cannot be noticed",)
-    content, chosen = unwrap(held, where)
     kind: Kind = "pickled module" if isinstance(content, torch.nn.Module) else "state_dict"
     if isinstance(content, torch.jit.ScriptModule):
         raise UnsupportedError("it holds a scripted module", remedy="save it with torch.jit.save", where=where)

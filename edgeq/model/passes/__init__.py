@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch.export import ExportedProgram
 
 from edgeq.errors import UnsupportedError
+from edgeq.model.passes.attention import give_heads
 from edgeq.model.passes.batch_norm import fold_batch_norms
 from edgeq.model.passes.constants import fold_constants
 from edgeq.model.passes.convolutions import name_convolutions
@@ -42,6 +43,7 @@ def normalise(program: ExportedProgram, where: str = "") -> tuple[ExportedProgra
         tidy,
         slice_pieces,
         name_convolutions,
+        give_heads,
         name_linears,
         fold_constants,
         own_constants,

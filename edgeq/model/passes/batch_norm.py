@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from edgeq.model.passes.editor import Editor, value_of
-from edgeq.model.passes.layers import LAYERS, TRANSPOSED, groups_of
+from edgeq.model.passes.layers import LAYERS, TRANSPOSED, bias_of, groups_of
 
 aten = torch.ops.aten
 
@@ -42,7 +42,7 @@ def _fold(editor: Editor, norm: Node) -> None:
     if weight is None or len(source.users) != 1 or value_of(source).dim() != weight.dim():
         _spell_out(editor, norm, result, factor.float(), shift.float())
         return
-    prefix = editor.targets[source.args[1].name].removesuffix(".weight")  # type: ignore[union-attr]
+    name = editor.targets[source.args[1].name]  # type: ignore[union-attr]
     if source.target in TRANSPOSED:
         # [inputs, outputs of a group, ...]: each group of inputs has outputs of its own
         groups = groups_of(source)
@@ -54,8 +54,8 @@ def _fold(editor: Editor, norm: Node) -> None:
     folded = (weight.double() * by_channel.reshape(shape)).float()
     bias = ((old_bias.double() * factor if old_bias is not None else 0) + shift).float()
     args = list(source.args) + [None] * max(0, 3 - len(source.args))
-    args[1] = editor.store(f"{prefix}.weight", folded, source)
-    args[2] = editor.store(f"{prefix}.bias", bias, source)
+    args[1] = editor.store(name, folded, source)
+    args[2] = editor.store(bias_of(name), bias, source)
     source.args = tuple(args)
     result.replace_all_uses_with(source)
     for user in list(norm.users):

@@ -34,19 +34,36 @@ def fold_constants(editor: Editor) -> None:
     """Replaces what is computed from constants by constants, where something else reads it."""
     known = computable(editor)
     values: dict[Node, Any] = {}
-    for node in [n for n in known if n.op == "call_function"]:
-        outward = [user for user in node.users if user not in known]
-        if not outward or not node.all_input_nodes or not isinstance(node.meta["val"], torch.Tensor):
-            continue
-        value = _evaluate(editor, node, values).detach().contiguous()
-        layer = next((user for user in outward if user.target in LAYERS and node in user.args[1:3]), None)
+    read = [node for node in known if any(user not in known for user in node.users)]
+    folded = [
+        n for n in read if n.op == "call_function" and n.all_input_nodes and isinstance(n.meta["val"], torch.Tensor)
+    ]
+    # all of them before the first is stored: the name of a source may go to what is made of it
+    tensors = {node: _evaluate(editor, node, values).detach().contiguous() for node in folded}
+    stays = _in_front_of(set(read).difference(folded))
+    gone = {editor.targets[n.name] for n in known if editor.value(n) is not None and n not in stays}
+    taken = set(editor.state) - gone
+    for node, value in tensors.items():
+        layer = next((u for u in node.users if u not in known and u.target in LAYERS and node in u.args[1:3]), None)
         if layer is None:
-            new = editor.store(node.name, value, node, constant=True)
+            new = editor.store(f"computed_{node.name}", value, node, constant=True)
         else:
-            part = "weight" if node is layer.args[1] else "bias"
-            new = editor.store(_name(editor, node, known[node], layer, part), value, node)
+            name = _name(editor, known[node], layer, "weight" if node is layer.args[1] else "bias")
+            new = editor.store(editor.unused(name) if name in taken else name, value, node)
+            taken.add(editor.targets[new.name])
         node.replace_all_uses_with(new)
     editor.graph.eliminate_dead_code()
+
+
+def _in_front_of(nodes: set[Node]) -> set[Node]:
+    """These nodes and all that they are made of."""
+    found, pending = set(nodes), list(nodes)
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                pending.append(source)
+    return found
 
 
 def computable(editor: Editor) -> dict[Node, frozenset[Node]]:
@@ -99,12 +116,10 @@ def _evaluate(editor: Editor, node: Node, values: dict[Node, Any]) -> Any:
     return values[node]
 
 
-def _name(editor: Editor, node: Node, made_of: frozenset[Node], layer: Node, part: str) -> str:
+def _name(editor: Editor, made_of: frozenset[Node], layer: Node, part: str) -> str:
     """What a computed weight goes by: its one source, or the module of the layer that has it."""
     if len(made_of) == 1:
-        name = editor.targets[next(iter(made_of)).name]
-    else:
-        path, _ = next(reversed(layer.meta.get("nn_module_stack", {}).values()), ("", None))
-        name = f"{path or layer.name}.{part}"
-    readers = {user for source in made_of for user in source.users}
-    return name if name not in editor.state or readers == {node} else editor.unused(name)
+        (source,) = made_of
+        return str(editor.targets[source.name])
+    path, _ = next(reversed(layer.meta.get("nn_module_stack", {}).values()), ("", None))
+    return f"{path or layer.name}.{part}"

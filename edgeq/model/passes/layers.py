@@ -18,6 +18,12 @@ def groups_of(convolution: Node) -> int:
     return int(convolution.args[6]) if len(convolution.args) > 6 else 1  # type: ignore[arg-type]
 
 
+def bias_of(weight: str) -> str:
+    """What the bias beside a weight is called. A tensor that is no `weight` of a module cannot have one below it."""
+    owner, _, last = weight.rpartition(".")
+    return f"{owner}.bias" if last == "weight" and owner else f"{weight}_bias"
+
+
 def own_constants(editor: Editor) -> None:
     """Layers that share a weight or a bias get one each: what is folded into them differs, and so do the scales
     of their inputs, on which their integers depend. Of layers alone the first keeps what they shared."""
@@ -38,8 +44,8 @@ def give_biases(editor: Editor) -> None:
         if weight is None or (len(node.args) > 2 and node.args[2] is not None):
             continue
         channels = weight.shape[1] * groups_of(node) if node.target in TRANSPOSED else weight.shape[0]
-        prefix = editor.targets[node.args[1].name].removesuffix(".weight")
-        name = f"{prefix}.bias" if f"{prefix}.bias" not in editor.state else f"{node.name}.bias"
+        name = bias_of(editor.targets[node.args[1].name])
+        name = name if name not in editor.state else f"{node.name}.bias"
         args = list(node.args) + [None] * max(0, 3 - len(node.args))
         args[2] = editor.store(name, torch.zeros(channels), node)
         node.args = tuple(args)
