@@ -183,13 +183,15 @@ class Attention(nn.Module):
             mask = mask & (x[:, :, :1] > -1).transpose(1, 2) | torch.eye(5, dtype=torch.bool)
         if self.kind == "heads":
             q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in (q, k, v))
+        if self.kind == "one sample":
+            q, k, v = q[0], k[0], v[0]
         y = nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=self.kind == "causal", scale=0.7
         )
         return y.transpose(1, 2).flatten(2) if self.kind == "heads" else y
 
 
-@pytest.mark.parametrize("kind", ["causal", "bool", "float", "by sample", "heads"])
+@pytest.mark.parametrize("kind", ["causal", "bool", "float", "by sample", "one sample", "heads"])
 def test_attention_is_exported_without_heads_too(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     x = torch.randn(2, 5, 8)

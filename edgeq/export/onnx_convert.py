@@ -13,7 +13,6 @@ import onnx_ir as ir
 import torch
 
 from edgeq.errors import UnsupportedError
-from edgeq.export.onnx_attention import attention
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_match import match
 from edgeq.model.model import Model
@@ -58,14 +57,7 @@ def _rename(model: Model, graph: ir.Graph) -> dict[str, str]:
 def _export(model: Model) -> ir.Model:
     try:
         with _quiet():
-            translated = {torch.ops.aten.scaled_dot_product_attention.default: attention}
-            program = torch.onnx.export(
-                model.exported(),
-                dynamo=True,
-                opset_version=OPSET,
-                verbose=False,
-                custom_translation_table=translated,  # type: ignore[arg-type]
-            )
+            program = torch.onnx.export(model.exported(), dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:  # the exporter raises many kinds, none of them documented
         text = _COLOURS.sub("", str(error))
         lines = [line.strip() for line in text.splitlines() if line.strip()]
