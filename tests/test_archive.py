@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_load import INPUT, Malicious, Members, answer, files, make_tiny  # noqa: F401 (files is a fixture)
 
 from edgeq.cache import Cache, Entry
@@ -342,3 +343,22 @@ def test_reading_comes_to_an_end(files: dict[str, Path], monkeypatch: pytest.Mon
     monkeypatch.setattr("edgeq.model.deadline.SECONDS", 0.2)
     with pytest.raises(UnsupportedError, match="longer than"):
         read(files["export"])
+
+
+def test_images_of_too_many_pixels_and_of_other_formats(tmp_path: Path) -> None:
+    """Pillow would run another program for PostScript, whatever the file is called."""
+    folder, preprocess = tmp_path / "images", tmp_path / "p.toml"
+    folder.mkdir()
+    preprocess.write_text("size = [8, 8]\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n")
+
+    def load() -> None:
+        load_data(folder, [InputSpec("x", (None, 3, 8, 8), "float32")], preprocess=str(preprocess), role="calibration")
+
+    Image.new("1", (13_000, 8_000)).save(folder / "a.png")
+    with pytest.raises(UsageError, match="13000 x 8000 pixels, and 100 million"):
+        load()
+    (folder / "a.png").unlink()
+    Image.new("RGB", (8, 8)).save(folder / "a.eps")
+    (folder / "a.eps").rename(folder / "a.png")
+    with pytest.raises(UsageError, match="unreadable"):
+        load()

@@ -153,14 +153,15 @@ def _read_labels(path: Path, known: set[str], where: str) -> dict[str, int]:
 
 def _prepare(folder: Path, name: str, preprocess: Preprocess) -> np.ndarray:
     try:
-        with warnings.catch_warnings(), Image.open(folder / name, formats=_FORMATS) as file:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if file.width * file.height > _MOST_PIXELS:
-                raise ValueError(
-                    f"{file.width} x {file.height} pixels, and {_MOST_PIXELS // 1_000_000} million are the most"
-                )
-            image = ImageOps.exif_transpose(file)
-            return preprocess.apply(_rgb(image))
+            with Image.open(folder / name, formats=_FORMATS) as file:
+                if file.width * file.height > _MOST_PIXELS:
+                    raise ValueError(
+                        f"{file.width} x {file.height} pixels, and {_MOST_PIXELS // 1_000_000} million are the most"
+                    )
+                image = ImageOps.exif_transpose(file)
+                return preprocess.apply(_rgb(image))
     except ValueError as error:
         raise UsageError(
             f"the image {name} cannot be used ({error})",

@@ -33,6 +33,8 @@ _TOUCHES_FILES = ("aten::save", "aten::from_file")
 _ON_SIZES = re.compile(r"torch\._?sym_\w+|math\.[a-z]\w*")
 _IDENTIFIER = re.compile(r"[\w.]*")
 _MEMBER = re.compile(r"\w[\w.]*")
+_LARGEST_TEXT = 100_000_000
+"""Bytes; read, they take up to thirty times as much memory. Graphs of large networks take a few millions."""
 _PAYLOADS = ("data/weights/", "data/constants/")
 _OBJECTS = ("custom_obj", "opaque_obj")
 
@@ -201,6 +203,13 @@ def _is_registered(text: str) -> bool:
 
 
 def _json(archive: zipfile.ZipFile, name: str, where: str) -> dict[str, Any]:
+    told = archive.getinfo(name).file_size
+    if told > _LARGEST_TEXT:
+        raise UnsupportedError(
+            f"{name} is {told / 1e6:.0f} MB of text, and {_LARGEST_TEXT / 1e6:.0f} MB are the most",
+            remedy="export a smaller network, or its parts",
+            where=where,
+        )
     try:
         value = json.loads(archive.read(name))
     except (ValueError, RecursionError) as error:
