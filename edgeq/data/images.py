@@ -162,13 +162,13 @@ def _prepare(folder: Path, name: str, preprocess: Preprocess) -> np.ndarray:
                     )
                 image = ImageOps.exif_transpose(file)
                 return preprocess.apply(_rgb(image))
-    except ValueError as error:
+    except (ValueError, Image.DecompressionBombError) as error:
         raise UsageError(
             f"the image {name} cannot be used ({error})",
             remedy="scale it down or remove it, or change the preprocessing",
             where=folder.name,
         ) from error
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, EOFError) as error:
         raise UsageError(
             f"the image {name} is unreadable or cut short ({type(error).__name__})",
             remedy="copy it again, or remove it",
