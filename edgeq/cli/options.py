@@ -46,8 +46,17 @@ TrustPickle = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+
+
+class SmoothChoice(str, Enum):
+    """Whether SmoothQuant is applied where it helps."""
+
+    auto = "auto"
+    off = "off"
+
+
 SmoothQuant = Annotated[
-    "SmoothChoice",
+    SmoothChoice,
     typer.Option(
         "--smooth-quant",
         help="SmoothQuant on what linear layers of a transformer read: where it helps, or nowhere.",
@@ -167,10 +176,3 @@ class IoChoice(str, Enum):
 
     float = "float"
     int8 = "int8"
-
-
-class SmoothChoice(str, Enum):
-    """Whether SmoothQuant is applied where it helps."""
-
-    auto = "auto"
-    off = "off"
