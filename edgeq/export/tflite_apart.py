@@ -15,10 +15,10 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeq.export.tflite_graph import Graph
-from edgeq.export.tflite_match import KNOWN, makers, origins, source
+from edgeq.export.tflite_match import KNOWN, laid_out, makers, origins
 from edgeq.export.tflite_quantize import INTEGER_FORMS
 from edgeq.export.tflite_tidy import ACTIVATIONS, drop_dead
-from edgeq.export.tflite_weights import data_slot, merged_into
+from edgeq.export.tflite_weights import merged_into
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, shape_of
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
 _FUSED = frozenset({"relu", "relu6"})
-_LAYS_OUT = frozenset({"TRANSPOSE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
 
 
 def merged_layers(model: Model, data: bytes, nodes: Mapping[int, str]) -> list[str]:
@@ -38,7 +37,6 @@ def merged_layers(model: Model, data: bytes, nodes: Mapping[int, str]) -> list[s
         nodes: graph node by tensor index (see `edgeq.export.tflite_match.match`).
     """
     graph, same = Graph(data), origins(model)
-    made_by = makers(graph)
     # the first operator with a value computes it, those after it move it
     made = {nodes[int(i)]: op for op in reversed(graph.operators) for i in op.outputs if int(i) in nodes}
     found: list[str] = []
@@ -52,9 +50,6 @@ def merged_layers(model: Model, data: bytes, nodes: Mapping[int, str]) -> list[s
             found.append(group.name)
             continue
         taken.add(id(operator))
-        read = source(graph, made_by, nodes, int(operator.inputs[data_slot(graph.kind(operator))]))
-        if read is not None and read != same[group.inputs[0]]:
-            found.append(group.name)
     return found
 
 
@@ -125,7 +120,7 @@ def take_out_zeros(graph: Graph, apart: Apart) -> None:
         elif added and graph.kind(operator) == "ADD":
             (value,), (output,) = live, (int(i) for i in operator.outputs)
             if node := zeros[added[0]]:
-                graph.tensors[_computed(graph, made_by, value)].name = f"{KNOWN}{node}".encode()
+                graph.tensors[laid_out(graph, made_by, value)].name = f"{KNOWN}{node}".encode()
             activation = ACTIVATIONS.get(operator.builtinOptions.fusedActivationFunction)
             if activation is not None:
                 between = graph.tensor(graph.name(output), "float32", graph.shape(value))
@@ -143,13 +138,6 @@ def take_out_zeros(graph: Graph, apart: Apart) -> None:
     outputs = [stands_for.get(i, i) for i in graph.outputs]
     graph.set_ends(inputs, outputs, ([graph.name(i) for i in inputs], [graph.name(i) for i in outputs]))
     drop_dead(graph)
-
-
-def _computed(graph: Graph, made_by: Mapping[int, Any], index: int) -> int:
-    """The tensor that holds a value first, before it is only laid out anew."""
-    while (maker := made_by.get(index)) is not None and graph.kind(maker) in _LAYS_OUT:
-        index = int(maker.inputs[0])
-    return index
 
 
 def _reshape(graph: Graph, value: int, output: int) -> Any:

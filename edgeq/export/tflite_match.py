@@ -38,6 +38,8 @@ MOVERS = frozenset(
 )  # fmt: skip
 """Operators whose output values are values of their inputs, or zero: they carry a scale and do not change it."""
 
+_LAYS_OUT = frozenset({"TRANSPOSE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
+
 _REARRANGES = frozenset({"reshape", "transpose", "slice", "concat", "pad"})
 
 
@@ -195,7 +197,7 @@ def _assign(
     by_size: dict[float, list[str]] = {}
     for node, seen in ours.items():
         by_size.setdefault(float(seen[0]), []).append(node)
-    known = {i: name.removeprefix(KNOWN) for i in theirs if (name := graph.name(i)).startswith(KNOWN)}
+    known = _known(model, graph, made_by, theirs)
     used = set(known.values())
     for operator in graph.operators:
         floats = [int(i) for i in operator.inputs if graph.is_float(int(i))]
@@ -214,6 +216,23 @@ def _assign(
                 found[index] = next((n for n in fits if n not in used), fits[0])
                 used.add(found[index])
     return found
+
+
+def _known(model: Model, graph: Graph, made_by: Mapping[int, Any], theirs: Mapping[int, Any]) -> dict[int, str]:
+    """Nodes of tensors that are known by their name, or by their place among the outputs."""
+    known = {i: name.removeprefix(KNOWN) for i in theirs if (name := graph.name(i)).startswith(KNOWN)}
+    for index, node in zip(graph.outputs, model.output_nodes, strict=True):
+        first = laid_out(graph, made_by, index)
+        if index in made_by and index in theirs and first in theirs and first in made_by:
+            known.setdefault(first, node)
+    return known
+
+
+def laid_out(graph: Graph, made_by: Mapping[int, Any], index: int) -> int:
+    """The tensor that holds a value first, before it is only laid out anew."""
+    while (maker := made_by.get(index)) is not None and graph.kind(maker) in _LAYS_OUT:
+        index = int(maker.inputs[0])
+    return index
 
 
 def _reads(group: Group | None, node: str, same: Mapping[str, str]) -> set[str | None]:

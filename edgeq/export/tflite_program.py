@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,6 @@ from torch.utils._pytree import tree_leaves
 from edgeq.export.tflite_apart import Apart
 from edgeq.export.tflite_transposed import OPERATORS, cut_apart, padding, spacing, spread
 from edgeq.model.model import Model
-
-_SORTS = frozenset({torch.ops.aten.topk.default, torch.ops.aten.sort.default, torch.ops.aten.argsort.default})
-
 
 Kernels = dict[str, tuple[torch.Tensor, tuple[int, ...]]]
 """By node, a kernel, and what is cut off each end afterwards."""
@@ -28,8 +26,7 @@ def rewritten(model: Model, program: ExportedProgram, apart: Apart, inputs: Sequ
         inputs: one for each argument, of the shapes that the file is made for.
     """
     kernels = _kernels(model)
-    sorts = any(node.target in _SORTS for node in program.graph.nodes)
-    if not kernels and not sorts and not apart.count:
+    if not kernels and not any(map(_in_other_words, program.graph.nodes)) and not apart.count:
         return torch.export.export(program.module(), tuple(inputs)) if model.dynamic_batch else program
     return torch.export.export(_Rewritten(program, kernels, apart), (*inputs, *apart.zeros()))
 
@@ -49,9 +46,7 @@ def _kernels(model: Model) -> Kernels:
 
 
 class _Rewritten(torch.nn.Module):
-    def __init__(
-        self, program: ExportedProgram, kernels: dict[str, tuple[torch.Tensor, tuple[int, ...]]], apart: Apart
-    ) -> None:
+    def __init__(self, program: ExportedProgram, kernels: Kernels, apart: Apart) -> None:
         super().__init__()
         self.inner, self.apart = program.module(), apart
         self.names = {name: f"kernel{number}" for number, name in enumerate(kernels)}
@@ -80,7 +75,8 @@ class _Run(torch.fx.Interpreter):
         args, kwargs = torch.fx.node.map_arg((n.args, n.kwargs), read)
         if n.name in outer.names:
             args = _without_spaces(args, getattr(outer, outer.names[n.name]), outer.cut[n.name])
-        value = _sorted(n.target, args, kwargs) if n.target in _SORTS else self.call_function(n.target, args, kwargs)
+        other = _in_other_words(n)
+        value = other(n.target, args, kwargs) if other else self.call_function(n.target, args, kwargs)
         for axis, cut in enumerate(outer.cut.get(n.name, ()), start=2):
             value = value.narrow(axis, cut, value.shape[axis] - 2 * cut)
         return outer.apart.written(n.name, value, self.zeros)
@@ -97,6 +93,45 @@ def _without_spaces(args: Sequence[Any], kernel: torch.Tensor, cut: Sequence[int
     groups = args[6] if len(args) > 6 else 1
     ends = none if cut else given[4]
     return (given[0], kernel, *given[2:4], ends, none, groups, one)
+
+
+def _in_other_words(node: torch.fx.Node) -> Callable[..., Any] | None:
+    """What computes the same as an operator that the converter takes wrong, or that LiteRT has no kernel for then."""
+    if node.target in _SORTS:
+        return _sorted
+    if node.target is torch.ops.aten.rsub.Scalar:
+        return _subtracted
+    if node.target is torch.ops.aten.conv3d.default and len(node.args) > 4:
+        return _padded_before
+    value = node.meta.get("val")
+    if node.target is torch.ops.aten.pow.Tensor_Scalar and isinstance(value, torch.Tensor) and value.dim() > _POW_AXES:
+        return _product if node.args[1] in (2, 3, 4) else None
+    return None
+
+
+_SORTS = frozenset({torch.ops.aten.topk.default, torch.ops.aten.sort.default, torch.ops.aten.argsort.default})
+
+_POW_AXES = 4
+"""The most axes that a tensor may have whose powers TFLite computes."""
+
+
+def _subtracted(_target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """A number less a tensor: of images, the converter gives the tensor less the number."""
+    alpha = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
+    negative = -args[0] if alpha == 1 else args[0] * -alpha
+    return negative + args[1]
+
+
+def _padded_before(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """A convolution over three axes, its padding in front of it: the converter crashes at some that pad inside."""
+    cut = [0, 0, 0]
+    ends = args[4] if len(args[4]) == len(cut) else [*args[4]] * len(cut)
+    padded = torch.nn.functional.pad(args[0], [size for end in reversed(ends) for size in (end, end)])
+    return target(padded, *args[1:4], cut, *args[5:], **kwargs)
+
+
+def _product(_target: Any, args: Sequence[Any], _kwargs: dict[str, Any]) -> Any:
+    return math.prod([args[0]] * (int(args[1]) - 1), start=args[0])
 
 
 def _sorted(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -135,6 +135,7 @@ class _Rewriter:
         self.native: dict[int, Grid | None] = {}
         self.labels: dict[int, str] = {}
         self.taken: set[str] = set()
+        self.stored: set[str] = set()
         self.layers = {group.name for group in model.groups}  # one that is called again has a number in its name
         self.ends: set[str] = set()
         self.operators: list[Any] = []
@@ -158,6 +159,7 @@ class _Rewriter:
                 ends.append(self._form(index, self.native.get(index) or self.grids.get(node)))
             else:
                 ends.append(self._form(index, None))
+        self._expect_all_weights()
         graph.set_operators(self.operators)
         graph.set_ends(graph.inputs, ends, (inputs, outputs))
         for index, name in [*zip(graph.inputs, inputs, strict=True), *zip(ends, outputs, strict=True)]:
@@ -179,9 +181,11 @@ class _Rewriter:
         operator.inputs = np.array(inputs, dtype=np.int32)
         if group is not None and group.op in WEIGHTED and self.graph.kind(operator) in INTEGER_FORMS[group.op]:
             if plan is not None:
+                self.stored.add(group.name)
                 store_weights(self.model, self.quantized, group, self.graph, operator, plan.writes.dtype)
                 pointwise_as_product(self.graph, operator)
             elif group.name in self.quantized.assignment.weight_only:
+                self.stored.add(group.name)
                 name = self._free(f"{group.name}/weight")
                 self.operators.append(
                     store_weights_alone(self.model, self.quantized, group, self.graph, operator, name)
@@ -195,6 +199,15 @@ class _Rewriter:
         if plan is not None and plan.wanted != plan.writes:
             for index in writes:
                 self._form(index, plan.wanted)
+
+    def _expect_all_weights(self) -> None:
+        missing = next((name for name in self.quantized.weights if name not in self.stored), None)
+        if missing is not None:
+            raise UnsupportedError(
+                "the TFLite converter makes no single operator of it, which its integers could go into",
+                where=f"layer {missing}",
+                remedy="leave it in float by a plan, or choose another format for this model",
+            )
 
     def _group(self, operator: Any, writes: list[int]) -> Group | None:
         """The group that an operator computes, None for movers and parts."""

@@ -12,6 +12,7 @@ import numpy as np
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import MOVERS
+from edgeq.export.tflite_quantize import INTEGER_FORMS
 from edgeq.export.tflite_transposed import gathered, spacing
 from edgeq.export.tflite_weights import data_slot
 from edgeq.model.groups import Group
@@ -68,14 +69,16 @@ def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor | S
         stem, _, kind = re.sub(r"#\d+$", "", name).partition("/")
         if kind.upper() in MOVERS:
             forms.setdefault(stem, set()).update(forms[name])
+    outputs = dict(zip(model.output_nodes, model.output_names, strict=True))
+    computes = {graph.name(int(i)): graph.kind(op) for op in graph.operators for i in op.outputs}
     wanted = dict(zip(model.input_nodes, (spec.name for spec in model.inputs), strict=True))
     for group in model.groups:
         separate = f"{group.name}/{group.activation_op}"
-        if group.activation is None or separate not in forms:
+        alone = separate in forms or computes.get(outputs.get(group.output, ""), "") not in _writes(group)
+        if group.activation is None or not alone:
             wanted[group.output] = group.name
         else:
             wanted[group.root], wanted[group.activation] = group.name, separate
-    outputs = dict(zip(model.output_nodes, model.output_names, strict=True))
     names = {group.name for group in model.groups}
     for name in [n for n in forms if n not in names]:  # a name that was taken got a number
         forms.setdefault(re.sub(r"#\d+$", "", name), set()).update(forms[name])
@@ -84,6 +87,11 @@ def _tensors(model: Model, graph: Graph) -> dict[str, frozenset[StoredTensor | S
         for node, name in wanted.items()
         if (stored := forms.get(name) or forms.get(outputs.get(node, "")))
     }
+
+
+def _writes(group: Group) -> frozenset[str]:
+    """What may write a group's value where its activation is part of its kernel; nothing where it is no output."""
+    return INTEGER_FORMS.get(group.op, frozenset()) | _CONVERSIONS | MOVERS | {""}
 
 
 def _base(name: str) -> str:

@@ -75,25 +75,37 @@ def cut_inside(graph: Graph) -> None:
 
     Its kernel cuts off as much at either end, or one place more behind, as the shape of its output asks for.
     """
-    made_by = {int(i): op for op in graph.operators for i in op.outputs}
-    reads = [int(i) for op in graph.operators for i in op.inputs]
-    kept: list[Any] = []
+    readers: dict[int, list[Any]] = {index: [None] for index in graph.outputs}
     for operator in graph.operators:
-        before = made_by.get(int(operator.inputs[0])) if graph.kind(operator) == "SLICE" else None
-        if before is None or graph.kind(before) != "TRANSPOSE_CONV" or reads.count(int(operator.inputs[0])) > 1:
-            kept.append(operator)
+        for index in {int(i) for i in operator.inputs}:
+            readers.setdefault(index, []).append(operator)
+    gone: set[int] = set()
+    for operator in graph.operators:
+        if graph.kind(operator) != "TRANSPOSE_CONV" or operator.builtinOptions.padding != schema.Padding.VALID:
             continue
-        whole, left = graph.shape(int(operator.inputs[0])), graph.shape(int(operator.outputs[0]))
-        begin = graph.constant(int(operator.inputs[1]))
-        even = begin is not None and all(int(b) == (w - n) // 2 for b, w, n in zip(begin, whole, left, strict=True))
-        if not even or before.builtinOptions.padding != schema.Padding.VALID:
-            kept.append(operator)
-            continue
-        shape = np.array(left, np.int32)
-        before.inputs[0] = graph.tensor("shape", "int32", shape.shape, shape)
-        before.outputs = operator.outputs
-        before.builtinOptions.padding = schema.Padding.SAME
-    graph.set_operators(kept)
+        left, slices = int(operator.outputs[0]), []
+        while len(after := readers.get(left, [])) == 1 and after[0] is not None and graph.kind(after[0]) == "SLICE":
+            slices.append(after[0])
+            left = int(after[0].outputs[0])
+        if slices and _kernel_cuts(graph, operator, slices):
+            shape = np.array(graph.shape(left), np.int32)
+            operator.inputs[0] = graph.tensor("shape", "int32", shape.shape, shape)
+            operator.outputs = slices[-1].outputs
+            operator.builtinOptions.padding = schema.Padding.SAME
+            gone |= {id(one) for one in slices}
+    graph.set_operators([operator for operator in graph.operators if id(operator) not in gone])
+
+
+def _kernel_cuts(graph: Graph, operator: Any, slices: Sequence[Any]) -> bool:
+    """Whether slices leave what the kernel writes by itself for an output of that shape."""
+    whole, left = graph.shape(int(operator.outputs[0])), graph.shape(int(slices[-1].outputs[0]))
+    begins = [graph.constant(int(one.inputs[1])) for one in slices]
+    if any(begin is None for begin in begins):
+        return False
+    begin = np.sum([np.asarray(one) for one in begins], axis=0)
+    options, data = operator.builtinOptions, graph.shape(int(operator.inputs[2]))
+    fits = all(-(-left[axis] // step) == data[axis] for axis, step in ((1, options.strideH), (2, options.strideW)))
+    return fits and all(int(b) == (w - n) // 2 for b, w, n in zip(begin, whole, left, strict=True))
 
 
 def _axes(node: Node) -> int:
