@@ -185,7 +185,7 @@ def test_it_is_chosen_where_it_helps_on_samples_that_it_never_saw(post_norm: boo
 def test_networks_without_a_candidate_are_not_touched_and_nothing_is_computed(name: str) -> None:
     model = small.model(name)
     assert find_sites(model) == ()
-    data = make_dataset(small.arrays(name, 16), model.inputs, source="test")
+    data = make_dataset(small.arrays(name, 16), model.inputs, labels=None, source="test")
     loaded = Loaded(model, data, None, None, [])
     clock = Clock(Silent())
     runtimes = [small.runtime("onnxruntime")]
@@ -195,9 +195,9 @@ def test_networks_without_a_candidate_are_not_touched_and_nothing_is_computed(na
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_an_artefact_gains_and_its_plan_is_followed_to_the_same_weights(form: str, tmp_path: Path) -> None:
     model = transformer(post_norm=True)
-    calib = make_dataset(inputs(model, tokens(64)), model.inputs, source="calib")
-    evals = make_dataset(inputs(model, tokens(64, seed=9)), model.inputs, source="eval")
-    how = {"target": "x86-avx2", "calibration": calib, "evaluation": evals, "format": form}
+    calib = make_dataset(inputs(model, tokens(64)), model.inputs, labels=None, source="calib")
+    evals = make_dataset(inputs(model, tokens(64, seed=9)), model.inputs, labels=None, source="eval")
+    how = {"target": "x86-avx2", "calibration": calib, "evaluation": evals, "format": form, "device": "local"}
     off = deploy(model, **how, out=tmp_path / "off", smooth_quant="off")
     auto = deploy(model, **how, out=tmp_path / "auto")
     lost = [report.builds[0].accuracy.sqnr_db for report in (off, auto)]
