@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
@@ -23,7 +25,7 @@ def give_heads(editor: Editor) -> None:
 def _give(editor: Editor, node: Node) -> None:
     axes = (0, 1) if all(value_of(one).dim() == 2 for one in node.args[:3]) else (1,)
 
-    def raised(one: object) -> object:
+    def raised(one: Any) -> Any:
         # a mask of two axes, or tokens that all samples read, are the same for all samples and heads
         if not isinstance(one, Node) or value_of(one).dim() != 4 - len(axes):
             return one
