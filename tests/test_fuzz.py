@@ -341,13 +341,18 @@ def test_broken_files_are_refused_or_read(
     assert not wrong, "\n".join(wrong)
 
 
-def test_whole_files_are_read(corpus: dict[str, tuple[Path, Use]], files: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_whole_files_are_read(
+    corpus: dict[str, tuple[Path, Use]],
+    files: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Otherwise nothing but the first check was ever tried."""
     shutil.copy(files["export"], tmp_path / "original")
     for name, (whole, use) in corpus.items():
         folder = tmp_path / name
         shutil.copytree(whole, folder)
         shutil.copy(whole.parent / "p.toml", tmp_path)
-        os.chdir(folder)
+        monkeypatch.chdir(folder)
         code = use(folder)
         assert not isinstance(code, int) or code == 0, name
