@@ -27,7 +27,7 @@ from edgeq.planning.timing import Timing
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import quantize_model
 
-BY = small.runtime("onnxruntime")
+BY = small.runtime("openvino")
 
 
 @cache

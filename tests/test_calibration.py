@@ -234,8 +234,10 @@ def test_samples_one_by_one_where_the_graph_takes_no_more() -> None:
 
     model = load(Mixes(), example=(torch.randn(2, 3),))
     assert [len(batch[0]) for batch in batches(model, {"x": np.zeros((5, 3), np.float32)})] == [1] * 5
-    together = small.model("residual-batch-1")
-    assert [len(b[0]) for b in batches(together, small.arrays("residual-batch-1", 5), 4)] == [4, 1]
+    fixed = small.model("residual-batch-1")
+    assert [len(b[0]) for b in batches(fixed, small.arrays("residual-batch-1", 5), 4)] == [1] * 5
+    free = small.model("residual")
+    assert [len(b[0]) for b in batches(free, small.arrays("residual", 5), 4)] == [4, 1]
 
 
 def test_values_that_are_not_finite_name_their_layer() -> None:

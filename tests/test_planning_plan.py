@@ -157,7 +157,7 @@ def planned(name: str, runtime: str, timed: bool = True) -> Plan:
     return basis.model_copy(update={"layers": layers, "planned": Planned(**found)})
 
 
-def content(name: str = "residual", runtime: str = "onnxruntime", timed: bool = True) -> dict[str, Any]:
+def content(name: str = "residual", runtime: str = "openvino", timed: bool = True) -> dict[str, Any]:
     """The plan as its file holds it."""
     found: dict[str, Any] = json.loads(json.dumps(planned(name, runtime, timed).model_dump(mode="json"), indent=2))
     return found
@@ -184,7 +184,7 @@ def test_a_plans_file_holds_the_program_that_it_was_solved_from(name: str, runti
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=30, deadline=None)
 def test_an_edited_choice_is_costed_anew(rng: random.Random) -> None:
-    problem = stated("residual", "onnxruntime")[0]
+    problem = stated("residual", "openvino")[0]
     found = content()
     choices = random_choices(problem, rng)
     for layer in found["layers"]:
@@ -200,7 +200,7 @@ def test_one_edit_costs_its_own_layer_and_the_conversions_around_it(tmp_path: Pa
 
     Its output is then a float tensor that is quantized; its input was an integer tensor all along.
     """
-    _, sensitivity, timing, sizes = stated("residual", "onnxruntime")
+    _, sensitivity, timing, sizes = stated("residual", "openvino")
     found = content()
     layer = next(one for one in found["layers"] if one["name"] == "inner")
     layer["choice"] = FLOAT
@@ -304,7 +304,7 @@ def edited(edit: Edit) -> Plan:
 def test_a_choice_that_does_not_exist_is_named_with_its_layer() -> None:
     plan = edited(lambda f: f["layers"][0].update(choice="w3a8"))
     assert plan.layers[0].name == "stem"
-    assert recost(plan).faults == ["stem does not offer w3a8, only w8a8, w4a8, w2a8, w8, w4, w4asym, w2, float32"]
+    assert recost(plan).faults == ["stem does not offer w3a8, only w8a8, w4a8, w2a8, w8, w4, w2, w4asym, float32"]
     assert recost(plan).costs == {}
     with pytest.raises(UsageError, match="stem"):
         explain(plan)
@@ -344,7 +344,7 @@ def test_a_layer_without_weights_cannot_be_integers_alone() -> None:
 
 
 def test_a_plan_without_costs_is_neither_costed_nor_explained() -> None:
-    plan = planned("residual", "onnxruntime").model_copy(update={"planned": None})
+    plan = planned("residual", "openvino").model_copy(update={"planned": None})
     for ask in (recost, explain):
         with pytest.raises(UsageError, match="carries no costs"):
             ask(plan)
@@ -354,7 +354,7 @@ def test_a_plan_without_costs_is_neither_costed_nor_explained() -> None:
 
 
 def test_a_plan_for_another_model_is_refused_with_what_differs() -> None:
-    plan = planned("residual", "onnxruntime")
+    plan = planned("residual", "openvino")
     names = [layer.name for layer in plan.layers]
     refuse_other(plan, model_hash=plan.model_hash, layers=names)
     with pytest.raises(UsageError, match="another model: the layers have the same names, the weights are others"):
@@ -421,7 +421,7 @@ def test_among_changes_that_lose_nothing_those_that_save_most_come_first() -> No
 
 
 def test_a_pattern_picks_layers_to_explain() -> None:
-    plan = planned("residual", "onnxruntime")
+    plan = planned("residual", "openvino")
     assert [layer.name for layer in explain(plan, "*e*").layers] == [
         layer.name for layer in plan.layers if "e" in layer.name
     ]
@@ -431,8 +431,8 @@ def test_a_pattern_picks_layers_to_explain() -> None:
 
 
 def test_the_guiltiest_layers_are_those_that_lose_most() -> None:
-    plan = planned("residual", "onnxruntime")
-    problem = stated("residual", "onnxruntime")[0]
+    plan = planned("residual", "openvino")
+    problem = stated("residual", "openvino")[0]
     losses = {layer.name: problem.options[layer.name][layer.choice]["loss"] for layer in plan.layers}
     order = sorted((n for n in losses if losses[n] > 0), key=lambda n: -losses[n])
     assert guiltiest(plan) == order[:3] and guiltiest(plan, 2) == order[:2]

@@ -204,9 +204,9 @@ def test_two_types_that_never_met_have_a_conversion_all_the_same() -> None:
 
 
 def test_without_conversions_each_layers_own_time_is_found() -> None:
-    truth = Truth.invent("residual", "onnxruntime", 0)
+    truth = Truth.invent("residual", "openvino", 0)
     free = Truth(truth.edges, truth.layers, dict.fromkeys(truth.read, 0.0), dict.fromkeys(truth.write, 0.0))
-    timing, _ = fitted("residual", "onnxruntime", free)
+    timing, _ = fitted("residual", "openvino", free)
     for layer, costs in timing.layers.items():
         for choice, seconds in costs.items():
             assert seconds == pytest.approx(truth.layers[layer][choice], rel=1e-3)
