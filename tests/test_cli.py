@@ -360,7 +360,8 @@ def test_deploy_hands_on_every_option(fake: FakeDeploy, capsys: pytest.CaptureFi
     options = (
         "--eval e.npz --preprocess imagenet --metric pkg.mod:fn --format tflite --device arm64 --profile p.toml "
         "--threads 2 --io int8 --input 1x3x8x8 --input ids:1x4:int64 --arch a:b --trust-pickle --max-drop 1% "
-        "--max-latency 2ms --max-size 4MB --min-speedup 1.5x --allow-slower --allow-unrecognizable --smooth-quant off --overwrite"
+        "--max-latency 2ms --max-size 4MB --min-speedup 1.5x --allow-slower --allow-unrecognizable "
+        "--smooth-quant off --overwrite"
     )
     assert run([*DEPLOY, *options.split()]) == 0
     ((name, args, given),) = fake.calls
