@@ -157,7 +157,8 @@ def _build(
         if len(job.runtimes) == 1:
             raise
         job.clock.progress.note(f"{runtime.format}: {error.cause}")
-        name = folder / FILE_NAMES[runtime.format]
-        for file in (name, name.with_suffix(".bin")):  # what failed is not what was proven
-            file.unlink(missing_ok=True)
+        file = folder / FILE_NAMES[runtime.format]  # what failed is not what was proven
+        file.unlink(missing_ok=True)
+        if runtime.format == "openvino":
+            file.with_suffix(".bin").unlink(missing_ok=True)
         return Built(failed_build(runtime, job.device, error), None, [], [], error)

@@ -402,6 +402,21 @@ def test_a_format_that_fails_in_any_way_is_its_row_and_the_others_go_on(
     assert caught.value.exit_code == 1 and not (tmp_path / "alone").exists()
 
 
+def test_a_format_that_fails_takes_no_file_of_another_with_it(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("ai_edge_litert")
+    target = load_target("x86-avx512")
+    two = target.model_copy(update={"runtimes": [r for r in target.runtimes if r.format in ("openvino", "tflite")]})
+    monkeypatch.setattr("edgeq.deploy.load_target", lambda _: two)
+    monkeypatch.setenv("EDGEQ_CACHE", "off")
+    monkeypatch.setattr("edgeq.export.tflite.export_float", boom)
+    report = build(files, tmp_path / "out", format="all")
+    assert [b.format for b in report.builds if b.error is None] == ["openvino"]
+    assert (tmp_path / "out" / "model.bin").is_file() and verify(tmp_path / "out").ok
+
+
 def test_a_signal_ends_the_run_and_not_a_format(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
