@@ -200,7 +200,8 @@ def fleet_of(folder: Path) -> None:
 
 def build_of(folder: Path) -> None:
     device_models.write_quantized_onnx(folder / "model.onnx")
-    planned_model.written(planned_model.plan_of(), folder / "plan.onnx.json")
+    plan = planned_model.plan_of().model_copy(update={"format": "onnx", "runtime": "onnxruntime"})
+    planned_model.written(plan, folder / "plan.onnx.json")
     x = device_models.images(2)
     golden = test_files.Golden(
         {"x": x}, {"onnx": [device_models.quantized_answer(x).astype(np.float32)]}, {"onnx": "local"}, {"onnx": [1]}
