@@ -60,7 +60,7 @@ def _same(together: Iterable[list[torch.Tensor]], alone: Iterable[list[torch.Ten
 
 
 def _largest(values: torch.Tensor) -> float:
-    finite = values[torch.isfinite(values)].abs().double()
+    finite = values[torch.isfinite(values)].double().abs()
     return max(1e-6, float(finite.max())) if finite.numel() else 1e-6
 
 
