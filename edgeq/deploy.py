@@ -12,7 +12,7 @@ from edgeq.case import Case, Smooth
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Device
 from edgeq.errors import EdgeqError, UsageError, foreseen
-from edgeq.export.artifact import FILE_NAMES, Exporter
+from edgeq.export.artifact import Exporter, artifact_files
 from edgeq.files import scratch_folder, staged_directory
 from edgeq.model.model import Model
 from edgeq.planning.follow import planned_choices, tell_contradictions
@@ -157,8 +157,6 @@ def _build(
         if len(job.runtimes) == 1:
             raise
         job.clock.progress.note(f"{runtime.format}: {error.cause}")
-        file = folder / FILE_NAMES[runtime.format]  # what failed is not what was proven
-        file.unlink(missing_ok=True)
-        if runtime.format == "openvino":
-            file.with_suffix(".bin").unlink(missing_ok=True)
+        for file in artifact_files(runtime.format, folder):  # what failed is not what was proven
+            file.unlink(missing_ok=True)
         return Built(failed_build(runtime, job.device, error), None, [], [], error)

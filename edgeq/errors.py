@@ -101,11 +101,11 @@ def foreseen(where: str) -> Iterator[None]:
     except (EdgeqError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
             raise
         raise InternalError(error, where) from error
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 INTERRUPTED = 130

@@ -130,8 +130,7 @@ class Exporter:
             with foreseen(f"float {form}"):
                 self._float_to(form, path)
             self._floats[form] = path
-        weights = self._floats[form].with_suffix(".bin")
-        return [self._floats[form], *([weights] if form == "openvino" else [])]
+        return artifact_files(form, self._floats[form].parent)
 
     def _float_to(self, form: str, path: Path) -> None:
         if form == "onnx":
@@ -181,6 +180,12 @@ class Exporter:
         return read_artifact(self.model, quantized, self.conversion(quantized.runtime.format), path)
 
 
+def artifact_files(form: str, folder: Path) -> list[Path]:
+    """The files of an artefact in its folder, the one that a runtime opens first."""
+    path = folder / FILE_NAMES[form]
+    return [path, path.with_suffix(".bin")] if form == "openvino" else [path]
+
+
 def write_artifact(model: Model, quantized: Quantized, conversion: Converted, folder: Path) -> list[Path]:
     """Writes the artefact into `folder` and returns its files, the one that a runtime opens first.
 
@@ -208,11 +213,11 @@ def _write(model: Model, quantized: Quantized, conversion: Converted, path: Path
     assert isinstance(conversion, FloatOnnx)
     if form == "onnx":
         save(quantize_onnx(model, quantized, conversion), path)
-        return [path]
-    from edgeq.export.openvino import write_openvino
+    else:
+        from edgeq.export.openvino import write_openvino
 
-    write_openvino(quantize_onnx(model, quantized, conversion), path)
-    return [path, path.with_suffix(".bin")]
+        write_openvino(quantize_onnx(model, quantized, conversion), path)
+    return artifact_files(form, path.parent)
 
 
 def read_artifact(model: Model, quantized: Quantized, conversion: Converted, path: Path) -> Stored:

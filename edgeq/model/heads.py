@@ -9,21 +9,13 @@ from edgeq.model.graph import Node, Program
 from edgeq.model.ops import WEIGHTED, channel_axis_of_output, op_class, shape_of
 from edgeq.model.values import tensor_of
 
-_LINEAR = {"aten.addmm.default": -1, "aten.mm.default": -1, "aten.matmul.default": -1}
-_CONVOLUTIONS = {"aten.conv3d.default": 1, "aten.convolution.default": 1}
+_LAYERS = {"aten.addmm.default": -1, "aten.mm.default": -1, "aten.matmul.default": -1, "aten.convolution.default": 1}
 _SOFTMAX = ("aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int", "aten._log_softmax.default")
 _KEPT = frozenset(
     f"aten.{name}"
-    for name in (
-        "clone.default",
-        "contiguous.default",
-        "alias.default",
-        "detach.default",
-        "_to_copy.default",
-        "to.dtype",
-        "dropout.default",
-    )
-)
+    for name in ("clone.default", "contiguous.default", "alias.default", "detach.default", "_to_copy.default",
+                 "to.dtype", "dropout.default")
+)  # fmt: skip
 _BY_A_CONSTANT = frozenset(
     f"aten.{name}.{kind}" for name in ("add", "sub", "mul", "div") for kind in ("Tensor", "Scalar")
 )
@@ -71,7 +63,7 @@ def _of_layer(node: Node) -> int | None:
         return channel_axis_of_output(op)
     if node.target in _SOFTMAX:
         return int(node.args[1])
-    return {**_LINEAR, **_CONVOLUTIONS}.get(node.target)
+    return _LAYERS.get(node.target)
 
 
 def _moved(node: Node, source: Node, axis: int) -> int | None:

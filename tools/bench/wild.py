@@ -234,18 +234,17 @@ def trained(architecture: Architecture) -> nn.Module:
     return module.eval()
 
 
-def exported(module: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProgram, bool]:
-    """The network as a program, with a free batch if it can be had, and whether it was."""
+def exported(module: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProgram, str]:
+    """The network as a program, with a free batch if it can be had, or else why its batch is fixed."""
     example = tuple(torch.from_numpy(v[:2]) for v in inputs.values())
     batch = {0: torch.export.Dim("batch", min=1, max=256)}
-    try:
-        return torch.export.export(module, example, dynamic_shapes=(tuple(batch for _ in example),), strict=False), True
-    except Exception:  # each for a reason of its own
-        pass
-    try:
-        return torch.export.export(module, example, dynamic_shapes=tuple(batch for _ in example), strict=False), True
-    except Exception:
-        return torch.export.export(module, tuple(x[:1] for x in example), strict=False), False
+    free, why = tuple(batch for _ in example), ""
+    for shapes in ((free,), free):  # inputs that are collected into one argument, and those by name
+        try:
+            return torch.export.export(module, example, dynamic_shapes=shapes, strict=False), ""
+        except Exception as error:  # torch.export raises many kinds
+            why = f"{type(error).__name__}: {str(error)[:160]}"
+    return torch.export.export(module, tuple(x[:1] for x in example), strict=False), why
 
 
 # ---------------------------------------------------------------- what was built, in its own runtime
@@ -324,11 +323,11 @@ def prepared(name: str, folder: Path) -> Case:
     with torch.no_grad():
         found = [module(*(torch.from_numpy(v) for v in row.values())) for row in rows]
     want = [[t.numpy() for t in (f if isinstance(f, tuple | list) else [f])] for f in found]
-    program, free = exported(module, calibration)
+    program, fixed = exported(module, calibration)
     torch.export.save(program, folder / "model.pt2")
     np.savez(folder / "calib.npz", **calibration)
     np.savez(folder / "eval.npz", **evaluation)
-    about = {"parameters": sum(p.numel() for p in module.parameters()), "free batch": free}
+    about = {"parameters": sum(p.numel() for p in module.parameters()), "batch fixed because": fixed}
     return Case(folder, architecture.transformer, rows, want, about)
 
 
