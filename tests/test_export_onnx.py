@@ -130,7 +130,7 @@ def test_onnx_runtime_takes_every_layer_as_integers(name: str, tmp_path: Path) -
     made = small.written(name, "onnxruntime")
     operators = optimized(made.path, tmp_path)
     by_op = Counter(g.op for g in made.model.groups if g.name in made.quantized.assignment.kernels)
-    convolutions = sum(by_op[op] for op in ("conv1d", "conv2d", "depthwise_conv2d"))
+    convolutions = sum(by_op[op] for op in ("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d"))
     assert operators["QLinearConv"] == convolutions
     assert not {"Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"} & set(operators)
     # a product of two values that is only read in float is written in float

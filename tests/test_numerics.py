@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgeq.numerics import QParams, Scheme, dequantize, per_tensor, qparams, quantize, sqnr_db
 from edgeq.numerics.fake import fake_quantize
 from edgeq.numerics.quantize import SMALLEST_SCALE
+from edgeq.numerics.scheme import DType
 from edgeq.quantization.weights import BIAS_HEADROOM, bias_scale, quantize_bias, quantize_weight
 
 settings.register_profile("edgeq", deadline=None)
@@ -98,9 +99,11 @@ def test_fake_quantization_is_the_round_trip_but_for_ties(
     ("dtype", "middle"), [("int4", 0), ("int8", 0), ("int16", 0), ("uint8", 128), ("uint16", 32768)]
 )
 @pytest.mark.parametrize("narrow", [False, True])
-def test_symmetric_zero_points_are_fixed(dtype: str, middle: int, narrow: bool) -> None:
-    for low, high in [(-1.0, 3.0), (-3.0, 1.0), (0.0, 5.0), (-5.0, 0.0)]:
-        assert int(make(low, high, Scheme(dtype, "symmetric", narrow=narrow)).zero_point) == middle
+def test_symmetric_zero_points_are_fixed(dtype: DType, middle: int, narrow: bool) -> None:
+    scheme = Scheme(dtype, "symmetric", narrow=narrow)
+    for low, high in [(-1.0, 3.0), (-3.0, 1.0), (-5.0, 0.0)]:
+        assert int(make(low, high, scheme).zero_point) == middle
+    assert int(make(0.0, 5.0, scheme).zero_point) == (0 if scheme.signed else scheme.quant_min)
 
 
 def test_narrow_ranges_leave_out_the_lowest_integer() -> None:

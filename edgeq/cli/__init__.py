@@ -20,8 +20,7 @@ def main() -> None:
         code = run(sys.argv[1:])
     except signals.Stopped as stopped:
         code = stopped.exit_code
-        if sys.stderr is not None:
-            sys.stderr.write("error: interrupted\n")
+        signals.say_so()
     signals.uninstall()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # a stream that was closed before the start is None

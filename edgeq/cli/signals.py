@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,11 +24,26 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _stopped_at: float | None = None
 _stopped_by: Stopped | None = None
 _ending: list[int] = []
-_last_word: Callable[[], None] = lambda: None  # noqa: E731
+_stderr: int | None = None
+
+
+def say_so() -> None:
+    """Say that the program was interrupted, past whatever lock the interrupted code may hold, and past a redirection
+    of the standard streams."""
+    if _stderr is not None:
+        with contextlib.suppress(OSError):
+            os.write(_stderr, b"error: interrupted\n")
+
+
+_last_word: Callable[[], None] = say_so
 
 
 def install() -> None:
     """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`. One that the parent process had ignored stays ignored."""
+    global _stderr
+    if sys.stderr is not None:  # otherwise 2 may be any file
+        with contextlib.suppress(OSError, ValueError):
+            _stderr = os.dup(sys.stderr.fileno())
     for name in _NAMES:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):

@@ -13,6 +13,7 @@ from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_constant import constant
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_float_layers import keep_float_layers
+from edgeq.export.onnx_shuffled import shuffle_transposed
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import output_channels_axis
@@ -73,6 +74,8 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
         _round_again(graph, reals.get(one.node) or values[source.values[one.node]], one.name, one.q, one.readers)
     if quantized.runtime.rounds_float_layers:
         keep_float_layers(graph)
+    if quantized.runtime.shuffles_transposed:
+        shuffle_transposed(model, quantized, graph)
     used = {str(v.name) for node in graph for v in node.inputs if v is not None}
     for name in [n for n in graph.initializers if n not in used]:
         del graph.initializers[name]

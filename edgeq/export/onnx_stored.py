@@ -13,10 +13,14 @@ from onnx import numpy_helper
 from edgeq.export.onnx_constant import COMPUTED_ONCE
 from edgeq.export.packing import BITS
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
+from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
+from edgeq.model.shuffled import gathered, shape_of_weight, shuffle_of
 
 _INVISIBLE = {"QuantizeLinear", "DequantizeLinear", "Identity"}
+_MOVES_INTEGERS = ("DepthToSpace", "Slice")
+"""What stands between a QuantizeLinear and its DequantizeLinear (see `edgeq.export.onnx_shuffled`)."""
 
 
 def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
@@ -78,6 +82,8 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         weights[group.name] = StoredWeight(
             integers, dtype, scale, zero, bias, "" if bias is None else str(bias.dtype), bias_scale
         )
+        if group.op == "conv_transpose2d" and node.op_type == "Conv":
+            weights[group.name] = _unshuffled(model.nodes[group.root], weights[group.name])
         if not _dequantized(node.input[0], producer):
             floats.append((node.op_type, group.name, "its input is not quantized"))
         elif types.get(dequantize.input[0]) in BITS:
@@ -92,6 +98,27 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         and not _constant(n.output[0], constants, producer)
     ]
     return Stored(weights, tensors, frozenset(values), integer, [f for f in floats if f[1] not in integer])
+
+
+def _unshuffled(root: Node, stored: StoredWeight) -> StoredWeight:
+    """Of a transposed convolution that is stored as a convolution (see `edgeq.export.onnx_shuffled`): what is there by
+    channel is there once for each phase."""
+    shuffle, shape = shuffle_of(root), shape_of_weight(root)
+    if shuffle is None:
+        return stored
+
+    def once(values: np.ndarray) -> np.ndarray:
+        first = values[: shape[1]] if values.ndim else values
+        return first if values.ndim and np.array_equal(np.tile(first, shuffle.stride**2), values) else values
+
+    return replace(
+        stored,
+        integers=gathered(stored.integers, shape, shuffle),
+        scale=once(stored.scale),
+        zero_point=once(stored.zero_point),
+        bias=None if stored.bias is None else once(stored.bias),
+        bias_scale=None if stored.bias_scale is None else once(stored.bias_scale),
+    )
 
 
 def _steps(scale: np.ndarray, zero: np.ndarray) -> set[tuple[float, int]]:
@@ -164,6 +191,8 @@ def _quantizations(
     if first is None:
         return []
     integers = first.input[0] if first.op_type == "DequantizeLinear" else first.output[0]
+    while readers.get(integers) and readers[integers][0].op_type in _MOVES_INTEGERS:
+        integers = readers[integers][0].output[0]
     reals = [n.output[0] for n in readers.get(integers, ()) if n.op_type == "DequantizeLinear"]
     return [first, *(n for real in reals for n in readers.get(real, ()) if n.op_type == "QuantizeLinear")]
 
@@ -192,7 +221,11 @@ def _on_integers(
     node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto], readers: Mapping[str, list[onnx.NodeProto]]
 ) -> bool:
     source = producer.get(node.input[0]) if node.input else None
-    return source is not None and (source.op_type == "DequantizeLinear" or _fused_activation(node, producer))
+    if source is None:
+        return False
+    if node.op_type in _MOVES_INTEGERS and source.op_type in {"QuantizeLinear", *_MOVES_INTEGERS}:
+        return source.op_type == "QuantizeLinear" or _on_integers(source, producer, readers)
+    return source.op_type == "DequantizeLinear" or _fused_activation(node, producer)
 
 
 def _fused_activation(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) -> bool:

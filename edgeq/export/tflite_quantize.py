@@ -24,6 +24,7 @@ INTEGER_FORMS: dict[str, frozenset[str]] = {
     "conv1d": frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"}),
     "conv2d": frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"}),
     "depthwise_conv2d": frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"}),
+    "conv3d": frozenset({"CONV_3D"}),
     "conv_transpose2d": frozenset({"TRANSPOSE_CONV"}),
     "linear": frozenset({"FULLY_CONNECTED"}),
     "matmul": frozenset({"BATCH_MATMUL"}),

@@ -99,13 +99,11 @@ def qparams(low: ArrayLike, high: ArrayLike, scheme: Scheme, axis: int | None = 
         raise ValueError("a quantization range must have low <= high")
     lowest, highest = np.minimum(lowest, 0.0), np.maximum(highest, 0.0)
     qmin, qmax = scheme.quant_min, scheme.quant_max
-    middle = 0 if scheme.signed else (qmax + 1) // 2
+    middle = np.zeros_like(lowest) if scheme.signed else np.where(lowest < 0, (qmax + 1) // 2, qmin)
     if scheme.symmetry == "asymmetric":
         step = (highest - lowest) / (qmax - qmin)
     else:
-        step = highest / (qmax - middle)
-        if qmin < middle:
-            step = np.maximum(lowest / (qmin - middle), step)
+        step = np.maximum(highest / (qmax - middle), -lowest / np.maximum(middle - qmin, 1))
     step = np.maximum(step, SMALLEST_SCALE)
     if scheme.power_of_two:
         step = np.exp2(np.ceil(np.log2(step)))
@@ -114,7 +112,7 @@ def qparams(low: ArrayLike, high: ArrayLike, scheme: Scheme, axis: int | None = 
         first = qmin - np.rint(lowest / scale.astype(np.float64))
         zero_point: NDArray[np.int32] = np.asarray(np.clip(first, qmin, qmax), np.int32)
     else:
-        zero_point = np.full(scale.shape, middle, np.int32)
+        zero_point = np.asarray(middle, np.int32)
     return QParams(scheme, scale, zero_point, axis)
 
 

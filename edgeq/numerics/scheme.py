@@ -23,7 +23,8 @@ class Scheme:
 
     Attributes:
         dtype: the stored integer type.
-        symmetry: symmetric schemes fix the zero point (0, or the middle of an unsigned type).
+        symmetry: symmetric schemes fix the zero point: 0, and in an unsigned type the middle where values are
+            negative. Such integers less the middle are signed ones with zero point 0.
         granularity: one scale for the tensor, for each channel, or for each group along a channel.
         narrow: leave out the lowest integer, so that a symmetric range is symmetric in integers too.
         power_of_two: scales are powers of two, where the device multiplies by shifting.

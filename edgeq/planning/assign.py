@@ -11,6 +11,7 @@ from edgeq.model.graph import Node, Program
 from edgeq.model.groups import Group, find_groups, only_moves
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, conv_groups, is_float, op_class, output_channels_axis
+from edgeq.model.shuffled import shuffle_of
 from edgeq.registry.schema import Kernel, Runtime
 
 FLOAT = "float32"
@@ -116,6 +117,7 @@ def assign(
         found[group.output if whole else group.root] = kernel.activations
     types, schemes = _versions(model, runtime, kernels, trailing)
     shares = _shares(model, runtime, kernels, schemes.keys())
+    schemes |= {s: schemes[v] for v, s in shares.items() if schemes[v].activation_symmetry == "symmetric"}
     tensors = {node: shares[node, types[node]] for node in sorted(types)}
     again = {version: share for version, share in shares.items() if types[version[0]] != version[1]}
     return Assignment(kernels, reasons, tensors, again, schemes, weight_only)
@@ -169,6 +171,8 @@ def _refusal(
         return f"{runtime.name} has no integer kernel for {group.op}"
     if never := never_on_integers(group, {member: model.nodes[member] for member in group.members}):
         return never
+    if group.op == "conv_transpose2d" and runtime.shuffles_transposed and not shuffle_of(model.nodes[group.root]):
+        return "its strides differ, or it is dilated: no convolution whose values are shuffled gives the same"
     if group.op not in WEIGHTED:
         if group.output in trailing:
             return "it only shapes a float output of the model"
@@ -262,7 +266,7 @@ def _versions(
     what integer groups read and write, and the model's ends where those are integers.
 
     A value has the type that its layer writes; one that is computed in float is rounded to the widest type that is
-    read. Whoever reads another type, reads it from that.
+    read. Whoever reads another type, reads it from that. Where one of its readers needs it symmetric, it is.
     """
     written: dict[str, Kernel] = {}
     read: dict[str, dict[str, Kernel]] = {}
@@ -271,7 +275,9 @@ def _versions(
         if kernel is None:
             continue
         for name in group.inputs:
-            read.setdefault(name, {}).setdefault(kernel.activations, kernel)
+            others = read.setdefault(name, {})
+            if kernel.activations not in others or kernel.activation_symmetry == "symmetric":
+                others[kernel.activations] = kernel
         if _writes_float(model, group, runtime, trailing):
             continue
         activation = _activation_kernel(group, runtime, trailing)
@@ -292,7 +298,9 @@ def _versions(
         own = written.get(name, widest)
         assert own is not None
         types[name] = own.activations
-        schemes |= {(name, dtype): kernel for dtype, kernel in ({own.activations: own} | readers).items()}
+        for kernel in (own, *readers.values()):
+            if kernel.activation_symmetry == "symmetric" or (name, kernel.activations) not in schemes:
+                schemes[name, kernel.activations] = kernel
     return types, schemes
 
 

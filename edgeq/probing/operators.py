@@ -88,6 +88,7 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor], first: Shape = _IMAGE,
 OPERATORS: dict[OpClass, OneOperator] = {
     "conv1d": _layer(lambda: nn.Conv1d(32, 32, 3, padding=1), (32, 64)),
     "conv2d": _layer(lambda: nn.Conv2d(32, 32, 3, padding=1)),
+    "conv3d": _layer(lambda: nn.Conv3d(32, 16, 3, padding=1), (32, 4, 14, 14)),
     "depthwise_conv2d": _layer(lambda: nn.Conv2d(32, 32, 3, padding=1, groups=32)),
     "conv_transpose2d": _layer(lambda: nn.ConvTranspose2d(32, 16, 2, stride=2), (32, 14, 14)),
     "linear": _layer(lambda: nn.Linear(1024, 512), (1024,)),
@@ -122,14 +123,18 @@ OPERATORS: dict[OpClass, OneOperator] = {
 """By operator class. `embedding` is missing: it reads integers, so that no kernel for activations has a say in it."""
 
 
-def samples(operator: OneOperator, count: int, seed: int, width: float = 1.0) -> list[Tensor]:
+def samples(
+    operator: OneOperator, count: int, seed: int, width: float = 1.0, *, positive: bool = False
+) -> list[Tensor]:
     """Normally distributed inputs, [count, ...] each.
 
     Args:
         width: their standard deviation.
+        positive: without their signs.
     """
     generator = torch.Generator().manual_seed(seed)
-    return [width * torch.randn((count, *shape), generator=generator) for shape in operator.shapes]
+    drawn = [width * torch.randn((count, *shape), generator=generator) for shape in operator.shapes]
+    return [x.abs() for x in drawn] if positive else drawn
 
 
 def seeded(operator: OneOperator) -> nn.Module:

@@ -19,7 +19,7 @@ from edgeq.errors import DeviceError, EdgeqError, MissingExtraError, Unsupported
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
 from edgeq.model.model import Model, load
-from edgeq.numerics import dequantize, quantize
+from edgeq.numerics import Scheme, dequantize, quantize
 from edgeq.probing.evidence import Cell, Evidence, Speed, cells_of, claim_of
 from edgeq.probing.operators import OPERATORS, Tensor, samples, seeded
 from edgeq.progress import Clock, Progress, Silent
@@ -69,6 +69,10 @@ class _Prepared:
     inputs: list[Tensor]
 
 
+_Ready = dict[tuple[OpClass, bool], _Prepared]
+"""What was prepared, by operator, and by whether its inputs are never negative."""
+
+
 def probe(
     target: Target,
     device: Device,
@@ -93,7 +97,7 @@ def probe(
     clock = Clock(progress or Silent())
     found = []
     with tempfile.TemporaryDirectory(prefix="edgeq-probe-") as scratch:
-        prepared: dict[OpClass, _Prepared] = {}
+        prepared: _Ready = {}
         for runtime in runtimes:
             environment = device.environment(runtime.name)
             _refuse_other_silicon(target, device, environment["machine"])
@@ -155,14 +159,12 @@ def _refuse_other_silicon(target: Target, device: Device, machine: str) -> None:
         )
 
 
-def _cell(
-    runtime: Runtime, op: OpClass, kernel: Kernel, device: Device, prepared: dict[OpClass, _Prepared], scratch: Path
-) -> Cell:
+def _cell(runtime: Runtime, op: OpClass, kernel: Kernel, device: Device, prepared: _Ready, scratch: Path) -> Cell:
     seen: dict[str, object] = {"converts": False}
     # Integers at both ends: nothing but the operator lies in between, and its answers are seen as it gave them.
     bare = runtime.model_copy(update={"io": "float" if kernel.weight_only else "integer"})
     try:
-        net = _prepare(op, prepared, scratch)
+        net = _prepare(op, kernel.activation_scheme, prepared, scratch)
         quantized = _quantize(net, bare, op, kernel)
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             files = net.exporter.write(quantized, Path(folder))
@@ -182,20 +184,22 @@ def _cell(
     return Cell.model_validate(said | seen)
 
 
-def _prepare(op: OpClass, prepared: dict[OpClass, _Prepared], scratch: Path) -> _Prepared:
-    if op in prepared:
-        return prepared[op]
+def _prepare(op: OpClass, scheme: Scheme, prepared: _Ready, scratch: Path) -> _Prepared:
+    # An unsigned kernel that wants zero point 0 takes signed values only as signed integers, which an input is not.
+    positive = scheme.symmetry == "symmetric" and scheme.integer and not scheme.signed
+    if (op, positive) in prepared:
+        return prepared[op, positive]
     if op not in OPERATORS:
         raise UnsupportedError("there is no probe for this operator")
     operator = OPERATORS[op]
     model = load(torch.export.export(seeded(operator), tuple(samples(operator, 1, seed=0))))
-    seen = samples(operator, CALIBRATION_SAMPLES, seed=1)
+    seen = samples(operator, CALIBRATION_SAMPLES, seed=1, positive=positive)
     arrays = {spec.name: values.numpy() for spec, values in zip(model.inputs, seen, strict=True)}
-    folder = scratch / op
+    folder = scratch / f"{op}-{positive}"
     folder.mkdir()
-    given = samples(operator, SAMPLES, seed=2, width=WIDER)
-    prepared[op] = _Prepared(model, calibrate(model, arrays), Exporter(model, folder), given)
-    return prepared[op]
+    given = samples(operator, SAMPLES, seed=2, width=WIDER, positive=positive)
+    ready = _Prepared(model, calibrate(model, arrays), Exporter(model, folder), given)
+    return prepared.setdefault((op, positive), ready)
 
 
 def _quantize(net: _Prepared, runtime: Runtime, op: OpClass, kernel: Kernel) -> Quantized:

@@ -12,7 +12,7 @@ from edgeq.calibration.estimators import ESTIMATORS, choose
 from edgeq.calibration.histogram import Histogram
 from edgeq.calibration.impact import Impact
 from edgeq.model.model import Model
-from edgeq.model.ops import op_class
+from edgeq.model.ops import MOVEMENT, op_class
 from edgeq.numerics import QParams, Scheme, per_tensor, qparams
 from edgeq.planning.assign import Assignment, Version
 from edgeq.quantization.smooth_quant import smoothed_values
@@ -81,7 +81,7 @@ def quantize_activations(
     own = assignment.tensors.items()
     for name, share in (*own, *((name, share) for (name, _), share in assignment.again.items())):
         shares[share].append(name)
-    ends, levelled = {*model.input_nodes, *model.output_nodes}, smoothed_values(model)
+    ends, levelled = _ends(model), smoothed_values(model)
     found: dict[Version, QuantizedTensor] = {}
     for share, names in shares.items():
         scheme = assignment.schemes[share].activation_scheme
@@ -99,6 +99,15 @@ def quantize_activations(
         {name: found[share] for name, share in own},
         {version: found[share] for version, share in assignment.again.items()},
     )
+
+
+def _ends(model: Model) -> set[str]:
+    """The inputs and outputs of a model, and whatever is only moved to become an output."""
+    found = {*model.input_nodes, *model.output_nodes}
+    for node in reversed(model.program.nodes):
+        if node.name in found and node.op == "call_function" and op_class(node) in MOVEMENT:
+            found.update(read.name for read in node.all_input_nodes)
+    return found
 
 
 def _fixed(model: Model, name: str, runtime: Runtime, scheme: Scheme) -> FixedOutput | None:

@@ -20,7 +20,7 @@ from edgeq.toml import read_toml
 Kind = Literal["targets", "profiles"]
 Schema = TypeVar("Schema", Target, Profile)
 
-_WEIGHTED = frozenset({"conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "embedding"})
+_WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "depthwise_conv2d", "conv_transpose2d", "linear", "embedding"})
 
 
 def load_target(name_or_path: str) -> Target:

@@ -10,7 +10,7 @@ from edgeq.numerics.scheme import DType, Granularity, Scheme, Symmetry
 from edgeq.registry import figures as known
 
 OpClass = Literal[
-    "conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "matmul",
+    "conv1d", "conv2d", "conv3d", "depthwise_conv2d", "conv_transpose2d", "linear", "matmul",
     "add", "sub", "mul", "relu", "relu6", "hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh", "silu", "gelu",
     "leaky_relu", "prelu", "softmax", "layer_norm", "max_pool2d", "avg_pool2d", "mean",
     "concat", "pad", "reshape", "transpose", "slice", "resize_nearest", "resize_bilinear", "embedding",
@@ -120,6 +120,8 @@ class Runtime(_Strict):
     """Reduced-precision float modes to measure beside float32."""
     rounds_float_layers: bool = False
     """The runtime rounds the weights of float layers between quantized tensors by itself, unless it is kept from it."""
+    shuffles_transposed: bool = False
+    """Its integer kernel for conv_transpose2d is that for convolutions, behind which values are shuffled into place."""
     kernels: Annotated[list[Kernel], Field(min_length=1)]
     """In order of preference: the first that lists an operator is its default."""
 

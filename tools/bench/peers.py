@@ -82,7 +82,8 @@ def ai_edge_quantizer(folder: Path, out: Path, transformer: bool) -> None:
     whole = folder / "float.tflite"
     litert_torch.convert(_Whole(program), example).export(str(whole))
     tool = quantizer.Quantizer(str(whole), recipe.static_wi8_ai8())
-    data = [{f"args_{i}": v for i, v in enumerate(row.values())} for row in rows]
+    narrow = {np.dtype(np.int64): np.int32}  # what the converter makes of such inputs
+    data = [{f"args_{i}": v.astype(narrow.get(v.dtype, v.dtype)) for i, v in enumerate(row.values())} for row in rows]
     tool.quantize(tool.calibrate({"serving_default": data})).export_model(str(out))
 
 

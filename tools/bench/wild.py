@@ -269,9 +269,25 @@ def run_tflite(path: Path, rows: Sequence[Inputs]) -> list[list[Array]]:
 
     interpreter = Interpreter(str(path))
     signature = interpreter.get_signature_runner()
-    (described,) = interpreter.get_signature_list().values()
-    done = (signature(**_fed(described["inputs"], row)) for row in rows)
-    return [[found[name] for name in described["outputs"]] for found in done]
+    takes, gives = signature.get_input_details(), signature.get_output_details()
+    fed = ({k: _stored(v, takes[k]) for k, v in _fed(list(takes), row).items()} for row in rows)
+    return [
+        [_real(found[name], detail) for name, detail in gives.items()] for found in (signature(**row) for row in fed)
+    ]
+
+
+def _stored(real: Array, detail: Mapping[str, Any]) -> Array:
+    """As a file whose inputs are integers wants them: peers quantize these too."""
+    scale, zero_point = detail["quantization"]
+    if scale:
+        limits = np.iinfo(detail["dtype"])
+        real = np.clip(np.rint(real / scale) + zero_point, limits.min, limits.max)
+    return real.astype(detail["dtype"])
+
+
+def _real(stored: Array, detail: Mapping[str, Any]) -> Array:
+    scale, zero_point = detail["quantization"]
+    return (stored.astype(np.float32) - zero_point) * np.float32(scale) if scale else stored
 
 
 RUN = {"onnx": run_onnx, "openvino": run_openvino, "tflite": run_tflite}
