@@ -30,9 +30,8 @@ def check_program(program: ExportedProgram, where: str) -> None:
         UnsupportedError: training mode, state, control flow, inputs that are no tensors, quantized weights.
         UsageError: a weight is not finite.
     """
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            _check_operator(program, node, where)
+    for node in _behind_inputs(program):
+        _check_operator(program, node, where)
     for spec in program.graph_signature.input_specs:
         if spec.kind == InputKind.CUSTOM_OBJ:
             raise UnsupportedError(f"it uses a custom object ({spec.target})", remedy="use tensors only", where=where)
@@ -114,6 +113,16 @@ def _check_operator(program: ExportedProgram, node: Node, where: str) -> None:
             remedy="export a network whose steps are the same for every input",
             where=where,
         )
+
+
+def _behind_inputs(program: ExportedProgram) -> list[Node]:
+    """The operators whose values hang on an input: what is computed from weights alone is the same in every run,
+    also where it is a norm over a batch (standardised weights are written so)."""
+    reached = {node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs}
+    for node in program.graph.nodes:
+        if any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+    return [node for node in program.graph.nodes if node in reached and node.op == "call_function"]
 
 
 def _operator(node: Node) -> str:
