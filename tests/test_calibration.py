@@ -33,6 +33,7 @@ from edgeq.model.model import Model, load
 from edgeq.model.ops import channel_axis_of_output
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 from edgeq.numerics.fake import fake_quantize
+from edgeq.planning.assign import is_masked
 from edgeq.quantization.bias_correction import bias_shift
 
 UINT8 = Scheme("uint8")
@@ -100,10 +101,27 @@ def test_large_tensors_are_thinned_and_keep_their_extremes() -> None:
     assert float(share) == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_are_refused(bad: float) -> None:
-    with pytest.raises(ValueError, match="finite"):
-        of(torch.tensor([[0.0, bad]]))
+def test_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        of(torch.tensor([[0.0, float("nan")]]))
+
+
+@given(values)
+def test_infinite_values_are_left_out_and_told(data: list[float]) -> None:
+    column = torch.tensor(data).reshape(1, -1)
+    ends = torch.tensor([[-torch.inf, torch.inf]])
+    histogram, finite = of(torch.cat([column, ends], 1)), of(column)
+    assert histogram.endless and not finite.endless
+    assert same(histogram, finite)
+    assert (histogram.sample_low, histogram.sample_high) == (finite.sample_low, finite.sample_high)
+    finite.include(histogram)
+    assert finite.endless and is_masked(finite) and is_masked(of(column).union(histogram))
+
+
+@pytest.mark.parametrize("nothing", [torch.full((2, 3), -torch.inf), torch.zeros(2, 0), torch.zeros(0, 3)])
+def test_samples_without_finite_values_count_as_zero(nothing: torch.Tensor) -> None:
+    histogram = of(nothing)
+    assert (histogram.low, histogram.high, histogram.sample_low) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -240,15 +258,47 @@ def test_samples_one_by_one_where_the_graph_takes_no_more() -> None:
     assert [len(b[0]) for b in batches(free, small.arrays("residual", 5), 4)] == [4, 1]
 
 
-def test_values_that_are_not_finite_name_their_layer() -> None:
+@pytest.mark.parametrize("value, what", [(-5.0, "NaN"), (-1.0, "infinity")])
+def test_values_that_are_not_finite_name_their_layer(value: float, what: str) -> None:
     class Log(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.log(x + 1) * 2
 
     model = load(Log(), example=(torch.zeros(2, 3),))
-    with pytest.raises(UnsupportedError, match="NaN") as caught:
-        calibrate(model, {"x": np.full((4, 3), -5, np.float32)})
+    with pytest.raises(UnsupportedError, match=what) as caught:
+        calibrate(model, {"x": np.full((4, 3), value, np.float32)})
     assert "log" in str(caught.value.where)
+
+
+class Masked(nn.Module):
+    """Scores of which a mask takes some away."""
+
+    def __init__(self, end: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.scores, self.end = nn.Linear(4, 4), end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.scores(x).masked_fill(x > 0, -torch.inf))
+
+
+MASKED = {"x": np.array([[-1, 2, 3, -4], [5, -6, -7, 8]], np.float32)}
+
+
+def test_a_mask_inside_the_network_is_legal() -> None:
+    model = load(Masked(lambda x: (x * 2).softmax(-1)), example=(torch.zeros(2, 4),))
+    histograms = calibrate(model, MASKED).histograms
+    assert ["masked" in name or "mul" in name for name, seen in histograms.items() if seen.endless] == [True, True]
+    with torch.no_grad():
+        (answer,) = model.run([[torch.from_numpy(MASKED["x"])]])[0]
+    assert histograms["softmax"].high == pytest.approx(float(answer.max()), rel=1e-5)
+
+
+@pytest.mark.parametrize("end", [lambda x: x * 2, nn.Linear(4, 2)])
+def test_a_mask_that_nothing_takes_away_names_its_layer(end: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model = load(Masked(end), example=(torch.zeros(2, 4),))
+    with pytest.raises(UnsupportedError, match="infinity") as caught:
+        calibrate(model, MASKED)
+    assert "masked_fill" in str(caught.value.where)
 
 
 class Unread(nn.Module):

@@ -19,6 +19,7 @@ from edgeq.export.audit import audit
 from edgeq.export.onnx_convert import _export
 from edgeq.export.onnx_match import match, same
 from edgeq.model.model import Model, load
+from edgeq.numerics import sqnr_db
 from edgeq.quantization.quantize import quantize_model
 
 
@@ -198,3 +199,32 @@ def test_attention_is_exported_without_heads_too(kind: str, tmp_path: Path) -> N
     model = load(Attention(kind).eval(), example=(x,))
     (found,) = RUN["onnxruntime"](Exporter(model, tmp_path).float_model("onnx")[0], [x])
     assert np.allclose(found, model.run([[x]])[0][0].numpy(), atol=1e-5)
+
+
+class PaddingMask(nn.Module):
+    """A transformer's layer that is told which of its tokens are only padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, tokens: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layer(tokens, src_key_padding_mask=padding)
+        return result
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_padding_mask_stays_out_of_the_integers(runtime: str, tmp_path: Path) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    tokens = torch.randn(32, 5, 8)
+    padding = torch.arange(5) >= torch.randint(1, 6, (32, 1))
+    model = load(PaddingMask().eval(), example=(tokens[:2], padding[:2]))
+    by = small.exact_here(small.runtime(runtime))
+    quantized = quantize_model(model, by, calibrate(model, {"tokens": tokens.numpy(), "padding": padding.numpy()}))
+    assert sum(group.op == "linear" and group.name in quantized.weights for group in model.groups) == 4
+    path = Exporter(model, tmp_path / "work").write(quantized, tmp_path)[0]
+    (wanted,) = model.run([[tokens[:8], padding[:8]]])[0]
+    (got,) = RUN[runtime](path, (tokens[:8], padding[:8]))
+    assert sqnr_db(wanted.numpy(), got) > 30

@@ -28,12 +28,15 @@ def calibrate(
 ) -> Calibration:
     """Observes every float tensor of the model.
 
+    Infinity is how networks mask values, and legal where nothing of it is left in the outputs.
+
     Args:
         inputs: by input name, [N, ...].
         skip: graph nodes whose values nobody will ask for, such as what a fused activation reads.
 
     Raises:
-        UnsupportedError: the float model computes NaN or infinity on this data; names the layer.
+        UnsupportedError: the float model computes NaN on this data, or infinity that it returns or multiplies by
+            weights; names the layer that it came from.
     """
     progress = progress or Silent()
     histograms: dict[str, Histogram] = {}
@@ -67,18 +70,22 @@ def _observe(model: Model, batch: list[torch.Tensor], skip: Collection[str], wei
     histograms: dict[str, Histogram] = {}
     sums: dict[str, torch.Tensor] = {}
 
+    endless: dict[str, str] = {}
+
     def observe(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
         if node.name in skip or not is_float(node):
             return values
         (value,) = values
+        seen = histograms.setdefault(node.name, Histogram())
         try:
-            histograms.setdefault(node.name, Histogram()).add(value)
+            seen.add(value)
         except ValueError as error:
-            raise UnsupportedError(
-                "the float model computes NaN or infinity here on the calibration data",
-                where=f"layer {node.name}",
-                remedy="check the preprocessing of the calibration data and the model's weights",
-            ) from error
+            raise _not_finite("NaN", node.name) from error
+        if seen.endless:
+            origin = next((endless[n.name] for n in node.all_input_nodes if n.name in endless), node.name)
+            endless[node.name] = origin
+            if node.name in (*weighted, *model.input_nodes, *model.output_nodes):
+                raise _not_finite("infinity", origin)
         if node.name in weighted:
             total = torch.zeros_like(value[:1])
             # sample by sample: the kernel that sums over the first axis is ten times slower
@@ -89,6 +96,14 @@ def _observe(model: Model, batch: list[torch.Tensor], skip: Collection[str], wei
 
     model.run([batch], observe)
     return _Seen(histograms, sums, len(batch[0]) if model.inputs[0].batched else 1)
+
+
+def _not_finite(what: str, layer: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the float model computes {what} here on the calibration data",
+        where=f"layer {layer}",
+        remedy="check the preprocessing of the calibration data and the model's weights",
+    )
 
 
 def _weighted(node: Node) -> bool:

@@ -7,6 +7,7 @@ tensors add up exactly, in any order.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,14 @@ def as_rows(x: torch.Tensor, rows: int) -> torch.Tensor:
     return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(rows, -1)
 
 
+def _extremes(rows: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The least and the largest value of each row, [rows, 2]; NaN where it holds one."""
+    import torch
+
+    # row by row: over a whole tensor the kernel is vectorized, along an axis it is not
+    return torch.stack([torch.stack(torch.aminmax(row)) for row in rows])
+
+
 @dataclass
 class Histogram:
     """Counts of values in bins of width 2**exponent from -HALF to HALF, with the true extremes.
@@ -38,6 +47,7 @@ class Histogram:
         low, high: true minimum and maximum of all values seen.
         sample_low, sample_high: minimum and maximum of each sample, averaged over samples.
         samples: how many samples were seen.
+        endless: whether a value was infinite, as masks put it in; such values are in none of the above.
     """
 
     exponent: int | None = None
@@ -47,37 +57,42 @@ class Histogram:
     sample_low: float = 0.0
     sample_high: float = 0.0
     samples: int = 0
+    endless: bool = False
 
     @property
     def width(self) -> float:
         return 2.0 ** (self.exponent if self.exponent is not None else -126)
 
     def add(self, x: torch.Tensor) -> None:
-        """Counts one batch of a tensor's values.
+        """Counts one batch of a tensor's values. A sample without any that is finite counts as one of zero.
 
         Args:
             x: float, [samples, ...].
 
         Raises:
-            ValueError: a value is NaN or infinite.
+            ValueError: a value is NaN.
         """
         import torch  # those that only read histograms do without it
 
-        rows = as_rows(x, max(1, len(x)) if x.dim() else 1)
-        # row by row: over a whole tensor the kernel is vectorized, along an axis it is not
-        lows, highs = (torch.stack(ends) for ends in zip(*(torch.aminmax(row) for row in rows), strict=True))
+        samples = max(1, len(x)) if x.dim() else 1
+        rows = as_rows(x, samples) if x.numel() else x.new_zeros(samples, 1)
+        ends, flat = _extremes(rows), rows.reshape(-1)
+        if bool(ends.isnan().any()):
+            raise ValueError("a value is NaN")
+        if bool(ends.isinf().any()):
+            self.endless = True
+            finite = [row[row.isfinite()] if bool(row.isfinite().any()) else row.new_zeros(1) for row in rows]
+            ends, flat = _extremes(finite), torch.cat(finite)
+        lows, highs = ends.unbind(1)
         low, high = float(lows.min()), float(highs.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("values are not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        seen = self.samples + len(rows)
-        self.sample_low += (float(lows.double().sum()) - len(rows) * self.sample_low) / seen
-        self.sample_high += (float(highs.double().sum()) - len(rows) * self.sample_high) / seen
+        seen = self.samples + samples
+        self.sample_low += (float(lows.double().sum()) - samples * self.sample_low) / seen
+        self.sample_high += (float(highs.double().sum()) - samples * self.sample_high) / seen
         self.samples = seen
-        flat = rows.reshape(-1)
         self._cover(max(abs(low), abs(high)))
         # an odd stride visits every channel and row of the usual even-sized layouts
-        wanted = SAMPLES * len(rows)
+        wanted = SAMPLES * samples
         picked = flat[:: flat.numel() // wanted | 1] if flat.numel() > wanted else flat
         bins = (picked.double() / self.width).floor_().clamp_(-HALF, HALF - 1).to(torch.int64) + HALF
         self.counts += torch.bincount(bins, minlength=2 * HALF).numpy()
@@ -89,6 +104,7 @@ class Histogram:
         self.sample_high += (later.sample_high - self.sample_high) * later.samples / seen
         self.samples = seen
         self.low, self.high = min(self.low, later.low), max(self.high, later.high)
+        self.endless |= later.endless
         self._add_counts(later)
 
     def union(self, other: Histogram) -> Histogram:
@@ -101,6 +117,7 @@ class Histogram:
             min(self.sample_low, other.sample_low),
             max(self.sample_high, other.sample_high),
             max(self.samples, other.samples),
+            self.endless or other.endless,
         )
         result._add_counts(other)
         return result

@@ -6,14 +6,14 @@ import numpy as np
 
 from edgeq.cache import Entry
 from edgeq.calibration.calibration import Calibration
-from edgeq.calibration.histogram import Histogram
+from edgeq.calibration.histogram import HALF, Histogram
 from edgeq.calibration.impact import Impact
 
-CALIBRATION_VERSION = 3
+CALIBRATION_VERSION = 4
 IMPACT_VERSION = 2
 """To be raised whenever the arithmetic of these stages, or what is kept of them, changes."""
 
-_FIELDS = ("exponent", "low", "high", "sample_low", "sample_high", "samples")
+_FIELDS = ("exponent", "low", "high", "sample_low", "sample_high", "samples", "endless")
 
 
 def pack_calibration(found: Calibration) -> Entry:
@@ -24,7 +24,7 @@ def pack_calibration(found: Calibration) -> Entry:
             "histograms": {n: [getattr(found.histograms[n], f) for f in _FIELDS] for n in names},
             "patches": list(found.mean_patches),
         },
-        {"counts": np.stack([found.histograms[n].counts for n in names])}
+        {"counts": np.array([found.histograms[n].counts for n in names], np.int64).reshape(-1, 2 * HALF)}
         | {f"patch{i}": patch for i, patch in enumerate(found.mean_patches.values())},
     )
 

@@ -208,7 +208,10 @@ def never_on_integers(group: Group, nodes: Mapping[str, Node]) -> str:
 
 
 def is_masked(histogram: Histogram) -> bool:
-    """Whether values end in a mask: all but those at an extreme lie near zero, and nothing in between."""
+    """Whether values end in a mask: some are infinite, or all but those at an extreme lie near zero, and nothing in
+    between."""
+    if histogram.endless:
+        return True
     reach = max(-histogram.low, histogram.high)
     if reach < MASKING:
         return False
