@@ -18,11 +18,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
 from edgeq.model.examples import parse_input_spec
 from edgeq.model.load import read
 from edgeq.model.loaded import Loaded
+from edgeq.model.model import from_loaded
 
 ZOO = Path(__file__).parents[1].parent / "shared" / "zoo"
 needs_zoo = pytest.mark.skipif(not ZOO.is_dir(), reason=f"the model zoo is not at {ZOO}")
@@ -197,6 +199,57 @@ def test_names_of_inputs_and_of_dict_outputs() -> None:
     assert loaded.output_names == ("sum", "product")
     program = read(loaded.program)
     assert program.kind == "torch.export" and program.output_names == ("sum", "product")
+
+
+class Returning(torch.nn.Module):
+    """Returns whatever a function makes of its input."""
+
+    def __init__(self, function: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda x: (None, x * 2, None), None),
+        (lambda x: {"no": None, "one": x * 2, "more": [None, {"two": x + 1}], "other": None, "three": x}, None),
+        (lambda x: {"no": None, "one": x * 2, "more": {"none": None, "two": x + 1}}, ("one", "more.two")),
+    ],
+)
+def test_none_is_left_out_of_the_outputs(function: Callable, names: tuple[str, ...] | None) -> None:
+    batch = {0: torch.export.Dim("batch", min=1)}
+    program = torch.export.export(Returning(function), (INPUT,), dynamic_shapes=(batch,))
+    wanted = [leaf for leaf in pytree.tree_leaves(function(INPUT)) if leaf is not None]
+    for source in (program, Returning(function)):
+        loaded = read(source, inputs=["2x3x8x8"])
+        assert loaded.dynamic_batch and len(loaded.output_names) == len(wanted)
+        assert names in (None, loaded.output_names)
+        got = from_loaded(loaded).run([[INPUT]])[0]
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert len(pytree.tree_leaves(loaded.program.module()(INPUT))) == len(wanted)
+    assert len(program.graph_signature.user_outputs) > len(wanted)  # the caller's own
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda x: (x * 2, x.shape[0]), "output 1 is a size"),
+        (lambda x: (None, 1.5, x * 2), "output 0 is 1.5"),
+        (lambda x: {"a": x * 2, "b": "text"}, "output 1 is 'text'"),
+        (lambda x: None, "no tensors"),
+    ],
+)
+def test_what_returns_more_than_tensors_is_refused(function: Callable, says: str) -> None:
+    batch = {0: torch.export.Dim("batch", min=1)}
+    program = torch.export.export(Returning(function), (torch.zeros(2, 4),), dynamic_shapes=(batch,))
+    for source in (program, Returning(function)):
+        with pytest.raises(UnsupportedError, match=says) as error:
+            read(source, inputs=["2x4"])
+        assert "tensors only" in (error.value.remedy or "")
 
 
 @pytest.mark.parametrize("model", [Attend(), torch.jit.script(Attend())])

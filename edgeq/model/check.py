@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.fx import Node
 
 from edgeq.errors import UnsupportedError, UsageError
@@ -27,7 +27,7 @@ def check_program(program: ExportedProgram, where: str) -> None:
     """Refuse what would silently be something else than the trained float32 network at inference.
 
     Raises:
-        UnsupportedError: training mode, state, control flow, inputs that are no tensors, quantized weights.
+        UnsupportedError: training mode, state, control flow, inputs or outputs that are no tensors, quantized weights.
         UsageError: a weight is not finite.
     """
     for node in _behind_inputs(program):
@@ -41,6 +41,7 @@ def check_program(program: ExportedProgram, where: str) -> None:
                 remedy="wrap the model so that it takes tensors only, and export that",
                 where=where,
             )
+    check_outputs(program, where)
     check_state(program, where)
     if not program.graph_signature.user_inputs:
         raise UnsupportedError("the network takes no inputs", remedy="export a module that takes tensors", where=where)
@@ -50,6 +51,23 @@ def check_program(program: ExportedProgram, where: str) -> None:
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in wanted:
             _check_input_type(node.name, node.meta["val"], where)
+
+
+def check_outputs(program: ExportedProgram, where: str) -> None:
+    """Refuse a network that returns sizes or other plain values, or nothing; None counts as nothing.
+
+    Raises:
+        UnsupportedError: it does.
+    """
+    remedy = "return tensors only: wrap the model so that it leaves all else out, and export that"
+    given = [spec.arg for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    some = [one for one in given if not (isinstance(one, ConstantArgument) and one.value is None)]
+    for number, one in enumerate(some):
+        if not isinstance(one, TensorArgument):
+            what = repr(one.value) if isinstance(one, ConstantArgument) else f"a size or another number ({one.name})"
+            raise UnsupportedError(f"output {number} is {what}, not a tensor", remedy=remedy, where=where)
+    if not some:
+        raise UnsupportedError("the network returns no tensors", remedy=remedy, where=where)
 
 
 def check_weights(weights: Mapping[str, Any], where: str) -> None:

@@ -19,6 +19,7 @@ from edgeq.model.kinds import Found
 from edgeq.model.loaded import Loaded, describe
 from edgeq.model.precision import program_in_float32
 from edgeq.model.refusals import gist
+from edgeq.model.returned import without_none
 from edgeq.model.vet import vet_export
 
 
@@ -43,7 +44,7 @@ def read_export(path: Path, found: Found, trust: bool) -> ExportedProgram:
 
 def from_program(program: ExportedProgram, given: Given, where: str) -> Loaded:
     """A program as it is, in float32; its sample inputs are those given, otherwise its own."""
-    program, notes = program_in_float32(program, where)
+    program, notes = program_in_float32(without_none(program), where)
     check_program(program, where)
     names = tuple(str(name) for name in program.graph_signature.user_inputs)
     example = in_order(given, names, where) if given.tensors else carried(program)

@@ -14,11 +14,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgeq.errors import UnsupportedError
-from edgeq.model.check import check_program, check_weights
+from edgeq.model.check import check_outputs, check_program, check_weights
 from edgeq.model.examples import Given, in_order
 from edgeq.model.loaded import Kind, Loaded, describe
 from edgeq.model.precision import module_in_float32, program_in_float32
 from edgeq.model.refusals import gist
+from edgeq.model.returned import without_none
 
 
 def from_module(module: torch.nn.Module, given: Given, where: str) -> Loaded:
@@ -61,12 +62,12 @@ def verify(program: ExportedProgram, module: torch.nn.Module, tensors: tuple[tor
 
     The noise comes twice: a network that remembers its last call answers differently the second time.
     """
+    check_outputs(program, where)
     traced = program.module()
     noise = _noise(tensors)
     for inputs in (tensors, noise, noise):
         with torch.no_grad():
-            wanted = pytree.tree_leaves(module(*inputs))
-            got = pytree.tree_leaves(traced(*inputs))
+            wanted, got = (_tensors(network(*inputs)) for network in (module, traced))
         same = len(wanted) == len(got) and all(
             isinstance(a, torch.Tensor) and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5, equal_nan=True)
             for a, b in zip(wanted, got, strict=True)
@@ -83,7 +84,7 @@ def describe_traced(
     program: ExportedProgram, kind: Kind, where: str, tensors: tuple[torch.Tensor, ...], notes: tuple[str, ...] = ()
 ) -> Loaded:
     """A program that was traced here, checked like any other; it is said where tracing had to fix the batch."""
-    program, computed = program_in_float32(program, where)
+    program, computed = program_in_float32(without_none(program), where)
     notes = notes or computed
     check_program(program, where)
     loaded = describe(program, kind, where, tensors)
@@ -91,6 +92,10 @@ def describe_traced(
         return replace(loaded, notes=notes)
     note = "the network fixes its batch size: it is exported with the batch size of the given inputs"
     return replace(loaded, notes=(*notes, note))
+
+
+def _tensors(returned: Any) -> list[Any]:
+    return [leaf for leaf in pytree.tree_leaves(returned) if leaf is not None]
 
 
 def _arguments(module: torch.nn.Module, count: int) -> tuple[str, ...]:
