@@ -159,3 +159,40 @@ def test_macs_are_counted_wherever_the_samples_are() -> None:
     assert load(torch.export.export(net, (X[:1],))).macs == model.macs
     cell = load(Net(lambda n, x: n.layer(x[:, 0]), nn.GRUCell(8, 5)).eval(), example=(X,))
     assert cell.macs == 3 * 5 * (8 + 5)
+
+
+def assigned(x: Tensor, change: Callable[[Tensor], object]) -> Tensor:
+    """A copy of a value, some of which is written over."""
+    found = x.clone()
+    change(found)
+    return found
+
+
+def whole(y: Tensor) -> None:
+    y.copy_(y[0] > 0)
+
+
+def half(y: Tensor) -> None:
+    y[:, 1:3] = y[:, :1] * 2
+    y[:, 4] = y[:, 0] > 0
+    y[:, 2:5] *= 3
+
+
+def into_integers(y: Tensor) -> None:
+    counts = torch.zeros_like(y, dtype=torch.int64)
+    counts[:, 1:3] = (y * 8)[:, :2]
+    y += counts
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("change", [whole, half, into_integers])
+def test_assignments_are_what_they_write(change: Callable[[Tensor], None], static: bool) -> None:
+    net = Net(lambda n, x: assigned(x, change))
+    dynamic = None if static else ({0: torch.export.Dim("batch", min=1)},)
+    model = load(torch.export.export(net.eval(), (X,), dynamic_shapes=dynamic))
+    assert not any("aten.copy" in node.target for node in model.program.nodes)
+    assert model.dynamic_batch is not static
+    for x in (X,) if static else (X, torch.cat([X, -X])):
+        assert torch.equal(run(model, x), net(x))
+    (found,) = model.run([[X.clone().requires_grad_()]], differentiable=True)[0]
+    assert change is whole or found.requires_grad
