@@ -26,6 +26,7 @@ from edgeq.calibration.estimators import (
 )
 from edgeq.calibration.gradients import measure_impact
 from edgeq.calibration.histogram import HALF, SAMPLES, Histogram
+from edgeq.calibration.kept import pack_calibration, unpack_calibration
 from edgeq.errors import UnsupportedError
 from edgeq.model.batches import batches
 from edgeq.model.graph import Node
@@ -387,3 +388,70 @@ def test_impact_of_nothing_is_nothing(seed: int) -> None:
     seen = small.calibration("mlp")
     impact = measure_impact(model, data, seen.histograms, [])
     assert impact.of([], qparams(-1.0, 1.0, UINT8)) == 0.0
+
+
+def one_sample(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    result: torch.Tensor = layer(x[0])
+    return (result[None],)
+
+
+def a_number(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    result: torch.Tensor = layer(x)
+    return result, result.sum()
+
+
+def nothing(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    result: torch.Tensor = layer(x[:, None][:, :0])
+    return result, x * 2
+
+
+class Unusual(nn.Module):
+    """A layer, used as a function says."""
+
+    def __init__(self, use: Callable[[nn.Module, torch.Tensor], tuple[torch.Tensor, ...]], layer: nn.Module) -> None:
+        super().__init__()
+        self.use, self.layer = use, layer
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.use(self.layer, x)
+
+
+@pytest.mark.parametrize(
+    "use, layer, shape",
+    [
+        (one_sample, nn.Linear(6, 4), (6,)),
+        (one_sample, nn.Conv1d(3, 4, 3, padding=1), (3, 9)),
+        (one_sample, nn.Conv2d(3, 4, 3), (3, 5, 5)),
+        (a_number, nn.Linear(6, 4), (6,)),
+        (nothing, nn.Linear(6, 4), (6,)),
+    ],
+)
+def test_values_of_unusual_rank_and_size_are_measured(
+    use: Callable[[nn.Module, torch.Tensor], tuple[torch.Tensor, ...]], layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    model = load(torch.export.export(Unusual(use, layer).eval(), (x[:1],)))
+    seen = calibrate(model, {"x": x.numpy()})
+    impact = measure_impact(model, {"x": x.numpy()}, seen.histograms, seen.histograms)
+    (group,) = [group for group in model.groups if group.weight]
+    assert all(np.isfinite(rows).all() for rows in impact.gradients.values())
+    assert "x" in impact.gradients
+    if use is nothing:
+        assert not seen.mean_patches
+        return
+    weight, bias = (model.state[name or ""] for name in (group.weight, group.bias))
+    means = bias_shift(group.op, weight, seen.mean_patches[group.root]) + bias
+    outputs = layer(x).detach().numpy()
+    axis = channel_axis_of_output(group.op) % outputs.ndim
+    expected = outputs.mean(axis=tuple(d for d in range(outputs.ndim) if d != axis))
+    np.testing.assert_allclose(means, expected, atol=1e-5)
+
+
+def test_a_network_of_integers_alone_has_nothing_to_keep_but_its_samples() -> None:
+    class Integers(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * 3 + 1) % 7
+
+    x = torch.arange(12).reshape(4, 3)
+    seen = unpack_calibration(pack_calibration(calibrate(load(Integers(), example=(x,)), {"x": x.numpy()})))
+    assert (seen.samples, seen.histograms, seen.mean_patches) == (4, {}, {})

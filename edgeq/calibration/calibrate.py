@@ -15,7 +15,7 @@ from edgeq.errors import UnsupportedError
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
-from edgeq.model.ops import WEIGHTED, is_float, op_class
+from edgeq.model.ops import WEIGHTED, is_float, op_class, shape_of
 from edgeq.progress import Progress, Silent
 
 
@@ -40,35 +40,55 @@ def calibrate(
     """
     progress = progress or Silent()
     histograms: dict[str, Histogram] = {}
-    sums: dict[str, torch.Tensor] = {}
+    sums: dict[str, _Sum] = {}
     sources = {n.name: n.all_input_nodes[0].name for n in model.nodes.values() if _weighted(n)}
-    weighted = set(sources.values())
+    axes: dict[str, int] = {}
+    for layer, source in sources.items():
+        axes[source] = max(axes.get(source, 0), len(shape_of(model.nodes[layer].args[1])))
     samples = len(next(iter(inputs.values())))
     done = 0
-    for seen in side_by_side(lambda batch: _observe(model, batch, skip, weighted), batches(model, inputs)):
+    for seen in side_by_side(lambda batch: _observe(model, batch, skip, axes), batches(model, inputs)):
         for name, histogram in seen.histograms.items():
             histograms.setdefault(name, Histogram()).include(histogram)
         for name, total in seen.sums.items():
-            sums[name] = sums[name] + total if name in sums else total
+            sums[name] = sums[name].plus(total) if name in sums else total
         done += seen.samples
         progress.step(done, samples)
-    # a layer that works on a constant has no mean input, and nothing to correct
-    means = {n: sums[source] / histograms[source].samples for n, source in sources.items() if source in sums}
+    # a layer that works on a constant, or on nothing, has no mean input, and nothing to correct
+    means = {n: sums[source].mean() for n, source in sources.items() if source in sums}
     patches = {name: mean_patch(model.program, model.nodes[name], mean) for name, mean in means.items()}
     return Calibration(histograms, patches, done)
+
+
+class _Sum(NamedTuple):
+    """Of a tensor over its first axis, with a leading 1, and over how many."""
+
+    total: torch.Tensor
+    rows: int
+
+    def plus(self, other: _Sum) -> _Sum:
+        return _Sum(self.total + other.total, self.rows + other.rows)
+
+    def mean(self) -> torch.Tensor:
+        return self.total / self.rows
 
 
 class _Seen(NamedTuple):
     """One batch: a histogram and, of what weighted operators read, the sum over samples; by graph node."""
 
     histograms: dict[str, Histogram]
-    sums: dict[str, torch.Tensor]
+    sums: dict[str, _Sum]
     samples: int
 
 
-def _observe(model: Model, batch: list[torch.Tensor], skip: Collection[str], weighted: Collection[str]) -> _Seen:
+def _observe(model: Model, batch: list[torch.Tensor], skip: Collection[str], axes: Mapping[str, int]) -> _Seen:
+    """Looks at one batch.
+
+    Args:
+        axes: by graph node that a weighted operator reads, how many axes that expects of a batch.
+    """
     histograms: dict[str, Histogram] = {}
-    sums: dict[str, torch.Tensor] = {}
+    sums: dict[str, _Sum] = {}
 
     endless: dict[str, str] = {}
 
@@ -84,14 +104,16 @@ def _observe(model: Model, batch: list[torch.Tensor], skip: Collection[str], wei
         if seen.endless:
             origin = next((endless[n.name] for n in node.all_input_nodes if n.name in endless), node.name)
             endless[node.name] = origin
-            if node.name in (*weighted, *model.input_nodes, *model.output_nodes):
+            if node.name in (*axes, *model.input_nodes, *model.output_nodes):
                 raise _not_finite("infinity", origin)
-        if node.name in weighted:
-            total = torch.zeros_like(value[:1])
+        if node.name in axes and value.numel():
+            # a layer may be given one sample without the axis of the batch
+            rows = value if value.dim() >= axes[node.name] else value[None]
+            total = torch.zeros_like(rows[:1])
             # sample by sample: the kernel that sums over the first axis is ten times slower
-            for i in range(len(value)):
-                total += value[i : i + 1]
-            sums[node.name] = total
+            for i in range(len(rows)):
+                total += rows[i : i + 1]
+            sums[node.name] = _Sum(total, len(rows))
         return values
 
     model.run([batch], observe)

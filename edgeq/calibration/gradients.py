@@ -82,7 +82,7 @@ def _one_batch(
             values[node.name] = found[0]
         return found
 
-    outputs = [o for o in model.run([batch], keep, differentiable=True)[0] if o.requires_grad]
+    outputs = [o for o in model.run([batch], keep, differentiable=True)[0] if o.requires_grad and o.numel()]
     if not outputs or not values:
         return {}
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in values}
@@ -109,6 +109,6 @@ def _bins(value: torch.Tensor, histogram: Histogram, samples: int) -> torch.Tens
 def random_direction(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A random direction v in an output, as v^T z, in units of the output's own power per sample."""
     signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype) * 2 - 1
-    flat = output.detach().reshape(len(output), -1)
+    flat = output.detach().reshape(len(output) if output.dim() else 1, -1)
     power = flat.norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (output.dim() - 1))
     return torch.sum(output * signs / power)
