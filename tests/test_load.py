@@ -393,8 +393,16 @@ def test_wrong_inputs_are_refused(files: dict[str, Path]) -> None:
         read(files["script"], inputs=["picture:1x3x8x8"])
     with pytest.raises(UsageError, match="image"):
         read(files["export"], inputs=["1x3x9x9"])
-    with pytest.raises(UnsupportedError):
-        read(make_tiny(), inputs=["1x7x8x8"])
+
+
+@pytest.mark.parametrize("kind", ["module", "scripted", "traced"])
+@pytest.mark.parametrize("given", ["1x7x8x8", "1x3x8x8:int64"])
+def test_inputs_that_the_network_fails_on_are_blamed_and_not_the_network(kind: str, given: str) -> None:
+    kinds = {"module": lambda x: x, "scripted": torch.jit.script, "traced": lambda x: torch.jit.trace(x, INPUT)}
+    with pytest.raises(UsageError, match="the network fails on inputs of") as error:
+        read(kinds[kind](make_tiny()), inputs=[given])
+    assert "Error" in error.value.cause and "interpreter" not in error.value.cause
+    assert "--input" in (error.value.remedy or "")
 
 
 def test_weights_ask_for_their_network(files: dict[str, Path]) -> None:

@@ -30,7 +30,7 @@ from edgeq.model.weights import in_network, unwrap
 # Loggers on which PyTorch reports what reaches the user as an error of ours, or does not concern them.
 _CHATTY = (
     "torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize", "torch._export.converter",
-    "torch.export._trace", "torch.fx.experimental.symbolic_shapes", "torch._dynamo",
+    "torch._subclasses.fake_tensor", "torch.export._trace", "torch.fx.experimental.symbolic_shapes", "torch._dynamo",
 )  # fmt: skip
 
 

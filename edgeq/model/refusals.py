@@ -24,5 +24,10 @@ def carries_code(where: str, what: str) -> UsageError:
 
 def gist(error: BaseException) -> str:
     """An exception in one line."""
+    kind = type(error).__name__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    if not lines:
+        return kind
+    # TorchScript's interpreter says first that something failed, then where, and last what
+    told = lines[-1].removeprefix(f"{kind}: ") if "TorchScript interpreter" in lines[0] else lines[0]
+    return f"{kind}: {told[:200]}"

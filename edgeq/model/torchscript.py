@@ -10,14 +10,14 @@ import torch
 from torch.export import ExportedProgram
 from torch.jit._recursive import wrap_cpp_module
 
-from edgeq.errors import UnsupportedError
+from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.model.check import check_weights
 from edgeq.model.examples import Given, in_order
 from edgeq.model.loaded import Loaded
 from edgeq.model.precision import converted, inputs_alike, module_in_float32
 from edgeq.model.refusals import damaged, gist
 from edgeq.model.steps import check_steps
-from edgeq.model.trace import describe_traced, export, verify
+from edgeq.model.trace import check_runs, describe_traced, export, verify
 from edgeq.model.vet import vet_script
 
 
@@ -48,6 +48,7 @@ def from_script(module: torch.jit.ScriptModule, given: Given, where: str) -> Loa
     notes = converted([*module.parameters(), *module.buffers()])
     example = tensors
     module, tensors = _runnable(module, tensors, where)
+    check_runs(module, tensors, where)
 
     class Converter(TS2EPConverter):  # type: ignore[misc]
         """Keeps the arguments' names, and frees the first axis alone: the converter's own export frees every axis."""
@@ -61,9 +62,8 @@ def from_script(module: torch.jit.ScriptModule, given: Given, where: str) -> Loa
 
     try:
         with torch.no_grad():
-            module(*tensors)
             program = Converter(module, tensors).convert()
-    except UnsupportedError:
+    except EdgeqError:
         raise
     except Exception as error:
         raise UnsupportedError(

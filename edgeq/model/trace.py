@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from edgeq.errors import UnsupportedError
+from edgeq.errors import UnsupportedError, UsageError
 from edgeq.model.check import check_outputs, check_program, check_weights
 from edgeq.model.examples import Given, in_order
 from edgeq.model.loaded import Kind, Loaded, describe
@@ -39,7 +39,12 @@ def from_module(module: torch.nn.Module, given: Given, where: str) -> Loaded:
 
 
 def export(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], where: str) -> ExportedProgram:
-    """Export with a free first axis, or, where the network fixes it, with the sizes given."""
+    """Export with a free first axis, or, where the network fixes it, with the sizes given.
+
+    Raises:
+        UsageError: the network fails on these inputs.
+        UnsupportedError: it cannot be traced.
+    """
     if all(tensor.dim() > 0 and len(tensor) == len(tensors[0]) for tensor in tensors):
         batch = torch.export.Dim("batch", min=1)
         # A first axis of 1 is taken for a constant while tracing, so two samples are traced.
@@ -49,10 +54,25 @@ def export(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], where: st
     try:
         return _trace(module, tensors, None)
     except Exception as error:
+        check_runs(module, tensors, where)
         raise UnsupportedError(
             f"torch.export cannot trace the network ({gist(error)})",
-            remedy="check that the inputs fit; make its control flow independent of the values, or export it yourself "
-            "with torch.export.export and give the .pt2",
+            remedy="make its control flow independent of the values, or export it yourself with torch.export.export "
+            "and give the .pt2",
+            where=where,
+        ) from error
+
+
+def check_runs(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], where: str) -> None:
+    """Raise a UsageError for sample inputs on which the network itself fails."""
+    try:
+        with torch.no_grad():
+            module(*tensors)
+    except Exception as error:
+        listed = " and ".join(f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
+        raise UsageError(
+            f"the network fails on inputs of {listed} ({gist(error)})",
+            remedy="give the shapes and types that it takes: --input [name:]shape[:dtype] for each input",
             where=where,
         ) from error
 
