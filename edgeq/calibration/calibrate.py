@@ -54,7 +54,7 @@ def calibrate(
             sums[name] = sums[name].plus(total) if name in sums else total
         done += seen.samples
         progress.step(done, samples)
-    # a layer that works on a constant, or on nothing, has no mean input, and nothing to correct
+    # a layer that works on a constant has no mean input, and nothing to correct
     means = {n: sums[source].mean() for n, source in sources.items() if source in sums}
     patches = {name: mean_patch(model.program, model.nodes[name], mean) for name, mean in means.items()}
     return Calibration(histograms, patches, done)
@@ -106,7 +106,7 @@ def _observe(model: Model, batch: list[torch.Tensor], skip: Collection[str], axe
             endless[node.name] = origin
             if node.name in (*axes, *model.input_nodes, *model.output_nodes):
                 raise _not_finite("infinity", origin)
-        if node.name in axes and value.numel():
+        if node.name in axes:
             # a layer may be given one sample without the axis of the batch
             rows = value if value.dim() >= axes[node.name] else value[None]
             total = torch.zeros_like(rows[:1])

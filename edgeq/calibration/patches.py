@@ -29,7 +29,9 @@ def mean_patch(program: Program, node: Node, mean_input: torch.Tensor) -> NDArra
     with torch.enable_grad():
         output = function(mean_input, weight, None, *node.args[3:])
         axis = channel_axis_of_output(op) % output.dim()
-        moved = output.mean(dim=[d for d in range(output.dim()) if d != axis]).sum()
+        others = [d for d in range(output.dim()) if d != axis]
+        # the mean of nothing would be NaN; no weight has a part in it
+        moved = (output.mean(dim=others) if output.numel() else output).sum()
     (found,) = torch.autograd.grad(moved, weight)
     split = found.reshape(1 if op == "linear" else conv_groups(node), -1, *found.shape[1:])
     patch: NDArray[np.float32] = split.narrow(1 + output_channels_axis(op), 0, 1).contiguous().numpy()
