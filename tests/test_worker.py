@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import device_models as models
@@ -289,6 +290,18 @@ def test_arrays_that_do_not_fit_are_refused(
     error = run_job(tmp_path, "outputs", runtime, artifacts={"m": artifact(onnx_model, files)})["error"]
     assert error["kind"] == "input" and error["artifact"] == "m"
     assert message in error["message"]
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 4), (1, 4), (2, 3, 4)])
+def test_samples_are_whole_inputs_or_rows_of_them(shape: tuple[int, ...]) -> None:
+    port = worker.Port(["x"], list(shape), "float32", None, None)
+    loaded: Any = SimpleNamespace(inputs=[port])
+    whole = np.arange(3 * np.prod(shape), dtype=np.float32).reshape(3, *shape)
+    for arrays in (whole, whole.reshape(-1, *shape[1:])):
+        bound = worker.bind(loaded, {"x": arrays}, by_order=False)
+        assert bound.total == 3
+        for index in range(3):
+            np.testing.assert_array_equal(bound.call(index)[0], whole[index])
 
 
 def test_unknown_options_are_refused(tmp_path: Path, onnx_model: Path) -> None:

@@ -460,7 +460,8 @@ def bind(loaded: Loaded, arrays: Dict[str, np.ndarray], by_order: bool) -> Bindi
     """Match arrays to the model's inputs and check them.
 
     Args:
-        arrays: by input name, each of shape (samples, ...).
+        arrays: by input name, each of shape (samples, ...): of rows of the model's first axis, or of whole inputs where
+            that is fixed.
         by_order: where not one name is known to the model, take the arrays in the order given.
     """
     known = [name for port in loaded.inputs for name in port.names]
@@ -477,8 +478,10 @@ def bind(loaded: Loaded, arrays: Dict[str, np.ndarray], by_order: bool) -> Bindi
             ordered.append(arrays[match[0]])
     counts = set()
     widths = []
-    for port, array in zip(loaded.inputs, ordered):
+    for place, (port, array) in enumerate(zip(loaded.inputs, ordered)):
         width = port.shape[0] if port.shape and port.shape[0] > 0 else 1
+        if port.shape and array.ndim == len(port.shape) + 1 and array.shape[1] == port.shape[0]:
+            array = ordered[place] = array.reshape(-1, *array.shape[2:])
         one = (width, *array.shape[1:])
         fits = len(one) == len(port.shape) and all(want in (-1, have) for want, have in zip(port.shape, one))
         if array.dtype.name != port.dtype or not fits or len(array) % width or not len(array):
