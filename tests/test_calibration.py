@@ -27,11 +27,12 @@ from edgeq.calibration.estimators import (
 from edgeq.calibration.gradients import measure_impact
 from edgeq.calibration.histogram import HALF, SAMPLES, Histogram
 from edgeq.calibration.kept import pack_calibration, unpack_calibration
+from edgeq.calibration.patches import mean_patch
 from edgeq.errors import UnsupportedError
 from edgeq.model.batches import batches
 from edgeq.model.graph import Node
 from edgeq.model.model import Model, load
-from edgeq.model.ops import channel_axis_of_output
+from edgeq.model.ops import WEIGHTED, channel_axis_of_output, op_class
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 from edgeq.numerics.fake import fake_quantize
 from edgeq.planning.assign import is_masked
@@ -455,3 +456,32 @@ def test_a_network_of_integers_alone_has_nothing_to_keep_but_its_samples() -> No
     x = torch.arange(12).reshape(4, 3)
     seen = unpack_calibration(pack_calibration(calibrate(load(Integers(), example=(x,)), {"x": x.numpy()})))
     assert (seen.samples, seen.histograms, seen.mean_patches) == (4, {}, {})
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(4, 6, 5, stride=2, padding=3, dilation=2, groups=2),
+        nn.Conv2d(4, 8, (3, 2), stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
+        nn.Conv2d(4, 8, 1, stride=2),
+        nn.Conv3d(4, 4, 2, stride=2, padding=1, groups=4),
+        nn.ConvTranspose2d(4, 6, (4, 3), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), groups=2),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=2, dilation=2),
+        nn.Linear(8, 3),
+    ],
+)
+def test_what_weights_meet_is_the_gradient_of_the_mean_output(layer: nn.Module) -> None:
+    layer = layer.double()
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    x = torch.randn(1, 4, *[8] * max(1, weight.dim() - 2), dtype=torch.float64)
+    y = layer(x)
+    axis = 1 if weight.dim() > 2 else y.dim() - 1
+    y.mean(dim=[d for d in range(y.dim()) if d != axis]).sum().backward()
+    assert weight.grad is not None
+    groups, transposed = getattr(layer, "groups", 1), isinstance(layer, nn.ConvTranspose2d)
+    wanted = weight.grad.unflatten(0, (groups, -1)).narrow(1 + transposed, 0, 1)
+
+    model = load(torch.export.export(layer.float(), (x.float(),)))
+    node = next(n for n in model.program.nodes if op_class(n) in WEIGHTED)
+    np.testing.assert_allclose(mean_patch(node, x.float()), wanted.numpy(), atol=1e-7)

@@ -56,7 +56,7 @@ def calibrate(
         progress.step(done, samples)
     # a layer that works on a constant has no mean input, and nothing to correct
     means = {n: sums[source].mean() for n, source in sources.items() if source in sums}
-    patches = {name: mean_patch(model.program, model.nodes[name], mean) for name, mean in means.items()}
+    patches = {name: mean_patch(model.nodes[name], mean) for name, mean in means.items()}
     return Calibration(histograms, patches, done)
 
 

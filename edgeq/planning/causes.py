@@ -133,7 +133,7 @@ def observe(
             ends[node] = ends.get(node, 0) + counts
         progress.step(done, len(given))
     means = {root: (sums[source] / rows[source]).float() for root, source in sources.items()}
-    patches = {root: mean_patch(model.program, model.nodes[root], mean) for root, mean in means.items()}
+    patches = {root: mean_patch(model.nodes[root], mean) for root, mean in means.items()}
     return Seen(patches, {node: (float(low / total), float(high / total)) for node, (low, high, total) in ends.items()})
 
 
