@@ -13,10 +13,12 @@ import pytest
 import small_models as small
 import torch
 from onnx import TensorProto, numpy_helper
+from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UnsupportedError
 from edgeq.export.artifact import Exporter
+from edgeq.export.audit import audit
 from edgeq.model.model import Model, load
 from edgeq.numerics import quantize
 from edgeq.quantization.quantize import Quantized, quantize_model
@@ -275,3 +277,21 @@ def test_a_probability_above_those_of_the_calibration_does_not_wrap(tmp_path: Pa
         (found,) = run_onnx(path, [torch.from_numpy(peak)])
         (wanted,) = simulate(model, quantized, [torch.from_numpy(peak)])
         np.testing.assert_allclose(found, wanted.numpy(), atol=0.02)
+
+
+def test_a_product_with_constants_has_its_bias_of_zeros(tmp_path: Path) -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.table = nn.Linear(6, 8), nn.Parameter(torch.randn(8, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu((self.first(x) @ self.table).transpose(1, 2)) + 1
+
+    torch.manual_seed(0)
+    model = load(torch.export.export(Positions(), (torch.randn(1, 4, 6),)))
+    data = {"x": np.random.default_rng(0).normal(size=(16, 4, 6)).astype(np.float32)}
+    quantized = quantize_model(model, small.runtime("onnxruntime"), calibrate(model, data))
+    exporter = Exporter(model, tmp_path)
+    (path,) = exporter.write(quantized, tmp_path)
+    assert audit(model, quantized, exporter.read_back(quantized, path)).integer_mac_percent == 100

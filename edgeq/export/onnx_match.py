@@ -5,6 +5,7 @@ Values alone do not tell: an output may be given twice, or be the same as what i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,27 +90,49 @@ def _find(
     for name, value in values.items():
         if copied(value) is value:
             by_shape.setdefault(theirs[name].shape, []).append(name)
-    found = {name: node for node, name in result.items()}
+    ours_known, theirs_known = _vectors(model, graph)
+    ours_known |= result
+    theirs_known |= {name: name for name in result.values()}
+    found = set(result.values())
     for node, array in ours.items():
         if node in result:
             continue
         fit = [n for n in by_shape.get(array.shape, []) if n not in found and same(array, theirs[n])]
         if not fit:
             continue
-        wanted = {result[n] for n in _before(model.nodes[node], lambda n: n.all_input_nodes, result, lambda n: n.name)}
+        wanted = _before(model.nodes[node], lambda n: n.all_input_nodes, ours_known, lambda n: n.name)
 
         def rank(name: str, node: str = node, wanted: set[str] = wanted) -> tuple[bool, bool, bool, int]:
-            placed = wanted == _before(values[name], _sources, found, lambda v: str(v.name))
+            placed = wanted == _before(values[name], _sources, theirs_known, lambda v: str(v.name))
             return leaving.get(name, node) != node, not placed, name != node, position[name]
 
-        result[node] = min(fit, key=rank)
-        found[result[node]] = node
+        result[node] = ours_known[node] = min(fit, key=rank)
+        theirs_known[result[node]] = result[node]
+        found.add(result[node])
+
+
+def _vectors(model: Model, graph: ir.Graph) -> tuple[dict[str, str], dict[str, str]]:
+    """The constant vectors that both have, by their names here and there, each under the name of the numbers in it.
+
+    A bias of zeros changes no value: that it is read tells what is behind its addition from what is in front of it.
+    """
+
+    state = model.state
+
+    def vectors(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+        return {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in arrays.items() if a.ndim == 1 and a.dtype == "f4"}
+
+    ours = vectors({name: state[held] for name, held in model.program.lifted.items() if held in state})
+    theirs = vectors({n: v.const_value.numpy() for n, v in graph.initializers.items() if v.const_value is not None})
+    both = set(ours.values()) & set(theirs.values())
+    kept = ({name: numbers for name, numbers in one.items() if numbers in both} for one in (ours, theirs))
+    return next(kept), next(kept)
 
 
 def _before(
-    start: Any, sources: Callable[[Any], Sequence[Any]], known: Mapping[str, Any], name: Callable[[Any], str]
+    start: Any, sources: Callable[[Any], Sequence[Any]], known: Mapping[str, str], name: Callable[[Any], str]
 ) -> set[str]:
-    """What something is computed from: on each way back the first that is known, by name."""
+    """What something is computed from: on each way back the first that is known, by what that is known as."""
     ends: set[str] = set()
     seen: set[str] = set()
     waiting = list(sources(start))
@@ -119,7 +142,7 @@ def _before(
             continue
         seen.add(name(one))
         if name(one) in known:
-            ends.add(name(one))
+            ends.add(known[name(one)])
         else:
             waiting.extend(sources(one))
     return ends
