@@ -196,3 +196,43 @@ def test_assignments_are_what_they_write(change: Callable[[Tensor], None], stati
         assert torch.equal(run(model, x), net(x))
     (found,) = model.run([[X.clone().requires_grad_()]], differentiable=True)[0]
     assert change is whole or found.requires_grad
+
+
+class Turned(nn.Module):
+    """A batch norm over the outputs of a layer that are flattened, turned or given an axis in between."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.norm, self.move = layer, norm, move
+        for buffer in norm.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.norm(self.move(self.layer(x)))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm", "move", "shape", "folds"),
+    [
+        (nn.Linear(6, 4), nn.BatchNorm1d(4), lambda y: y.flatten(0, 1), (2, 5, 6), True),
+        (nn.Linear(6, 4), nn.BatchNorm1d(4), lambda y: y.transpose(1, 2), (2, 5, 6), True),
+        (nn.Linear(6, 4), nn.BatchNorm2d(4), lambda y: y.permute(0, 2, 1)[..., None], (2, 5, 6), True),
+        (nn.Conv2d(3, 4, 5), nn.BatchNorm1d(4), lambda y: y.flatten(1), (2, 3, 5, 5), True),
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm1d(4), lambda y: y.flatten(2), (2, 3, 5, 5), True),
+        (nn.Linear(6, 4), nn.BatchNorm1d(4), lambda y: y, (2, 4, 6), False),
+        (nn.Linear(6, 4), nn.BatchNorm1d(20), lambda y: y.flatten(1), (2, 5, 6), False),
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(3), lambda y: y.transpose(1, 3), (2, 3, 5, 5), False),
+        (nn.Linear(6, 4), nn.BatchNorm1d(4), lambda y: y.flatten(0, 1) * y.sum(), (2, 5, 6), False),
+    ],
+)
+def test_a_norm_is_folded_into_the_layer_whose_channels_it_has(
+    layer: nn.Module, norm: nn.Module, move: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], folds: bool
+) -> None:
+    torch.manual_seed(0)
+    module, x = Turned(layer, norm, move).eval(), torch.randn(shape)
+    model = load(torch.export.export(module, (x,)))
+    (got,) = model.run([[x]])[0]
+    torch.testing.assert_close(got, module(x))
+    assert not [n for n in model.program.nodes if n.target == "aten.mul.Tensor" and folds]

@@ -120,7 +120,11 @@ def _vectors(model: Model, graph: ir.Graph) -> tuple[dict[str, str], dict[str, s
     state = model.state
 
     def vectors(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-        return {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in arrays.items() if a.ndim == 1 and a.dtype == "f4"}
+        return {
+            name: hashlib.sha256(a.tobytes()).hexdigest()
+            for name, a in arrays.items()
+            if a.ndim == 1 and a.dtype == "f4"
+        }
 
     ours = vectors({name: state[held] for name, held in model.program.lifted.items() if held in state})
     theirs = vectors({n: v.const_value.numpy() for n, v in graph.initializers.items() if v.const_value is not None})
