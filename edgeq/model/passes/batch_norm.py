@@ -15,8 +15,8 @@ from edgeq.model.passes.layers import LAYERS, TRANSPOSED, bias_of, groups_of
 aten = torch.ops.aten
 
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
-_RESHAPED = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default,
-             aten.squeeze.dim, aten.squeeze.dims)  # fmt: skip
+_MOVED = (aten.permute.default, aten.transpose.int, aten.view.default, aten._unsafe_view.default,
+          aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims)  # fmt: skip
 
 
 def fold_batch_norms(editor: Editor) -> None:
@@ -71,10 +71,11 @@ def _layer_with_its_channels(node: Node) -> Node | None:
     """The layer whose output channels are axis 1 of a value that nothing else reads; None where there is none."""
     axis = 1
     while len(node.users) == 1 and node.target not in LAYERS:
-        found = _axis_before(node, axis) if len(node.all_input_nodes) == 1 else None
-        if found is None:
+        before = node.args[0] if node.target in _MOVED else None  # sizes may be nodes as well
+        found = _axis_before(node, before, axis) if isinstance(before, Node) else None
+        if not isinstance(before, Node) or found is None:
             return None
-        (node,), axis = node.all_input_nodes, found
+        node, axis = before, found
     if len(node.users) != 1 or node.target not in LAYERS:
         return None
     channels = value_of(node).dim() - 1 if node.target is aten.linear.default else 1
@@ -83,19 +84,14 @@ def _layer_with_its_channels(node: Node) -> Node | None:
     return node if axis == channels and whole else None
 
 
-def _axis_before(node: Node, axis: int) -> int | None:
+def _axis_before(node: Node, before: Node, axis: int) -> int | None:
     """Which axis of its input a value that is only moved has as its axis; None where none is whole."""
-    (before,) = node.all_input_nodes
-    if not isinstance(before.meta.get("val"), torch.Tensor):
-        return None
     given, made = value_of(before).shape, value_of(node).shape
     if node.target is aten.permute.default:
         return int(node.args[1][axis]) % len(given)  # type: ignore[index, arg-type]
     if node.target is aten.transpose.int:
         first, second = (int(a) % len(given) for a in node.args[1:3])  # type: ignore[arg-type]
         return {first: second, second: first}.get(axis, axis)
-    if node.target not in _RESHAPED:
-        return None
     behind = [d for d in made[axis:] if isinstance(d, int)]
     for candidate in range(len(given)):
         held = [d for d in given[candidate:] if isinstance(d, int)]
