@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 
 from edgeq.errors import UnsupportedError
 from edgeq.model.model import Model, load
+from edgeq.model.passes import normalise
 
 Tensor = torch.Tensor
 X = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -103,6 +104,38 @@ def test_layers_have_constant_weights_and_nothing_behind_them(layer: nn.Module) 
     torch.testing.assert_close(run(model, X), net(X), atol=1e-5, rtol=1e-4)
     assert [group.op for group in model.groups if group.op not in ("pad", "reshape")] == [model.groups[-1].op]
     assert model.batchable and model.groups[-1].macs
+
+
+@pytest.mark.parametrize(
+    ("function", "layers"),
+    [
+        (lambda n, x: n.layer(x).sigmoid() * n.layer(x).tanh(), 1),
+        (lambda n, x: torch.where(n.layer(x) > 0, n.layer(x), -n.layer(x)), 1),
+        (lambda n, x: (x @ n.w).relu() + F.linear(x, n.w.t().clone()), 1),
+        (lambda n, x: n.layer(x) + n.layer(x * 2), 2),
+        (lambda n, x: (x.int() + 1) * (x.int() + 1.0), 0),
+    ],
+)
+def test_what_is_computed_twice_is_computed_once(function: Callable[[Net, Tensor], Tensor], layers: int) -> None:
+    net = Net(function, nn.Linear(8, 4)).eval()
+    model = load(net, example=(X,))
+    torch.testing.assert_close(run(model, X), net(X))
+    assert len([group for group in model.groups if group.macs]) == layers
+
+
+def test_what_is_random_is_drawn_anew() -> None:
+    net = Net(lambda n, x: torch.rand_like(x) - torch.rand_like(x)).eval()
+    program, _ = normalise(torch.export.export(net, (X,)))
+    assert program.module()(X).any()
+
+
+def test_layers_of_equal_values_are_one() -> None:
+    """An exporter merges them by their values, whatever they are called."""
+    net = Net(lambda n, x: n.layer[0](x).sigmoid() * n.layer[1](x), nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 4)]))
+    net.layer[1].load_state_dict(net.layer[0].state_dict())
+    model = load(net.eval(), example=(X,))
+    torch.testing.assert_close(run(model, X), net(X))
+    assert len([group for group in model.groups if group.macs]) == 1
 
 
 @pytest.mark.parametrize("mask", [(8, 8), (1, 8, 8), (2, 8, 8)])

@@ -28,7 +28,7 @@ from edgeq.model.model import Model, load, reference_of
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-VERSION = 6
+VERSION = 7
 """To be raised whenever normalisation changes."""
 
 LARGEST = 500_000_000

@@ -1,8 +1,8 @@
 """Brings a program into the one form that later stages read.
 
 After `normalise`: nothing is computed from constants alone, no batch norm behind a convolution or linear, no dropout,
-no copies, no in-place operators, no assertions; a product with a constant matrix is a linear layer; every convolution
-and linear has a bias.
+no copies, no in-place operators, no assertions, nothing that is computed twice; a product with a constant matrix is a
+linear layer; every convolution and linear has a bias.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from edgeq.model.passes.einsum import spell_out_einsum
 from edgeq.model.passes.layers import give_biases, own_constants
 from edgeq.model.passes.pieces import slice_pieces
 from edgeq.model.passes.products import name_linears
+from edgeq.model.passes.repeated import merge_repeated
 from edgeq.model.passes.state import leave_out_writes
 from edgeq.model.passes.tidy import tidy
 from edgeq.model.refusals import gist
@@ -46,6 +47,7 @@ def normalise(program: ExportedProgram, where: str = "") -> tuple[ExportedProgra
         give_heads,
         name_linears,
         fold_constants,
+        merge_repeated,
         own_constants,
         fold_batch_norms,
         give_biases,
