@@ -9,7 +9,7 @@ from edgeq.export.tflite import FloatTflite
 from edgeq.installed import installed
 from edgeq.model.model import Model
 
-VERSION = 3
+VERSION = 4
 """To be raised whenever what is converted to changes."""
 
 

@@ -1,9 +1,9 @@
 """Layers that a converter would merge with what is beside them, kept apart.
 
-The converter moves factors and shifts into the layers beside them, and computes a layer that is called twice on one
-value once. The planned integers would be wrong there. So what such a layer reads and writes is converted with a number
-added that only the caller knows, and nothing can be moved past it. The number is zero, and taken out of the file; the
-tensor that it was added to is known to be the value that the layer writes.
+The converter moves factors and shifts into the layers beside them. The planned integers would be wrong there. So what
+such a layer reads and writes is converted with a number added that only the caller knows, and nothing can be moved past
+it. The number is zero, and taken out of the file; the tensor that it was added to is known to be the value that the
+layer writes.
 """
 
 from __future__ import annotations

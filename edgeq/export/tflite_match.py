@@ -1,13 +1,13 @@
 """Which tensor of a converted file holds which value of the model: found by running both on the same samples.
 
 Names do not survive a conversion, and layouts change. What a tensor's values add up to does not depend on the order
-in which they are stored.
+in which they are stored, and along which of its axes they lie where does not depend on the order of these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3
 """Largest difference of two statistics of one value, relative to its root mean square: kernels add in other orders."""
+
+SHIFT = 1e-4
+"""Largest distance of two centres of one value along an axis, relative to the length of the axis."""
 
 ALIKE = 1e-2
 """Largest root mean square of the error of a float output, relative to that of the output."""
@@ -62,7 +65,7 @@ def match(model: Model, data: bytes, inputs: Sequence[torch.Tensor]) -> dict[int
     computed = {*graph.inputs} | {int(i) for op in graph.operators for i in op.outputs}
     wanted = sorted(i for i in computed if graph.is_float(i))
     runs = run(graph, data, [[x.numpy() for x in sample] for sample in given], [*wanted, *graph.outputs])
-    theirs = {index: _statistics([seen[place] for seen in runs]) for place, index in enumerate(wanted)}
+    theirs = {index: _seen([seen[place] for seen in runs]) for place, index in enumerate(wanted)}
     _expect_same(model, answers, [seen[len(wanted) :] for seen in runs])
     return _assign(model, graph, ours, theirs, same)
 
@@ -149,14 +152,54 @@ def source(graph: Graph, makers: Mapping[int, Any], nodes: Mapping[int, str], in
     return nodes[index]
 
 
+class _Seen(NamedTuple):
+    """What tells a value from others.
+
+    Attributes:
+        sums: of its numbers, whatever their order (see `_statistics`).
+        lengths: of its axes, but for those of 1, in ascending order.
+        centres: for each sample and axis, where along it the squares of the numbers have their centre.
+    """
+
+    sums: np.ndarray
+    lengths: tuple[int, ...]
+    centres: np.ndarray
+
+
+def _seen(values: list[np.ndarray]) -> _Seen:
+    shape = np.squeeze(values[0]).shape
+    return _Seen(_statistics(values), tuple(sorted(shape)), np.array([_centres(v, shape) for v in values]))
+
+
+def _centres(values: np.ndarray, shape: tuple[int, ...]) -> list[float]:
+    """Of each axis, relative to its length; in ascending order of the lengths, then of the centres."""
+    squares = np.square(values.astype(np.float64)).reshape(shape)
+    found = []
+    for axis, length in enumerate(shape):
+        along = squares.sum(axis=tuple(i for i in range(squares.ndim) if i != axis))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found.append((length, float(along @ np.arange(length) / along.sum() / length)))
+    return [centre for _, centre in sorted(found)]
+
+
+def _elsewhere(one: _Seen, other: _Seen) -> bool:
+    """Whether the same numbers certainly lie at other places: rolled, flipped, or put together anew.
+
+    Where axes were split or merged it cannot be told.
+    """
+    if one.lengths != other.lengths:
+        return False
+    return bool((np.abs(one.centres - other.centres) > SHIFT).any())  # never true of NaN
+
+
 def _ours(
     model: Model, given: list[list[torch.Tensor]], same: Mapping[str, str]
-) -> tuple[dict[str, np.ndarray], list[list[torch.Tensor]]]:
-    found: dict[str, np.ndarray] = {}
+) -> tuple[dict[str, _Seen], list[list[torch.Tensor]]]:
+    found: dict[str, _Seen] = {}
 
     def see(node: Node, values: list[Any]) -> list[Any]:
         if is_float(node) and same[node.name] == node.name:
-            found[node.name] = _statistics([v.numpy() for v in values])
+            found[node.name] = _seen([v.numpy() for v in values])
         return values
 
     return found, model.run(given, see)
@@ -188,15 +231,15 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
 def _assign(
     model: Model,
     graph: Graph,
-    ours: Mapping[str, np.ndarray],
-    theirs: Mapping[int, np.ndarray],
+    ours: Mapping[str, _Seen],
+    theirs: Mapping[int, _Seen],
     same: Mapping[str, str],
 ) -> dict[int, str]:
     found = dict(zip(graph.inputs, model.input_nodes, strict=True))
     groups, made_by = owners(model), makers(graph)
     by_size: dict[float, list[str]] = {}
     for node, seen in ours.items():
-        by_size.setdefault(float(seen[0]), []).append(node)
+        by_size.setdefault(float(seen.sums[0]), []).append(node)
     known = _known(model, graph, made_by, theirs)
     used = set(known.values())
     for operator in graph.operators:
@@ -207,12 +250,16 @@ def _assign(
             if index in known:
                 found[index] = same[known[index]]
                 continue
-            near = [n for n in by_size.get(float(theirs[index][0]), []) if _close(ours[n], theirs[index])]
-            if graph.kind(operator) in MOVERS and len(floats) == 1 and found.get(floats[0]) in near:
+            near = [
+                n for n in by_size.get(float(theirs[index].sums[0]), []) if _close(ours[n].sums, theirs[index].sums)
+            ]
+            here = [n for n in near if not _elsewhere(ours[n], theirs[index])]
+            moved = near if graph.kind(operator) in _LAYS_OUT else here if graph.kind(operator) in MOVERS else []
+            if len(floats) == 1 and found.get(floats[0]) in moved:
                 found[index] = found[floats[0]]
-            elif near:
+            elif here:
                 read = {source(graph, made_by, found, i) for i in floats}
-                fits = [n for n in near if _reads(groups.get(n), n, same) == read] or near
+                fits = [n for n in here if _reads(groups.get(n), n, same) == read] or here
                 found[index] = next((n for n in fits if n not in used), fits[0])
                 used.add(found[index])
     return found

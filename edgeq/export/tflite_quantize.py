@@ -282,8 +282,11 @@ class _Rewriter:
 
     def _alone(self, operator: Any, group: Group, output: int) -> bool:
         """Whether an operator computes only the activation of its group."""
-        apart = self.graph.kind(operator) not in INTEGER_FORMS.get(group.op, ())
-        return apart and self.nodes.get(output) == group.activation
+        if self.nodes.get(output) != group.activation:
+            return False
+        # an activation may be made of the same operators as what is in front of it: SiLU behind a product
+        reads_root = any(self.source.get(int(i)) == self.same[group.root] for i in operator.inputs)
+        return reads_root or self.graph.kind(operator) not in INTEGER_FORMS.get(group.op, ())
 
     def _inputs(
         self, operator: Any, names: list[str], reads: list[int], dtype: str, alone: bool
