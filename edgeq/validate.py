@@ -137,7 +137,7 @@ def _ends(where: Device, artifact: Candidate, model: Model) -> Ends:
     ports = [interface.outputs[i] for i in order]
     outputs = [_scales(port) if "int" in port.dtype else None for port in ports]
     limits = [None if q is None else (q.low, q.high) for q in outputs]
-    return Ends(inputs, outputs, limits, order)
+    return Ends(inputs, outputs, limits, order, model.output_names)
 
 
 def _order(names: Sequence[str], ports: Sequence[Port]) -> list[int]:

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest
 
-from edgeq.errors import DeviceError, UsageError
+from edgeq.errors import DeviceError, UnsupportedError, UsageError
 from edgeq.report.schema import Accuracy, Interval, Latency, Speed
 from edgeq.report.summary import best_baseline
 from edgeq.validation.accuracy import check_labels, compare
 from edgeq.validation.gates import Drop, Limits, judge, parse_bytes, parse_drop, parse_seconds, parse_speedup
 from edgeq.validation.interval import paired_bootstrap, paired_drop, tango, wilson
 from edgeq.validation.latency import speed, summarise
+from edgeq.validation.measure import Ends, real_outputs
 from edgeq.validation.metric import Metric, load_metric
 
 # ---- intervals
@@ -243,6 +244,17 @@ def test_bad_outputs_are_named() -> None:
         compare([reference[:0]], [reference[:0]])
     with pytest.raises(UsageError, match="output 1"):
         compare([reference, np.ones((1, 4))], [reference, np.ones((1, 4))])
+
+
+def test_outputs_have_the_shapes_of_the_float_model() -> None:
+    ends = Ends({}, [None], [None], names=["scores"])
+    for wanted, raw in (((4, 3), (4, 3)), ((4, 2, 3), (8, 3)), ((4,), (4,))):
+        (found,) = real_outputs([np.zeros(raw)], [np.zeros(wanted)], ends)
+        assert found.shape == wanted
+    for raw in ((4, 3, 1), (4, 1, 3), (3, 4), (4, 4)):
+        with pytest.raises(UnsupportedError, match=r"\[4, 3\]") as caught:
+            real_outputs([np.zeros(raw)], [np.zeros((4, 3))], ends)
+        assert caught.value.where == "output scores" and str(list(raw)) in caught.value.cause
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.data.dataset import Dataset
+from edgeq.data.dataset import Dataset, show_shape
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
 from edgeq.engine import LOCAL, Engine
-from edgeq.errors import DeviceError
+from edgeq.errors import DeviceError, UnsupportedError
 from edgeq.model.heads import Head
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, dequantize, quantize
@@ -48,12 +48,14 @@ class Ends:
         outputs: per output, where the artefact writes integers.
         limits: per output, the real values of the ends of its quantized type, None where it is computed in float.
         order: for each output of the model, which one of the artefact it is; empty if they come in the same order.
+        names: of the model's outputs, for messages.
     """
 
     inputs: Mapping[str, QParams]
     outputs: Sequence[QParams | None]
     limits: Sequence[tuple[float, float] | None]
     order: Sequence[int] = ()
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def measure(
 
     Raises:
         DeviceError: the runtime refused the artefact, crashed, or computed NaN.
+        UnsupportedError: an output of the artefact has another shape than the float model's.
     """
     feed = fed(data.inputs, ends)
     raw = device.outputs(artifact, feed, progress)
@@ -167,10 +170,28 @@ def fed(inputs: Mapping[str, Array], ends: Ends) -> dict[str, Array]:
 
 
 def real_outputs(raw: Sequence[Array], reference: Sequence[Array], ends: Ends) -> list[Array]:
-    """What a runtime gave as real numbers, in the shapes of the float model's outputs."""
+    """What a runtime gave as real numbers, with an entry for each sample as the float model's outputs have it.
+
+    Raises:
+        UnsupportedError: an output has another shape.
+    """
     raw = [raw[i] for i in ends.order] if ends.order and len(ends.order) == len(raw) else raw
     real = [dequantize(array, q) if q is not None else array for array, q in zip(raw, ends.outputs, strict=True)]
-    return [a.reshape(r.shape) if a.size == r.size else a for a, r in zip(real, reference, strict=True)]
+    names = ends.names or [str(place) for place in range(len(real))]
+    return [_by_sample(n, a, r) for n, a, r in zip(names, real, reference, strict=True)]
+
+
+def _by_sample(name: str, found: Array, reference: Array) -> Array:
+    # a device puts what the samples give one behind the other, also where the first axis is not that of samples
+    behind = (len(reference) * reference.shape[1], *reference.shape[2:]) if reference.ndim > 1 else reference.shape
+    if found.shape not in (reference.shape, behind):
+        raise UnsupportedError(
+            f"the file gives it the shape {show_shape(found.shape)}, the float model {show_shape(reference.shape)}",
+            where=f"output {name}",
+            remedy="end the model with a reshape of this output to its sizes, or choose another format",
+        )
+    by_sample: Array = found.reshape(reference.shape)
+    return by_sample
 
 
 def _time(
@@ -214,6 +235,7 @@ def ends_of(model: Model, quantized: Quantized) -> Ends:
         },
         outputs=[q if integer else None for q in scales],
         limits=[None if q is None else (q.low, q.high) for q in scales],
+        names=model.output_names,
     )
 
 
