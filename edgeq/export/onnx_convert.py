@@ -15,6 +15,7 @@ import torch
 from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_match import match
+from edgeq.export.onnx_projected import spell_out_projections
 from edgeq.model.model import Model
 
 OPSET = 21
@@ -55,9 +56,10 @@ def _rename(model: Model, graph: ir.Graph) -> dict[str, str]:
 
 
 def _export(model: Model) -> ir.Model:
+    given = spell_out_projections(model.exported())
     try:
         with _quiet():
-            program = torch.onnx.export(model.exported(), dynamo=True, opset_version=OPSET, verbose=False)
+            program = torch.onnx.export(given, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:  # the exporter raises many kinds, none of them documented
         text = _COLOURS.sub("", str(error))
         lines = [line.strip() for line in text.splitlines() if line.strip()]
