@@ -228,3 +228,24 @@ def test_a_padding_mask_stays_out_of_the_integers(runtime: str, tmp_path: Path) 
     (wanted,) = model.run([[tokens[:8], padding[:8]]])[0]
     (got,) = RUN[runtime](path, (tokens[:8], padding[:8]))
     assert sqnr_db(wanted.numpy(), got) > 30
+
+
+class Padded(nn.Module):
+    """Attention that hides the tokens whose first number is negative."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = (x[:, :, 0] >= 0)[:, None, None]
+        q = x[:, None]
+        return nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=seen)[:, 0]
+
+
+@pytest.mark.parametrize("form", ["onnx", "tflite"])
+def test_a_mask_that_hides_everything_is_told(form: str, tmp_path: Path) -> None:
+    if form == "tflite":
+        pytest.importorskip("litert_torch")
+    x = torch.randn(1, 5, 8)
+    x[:, :, 0] = -1
+    hidden = load(torch.export.export(Padded().eval(), (x,)))
+    with pytest.raises(UnsupportedError, match="hides every key") as caught:
+        Exporter(hidden, tmp_path).float_model(form)
+    assert caught.value.where == "layer scaled_dot_product_attention"

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from edgeq.errors import UnsupportedError
+from edgeq.export.hidden_rows import refuse_hidden_rows
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
@@ -41,6 +42,7 @@ def match(model: Model, exported: ir.Model) -> dict[str, str]:
     theirs = _theirs(exported, [x.numpy() for x in _example(model)])
     for name, value, answer in zip(model.output_names, graph.outputs, answers, strict=True):
         if not same(answer, theirs[str(value.name)]):
+            refuse_hidden_rows(model, [_example(model)])
             raise UnsupportedError(
                 "the ONNX exporter changed what the model computes", where=f"output {name}", remedy="report this model"
             )

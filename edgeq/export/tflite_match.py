@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeq.errors import UnsupportedError
+from edgeq.export.hidden_rows import refuse_hidden_rows
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_run import run
 from edgeq.model.graph import Node
@@ -66,7 +67,7 @@ def match(model: Model, data: bytes, inputs: Sequence[torch.Tensor]) -> dict[int
     wanted = sorted(i for i in computed if graph.is_float(i))
     runs = run(graph, data, [[x.numpy() for x in sample] for sample in given], [*wanted, *graph.outputs])
     theirs = {index: _seen([seen[place] for seen in runs]) for place, index in enumerate(wanted)}
-    _expect_same(model, answers, [seen[len(wanted) :] for seen in runs])
+    _expect_same(model, given, answers, [seen[len(wanted) :] for seen in runs])
     return _assign(model, graph, ours, theirs, same)
 
 
@@ -92,12 +93,18 @@ def samples(model: Model, inputs: Sequence[torch.Tensor]) -> list[list[torch.Ten
     return [list(inputs), [near(x) for x in inputs]]
 
 
-def _expect_same(model: Model, ours: list[list[torch.Tensor]], theirs: list[list[np.ndarray]]) -> None:
+def _expect_same(
+    model: Model,
+    given: list[list[torch.Tensor]],
+    ours: list[list[torch.Tensor]],
+    theirs: list[list[np.ndarray]],
+) -> None:
     """Outputs come in the model's order: they are compared number by number, also those that are integers."""
     for place, name in enumerate(model.output_names):
         a = np.concatenate([answer[place].numpy().ravel() for answer in ours])
         b = np.concatenate([np.asarray(answer[place]).ravel() for answer in theirs])
         if a.shape != b.shape or not _alike(a, b):
+            refuse_hidden_rows(model, given)
             raise UnsupportedError(
                 "the TFLite converter changed what the model computes",
                 where=f"output {name}",
