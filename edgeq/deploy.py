@@ -95,6 +95,12 @@ def deploy(
     if plan is not None and format not in ("auto", plan.format):
         raise UsageError(f"the plan is for {plan.format}, not for {format}", remedy="leave --format away")
     where = take_aim(aim, plan.format if plan else format, io=io, device=device, threads=threads, limits=limits)
+    if plan is not None and plan.runtime not in [r.name for r in where.runtimes]:
+        raise UsageError(
+            f"it is for {plan.runtime}, and {aim.name} has none that runs {plan.format}",
+            where="plan",
+            remedy="plan anew with edgeq plan",
+        )
     device_profile = load_profile(profile) if profile else None
     smooth = smooth_quant if plan is None else plan.smooth_quant
     case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth)

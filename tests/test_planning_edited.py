@@ -10,6 +10,7 @@ import pytest
 import trained_model
 
 from edgeq.deploy import deploy
+from edgeq.errors import UsageError
 from edgeq.planning.edited import contradictions
 from edgeq.planning.plan import Plan, read_plan
 
@@ -63,3 +64,10 @@ def test_the_report_warns_of_an_edited_scale_and_an_honest_plan_is_followed_with
     (told,) = set(follow(built, edited, tmp_path / "edited")) - set(honest)
     assert f"input {name}: scale is {tensor.scale:.6g}, where the plan says {2 * tensor.scale:.6g}" in told
     assert (tmp_path / "honest/model.onnx").read_bytes() == (tmp_path / "edited/model.onnx").read_bytes()
+
+
+def test_a_plan_for_a_runtime_that_does_not_run_its_format_is_refused(built: Path, tmp_path: Path) -> None:
+    plan = read_plan(built / "build/plan.json").model_copy(update={"runtime": "openvino"})
+    with pytest.raises(UsageError, match="none that runs onnx"):
+        follow(built, plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -242,6 +242,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
         lambda f: rename(f["planned"]["conversions"][0], "readers", "reader"),
         "planned.conversions.0.",
     ),
+    "a layer twice": (lambda f: f["layers"].append(f["layers"][0]), "the layer '"),
     "a rule without a choice": (lambda f: f.update(rules=[{"match": "*"}]), "rules.0: "),
 }
 

@@ -107,7 +107,7 @@ ProfileName = Annotated[
     typer.Option("--profile", metavar="P", help="A device of the target, by name or .toml file.", rich_help_panel=_RUN),
 ]
 Threads = Annotated[
-    int, typer.Option("--threads", min=1, metavar="N", help="Threads of the runtime.", rich_help_panel=_RUN)
+    int, typer.Option("--threads", min=1, max=1024, metavar="N", help="Threads of the runtime.", rich_help_panel=_RUN)
 ]
 Workers = Annotated[
     int | None,

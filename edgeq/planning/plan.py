@@ -264,11 +264,16 @@ def read_plan(path: Path) -> Plan:
             remedy="make it with edgeq plan",
         )
     try:
-        return Plan.model_validate(content)
+        plan = Plan.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise UsageError(f"{place}: {problem['msg']}", where=str(path), remedy="correct this place") from error
+    names = [layer.name for layer in plan.layers]
+    twice = next((name for name in dict.fromkeys(names) if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"the layer {twice!r} is listed twice", where=str(path), remedy="leave one of them")
+    return plan
 
 
 def refuse_other(plan: Plan, *, model_hash: str, layers: Sequence[str]) -> None:

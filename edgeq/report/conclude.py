@@ -95,7 +95,7 @@ def conclude(
     best, why = best_build(builds)
     counted = list(builds) if keep_all else [best]
     failed = [f"{b.format}: {g.name}" for b in counted for g in b.gates if not g.passed]
-    failed += [f"{b.format}: not built" for b in counted if b.error]
+    failed += [f"{b.format}: not built: {b.error.splitlines()[0]}" for b in counted if b.error]
     verdict = "failed" if failed else "passed" if best.validated else "not validated"
     return Report(
         edgeq=edgeq.__version__,

@@ -152,7 +152,7 @@ def check_labels(labels: Array, shape: Sequence[int], dtype: Any = np.float32) -
         )
     try:
         wanted = labels.reshape(n).astype(np.int64)
-        whole = bool(np.all(wanted == labels.reshape(n)))
+        whole = bool(np.all(wanted == labels.reshape(n)) and np.all((wanted < 0) == (labels.reshape(n) < 0)))
     except (TypeError, ValueError):
         whole = False
     if not whole:

@@ -96,7 +96,11 @@ def load_metric(spec: str) -> Metric:
     function = getattr(module, function_name, None)
     if not callable(function):
         origin = getattr(module, "__file__", None) or "a built-in module"
-        raise UsageError(f"{module_name!r} ({origin}) has no function {function_name!r}", where=spec)
+        raise UsageError(
+            f"{module_name!r} ({origin}) has no function {function_name!r}",
+            where=spec,
+            remedy="name one of its functions, as MODULE:FUNCTION",
+        )
     return Metric(
         name=function_name,
         function=function,
