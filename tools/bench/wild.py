@@ -334,12 +334,17 @@ class Case:
 def prepared(name: str, folder: Path) -> Case:
     architecture = ARCHITECTURES[name]
     module = trained(architecture)
-    calibration, evaluation = architecture.inputs(CALIBRATION), architecture.inputs(EVALUATION)
+    calibration = architecture.inputs(CALIBRATION)
+    program, fixed = exported(module, calibration)
+
+    def named(arrays: Inputs) -> Inputs:
+        return dict(zip(program.graph_signature.user_inputs, arrays.values(), strict=True))
+
+    calibration, evaluation = named(calibration), named(architecture.inputs(EVALUATION))
     rows = [{k: v[i : i + 1] for k, v in evaluation.items()} for i in range(EVALUATION)]
     with torch.no_grad():
         found = [module(*(torch.from_numpy(v) for v in row.values())) for row in rows]
     want = [[t.numpy() for t in (f if isinstance(f, tuple | list) else [f])] for f in found]
-    program, fixed = exported(module, calibration)
     torch.export.save(program, folder / "model.pt2")
     np.savez(folder / "calib.npz", **calibration)
     np.savez(folder / "eval.npz", **evaluation)
