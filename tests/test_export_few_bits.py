@@ -232,11 +232,17 @@ def test_no_layer_gets_few_bits_by_default(target: str) -> None:
             assert default is None or default.weights not in BITS or on_integers == {default.weights}
 
 
+THREE_DIMENSIONS = {("x86-avx512", "openvino"), ("x86-avx512", "onnxruntime"), ("arm-neon", "onnxruntime")}
+"""Tried nowhere else."""
+
+
 @pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2", "arm-neon"])
 def test_cpus_list_every_operator_that_is_proven_here_and_no_other(target: str) -> None:
     for runtime in load_target(target).runtimes:
         (kernel,) = [k for k in runtime.kernels if k.name == "w4a8"]
-        assert set(kernel.ops) == {"conv1d", "conv2d", "depthwise_conv2d", "linear"}
+        more = {"conv3d"} if (target, runtime.name) in THREE_DIMENSIONS else set()
+        more |= {"conv_transpose2d"} if runtime.shuffles_transposed and target != "x86-avx2" else set()
+        assert set(kernel.ops) == {"conv1d", "conv2d", "depthwise_conv2d", "linear", *more}
         scheme = kernel.weight_scheme
         assert scheme is not None
         assert (scheme.quant_min, scheme.quant_max, scheme.granularity) == (-7, 7, "channel")

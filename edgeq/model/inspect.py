@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from edgeq.model.graph import Free, Node
+from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of
 from edgeq.planning.assign import assign
@@ -65,9 +65,7 @@ def _fit(model: Model, target: Target, runtime: Runtime) -> RuntimeFit:
 
 def _tensor(name: str, node: Node) -> InspectedTensor:
     value = tensor_of(node)
-    if value is None:
-        kind = {Free: "size", int: "size", tuple: "several values"}.get(type(node.value), "unknown")
-        return InspectedTensor(name=name, shape=[], dtype=kind)
+    assert value is not None  # what returns anything else was refused
     shape: list[int | None] = [size if isinstance(size, int) else None for size in value.shape]
     return InspectedTensor(name=name, shape=shape, dtype=value.dtype)
 
@@ -77,8 +75,7 @@ class _Frozen(BaseModel):
 
 
 class InspectedTensor(_Frozen):
-    """An input or output. None in the shape is a free axis. What is no tensor has no shape, and for a dtype "size",
-    "several values" or "unknown"."""
+    """An input or output. None in the shape is a free axis."""
 
     name: str
     shape: list[int | None]
