@@ -20,7 +20,7 @@ from edgeq.errors import UnsupportedError
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
 from edgeq.model.model import Model, load
-from edgeq.numerics import quantize
+from edgeq.numerics import quantize, sqnr_db
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate
 
@@ -306,3 +306,32 @@ def test_a_product_with_constants_has_its_bias_of_zeros(tmp_path: Path) -> None:
     exporter = Exporter(model, tmp_path)
     (path,) = exporter.write(quantized, tmp_path)
     assert audit(model, quantized, exporter.read_back(quantized, path)).integer_mac_percent == 100
+
+
+def test_openvino_gives_each_channel_its_own_bias(tmp_path: Path) -> None:
+    """Also where the shape of the bias hangs on the convolution's, whose values are then joined with floats."""
+    openvino = pytest.importorskip("openvino")
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.token = nn.Conv2d(3, 32, 4, stride=4), nn.Parameter(torch.randn(1, 1, 32))
+            self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.patches(x).flatten(2).transpose(1, 2)
+            y = self.norm(torch.cat([self.token.expand(x.shape[0], -1, -1), y], 1))
+            result: torch.Tensor = self.head(y)
+            return result
+
+    torch.manual_seed(0)
+    free = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    model = load(torch.export.export(Patches(), (torch.randn(2, 3, 16, 16),), dynamic_shapes=free))
+    data = np.random.default_rng(0).normal(size=(16, 3, 16, 16)).astype(np.float32)
+    quantized = quantize_model(model, small.runtime("openvino"), calibrate(model, {"x": data}))
+    exporter = Exporter(model, tmp_path)
+    path = next(p for p in exporter.write(quantized, tmp_path) if p.suffix == ".xml")
+    audit(model, quantized, exporter.read_back(quantized, path))
+    got = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(data[:1])[0]
+    (wanted,) = simulate(model, quantized, [torch.from_numpy(data[:1])])
+    assert sqnr_db(wanted.numpy(), got) > 35

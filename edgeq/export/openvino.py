@@ -48,6 +48,7 @@ def write_openvino(model: ir.Model, path: Path) -> None:
         ]:
             port.set_names({str(value.name)})
         _merge_pairs(read)
+        _reshape_constants(read)
         _store_two_bits(read, two_bits)
         # The plugin would round the float inputs of a product with compressed weights to 8 bits, 32 at a time.
         read.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
@@ -117,6 +118,27 @@ def _merge_pairs(model: Any) -> None:
         merged.set_friendly_name(real.get_friendly_name())
         merged.output(0).set_names(real.output(0).get_names())
         real.output(0).replace(merged.output(0))
+
+
+def _reshape_constants(model: Any) -> None:
+    """Reshapes float constants where the file is written.
+
+    A convolution's bias is read as one whose shape hangs on that of the convolution's output. With OpenVINO 2026.4 that
+    bias could end in the quantization behind it, and every channel got that of the first: 6 dB of DeiT's outputs.
+    """
+    ops = import_openvino().opset15
+
+    for op in model.get_ordered_ops():
+        held = op.input(0).get_source_output().get_node() if op.get_type_name() == "Reshape" else None
+        if held is None or held.get_type_name() != "Constant" or held.get_element_type().get_type_name() != "f32":
+            continue
+        shape = op.output(0).get_partial_shape()
+        if not shape.is_static:
+            continue
+        reshaped = ops.constant(np.asarray(held.data).reshape(tuple(shape.to_shape())))
+        reshaped.set_friendly_name(held.get_friendly_name())
+        held.set_friendly_name(op.get_friendly_name())  # should anything else still read it
+        op.output(0).replace(reshaped.output(0))
 
 
 def _number_unnamed(model: Any) -> None:

@@ -213,13 +213,15 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def trained(architecture: Architecture) -> nn.Module:
-    """The network with weights as if it had been trained: no gain is one and no bias zero, since what starts so hides
-    what a converter does to it, and running statistics fit the data."""
+    """The network with weights as if it had been trained: no gain is one, no bias and no head zero, since what starts
+    so hides what a converter does to it, and running statistics fit the data."""
     torch.manual_seed(0)
     module = architecture.build()
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.dim() == 1 and len(parameter) > 1 and bool((parameter == parameter[0]).all()):
+            if parameter.dim() > 1 and not parameter.any():
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+            elif parameter.dim() == 1 and len(parameter) > 1 and bool((parameter == parameter[0]).all()):
                 size = max(abs(float(parameter[0])), 0.2)
                 if float(parameter[0]) == 0:
                     parameter.normal_(0, 0.1)
