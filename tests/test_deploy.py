@@ -348,10 +348,11 @@ def test_interrupt_from_outside_ends_the_worker_too(files: Path, tmp_path: Path)
     time.sleep(8)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode in (0, 130), errors
+    # behind its end the system answers: all is written by then
+    assert process.returncode in (0, 130, -signal.SIGINT), errors
     assert "Traceback" not in errors
-    if process.returncode == 130:
-        assert list(tmp_path.iterdir()) == []
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == ([] if process.returncode == 130 else ["out"])
 
 
 def test_json_is_the_report_and_nothing_else(files: Path, tmp_path: Path) -> None:
