@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeq.model.graph import Node
-from edgeq.model.ops import conv_groups, op_class, shape_of
+from edgeq.model.ops import by_axis, conv_groups, op_class, shape_of
 
 Array = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ def mean_patch(node: Node, mean_input: torch.Tensor) -> NDArray[np.float32]:
 
 def _gathered(node: Node, x: Array, kernel: Sequence[int]) -> Array:
     """Of a convolution: [input channels, *kernel], the mean of what each weight reads of x, [*places, channels]."""
-    strides, paddings, steps = (_by_axis(node, *at, len(kernel)) for at in ((3, 1), (4, 0), (5, 1)))
+    strides, paddings, steps = (by_axis(node, *at, len(kernel)) for at in ((3, 1), (4, 0), (5, 1)))
     x = np.pad(x, [*((p, p) for p in paddings), (0, 0)])
     places = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[:-1], kernel, strides, steps, strict=True)]
     found, channels = np.empty((*kernel, x.shape[-1])), x.shape[-1]
@@ -61,7 +61,7 @@ def _gathered(node: Node, x: Array, kernel: Sequence[int]) -> Array:
 def _spread(node: Node, x: Array, kernel: Sequence[int]) -> Array:
     """Of a transposed convolution: [input channels, *kernel], the sum of what each weight adds to the output, for each
     place of that."""
-    given = (_by_axis(node, *at, len(kernel)) for at in ((3, 1), (4, 0), (5, 0), (7, 1)))
+    given = (by_axis(node, *at, len(kernel)) for at in ((3, 1), (4, 0), (5, 0), (7, 1)))
     axes = [
         (n, s, p, d, (n - 1) * s - 2 * p + d * (k - 1) + more + 1)
         for n, k, s, p, more, d in zip(x.shape[:-1], kernel, *given, strict=True)
@@ -75,9 +75,3 @@ def _spread(node: Node, x: Array, kernel: Sequence[int]) -> Array:
         found[at] = x[read].reshape(-1, channels).sum(axis=0)
     each: Array = np.moveaxis(found, -1, 0) / math.prod(size for *_, size in axes)
     return each
-
-
-def _by_axis(node: Node, position: int, default: int, axes: int) -> tuple[int, ...]:
-    given = node.args[position] if len(node.args) > position else default
-    values = tuple(int(v) for v in (given if isinstance(given, list | tuple) else (given,)))
-    return values * axes if len(values) == 1 else values

@@ -14,6 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgeq.export.tflite_graph import Graph
 from edgeq.model.graph import Node
+from edgeq.model.ops import by_axis
 
 OPERATORS = frozenset({"aten.conv_transpose1d.default", "aten.conv_transpose2d.input"})
 
@@ -25,7 +26,7 @@ def spacing(node: Node) -> Spacing | None:
     """The zeros that a kernel needs; None where it needs none, and for other operators."""
     if node.target not in OPERATORS:
         return None
-    behind, steps = _by_axis(node, 5, 0, _axes(node)), _by_axis(node, 7, 1, _axes(node))
+    behind, steps = by_axis(node, 5, 0, _axes(node)), by_axis(node, 7, 1, _axes(node))
     return (steps, behind) if any(behind) or set(steps) != {1} else None
 
 
@@ -55,7 +56,7 @@ def gathered(weight: np.ndarray, shape: Sequence[int], spaces: Spacing | None) -
 
 def padding(node: Node) -> tuple[int, ...]:
     """By axis in space, the places that are cut off at either end."""
-    return _by_axis(node, 4, 0, _axes(node))
+    return by_axis(node, 4, 0, _axes(node))
 
 
 def cut_apart(node: Node, kernel: Sequence[int]) -> bool:
@@ -66,7 +67,7 @@ def cut_apart(node: Node, kernel: Sequence[int]) -> bool:
     Args:
         kernel: sizes in space, zeros included.
     """
-    strides, cut = _by_axis(node, 3, 1, _axes(node)), padding(node)
+    strides, cut = by_axis(node, 3, 1, _axes(node)), padding(node)
     return any(cut) and any(k - 2 * p != s for k, p, s in zip(kernel, cut, strides, strict=True))
 
 
@@ -114,9 +115,3 @@ def _axes(node: Node) -> int:
 
 def _weights(sizes: Sequence[int], steps: Sequence[int]) -> tuple[slice, ...]:
     return (slice(None), slice(None), *(slice(0, (n - 1) * s + 1, s) for n, s in zip(sizes, steps, strict=True)))
-
-
-def _by_axis(node: Node, position: int, default: int, axes: int) -> tuple[int, ...]:
-    given = node.args[position] if len(node.args) > position else default
-    values = tuple(given) if isinstance(given, list | tuple) else (given,)
-    return values * axes if len(values) == 1 else values

@@ -94,6 +94,13 @@ def conv_groups(node: Node) -> int:
     return groups
 
 
+def by_axis(node: Node, position: int, default: int, axes: int) -> tuple[int, ...]:
+    """An argument of a convolution for each of its axes in space: it may be one number for all of them."""
+    given = _arg(node, position, default)
+    values = tuple(int(v) for v in (given if isinstance(given, list | tuple) else (given,)))
+    return values * axes if len(values) == 1 else values
+
+
 def _conv_class(node: Node) -> str | None:
     weight, groups = shape_of(_tensor_arg(node, 1)), conv_groups(node)
     if len(weight) == 3:

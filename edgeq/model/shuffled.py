@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.model.graph import Node
-from edgeq.model.ops import conv_groups, shape_of
+from edgeq.model.ops import by_axis, conv_groups, shape_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Shuffle:
 
 def shuffle_of(node: Node) -> Shuffle | None:
     """For a 2-D transposed convolution; None where it has groups, a dilation, or strides that differ."""
-    strides, paddings, behind, dilation = (_pair(node, *at) for at in ((3, 1), (4, 0), (5, 0), (7, 1)))
+    strides, paddings, behind, dilation = (by_axis(node, *at, 2) for at in ((3, 1), (4, 0), (5, 0), (7, 1)))
     if conv_groups(node) != 1 or dilation != (1, 1) or strides[0] != strides[1]:
         return None
     stride = strides[0]
@@ -93,9 +93,3 @@ def gathered(weight: NDArray[np.generic], shape: tuple[int, ...], shuffle: Shuff
     framed[:, :, rows[:, :, None, None], columns] = phases.transpose(3, 2, 0, 4, 1, 5)
     found = framed[:, :, :height, :width]
     return found if np.array_equal(scattered(found, shuffle), weight) else weight
-
-
-def _pair(node: Node, position: int, default: int) -> tuple[int, int]:
-    given = node.args[position] if len(node.args) > position else default
-    values = tuple(given) if isinstance(given, list | tuple) else (given,)
-    return (int(values[0]), int(values[-1]))
