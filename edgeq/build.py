@@ -110,6 +110,7 @@ def judge(job: Job, runtime: Runtime, written: Written) -> Built:
         precision=written.plan.float_precision,
         quantized=bool(quantized.weights or quantized.activations),
     )
-    outputs = [quantized.activations[n].q if n in quantized.activations else None for n in net.output_nodes]
+    rounded = quantized.rounded
+    outputs = [rounded[n].q if n in rounded else None for n in net.output_nodes]
     steps_of = [None if q is None else float(q.scale) for q in outputs]
     return Built(build, written.plan, measured.outputs if measured else [], steps_of, sample=sample)

@@ -310,6 +310,20 @@ class Attention(nn.Module):
         return tokens + self.out(scores @ self.value(x))
 
 
+class NormAfter(nn.Module):
+    """Sums in float behind normalisations, whose values layers on integers read as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.LayerNorm(12), nn.LayerNorm(12), nn.Linear(12, 5)
+        self.wide, self.narrow = nn.Linear(12, 16), nn.Linear(16, 12)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.first(tokens)
+        x = self.second(x + self.narrow(F.relu(self.wide(x))))
+        return self.head(x) + x.mean(-1, keepdim=True)
+
+
 class Embedded(nn.Module):
     """Integer inputs: no gradient reaches them."""
 
@@ -374,6 +388,7 @@ SMALL: dict[str, Small] = {
     "input-to-end": Small(InputToEnd, (IMAGE,)),
     "upsample": Small(Upsample, (IMAGE,)),
     "attention": Small(Attention, ((7, 12),)),
+    "norm-after": Small(NormAfter, ((7, 12),)),
     "embedded": Small(Embedded, ((7,),), vocabulary=20),
     "constant-branch": Small(ConstantBranch, ((12,),)),
     "residual-batch-1": Small(Residual, (IMAGE,), static=True),

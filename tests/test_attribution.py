@@ -476,9 +476,9 @@ def test_a_widened_range_is_widened_for_all_that_share_it() -> None:
     planted = replace(quantized, activations={**quantized.activations, **cut})
     widest = quantize_activations(model, BY, quantized.assignment, calibration, estimator="min-max").tensors
     place = next(p for p in places(model, planted) if set(p.tensors) & set(nodes))
-    edit = widening(planted, widest, place)
+    edit = widening(model, planted, widest, place)
     assert edit is not None and set(edit.tensors) >= set(nodes)
-    assert widening(replace(quantized, activations=widest), widest, place) is None
+    assert widening(model, replace(quantized, activations=widest), widest, place) is None
 
 
 # --- a whole plan ---------------------------------------------------------------------------------

@@ -308,6 +308,14 @@ def test_a_product_with_constants_has_its_bias_of_zeros(tmp_path: Path) -> None:
     assert audit(model, quantized, exporter.read_back(quantized, path)).integer_mac_percent == 100
 
 
+def test_operators_in_float_read_what_is_computed_in_float_as_it_is() -> None:
+    written = small.written("norm-after", "onnxruntime")
+    graph = onnx.load(written.path).graph
+    norms = [node.output[0] for node in graph.node if node.op_type == "LayerNormalization"]
+    readers = [sorted(node.op_type for node in graph.node if name in node.input) for name in norms]
+    assert readers == [["Add", "QuantizeLinear"], ["QuantizeLinear", "ReduceMean"]]
+
+
 def test_openvino_gives_each_channel_its_own_bias(tmp_path: Path) -> None:
     """Also where the shape of the bias hangs on the convolution's, whose values are then joined with floats."""
     openvino = pytest.importorskip("openvino")

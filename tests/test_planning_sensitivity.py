@@ -132,6 +132,31 @@ def test_for_one_linear_output_the_damage_is_exact(choice: str) -> None:
         assert found[name] == pytest.approx(float(np.square(moved).mean()), rel=2e-3), name
 
 
+def test_what_layers_in_float_read_as_it_is_moves_the_outputs_through_the_others_alone() -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(12, 1)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            x = features.cumsum(1)
+            return self.layer(x) + x.sum(1, keepdim=True)
+
+    torch.manual_seed(4)
+    x = features(damages.SAMPLES + 16)
+    model = load(Summed().eval(), example=(torch.from_numpy(x[:2]),))
+    given_alternatives = alternatives(model, {"features": x})
+    quantized = given_alternatives["w8a8"]
+    (name,) = quantized.assignment.also_float
+    sums = torch.from_numpy(x[: damages.SAMPLES]).cumsum(1)
+    rounding = (fake_quantize(sums, quantized.activations[name].q) - sums).numpy()
+    weight = next(model.state[g.weight] for g in model.groups if g.weight)
+    (exact,) = model.run([[torch.from_numpy(x[: damages.SAMPLES])]])[0]
+    wanted = float(np.square(rounding @ weight.T / exact.numpy()).mean())
+    found = measure_sensitivity(model, {"features": x}, given_alternatives)
+    assert found.tensors[name, "a8"] == pytest.approx(wanted, rel=2e-3)
+
+
 @pytest.mark.parametrize("ends", [(6,), (6, 4)])
 def test_for_several_linear_outputs_it_is_exact_up_to_the_probes(
     ends: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -63,7 +63,7 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
     outputs = {id(v) for v in graph.outputs}
     anew = _anew(model, quantized, values, source)
     reals: dict[str, ir.Value] = {}
-    for graph_node, tensor in quantized.activations.items():
+    for graph_node, tensor in quantized.rounded.items():
         name = source.values.get(graph_node)
         if name is None:
             continue
@@ -112,7 +112,7 @@ def _store_weights(
     # a linear layer on three dimensions becomes a MatMul, which wants its weight the other way round
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
     if group.name in quantized.assignment.weight_only:
-        fusible = node.op_type in ("MatMul", "Gemm") and quantized.activations.keys().isdisjoint(group.inputs)
+        fusible = node.op_type in ("MatMul", "Gemm") and quantized.rounded.keys().isdisjoint(group.inputs)
         real = _expanded(graph, node, f"{group.weight}_quantized", weight, axis, turned=turned, fusible=fusible)
         _replace_input(graph, node, 1, real)
         _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}_corrected", bias))
@@ -260,6 +260,10 @@ def _dequantize(
     return node.outputs[0]
 
 
+_Place = tuple[ir.Node, int]
+"""An operator, and the number of one of its inputs."""
+
+
 class _Anew(NamedTuple):
     """What some operators read in another way than the value is rounded for all others.
 
@@ -272,59 +276,70 @@ class _Anew(NamedTuple):
     node: str
     name: str
     q: QParams
-    readers: list[tuple[ir.Node, int]]
+    readers: list[_Place]
 
 
 def _anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value], source: FloatOnnx) -> list[_Anew]:
-    """Everything that is rounded for single readers: in another type than it is written in, or where what was rounded
-    (a padding that the exporter made a part of its convolution) has no value of its own in the file. The readers are
-    found by what they compute: the way back from a layer's value to what it reads leads through its own operators.
+    """Everything that is rounded for single readers: in another type than it is written in, where others read it in
+    float, or where what was rounded (a padding that the exporter made a part of its convolution) has no value of its
+    own in the file. The readers are found by what they compute: the way back from a layer's value to what it reads
+    leads through its own operators.
 
     Raises:
         UnsupportedError: there is no such way.
     """
     found: dict[str, _Anew] = {}
+    ways: dict[str, list[tuple[str, list[_Place]]]] = {}
+    rounded = quantized.rounded
     makers = {group.output: group for group in model.groups}
     for group in model.groups:
         for node in group.inputs:
             read, held = quantized.read(group, node), node
             while held not in source.values and held in makers and len(makers[held].inputs) == 1:
                 (held,) = makers[held].inputs
-            before = quantized.activations.get(held)
+            before = rounded.get(held)
             if read is None or held not in source.values or (before is not None and same_steps(before.q, read.q)):
                 continue  # it reads what everyone reads; a constant of the file is not rounded at all
             inputs = {source.values[n] for n in (*group.inputs, held) if n in source.values}
-            places = _on_the_way(values.get(source.values.get(group.root, "")), inputs, values[source.values[held]])
-            if not places:
+            wanted = values[source.values[held]]
+            way = _way(values.get(source.values.get(group.root, "")), inputs, wanted)
+            name = f"{node}_{read.q.scheme.dtype}"
+            found.setdefault(name, _Anew(held, name, read.q, [])).readers.extend(p for p in way if _at(p) is wanted)
+            ways.setdefault(name, []).append((group.name, way))
+    for name, several in ways.items():
+        passed = {place for _, way in several for place in way}
+        read_by = found[name].readers
+        for layer, way in several:
+            # an operator on the way may give what it computes to readers of the same integers alone
+            between = [_at(place) for place in way if place not in read_by]
+            if not way or any(tuple(use) not in passed for value in between if value for use in value.uses()):
                 raise UnsupportedError(
                     "what it reads is not to be found in the exported ONNX model",
-                    where=f"layer {group.name}",
+                    where=f"layer {layer}",
                     remedy="give it the choice of the layer that it reads from",
                 )
-            name = f"{node}_{read.q.scheme.dtype}"
-            found.setdefault(name, _Anew(held, name, read.q, [])).readers.extend(places)
     return list(found.values())
 
 
-def _on_the_way(result: ir.Value | None, ends: Collection[str], wanted: ir.Value | None) -> list[tuple[ir.Node, int]]:
-    """Where a value is read on the ways back from a result, which do not lead beyond the ends; nothing if an operator
-    there gives what it computes from the value to others as well."""
+def _at(place: _Place) -> ir.Value | None:
+    node, index = place
+    return node.inputs[index]
+
+
+def _way(result: ir.Value | None, ends: Collection[str], wanted: ir.Value) -> list[_Place]:
+    """All places that are passed on the ways back from a result to a value, which do not lead beyond the ends."""
     node = result.producer() if result is not None else None
-    found: list[tuple[ir.Node, int]] = []
+    found: list[_Place] = []
     for index, value in enumerate(node.inputs if node is not None else ()):
-        if node is not None and value is not None and value is wanted:
+        if node is not None and value is wanted:
             found.append((node, index))
-        elif value is not None and str(value.name) not in ends:
-            behind = _on_the_way(value, ends, wanted)
-            if behind and len(list(value.uses())) > 1:
-                return []
-            found += behind
+        elif node is not None and value is not None and str(value.name) not in ends:
+            behind = _way(value, ends, wanted)
+            found += [(node, index), *behind] if behind else []
     return found
 
 
-def _round_again(
-    graph: ir.Graph, real: ir.Value, name: str, q: QParams, readers: Sequence[tuple[ir.Node, int]]
-) -> None:
+def _round_again(graph: ir.Graph, real: ir.Value, name: str, q: QParams, readers: Sequence[_Place]) -> None:
     """These readers alone read a value through a Q/DQ pair of their own."""
     scale = constant(graph, f"{name}_scale", q.scale)
     zero = constant(graph, f"{name}_zero_point", q.zero_point.astype(_TYPES[q.scheme.dtype].numpy()))

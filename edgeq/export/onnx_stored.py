@@ -186,15 +186,16 @@ def _expanded(
 def _quantizations(
     value: str, readers: Mapping[str, list[onnx.NodeProto]], producer: Mapping[str, onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
-    """The node that quantizes a value, and those that round it anew behind it."""
+    """The nodes that quantize a value, and those that round it anew behind the first."""
     first = _quantization(value, readers, producer)
     if first is None:
         return []
+    others = [n for n in readers.get(value, ()) if n.op_type == "QuantizeLinear" and n is not first]
     integers = first.input[0] if first.op_type == "DequantizeLinear" else first.output[0]
     while readers.get(integers) and readers[integers][0].op_type in _MOVES_INTEGERS:
         integers = readers[integers][0].output[0]
     reals = [n.output[0] for n in readers.get(integers, ()) if n.op_type == "DequantizeLinear"]
-    return [first, *(n for real in reals for n in readers.get(real, ()) if n.op_type == "QuantizeLinear")]
+    return [first, *others, *(n for real in reals for n in readers.get(real, ()) if n.op_type == "QuantizeLinear")]
 
 
 def _quantization(

@@ -26,7 +26,7 @@ TRIAL = 0.05
 
 TRIAL_GAP = 0.02
 
-TRIAL_VERSION = 1
+TRIAL_VERSION = 2
 """To be raised whenever what is tried, or how its errors are kept, changes."""
 
 ALLOWED_VERSION = 6

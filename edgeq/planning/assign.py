@@ -46,6 +46,8 @@ class Assignment:
         tensors: graph nodes whose values are quantized, each with its share, which is named after one of its versions:
             all of them carry one scale and zero point.
         again: the same of what is rounded anew for layers that read another type than the layer before them writes.
+        also_float: those of the tensors that are computed in float and that operators in float read as well, as they
+            are: only integer groups read them rounded. The sum behind a normalisation loses nothing that way.
         schemes: by share, the kernel that decides its scheme.
     """
 
@@ -53,6 +55,7 @@ class Assignment:
     reasons: dict[str, str]
     tensors: dict[str, Version]
     again: dict[Version, Version]
+    also_float: frozenset[str]
     schemes: dict[Version, Kernel]
     weight_only: dict[str, Kernel]
 
@@ -115,12 +118,24 @@ def assign(
         why = why if kernel is asked else f"it moves {kernel.activations} values"
         reasons[group.name] = why + ("" if whole else f"; its {group.activation_op} stays in float")
         found[group.output if whole else group.root] = kernel.activations
-    types, schemes = _versions(model, runtime, kernels, trailing)
+    types, schemes, written = _versions(model, runtime, kernels, trailing)
     shares = _shares(model, runtime, kernels, schemes.keys())
     schemes |= {s: schemes[v] for v, s in shares.items() if schemes[v].activation_symmetry == "symmetric"}
     tensors = {node: shares[node, types[node]] for node in sorted(types)}
     again = {version: share for version, share in shares.items() if types[version[0]] != version[1]}
-    return Assignment(kernels, reasons, tensors, again, schemes, weight_only)
+    also_float = _read_in_float(model, kernels, types.keys() - written)
+    return Assignment(kernels, reasons, tensors, again, also_float, schemes, weight_only)
+
+
+def _read_in_float(model: Model, kernels: Mapping[str, Kernel], names: Set[str]) -> frozenset[str]:
+    """Those values that something else than an integer group reads, and not only their size."""
+    by_integers = {(g.root, name) for g in model.groups if g.name in kernels for name in g.inputs}
+    return frozenset(
+        name
+        for name in names
+        for user in model.nodes[name].users
+        if (user.name, name) not in by_integers and not user.target.startswith("aten.sym_")
+    )
 
 
 def weight_only_refusal(model: Model, group: Group, kernel: Kernel) -> str:
@@ -264,9 +279,10 @@ def _prescribed(model: Model, name: str, runtime: Runtime) -> bool:
 
 def _versions(
     model: Model, runtime: Runtime, kernels: dict[str, Kernel], trailing: Set[str]
-) -> tuple[dict[str, str], dict[Version, Kernel]]:
+) -> tuple[dict[str, str], dict[Version, Kernel], frozenset[str]]:
     """By quantized node, the type that its value has first, and every version of it with the kernel that wants it so:
-    what integer groups read and write, and the model's ends where those are integers.
+    what integer groups read and write, and the model's ends where those are integers. Then the nodes that are integers
+    as soon as they are there, and not only where they are read.
 
     A value has the type that its layer writes; one that is computed in float is rounded to the widest type that is
     read. Whoever reads another type, reads it from that. Where one of its readers needs it symmetric, it is.
@@ -291,20 +307,23 @@ def _versions(
     if runtime.io == "integer":  # also where a float operator reads the input or writes the output
         first = runtime.kernels[0]
         for name in (n for n in (*model.input_nodes, *model.output_nodes) if is_float(model.nodes[n])):
-            if name not in written and name not in read and name not in model.program.lifted:  # no constant
-                written[name] = first
+            if name not in written and name not in model.program.lifted:  # no constant
+                written[name] = _widest(read.get(name, {})) or first
     types: dict[str, str] = {}
     schemes: dict[Version, Kernel] = {}
     for name in dict.fromkeys([*written, *read]):
         readers = read.get(name, {})
-        widest = max(readers.values(), key=lambda k: k.activation_scheme.stored_bits, default=None)
-        own = written.get(name, widest)
+        own = written.get(name) or _widest(readers)
         assert own is not None
         types[name] = own.activations
         for kernel in (own, *readers.values()):
             if kernel.activation_symmetry == "symmetric" or (name, kernel.activations) not in schemes:
                 schemes[name, kernel.activations] = kernel
-    return types, schemes
+    return types, schemes, frozenset(written)
+
+
+def _widest(readers: Mapping[str, Kernel]) -> Kernel | None:
+    return max(readers.values(), key=lambda k: k.activation_scheme.stored_bits, default=None)
 
 
 def _writes_float(model: Model, group: Group, runtime: Runtime, trailing: Set[str]) -> bool:

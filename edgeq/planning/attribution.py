@@ -296,7 +296,7 @@ def measure_causes(
         removed = removals(model, quantized, place, seen)
         together = together.and_also(removed["all"])
         edits |= {(place.name, cause): edit for cause, edit in removed.items()}
-        if wider := widening(quantized, widest, place):
+        if wider := widening(model, quantized, widest, place):
             edits[place.name, "widened"] = wider
         edits |= {(name, f"choice {choice}"): edit for (name, choice), edit in asked.items() if name == place.name}
     plan, *found = run_edits(model, quantized, spread(inputs, samples), [*edits.values(), together], progress)

@@ -143,11 +143,12 @@ def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> di
     `correction` is no cause: it takes away what the analytic bias correction did (see `bias_shift`).
     """
     scales = {node: quantized.activations[node].q for node in place.tensors}
-    reads = {pair: t.q for pair, t in quantized.all_read_anew(model).items() if pair[1] in scales}
+    written = scales.keys() & quantized.rounded.keys()
+    reads = {pair: t.q for pair, t in quantized.rounded_by_readers(model).items() if pair[1] in scales}
     found: dict[str, Edit] = {}
 
     def changed(how: Callable[[QParams], Rounding]) -> Edit:
-        return Edit({node: how(q) for node, q in scales.items()}, {}, {pair: how(q) for pair, q in reads.items()})
+        return Edit({node: how(scales[node]) for node in written}, {}, {pair: how(q) for pair, q in reads.items()})
 
     everything = changed(lambda _: exact)
     if scales:
@@ -172,20 +173,24 @@ def _constants(values: Mapping[str, NDArray[np.float32]]) -> Edit:
     return Edit({}, {node: torch.from_numpy(value) for node, value in values.items()})
 
 
-def widening(quantized: Quantized, widest: Mapping[str, QuantizedTensor], place: Place) -> Edit | None:
+def widening(model: Model, quantized: Quantized, widest: Mapping[str, QuantizedTensor], place: Place) -> Edit | None:
     """What a person can do about clipping: the range goes to the true extremes, in the same integer type; also of the
     tensors that share its scale. None where nothing would change.
 
     Args:
         widest: by graph node, the scale for the true extremes.
     """
+    also_float = quantized.assignment.also_float
     shares = {(own.share, own.q.scheme) for node in place.tensors for own in [quantized.activations[node]]}
-    tensors: dict[str, Rounding] = {
-        node: rounded(widest[node].q)
-        for node, tensor in quantized.activations.items()
-        if (tensor.share, tensor.q.scheme) in shares and not same_steps(tensor.q, widest[node].q)
-    }
-    return Edit(tensors) if tensors else None
+
+    def wider(node: str, tensor: QuantizedTensor) -> Rounding | None:
+        alike = (tensor.share, tensor.q.scheme) in shares and not same_steps(tensor.q, widest[node].q)
+        return rounded(widest[node].q) if alike else None
+
+    tensors = {node: way for node, tensor in quantized.rounded.items() if (way := wider(node, tensor))}
+    read = quantized.rounded_by_readers(model)
+    reads = {pair: way for pair, t in read.items() if pair[1] in also_float and (way := wider(pair[1], t))}
+    return Edit(tensors, {}, reads) if tensors or reads else None
 
 
 def spread(inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:

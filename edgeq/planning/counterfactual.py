@@ -109,8 +109,9 @@ def difference(model: Model, quantized: Quantized, other: Quantized) -> Edit:
     """What turns one quantization of a model into another."""
     tensors: dict[str, Rounding] = {}
     copied, copied_there = copies(model, quantized), copies(model, other)
-    for node in quantized.activations.keys() | other.activations.keys():
-        here, there = quantized.activations.get(node), other.activations.get(node)
+    written, written_there = quantized.rounded, other.rounded
+    for node in written.keys() | written_there.keys():
+        here, there = written.get(node), written_there.get(node)
         if there is None:
             tensors[node] = exact
         elif here is None or not same_steps(here.q, there.q) or (node in copied and node not in copied_there):
@@ -123,7 +124,7 @@ def difference(model: Model, quantized: Quantized, other: Quantized) -> Edit:
         if node not in own or node not in new or not torch.equal(own[node], new[node])
     }
     reads: dict[tuple[str, str], Rounding] = {}
-    before, after = quantized.all_read_anew(model), other.all_read_anew(model)
+    before, after = quantized.rounded_by_readers(model), other.rounded_by_readers(model)
     for pair in before.keys() | after.keys():
         was, now = before.get(pair), after.get(pair)
         if now is None:
@@ -152,8 +153,8 @@ def run_edits(
     parts = [edits[i : i + TOGETHER] for i in range(0, len(edits), TOGETHER)] or [[]]
     columns = list(batches(model, inputs, BATCH))
     copied = copies(model, quantized)
-    plan = {node: rounded(tensor.q) for node, tensor in quantized.activations.items() if node not in copied}
-    reads = {pair: rounded(tensor.q) for pair, tensor in quantized.all_read_anew(model).items()}
+    plan = {node: rounded(tensor.q) for node, tensor in quantized.rounded.items() if node not in copied}
+    reads = {pair: rounded(tensor.q) for pair, tensor in quantized.rounded_by_readers(model).items()}
     work = partial(_one_batch, model, plan, reads, rounded_constants(model, quantized), constants(model.program))
     given = [(part, batch) for part in parts for batch in columns]
     losses: list[list[NDArray[np.float64]]] = [[] for _ in range(len(edits) + 1)]

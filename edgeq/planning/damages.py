@@ -12,6 +12,8 @@ Hutchinson's probes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -60,12 +62,13 @@ def measure_sensitivity(
         for found in alternatives.values()
         for name, tensor in (*found.activations.items(), *((node, t) for (node, _), t in found.again.items()))
     }
+    readers = _integer_readers(model, alternatives)
     few = {name: array[:SAMPLES] for name, array in inputs.items()}
     # one sample at a time: the gradient of a weight sums over the batch, and its square must not
     given = enumerate(_own(batch) for batch in batches(model, few, 1))
     by_weight: dict[tuple[str, str], list[float]] = {}
     by_tensor: dict[Rounded, list[float]] = {}
-    for weights, values in engine.map(_one_sample, given, model, errors, tensors, progress=progress):
+    for weights, values in engine.map(_one_sample, given, model, errors, tensors, readers, progress=progress):
         for key, moved in weights:
             by_weight.setdefault(key, []).append(moved**2)
         for rounded, moved in values:
@@ -174,6 +177,17 @@ def _weight_errors(model: Model, alternatives: Mapping[str, Quantized]) -> dict[
     return found
 
 
+def _integer_readers(model: Model, alternatives: Mapping[str, Quantized]) -> dict[str, list[str]]:
+    """By graph node, the readers that round it, where no choice rounds it for the others."""
+    pairs = {pair: None for found in alternatives.values() for pair in found.rounded_by_readers(model)}
+    for_all = {name for found in alternatives.values() for name in found.rounded}
+    result: dict[str, list[str]] = {}
+    for reader, name in pairs:
+        if name not in for_all:
+            result.setdefault(name, []).append(reader)
+    return result
+
+
 def _own(batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Samples with memory of their own: sent, a part of a tensor would take the whole of it along."""
     return [tensor.clone() for tensor in batch]
@@ -197,6 +211,7 @@ def _one_sample(
     model: Model,
     errors: Mapping[str, Sequence[_Error]],
     tensors: Mapping[Rounded, QParams],
+    readers: Mapping[str, Sequence[str]],
     given: tuple[int, list[torch.Tensor]],
 ) -> _Moves:
     number, batch = given
@@ -216,7 +231,14 @@ def _one_sample(
         values[node.name] = found[0]
         return found
 
-    outputs = [o for o in model.run([batch], keep, leaves, differentiable=True)[0] if o.requires_grad]
+    on_the_way: dict[str, list[torch.Tensor]] = {}
+
+    def apart(name: str, value: torch.Tensor) -> torch.Tensor:
+        on_the_way.setdefault(name, []).append(value.view_as(value))
+        return on_the_way[name][-1]
+
+    reads = {(reader, name): [partial(apart, name)] for name, found in readers.items() for reader in found}
+    outputs = [o for o in model.run([batch], keep, leaves, reads, differentiable=True)[0] if o.requires_grad]
     result = _Moves([], [])
     if not outputs:
         return result
@@ -228,7 +250,9 @@ def _one_sample(
     for probe in range(PROBES):
         with torch.enable_grad():
             moved = torch.stack([random_direction(o, generator) for o in outputs]).sum()
-        wanted = [*leaves.values(), *values.values()]
+        # what integer layers alone read rounded moves the outputs through them
+        places = [on_the_way.get(name, [value]) for name, value in values.items()]
+        wanted = [*leaves.values(), *(place for found in places for place in found)]
         last = probe == PROBES - 1
         gradients = torch.autograd.grad(moved, wanted, retain_graph=not last, allow_unused=True)
         by_key: dict[tuple[str, str], float] = {}
@@ -236,7 +260,10 @@ def _one_sample(
             for error in errors[name] if gradient is not None else ():
                 by_key[error.key] = by_key.get(error.key, 0.0) + float(torch.sum(gradient * error.value))
         result.weights.extend(by_key.items())
-        for name, gradient in zip(values, gradients[len(leaves) :], strict=True):
-            for one in forms[name] if gradient is not None else ():
-                result.tensors.append(((name, one), float(torch.sum(gradient * rounding[name, one]))))
+        behind = iter(gradients[len(leaves) :])
+        for name, found in zip(values, places, strict=True):
+            known = [gradient for gradient in islice(behind, len(found)) if gradient is not None]
+            for one in forms[name] if known else ():
+                moves = sum(float(torch.sum(gradient * rounding[name, one])) for gradient in known)
+                result.tensors.append(((name, one), moves))
     return result

@@ -27,7 +27,8 @@ class Quantized:
     Attributes:
         runtime: whose kernels it is for.
         assignment: which groups run on integers, and which only store them.
-        activations: by graph node, in the type that its value has first.
+        activations: by graph node, in the type that its value has first; also of values that integer groups alone read
+            rounded (`Assignment.also_float`).
         again: by graph node and type, rounded anew for those that read another type.
         weights: by group name.
         biases: float32, corrected, by group name; also of groups that stay in float.
@@ -59,9 +60,21 @@ class Quantized:
         versions = [] if kernel is None else [(node, kernel.activations) for node in group.inputs]
         return {version[0]: self.again[version] for version in versions if version in self.again}
 
-    def all_read_anew(self, model: Model) -> dict[tuple[str, str], QuantizedTensor]:
-        """The same of all groups: by the graph nodes of the reader and of what it reads."""
-        return {(g.root, node): tensor for g in model.groups for node, tensor in self.read_anew(g).items()}
+    @property
+    def rounded(self) -> dict[str, QuantizedTensor]:
+        """By graph node, the activations that everyone reads rounded."""
+        return {n: tensor for n, tensor in self.activations.items() if n not in self.assignment.also_float}
+
+    def rounded_by_readers(self, model: Model) -> dict[tuple[str, str], QuantizedTensor]:
+        """By the graph nodes of a reader and of what it reads, what that one rounds: in another type than it is written
+        in, or where others read it in float."""
+        also_float = self.assignment.also_float
+        return {
+            (group.root, node): tensor
+            for group in model.groups
+            for node in group.inputs
+            if (tensor := self.read(group, node)) and (node in also_float or node in self.read_anew(group))
+        }
 
 
 def quantize_model(

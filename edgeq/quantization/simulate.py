@@ -24,12 +24,14 @@ def simulate(
         see: called with every node and its rounded values.
     """
 
+    written = quantized.rounded
+
     def hook(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
-        tensor = quantized.activations.get(node.name)
+        tensor = written.get(node.name)
         rounded = values if tensor is None else [fake_quantize(v, tensor.q) for v in values]
         return see(node, rounded) if see else rounded
 
-    reads = {pair: [partial(fake_quantize, q=t.q)] for pair, t in quantized.all_read_anew(model).items()}
+    reads = {pair: [partial(fake_quantize, q=t.q)] for pair, t in quantized.rounded_by_readers(model).items()}
     return model.run([batch], hook, rounded_constants(model, quantized), reads)[0]
 
 

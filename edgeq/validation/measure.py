@@ -224,7 +224,8 @@ def _time(
 
 def ends_of(model: Model, quantized: Quantized) -> Ends:
     """How the ends of a quantized model's artefact are quantized."""
-    scales = [quantized.activations[n].q if n in quantized.activations else None for n in model.output_nodes]
+    rounded = quantized.rounded
+    scales = [rounded[n].q if n in rounded else None for n in model.output_nodes]
     integer = quantized.runtime.io == "integer"
     # a float output that was rounded on its way still has the ends of its integer type
     return Ends(
