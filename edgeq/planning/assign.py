@@ -10,7 +10,7 @@ from edgeq.calibration.histogram import HALF, Histogram
 from edgeq.model.graph import Node, Program
 from edgeq.model.groups import Group, find_groups, only_moves
 from edgeq.model.model import Model
-from edgeq.model.ops import WEIGHTED, conv_groups, is_float, op_class, output_channels_axis
+from edgeq.model.ops import WEIGHTED, by_axis, conv_groups, is_float, op_class, output_channels_axis, shape_of
 from edgeq.model.shuffled import shuffle_of
 from edgeq.registry.schema import Kernel, Runtime
 
@@ -29,6 +29,7 @@ for ranges ends far above that."""
 
 _TWO_TENSORS = frozenset({"add", "sub", "mul", "matmul"})
 _ARITHMETIC = frozenset({"add", "sub", "mul"})
+_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _LAYOUT = frozenset({"reshape", "transpose", "slice"})
 
 Version = tuple[str, str]
@@ -188,6 +189,8 @@ def _refusal(
         return never
     if group.op == "conv_transpose2d" and runtime.shuffles_transposed and not shuffle_of(model.nodes[group.root]):
         return "its strides differ, or it is dilated: no convolution whose values are shuffled gives the same"
+    if meets_wrong_rows(model, group, runtime):
+        return f"{runtime.name} gives wrong values for kernels of this width on CPUs with AMX"
     if group.op not in WEIGHTED:
         if group.output in trailing:
             return "it only shapes a float output of the model"
@@ -200,6 +203,18 @@ def _refusal(
         if group.op == "concat" and not _compatible([histograms[n] for n in group.inputs if n in histograms]):
             return "its inputs differ too much in range to share a scale"
     return ""
+
+
+def meets_wrong_rows(model: Model, group: Group, runtime: Runtime) -> bool:
+    """Whether a row of a convolution's kernel, with all channels of a group, is of a size that oneDNN's integer kernels
+    for AMX read wrong: they copy rows of few channels together, and take 64 bytes at a time."""
+    if not runtime.wrong_rows or group.op not in _CONVOLUTIONS:
+        return False
+    root = model.nodes[group.root]
+    _, channels, *kernel = shape_of(root.args[1])
+    steps = (by_axis(root, position, 1, len(kernel))[-1] for position in (3, 5))  # strides, dilations
+    row = channels * kernel[-1]
+    return channels < 32 and channels % 4 == 0 and row > 64 and row % 64 == 0 and all(step == 1 for step in steps)
 
 
 def never_on_integers(group: Group, nodes: Mapping[str, Node]) -> str:

@@ -12,7 +12,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.numerics.scheme import Scheme
-from edgeq.planning.assign import FLOAT, writes_integers
+from edgeq.planning.assign import FLOAT, meets_wrong_rows, writes_integers
 from edgeq.planning.ladder import Ladder
 from edgeq.planning.plan import FloatPrecision
 from edgeq.registry.schema import Kernel, Runtime
@@ -73,6 +73,8 @@ def _takes(model: Model, group: Group, own: Runtime, other: Runtime, choice: str
         return own.rounds_float_layers or not other.rounds_float_layers or group.op not in WEIGHTED
     kernel = own.kernel(group.op, choice)
     if kernel is None or not any(group.op in k.ops and takes(k, kernel) for k in other.kernels):
+        return False
+    if not kernel.weight_only and meets_wrong_rows(model, group, other):
         return False
     if group.activation_op is not None and not _same_activation(group.activation_op, own, other):
         return False
