@@ -10,6 +10,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edgeq.version import __version__
+
 # ONNX Runtime reports sessions, with names and hashes of models, to its makers unless it is told not to
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # PyTorch's threads wait for each other by spinning, which makes small operators tens of times slower on a machine that
@@ -20,24 +22,22 @@ if TYPE_CHECKING:
     from edgeq.data.load import load_data as load_data
     from edgeq.deploy import deploy as deploy
     from edgeq.errors import EdgeqError as EdgeqError
+    from edgeq.limits import Limits as Limits
     from edgeq.model.model import Model as Model
     from edgeq.model.model import load as load
-    from edgeq.planning.plan import Plan as Plan
+    from edgeq.plans.plan import Plan as Plan
+    from edgeq.records.schema import Report as Report
     from edgeq.registry.load import load_target as load_target
-    from edgeq.report.schema import Report as Report
     from edgeq.validate import validate as validate
-    from edgeq.validation.gates import Limits as Limits
     from edgeq.verify import verify as verify
-
-__version__ = "0.1.0"
 
 # where each public name lives: they are imported on first use, so that `edgeq --help` does not wait for PyTorch
 _PUBLIC = {
     "EdgeqError": "edgeq.errors",
-    "Limits": "edgeq.validation.gates",
+    "Limits": "edgeq.limits",
     "Model": "edgeq.model.model",
-    "Plan": "edgeq.planning.plan",
-    "Report": "edgeq.report.schema",
+    "Plan": "edgeq.plans.plan",
+    "Report": "edgeq.records.schema",
     "deploy": "edgeq.deploy",
     "load": "edgeq.model.model",
     "load_data": "edgeq.data.load",

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeq.devices import Candidate, Device
+from edgeq.evaluation.measure import ends_of, fed, measure
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit, confirm
-from edgeq.planning.describe import describe
-from edgeq.planning.plan import FloatPrecision, Plan, run_options
+from edgeq.planning.proof.describe import describe
+from edgeq.plans.plan import FloatPrecision, Plan, run_options
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.records.schema import Audit, Layer
 from edgeq.registry.schema import Runtime
 from edgeq.report.build import describe_build
 from edgeq.report.conclude import Built
 from edgeq.report.layers import layer_table
-from edgeq.report.schema import Audit, Layer
-from edgeq.validation.measure import ends_of, fed, measure
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.data.dataset import Dataset, overlap
 from edgeq.data.kept import load_kept_data
 from edgeq.data.load import Role
+from edgeq.evaluation.accuracy import check_labels
+from edgeq.evaluation.metric import Metric, load_metric
 from edgeq.model.kept import load_kept
 from edgeq.model.model import Model, load
 from edgeq.model.ops import shape_of
-from edgeq.planning.plan import Given
+from edgeq.plans.plan import Given
 from edgeq.progress import Clock
-from edgeq.validation.accuracy import check_labels
-from edgeq.validation.metric import Metric, load_metric
 
 if TYPE_CHECKING:
     import torch

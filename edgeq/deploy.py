@@ -12,21 +12,21 @@ from edgeq.case import Case, Smooth
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Device
 from edgeq.errors import EdgeqError, UsageError, foreseen
+from edgeq.evaluation.alternating import alternating
+from edgeq.evaluation.metric import Metric
 from edgeq.export.artifact import Exporter, artifact_files
 from edgeq.files import scratch_folder, staged_directory
+from edgeq.limits import Limits
 from edgeq.model.model import Model
-from edgeq.planning.follow import planned_choices, tell_contradictions
-from edgeq.planning.plan import FloatPrecision, Plan
+from edgeq.planning.explain.follow import planned_choices, tell_contradictions
+from edgeq.plans.plan import FloatPrecision, Plan
 from edgeq.prepare import Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
+from edgeq.records.schema import Report
 from edgeq.registry.load import load_profile, load_target
 from edgeq.registry.schema import Runtime
 from edgeq.report.build import failed_build
 from edgeq.report.conclude import Built, conclude, write_build
-from edgeq.report.schema import Report
-from edgeq.validation.alternating import alternating
-from edgeq.validation.gates import Limits
-from edgeq.validation.metric import Metric
 
 if TYPE_CHECKING:
     import torch

@@ -14,20 +14,20 @@ from edgeq.case import Case
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Device
 from edgeq.errors import UsageError
+from edgeq.evaluation.metric import Metric
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder, staged_directory, write_json
+from edgeq.limits import Limits
 from edgeq.lock import versions_now, write_lock
 from edgeq.model.model import Model
-from edgeq.planning.fleet_file import Artefact, Fleet, Member
-from edgeq.planning.follow import planned_choices, tell_contradictions
-from edgeq.planning.plan import Plan, refuse_other
+from edgeq.planning.explain.follow import planned_choices, tell_contradictions
+from edgeq.plans.fleet import Artefact, Fleet, Member
+from edgeq.plans.plan import Plan, refuse_other
 from edgeq.prepare import Aim, Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
+from edgeq.records.schema import Report
 from edgeq.registry.load import load_target
 from edgeq.report.conclude import VERSIONED, Built, conclude, write_build, write_reports
-from edgeq.report.schema import Report
-from edgeq.validation.gates import Limits
-from edgeq.validation.metric import Metric
 
 
 class FleetReport(BaseModel):
@@ -66,7 +66,7 @@ def deploy_fleet(
     with the report of the first target that it serves; reports of further targets are in folders of theirs below it.
 
     Args:
-        fleet, plans: see `edgeq.planning.fleet_file.read_fleet`.
+        fleet, plans: see `edgeq.plans.fleet.read_fleet`.
         limits: what the artefacts must hold at every target, or by target; where one does not run here, only the size
             is judged.
 

@@ -28,17 +28,17 @@ from edgeq.devices.likeness import unlike
 from edgeq.devices.recalled import ask_once
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError, UsageError
+from edgeq.evaluation.measure import DEVICES, Array
+from edgeq.evaluation.metric import Metric
 from edgeq.installed import installed
+from edgeq.limits import Limits
+from edgeq.lowering.assign import assign
 from edgeq.model.model import Model
-from edgeq.planning.assign import assign
 from edgeq.progress import Clock
 from edgeq.registry.load import profile_of
 from edgeq.registry.schema import Profile, Runtime, Target
 from edgeq.runtimes import RUNTIMES
 from edgeq.smoothed import smoothed
-from edgeq.validation.gates import Limits
-from edgeq.validation.measure import DEVICES, Array
-from edgeq.validation.metric import Metric
 
 EMULATED_SAMPLES = 100
 """Evaluation samples on an emulated device, which runs a hundred times slower than a real one."""
@@ -278,7 +278,7 @@ def _answers(model: Model, evals: Dataset, clock: Clock, cache: Cache) -> list[A
     """The float model's outputs."""
 
     def answered() -> list[Array]:
-        from edgeq.validation.reference import reference_outputs
+        from edgeq.evaluation.reference import reference_outputs
 
         return reference_outputs(model, evals, steps)
 

@@ -50,7 +50,7 @@ def smoothed(
     extremes = _observed(loaded, sites, cache, clock)
 
     def chosen() -> tuple[dict[str, float], float, float]:
-        from edgeq.calibration.smoothing import choose, split
+        from edgeq.quantization.alphas import choose, split
 
         return choose(model, sites, extremes, split(data.inputs), steps)
 
@@ -83,7 +83,7 @@ def _observed(loaded: Loaded, sites: Sequence[Site], cache: Cache, clock: Clock)
     values = [site.value for site in sites]
 
     def observed() -> dict[str, Extremes]:
-        from edgeq.calibration.smoothing import observe_channels, split
+        from edgeq.quantization.alphas import observe_channels, split
 
         return observe_channels(model, split(data.inputs).observed, values)
 

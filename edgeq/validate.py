@@ -11,21 +11,21 @@ from edgeq.data.load import load_data
 from edgeq.devices import Candidate, Device, Port, open_device
 from edgeq.devices.likeness import unlike
 from edgeq.errors import UnsupportedError, UsageError
+from edgeq.evaluation.measure import DEVICES, Ends, integer_ends, measure
+from edgeq.evaluation.metric import Metric, load_metric
+from edgeq.evaluation.reference import reference_outputs
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
+from edgeq.limits import Limits
 from edgeq.model.model import Model, load
 from edgeq.numerics import QParams, Scheme, per_tensor
 from edgeq.progress import Clock, Progress, Silent
+from edgeq.records.schema import Report
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime, Target
 from edgeq.report.build import describe_build
 from edgeq.report.conclude import conclude
-from edgeq.report.schema import Report
 from edgeq.runtimes import RUNTIMES, runtime
-from edgeq.validation.gates import Limits
-from edgeq.validation.measure import DEVICES, Ends, integer_ends, measure
-from edgeq.validation.metric import Metric, load_metric
-from edgeq.validation.reference import reference_outputs
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from edgeq.lock import (
     read_lock,
     versions_now,
 )
-from edgeq.planning.plan import Plan, read_plan, run_options
+from edgeq.plans.plan import Plan, read_plan, run_options
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.reading import read_json
 from edgeq.report.conclude import VERSIONED

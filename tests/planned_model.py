@@ -12,18 +12,18 @@ import trained_model
 from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.calibration import Calibration
 from edgeq.data.load import load_data
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.boundaries import edges
+from edgeq.lowering.choices import ladder, uniform
 from edgeq.model.model import Model, load
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.boundaries import edges
-from edgeq.planning.choices import check, cost_of
-from edgeq.planning.damages import measure_sensitivity
-from edgeq.planning.describe import describe
-from edgeq.planning.follow import job_of
-from edgeq.planning.ladder import ladder, uniform
-from edgeq.planning.plan import Condition, Conversion, Given, Plan, Planned
-from edgeq.planning.problem import state
-from edgeq.planning.size import Sizes
-from edgeq.planning.timing import Timing
+from edgeq.planning.costs.size import Sizes
+from edgeq.planning.costs.state import state
+from edgeq.planning.costs.timing import Timing
+from edgeq.planning.explain.follow import job_of
+from edgeq.planning.proof.describe import describe
+from edgeq.planning.sensitivity.damages import measure_sensitivity
+from edgeq.planning.solver.problem import check, cost_of
+from edgeq.plans.plan import Condition, Conversion, Given, Plan, Planned
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import quantize_model
 

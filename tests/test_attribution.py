@@ -21,20 +21,29 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.calibration import Calibration
 from edgeq.cli.app import run
 from edgeq.errors import UsageError
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.choices import ladder, uniform
 from edgeq.model import execute
 from edgeq.model.model import Model, load
 from edgeq.model.ops import MOVEMENT
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
-from edgeq.planning import counterfactual
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.attribution import CAUSES, Measured, attribute, measure_causes
-from edgeq.planning.causes import Place, observe, places, removals, spread, widening
-from edgeq.planning.choices import cost_of
-from edgeq.planning.counterfactual import Edit, clipped, copies, difference, exact, rounded, run_edits, unclipped
-from edgeq.planning.damages import damage
-from edgeq.planning.explain import Simulated, explain
-from edgeq.planning.ladder import ladder, uniform
-from edgeq.planning.problem import restate
+from edgeq.planning.explain import counterfactual
+from edgeq.planning.explain.attribution import CAUSES, Measured, attribute, measure_causes
+from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
+from edgeq.planning.explain.counterfactual import (
+    Edit,
+    clipped,
+    copies,
+    difference,
+    exact,
+    rounded,
+    run_edits,
+    unclipped,
+)
+from edgeq.planning.explain.explain import Simulated, explain
+from edgeq.planning.sensitivity.damages import damage
+from edgeq.planning.solver.problem import cost_of
+from edgeq.planning.solver.restate import restate
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
 from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.quantize import Quantized, quantize_model

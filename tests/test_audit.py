@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from edgeq.devices import Candidate, open_device
 from edgeq.export.audit import AuditError, audit, confirm
-from edgeq.report.schema import Audit, Placement
+from edgeq.records.schema import Audit, Placement
 
 NAMES = list(small.SMALL)
 

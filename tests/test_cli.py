@@ -31,8 +31,8 @@ from edgeq.cli.terminal import Live, Plain
 from edgeq.errors import DeviceError, UnsupportedError
 from edgeq.lock import Drift
 from edgeq.progress import Clock
+from edgeq.records.schema import Audit, Build, Gate, Report
 from edgeq.registry.load import target_names
-from edgeq.report.schema import Audit, Build, Gate, Report
 
 PROGRAM = (sys.executable, "-m", "edgeq.cli")
 COMMANDS = [

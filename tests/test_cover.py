@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.planning.cover import cover
+from edgeq.planning.fleet.cover import cover
 
 COSTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 40).map(lambda n: n / 8), min_size=1)
 SERVING = st.dictionaries(st.sampled_from(["t1", "t2", "t3", "t4", "t5"]), COSTS, min_size=1)

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.devices import Device
-from edgeq.planning import allowed, contest, proving, rounds
-from edgeq.planning.plan import Plan
+from edgeq.evaluation.accuracy import quick_drop
+from edgeq.evaluation.decided import decisive
+from edgeq.limits import Limits
 from edgeq.planning.planner import plan
-from edgeq.planning.proving import held
-from edgeq.validation.accuracy import quick_drop
-from edgeq.validation.decided import decisive
-from edgeq.validation.gates import Limits
+from edgeq.planning.proof import allowed, contest, proving, rounds
+from edgeq.planning.proof.proving import held
+from edgeq.plans.plan import Plan
 
 
 @settings(max_examples=300, deadline=None)

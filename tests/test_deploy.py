@@ -26,12 +26,12 @@ from edgeq.errors import EdgeqError, UnsupportedError, UsageError
 from edgeq.export.audit import AuditError, audit
 from edgeq.export.stored import Stored
 from edgeq.files import sha256_file
+from edgeq.limits import Limits
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
+from edgeq.records.schema import Audit, Report
 from edgeq.registry.load import load_target
-from edgeq.report.schema import Audit, Report
 from edgeq.validate import validate
-from edgeq.validation.gates import Limits
 from edgeq.verify import verify
 
 FORMATS = {"onnx": "model.onnx", "openvino": "model.xml", "tflite": "model.tflite"}

@@ -32,22 +32,22 @@ from edgeq.engine.task import SENT, Sent
 from edgeq.errors import DeviceError, EdgeqError, MissingExtraError, UnsupportedError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError
+from edgeq.limits import Limits
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.boundaries import edges
+from edgeq.lowering.choices import ladder, uniform
 from edgeq.model.model import Model, load
-from edgeq.planning import costs as costs_module
-from edgeq.planning import proving as proving_module
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.boundaries import edges
-from edgeq.planning.builds import build_all, probing_plans
-from edgeq.planning.damages import measure_alone, measure_sensitivity
-from edgeq.planning.ladder import ladder, uniform
-from edgeq.planning.plan import Plan
+from edgeq.planning.costs import table as costs_module
+from edgeq.planning.costs.builds import build_all, probing_plans
+from edgeq.planning.costs.timing import Observed
 from edgeq.planning.planner import plan
-from edgeq.planning.sensitivity import contenders
-from edgeq.planning.timing import Observed
+from edgeq.planning.proof import proving as proving_module
+from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity.value import contenders
+from edgeq.plans.plan import Plan
 from edgeq.progress import Silent
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
-from edgeq.validation.gates import Limits
 
 RUNTIME = load_target("x86-avx512").runtimes
 ENGINES = ["processes", "ray"]
@@ -391,8 +391,8 @@ def made_up(choices: dict[str, str]) -> dict[str, float]:
 def test_answers_are_the_same_whoever_shares_the_samples_out(engine: Engine, files: Path, tmp_path: Path) -> None:
     from edgeq.data.load import load_data
     from edgeq.devices import Candidate
-    from edgeq.validation.measure import answers, ends_of
-    from edgeq.validation.reference import reference_outputs
+    from edgeq.evaluation.measure import answers, ends_of
+    from edgeq.evaluation.reference import reference_outputs
 
     runtime = next(r for r in RUNTIME if r.format == "onnx")
     model, _, calibration = prepared(files)

@@ -28,8 +28,8 @@ from edgeq.export.packing import BITS, pack, unpack
 from edgeq.model.model import Model, load
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate
+from edgeq.records.schema import Placement
 from edgeq.registry.load import load_target, target_names
-from edgeq.report.schema import Placement
 
 EXTRAS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "litert_torch"}
 """What a runtime's format needs to be written, by runtime."""

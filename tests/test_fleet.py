@@ -14,13 +14,13 @@ import trained_model
 
 from edgeq.cli.app import run
 from edgeq.errors import UsageError
+from edgeq.limits import Drop, Limits
 from edgeq.lock import changed_files, read_lock
-from edgeq.planning import fleet as fleet_of
-from edgeq.planning.fleet import fleet
-from edgeq.planning.fleet_file import Fleet, Status, Verdict, is_fleet, read_fleet, write_fleet
-from edgeq.planning.plan import Plan
+from edgeq.planning.fleet import fleet as fleet_of
+from edgeq.planning.fleet.fleet import fleet
+from edgeq.plans.fleet import Fleet, Status, Verdict, is_fleet, read_fleet, write_fleet
+from edgeq.plans.plan import Plan
 from edgeq.progress import Silent
-from edgeq.validation.gates import Drop, Limits
 from edgeq.verify import verify
 
 TARGETS = {

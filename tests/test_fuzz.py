@@ -36,7 +36,7 @@ from edgeq.data.load import load_data
 from edgeq.devices import Candidate, open_device
 from edgeq.errors import EdgeqError
 from edgeq.model.kept import load_kept
-from edgeq.planning.fleet_file import Artefact, Fleet, Member, Verdict, read_fleet, write_fleet
+from edgeq.plans.fleet import Artefact, Fleet, Member, Verdict, read_fleet, write_fleet
 from edgeq.registry.load import data_folder, load_profile, load_target
 from edgeq.runtimes import runtime
 

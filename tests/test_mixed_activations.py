@@ -17,22 +17,22 @@ from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import Candidate, open_device
+from edgeq.evaluation.measure import ends_of, fed, real_outputs
 from edgeq.export.artifact import Exporter, read_artifact, write_artifact
 from edgeq.export.audit import AuditError, audit
+from edgeq.lowering.assign import assign
+from edgeq.lowering.choices import Ladder, ladder, uniform
+from edgeq.lowering.form import form, on_integers
 from edgeq.model.groups import only_moves
 from edgeq.model.model import Model, load
 from edgeq.numerics import dequantize, quantize
 from edgeq.numerics.quantize import QParams
-from edgeq.planning.assign import assign
-from edgeq.planning.counterfactual import difference, run_edits
-from edgeq.planning.damages import damage
-from edgeq.planning.form import form, on_integers
-from edgeq.planning.ladder import Ladder, ladder, uniform
-from edgeq.planning.memory import peak_memory
+from edgeq.planning.costs.memory import peak_memory
+from edgeq.planning.explain.counterfactual import difference, run_edits
+from edgeq.planning.sensitivity.damages import damage
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate
 from edgeq.registry.schema import Runtime
-from edgeq.validation.measure import ends_of, fed, real_outputs
 
 pytest.importorskip("litert_torch", reason="the tflite extra (litert-torch) is not installed")
 

@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 import small_models as small
 
-from edgeq.planning.assign import FLOAT, writes_integers
-from edgeq.planning.ladder import ladder, uniform
-from edgeq.planning.offered import offered_too, refusal, takes
+from edgeq.lowering.assign import FLOAT, writes_integers
+from edgeq.lowering.choices import ladder, uniform
+from edgeq.planning.fleet.offered import offered_too, refusal, takes
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target, target_names
 from edgeq.registry.schema import Kernel, Runtime

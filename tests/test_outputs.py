@@ -17,14 +17,14 @@ from torch import nn
 
 from edgeq.data.load import load_data
 from edgeq.errors import DeviceError, UnsupportedError, UsageError
+from edgeq.evaluation.accuracy import compare, quick_drop
+from edgeq.evaluation.reference import reference_outputs
+from edgeq.limits import Limits, judge
 from edgeq.model.heads import Head
 from edgeq.model.model import Model, load
 from edgeq.progress import Silent
-from edgeq.report.schema import Accuracy, Gate, Output
-from edgeq.report.summary import worst_output
-from edgeq.validation.accuracy import compare, quick_drop
-from edgeq.validation.gates import Limits, judge
-from edgeq.validation.reference import reference_outputs
+from edgeq.records.schema import Accuracy, Gate, Output
+from edgeq.records.summary import worst_output
 
 RNG = np.random.default_rng(0)
 

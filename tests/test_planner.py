@@ -30,19 +30,19 @@ from edgeq.deploy import deploy
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
 from edgeq.errors import GateError, UsageError
+from edgeq.limits import Drop, Limits
 from edgeq.model.model import load
-from edgeq.planning import allowed, contest, proving, rounds, search
-from edgeq.planning.explain import explain, recost
+from edgeq.planning.explain.explain import explain, recost
 from edgeq.planning.front import front
-from edgeq.planning.outcome import LOSES_LEAST, Outcome
-from edgeq.planning.plan import Plan, Proof, read_plan
 from edgeq.planning.planner import plan
-from edgeq.planning.problem import restate
-from edgeq.planning.rules import Rule
-from edgeq.planning.search import Search, searches
-from edgeq.planning.solver import Infeasible, Problem, cost_of, solve
+from edgeq.planning.proof import allowed, contest, proving, rounds, search
+from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome
+from edgeq.planning.proof.search import Search, searches
+from edgeq.planning.solver.restate import restate
+from edgeq.planning.solver.solve import Infeasible, Problem, cost_of, solve
+from edgeq.plans.plan import Plan, Proof, read_plan
+from edgeq.plans.rules import Rule
 from edgeq.progress import Silent
-from edgeq.validation.gates import Drop, Limits
 
 FORMATS = {"onnx": "onnx", "openvino": "openvino", "tflite": "ai_edge_litert"}
 

@@ -14,15 +14,15 @@ import trained_model
 
 from edgeq.devices import Candidate, Device, open_device
 from edgeq.errors import DeviceError
-from edgeq.planning.choices import Problem
-from edgeq.planning.outcome import Outcome, rank
-from edgeq.planning.plan import Plan, Proof
+from edgeq.evaluation.alternating import TURNS, alternating
+from edgeq.limits import Drop, Limits
 from edgeq.planning.planner import plan
-from edgeq.planning.proving import Rank, proof_rank
-from edgeq.planning.rounds import _may_be_better
+from edgeq.planning.proof.outcome import Outcome, rank
+from edgeq.planning.proof.proving import Rank, proof_rank
+from edgeq.planning.proof.rounds import _may_be_better
+from edgeq.planning.solver.problem import Problem
+from edgeq.plans.plan import Plan, Proof
 from edgeq.progress import Silent
-from edgeq.validation.alternating import TURNS, alternating
-from edgeq.validation.gates import Drop, Limits
 
 pytest.importorskip("openvino")
 

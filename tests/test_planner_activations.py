@@ -15,16 +15,16 @@ from torch import nn
 
 from edgeq.deploy import deploy
 from edgeq.devices import Candidate, Device
-from edgeq.planning import contest
-from edgeq.planning import wider as wider_types
-from edgeq.planning.fleet import fleet
+from edgeq.limits import Limits
+from edgeq.lowering.choices import by_activations, of_choices
+from edgeq.planning.fleet.fleet import fleet
 from edgeq.planning.front import front
-from edgeq.planning.ladder import by_activations, of_choices
-from edgeq.planning.plan import Plan
 from edgeq.planning.planner import plan
-from edgeq.planning.rules import Rule
+from edgeq.planning.proof import contest
+from edgeq.planning.proof import wider as wider_types
+from edgeq.plans.plan import Plan
+from edgeq.plans.rules import Rule
 from edgeq.registry.load import load_target
-from edgeq.validation.gates import Limits
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ import pytest
 import trained_model
 
 from edgeq.errors import DeviceError, EdgeqError, GateError
-from edgeq.planning import contest
-from edgeq.planning.choices import Problem
-from edgeq.planning.contest import Contest
-from edgeq.planning.outcome import Outcome
-from edgeq.planning.plan import Proof
+from edgeq.limits import Drop, Limits
 from edgeq.planning.planner import plan
-from edgeq.planning.rounds import Rounds, Start
-from edgeq.planning.solver import Infeasible
+from edgeq.planning.proof import contest
+from edgeq.planning.proof.contest import Contest
+from edgeq.planning.proof.outcome import Outcome
+from edgeq.planning.proof.rounds import Rounds, Start
+from edgeq.planning.solver.problem import Problem
+from edgeq.planning.solver.solve import Infeasible
+from edgeq.plans.plan import Proof
 from edgeq.progress import Clock, Silent
-from edgeq.validation.gates import Drop, Limits
 
 
 def measured(latency: float, *, held: bool = True, drop: float = 0.0) -> Proof:

@@ -11,10 +11,10 @@ import pytest
 import trained_model
 
 from edgeq.cli.app import run
-from edgeq.planning import estimates, vela
-from edgeq.planning.plan import Planned, read_plan
-from edgeq.planning.problem import restate
-from edgeq.planning.solver import cost_of
+from edgeq.planning.costs import estimates, vela
+from edgeq.planning.solver.restate import restate
+from edgeq.planning.solver.solve import cost_of
+from edgeq.plans.plan import Planned, read_plan
 
 BOARD = """
 extends = "arm-neon"

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from edgeq.planning import rounds
-from edgeq.planning.choices import Problem
-from edgeq.planning.outcome import LOSES_LEAST, Outcome
-from edgeq.planning.plan import Proof
-from edgeq.planning.proving import held
-from edgeq.planning.rounds import DROP_FIRST, KNOWN_TO_HOLD, Start
-from edgeq.planning.search import Search
+from edgeq.limits import Drop, Limits
+from edgeq.planning.proof import rounds
+from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome
+from edgeq.planning.proof.proving import held
+from edgeq.planning.proof.rounds import DROP_FIRST, KNOWN_TO_HOLD, Start
+from edgeq.planning.proof.search import Search
+from edgeq.planning.solver.problem import Problem
+from edgeq.plans.plan import Proof
 from edgeq.progress import Clock, Silent
-from edgeq.validation.gates import Drop, Limits
 
 COSTS = {
     "w8a8": {"latency": 2.0, "loss": 0.05, "size": 10.0},

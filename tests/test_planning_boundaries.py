@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
+from edgeq.lowering.assign import FLOAT, assign
+from edgeq.lowering.boundaries import Edge, alternating, crossings, edges
+from edgeq.lowering.choices import ladder, uniform
 from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import load
 from edgeq.model.ops import is_float
-from edgeq.planning.assign import FLOAT, assign
-from edgeq.planning.boundaries import Edge, alternating, crossings, edges
-from edgeq.planning.ladder import ladder, uniform
 from edgeq.registry.schema import Kernel, Runtime
 
 RUNTIMES = ["onnxruntime", "openvino", "litert"]

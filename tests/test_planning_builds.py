@@ -21,14 +21,14 @@ from edgeq.calibration.calibration import Calibration
 from edgeq.devices import open_device
 from edgeq.export.artifact import Exporter
 from edgeq.export.onnx_names import layer_of
+from edgeq.lowering.assign import FLOAT, assign
+from edgeq.lowering.boundaries import edges
+from edgeq.lowering.choices import ladder, uniform
 from edgeq.model.model import Model, load
 from edgeq.model.ops import WEIGHTED
-from edgeq.planning.assign import FLOAT, assign
-from edgeq.planning.boundaries import edges
-from edgeq.planning.builds import Built, build_all, observe, probing_plans
-from edgeq.planning.ladder import ladder, uniform
-from edgeq.planning.size import fit_sizes
-from edgeq.planning.timing import Observed
+from edgeq.planning.costs.builds import Built, build_all, observe, probing_plans
+from edgeq.planning.costs.size import fit_sizes
+from edgeq.planning.costs.timing import Observed
 from edgeq.progress import Silent
 from edgeq.registry.schema import Runtime
 

@@ -11,8 +11,8 @@ import trained_model
 
 from edgeq.deploy import deploy
 from edgeq.errors import UsageError
-from edgeq.planning.edited import contradictions
-from edgeq.planning.plan import Plan, read_plan
+from edgeq.plans.edited import contradictions
+from edgeq.plans.plan import Plan, read_plan
 
 
 @pytest.fixture(scope="module")

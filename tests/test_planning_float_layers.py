@@ -17,9 +17,9 @@ from torch import nn
 from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
+from edgeq.lowering.assign import FLOAT
 from edgeq.model.model import Model, load
 from edgeq.numerics.fake import fake_quantize
-from edgeq.planning.assign import FLOAT
 from edgeq.quantization.quantize import Quantized, quantize_model
 
 LARGE = 1e4

@@ -11,12 +11,12 @@ from planned_model import BY, job, plan_of, written
 
 from edgeq.cli.app import run
 from edgeq.errors import UsageError
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.choices import cost_of
-from edgeq.planning.explain import explain, recost
-from edgeq.planning.follow import planned_choices
-from edgeq.planning.problem import restate
-from edgeq.planning.rules import Rule
+from edgeq.lowering.assign import FLOAT
+from edgeq.planning.explain.explain import explain, recost
+from edgeq.planning.explain.follow import planned_choices
+from edgeq.planning.solver.problem import cost_of
+from edgeq.planning.solver.restate import restate
+from edgeq.plans.rules import Rule
 
 LAYERS = ["stem.0", "depthwise.0", "point", "head"]
 RULES = st.builds(

@@ -9,8 +9,8 @@ import small_models as small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.memory import Step, peak, peak_memory
+from edgeq.lowering.assign import FLOAT
+from edgeq.planning.costs.memory import Step, peak, peak_memory
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.registry.schema import Runtime
 

@@ -15,16 +15,16 @@ from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UsageError
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.boundaries import edges
+from edgeq.lowering.choices import Ladder, ladder, uniform
 from edgeq.model.model import Model, load
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.boundaries import edges
-from edgeq.planning.estimates import modelled
-from edgeq.planning.ladder import Ladder, ladder, uniform
-from edgeq.planning.modelled import Energies, Roofline, Work, energies, roofline, table, used_figures, work_of
-from edgeq.planning.problem import known, state
-from edgeq.planning.sensitivity import Sensitivity
-from edgeq.planning.size import Sizes
-from edgeq.planning.solver import Problem, cost_of, solve
+from edgeq.planning.costs.estimates import modelled
+from edgeq.planning.costs.modelled import Energies, Roofline, Work, energies, roofline, table, used_figures, work_of
+from edgeq.planning.costs.size import Sizes
+from edgeq.planning.costs.state import known, state
+from edgeq.planning.sensitivity.value import Sensitivity
+from edgeq.planning.solver.solve import Problem, cost_of, solve
 from edgeq.registry.load import load_profile, load_target, profile_names, profile_of
 from edgeq.registry.schema import Profile
 

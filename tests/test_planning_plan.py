@@ -17,19 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.errors import UsageError
+from edgeq.lowering.assign import FLOAT, assign
+from edgeq.lowering.boundaries import Kind, crossings, edges
+from edgeq.lowering.choices import ladder, uniform
+from edgeq.lowering.form import on_integers
 from edgeq.model.ops import MOVEMENT
-from edgeq.planning.assign import FLOAT, assign
-from edgeq.planning.boundaries import Kind, crossings, edges
-from edgeq.planning.choices import Problem, check, cost_of
-from edgeq.planning.describe import describe
-from edgeq.planning.explain import explain, guiltiest, recost
-from edgeq.planning.form import on_integers
-from edgeq.planning.ladder import ladder, uniform
-from edgeq.planning.plan import Condition, Conversion, Plan, Planned, read_plan, refuse_other
-from edgeq.planning.problem import restate, state
-from edgeq.planning.sensitivity import Sensitivity
-from edgeq.planning.size import Sizes
-from edgeq.planning.timing import Timing
+from edgeq.planning.costs.size import Sizes
+from edgeq.planning.costs.state import state
+from edgeq.planning.costs.timing import Timing
+from edgeq.planning.explain.explain import explain, guiltiest, recost
+from edgeq.planning.proof.describe import describe
+from edgeq.planning.sensitivity.value import Sensitivity
+from edgeq.planning.solver.problem import Problem, check, cost_of
+from edgeq.planning.solver.restate import restate
+from edgeq.plans.plan import Condition, Conversion, Plan, Planned, read_plan, refuse_other
 from edgeq.quantization.quantize import quantize_model
 
 NETS = ["residual", "split-shuffle", "activations", "gate", "two-inputs", "two-outputs"]

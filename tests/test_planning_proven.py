@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 import small_models as small
 
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.ladder import ladder
-from edgeq.planning.proven import proven_choices
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.choices import ladder
+from edgeq.planning.proof.proven import proven_choices
 from edgeq.probing.evidence import Evidence, shipped
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime, Target

@@ -13,8 +13,8 @@ from edgeq.cli.app import run
 from edgeq.data.dataset import InputSpec
 from edgeq.data.load import load_data
 from edgeq.errors import UsageError
-from edgeq.planning.plan import Given, Plan, read_plan
-from edgeq.planning.remembered import data_of, metric_of
+from edgeq.plans.plan import Given, Plan, read_plan
+from edgeq.plans.remembered import data_of, metric_of
 
 RAN = "a_module_that_says_that_it_ran"
 CODE = f"{RAN}:samples"

@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edgeq.errors import UsageError
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.ladder import ladder
-from edgeq.planning.rules import Rule, apply_rules, idle, narrowed, read_rules
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.choices import ladder
+from edgeq.plans.rules import Rule, apply_rules, idle, narrowed, read_rules
 
 BY = small.runtime("onnxruntime")
 OPTIONS = {

@@ -17,24 +17,24 @@ from scipy.stats import norm, spearmanr
 from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
+from edgeq.evaluation.accuracy import quick_drop
+from edgeq.evaluation.metric import Metric
+from edgeq.lowering.assign import writes_integers
+from edgeq.lowering.boundaries import edges
+from edgeq.lowering.choices import ladder, uniform
+from edgeq.lowering.form import on_integers
 from edgeq.model.model import Model, load
 from edgeq.model.ops import MOVEMENT
 from edgeq.numerics.fake import fake_quantize
-from edgeq.planning import damages
-from edgeq.planning.assign import writes_integers
-from edgeq.planning.boundaries import edges
-from edgeq.planning.budget import LARGEST, LINEAR, SLOW_STEPS, SMALLEST, STEPS, allowed_damage, relative
-from edgeq.planning.choices import cost_of
-from edgeq.planning.damages import damage, measure_alone, measure_sensitivity
-from edgeq.planning.form import on_integers
-from edgeq.planning.ladder import ladder, uniform
-from edgeq.planning.problem import state
-from edgeq.planning.sensitivity import Sensitivity, contenders
-from edgeq.planning.size import Sizes
+from edgeq.planning.costs.size import Sizes
+from edgeq.planning.costs.state import state
+from edgeq.planning.sensitivity import damages
+from edgeq.planning.sensitivity.budget import LARGEST, LINEAR, SLOW_STEPS, SMALLEST, STEPS, allowed_damage, relative
+from edgeq.planning.sensitivity.damages import damage, measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity.value import Sensitivity, contenders
+from edgeq.planning.solver.problem import cost_of
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate
-from edgeq.validation.accuracy import quick_drop
-from edgeq.validation.metric import Metric
 
 BY = small.runtime("onnxruntime")
 CHOICES = ("w8a8", "w4a8")

@@ -16,13 +16,13 @@ from onnx import numpy_helper
 from scipy.optimize import nnls
 
 from edgeq.export.onnx_names import layer_of
+from edgeq.lowering.assign import FLOAT, assign
+from edgeq.lowering.boundaries import Edge, crossings, edges
+from edgeq.lowering.choices import ladder, uniform
 from edgeq.model.ops import WEIGHTED
-from edgeq.planning.assign import FLOAT, assign
-from edgeq.planning.boundaries import Edge, crossings, edges
-from edgeq.planning.builds import probing_plans
-from edgeq.planning.ladder import ladder, uniform
-from edgeq.planning.timing import Observed, Timing, _non_negative, attribute, fit
-from edgeq.report.schema import Placement
+from edgeq.planning.costs.builds import probing_plans
+from edgeq.planning.costs.timing import Observed, Timing, _non_negative, attribute, fit
+from edgeq.records.schema import Placement
 
 Choices = Mapping[str, str]
 

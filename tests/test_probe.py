@@ -33,9 +33,9 @@ from edgeq.probing.evidence import (
 from edgeq.probing.operators import OPERATORS, samples, seeded
 from edgeq.probing.probe import allowed, on_integers, probe, runtimes_on
 from edgeq.progress import Silent
+from edgeq.records.schema import Placement
 from edgeq.registry.load import load_target, target_names
 from edgeq.registry.schema import OpClass, Runtime, Target
-from edgeq.report.schema import Placement
 from edgeq.runtimes import runtime as info
 
 FALSE_CLAIMS = """

@@ -15,8 +15,8 @@ from edgeq.model.graph import Node
 from edgeq.model.operators import operator_of
 from edgeq.model.ops import WEIGHTED, channel_axis_of_output
 from edgeq.numerics.fake import fake_quantize
-from edgeq.planning.describe import describe
-from edgeq.planning.plan import Plan
+from edgeq.planning.proof.describe import describe
+from edgeq.plans.plan import Plan
 from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.quantize import quantize_model
 from edgeq.quantization.simulate import simulate

@@ -22,9 +22,9 @@ from edgeq.files import refuse_unwritable, scratch_folder, staged_directory
 from edgeq.model.check import check_weights
 from edgeq.model.examples import asked_for, parse_input_spec
 from edgeq.model.kinds import identify
-from edgeq.planning.fleet_file import read_fleet
-from edgeq.planning.plan import read_plan
-from edgeq.planning.rules import read_rules
+from edgeq.plans.fleet import read_fleet
+from edgeq.plans.plan import read_plan
+from edgeq.plans.rules import read_rules
 from edgeq.reading import read_bytes
 from edgeq.registry.load import load_target
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from edgeq.report.charts import drop_chart, error_chart
-from edgeq.report.console import render
-from edgeq.report.html import render_html, write_html
-from edgeq.report.junit import junit_xml, write_junit
-from edgeq.report.schema import (
+from edgeq.evaluation.accuracy import compare
+from edgeq.evaluation.latency import speed
+from edgeq.limits import Limits, judge
+from edgeq.records.schema import (
     Accuracy,
     Audit,
     Build,
@@ -27,11 +26,12 @@ from edgeq.report.schema import (
     Placement,
     Report,
 )
-from edgeq.report.summary import in_order, noisiest, shown_drop, shrink, speedup, where
-from edgeq.report.wording import bytes_text, count_text, number, seconds_text
-from edgeq.validation.accuracy import compare
-from edgeq.validation.gates import Limits, judge
-from edgeq.validation.latency import speed
+from edgeq.records.summary import in_order, noisiest, shown_drop, shrink, speedup, where
+from edgeq.records.wording import bytes_text, count_text, number, seconds_text
+from edgeq.report.charts import drop_chart, error_chart
+from edgeq.report.console import render
+from edgeq.report.html import render_html, write_html
+from edgeq.report.junit import junit_xml, write_junit
 
 VOID = {"meta", "br"}
 

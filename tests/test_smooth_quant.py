@@ -14,15 +14,15 @@ from torch import nn
 
 from edgeq.cache import Cache
 from edgeq.calibration.histogram import Histogram
-from edgeq.calibration.smoothing import choose, observe_channels, split
 from edgeq.case import Loaded
 from edgeq.data.dataset import make_dataset
 from edgeq.deploy import deploy
 from edgeq.errors import UsageError
+from edgeq.lowering.assign import assign, is_masked
 from edgeq.model.model import Model, load
-from edgeq.planning.assign import assign, is_masked
-from edgeq.planning.plan import read_plan
+from edgeq.plans.plan import read_plan
 from edgeq.progress import Clock, Silent
+from edgeq.quantization.alphas import choose, observe_channels, split
 from edgeq.quantization.smooth_quant import Extremes, factors, find_sites, smooth
 from edgeq.smoothed import smoothed
 

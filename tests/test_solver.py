@@ -18,12 +18,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeq.errors import GateError
-from edgeq.planning import program, solver
-from edgeq.planning.choices import changes_of
-from edgeq.planning.highs import Answer
-from edgeq.planning.search import SAME, best_of, bound_of, solve_within
-from edgeq.planning.solver import Boundary, Costs, Infeasible, Need, Problem, Solution, _show, check, cost_of, solve
-from edgeq.validation.gates import parse_bytes, parse_seconds
+from edgeq.limits import parse_bytes, parse_seconds
+from edgeq.planning.proof.search import SAME, best_of, bound_of, solve_within
+from edgeq.planning.solver import program
+from edgeq.planning.solver import solve as solver
+from edgeq.planning.solver.highs import Answer
+from edgeq.planning.solver.problem import changes_of
+from edgeq.planning.solver.solve import (
+    Boundary,
+    Costs,
+    Infeasible,
+    Need,
+    Problem,
+    Solution,
+    _show,
+    check,
+    cost_of,
+    solve,
+)
 
 MEASURES = ("latency", "size", "loss", "energy")
 TICK = 2.0**-20
@@ -525,7 +537,7 @@ def test_without_groups_a_plan_costs_what_is_fixed() -> None:
 
 PRINT_A_PLAN = """
 from test_solver import floats, network, solve
-from edgeq.planning.solver import Need, Problem
+from edgeq.planning.solver.solve import Need, Problem
 n = network(150)
 ties = [frozenset({f"g{i}" for i in range(k, 150, 37)}) for k in range(5)]
 needs = [Need("g50", frozenset({"int8", "int4"}), (("g51", frozenset({"int8", "int4"})),))]

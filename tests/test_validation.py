@@ -15,14 +15,14 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest
 
 from edgeq.errors import DeviceError, UnsupportedError, UsageError
-from edgeq.report.schema import Accuracy, Interval, Latency, Speed
-from edgeq.report.summary import best_baseline
-from edgeq.validation.accuracy import check_labels, compare
-from edgeq.validation.gates import Drop, Limits, judge, parse_bytes, parse_drop, parse_seconds, parse_speedup
-from edgeq.validation.interval import paired_bootstrap, paired_drop, tango, wilson
-from edgeq.validation.latency import speed, summarise
-from edgeq.validation.measure import Ends, real_outputs
-from edgeq.validation.metric import Metric, load_metric
+from edgeq.evaluation.accuracy import check_labels, compare
+from edgeq.evaluation.interval import paired_bootstrap, paired_drop, tango, wilson
+from edgeq.evaluation.latency import speed, summarise
+from edgeq.evaluation.measure import Ends, real_outputs
+from edgeq.evaluation.metric import Metric, load_metric
+from edgeq.limits import Drop, Limits, judge, parse_bytes, parse_drop, parse_seconds, parse_speedup
+from edgeq.records.schema import Accuracy, Interval, Latency, Speed
+from edgeq.records.summary import best_baseline
 
 # ---- intervals
 
@@ -222,7 +222,7 @@ def test_outputs_larger_than_a_block_give_the_same(monkeypatch: pytest.MonkeyPat
     reference = rng.normal(size=(37, 11)).astype(np.float32)
     measured = np.round(reference * 4) / 4
     whole = compare([reference], [measured], limits=[(-2.0, 2.0)])
-    monkeypatch.setattr("edgeq.validation.outputs._BLOCK", 50)
+    monkeypatch.setattr("edgeq.evaluation.outputs._BLOCK", 50)
     parts = compare([reference], [measured], limits=[(-2.0, 2.0)])
     assert parts.sqnr_db == pytest.approx(whole.sqnr_db)
     assert parts.model_copy(update={"sqnr_db": whole.sqnr_db}) == whole

@@ -20,10 +20,10 @@ from edgeq.cli.app import run
 from edgeq.cli.terminal import Live, Plain, Visible
 from edgeq.data.dataset import InputSpec, make_dataset
 from edgeq.model.model import load
+from edgeq.records.schema import Build, Report
 from edgeq.report.console import render
 from edgeq.report.html import render_html
 from edgeq.report.junit import junit_xml
-from edgeq.report.schema import Build, Report
 from edgeq.visible import visible, whole
 
 EVIL = "a\x1b[2J\x9b31m\x07\x00\r\u202egnp\u2066\u200b\u2028\ud800<script>[bold red]\nPASSED"

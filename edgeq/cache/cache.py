@@ -149,7 +149,7 @@ def open_cache(note: Note | None = None) -> Cache:
         return Cache(None)
     limit = LIMIT
     if text := os.environ.get("EDGEQ_CACHE_LIMIT"):
-        from edgeq.validation.gates import parse_bytes  # late: pydantic takes its time
+        from edgeq.limits import parse_bytes  # late: pydantic takes its time
 
         try:
             limit = parse_bytes(text)

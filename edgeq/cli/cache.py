@@ -39,7 +39,7 @@ def cache(shell: Shell) -> int:
         ]
         shell.document({"folder": opened.root, "limit_bytes": opened.limit, "bytes": total, "stages": stages})
         return 0
-    from edgeq.report.wording import bytes_text
+    from edgeq.records.wording import bytes_text
 
     if opened.root is None:
         shell.console.print("nothing is kept: the cache is off")
@@ -75,7 +75,7 @@ def clear(
     if shell.json:
         shell.document(freed)
     elif not shell.quiet:
-        from edgeq.report.wording import bytes_text
+        from edgeq.records.wording import bytes_text
 
         results = "1 result" if freed.entries == 1 else f"{freed.entries} results"
         shell.console.print(f"removed {results}, {bytes_text(freed.bytes)}")

@@ -75,9 +75,9 @@ def deploy(
     calibration: str | Path | None = calib
     judged_by: str | Path | None = evaluation
     if plan is not None:
-        from edgeq.planning.fleet_file import is_fleet
-        from edgeq.planning.plan import read_plan
-        from edgeq.planning.remembered import data_of, metric_of
+        from edgeq.plans.fleet import is_fleet
+        from edgeq.plans.plan import read_plan
+        from edgeq.plans.remembered import data_of, metric_of
 
         if is_fleet(plan):
             single = {"--target": target, "--device": device, "--profile": profile, "--io": io}

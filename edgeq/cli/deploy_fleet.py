@@ -34,8 +34,8 @@ def deploy_fleet(
         limits: as they stand on the command line.
         how: what it is called with besides.
     """
-    from edgeq.planning.fleet_file import read_fleet
-    from edgeq.planning.remembered import data_of, metric_of
+    from edgeq.plans.fleet import read_fleet
+    from edgeq.plans.remembered import data_of, metric_of
 
     for option, value in single.items():
         if value is not None:

@@ -14,10 +14,10 @@ from edgeq.cli.tables import table
 from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeq.planning.attribution import AttributedLayer, Attribution, Recovered
-    from edgeq.planning.explain import Change, Explanation
-    from edgeq.planning.fusion import LostFusion
-    from edgeq.planning.plan import Plan
+    from edgeq.planning.explain.attribution import AttributedLayer, Attribution, Recovered
+    from edgeq.planning.explain.explain import Change, Explanation
+    from edgeq.planning.explain.fusion import LostFusion
+    from edgeq.plans.plan import Plan
 
 WORST = 3
 """Places and conversions that are spelt out below the table."""
@@ -69,9 +69,9 @@ def explain(
     With --model, also what each layer's loss comes from: the plan is simulated without clipping, without rounded
     weights, and so on, one layer and one cause at a time.
     """
-    from edgeq.planning.explain import Simulated
-    from edgeq.planning.explain import explain as work_out
-    from edgeq.planning.plan import read_plan
+    from edgeq.planning.explain.explain import Simulated
+    from edgeq.planning.explain.explain import explain as work_out
+    from edgeq.plans.plan import read_plan
     from edgeq.registry.load import load_target
 
     if model is None and (samples or every or calib or preprocess or inputs or arch or trust_pickle):
@@ -85,8 +85,8 @@ def explain(
             _show(shell, found)
         return 0
     with shell.stages() as stages:
-        from edgeq.planning.attribution import GUILTIEST, SAMPLES, attribute
-        from edgeq.planning.follow import job_of
+        from edgeq.planning.explain.attribution import GUILTIEST, SAMPLES, attribute
+        from edgeq.planning.explain.follow import job_of
 
         job = job_of(
             plan,

@@ -13,7 +13,7 @@ from edgeq.cli import options as o
 from edgeq.cli.shell import Shell
 
 if TYPE_CHECKING:
-    from edgeq.model.inspect import Inspection
+    from edgeq.lowering.inspect import Inspection
 
 
 def inspect(
@@ -27,7 +27,7 @@ def inspect(
     trust_pickle: o.TrustPickle = False,
 ) -> int:
     """Show what a model is made of, and what of it each target can run on integers."""
-    from edgeq.model.inspect import inspect_model
+    from edgeq.lowering.inspect import inspect_model
     from edgeq.model.load import read
     from edgeq.model.model import from_loaded
     from edgeq.registry.load import load_target, target_names
@@ -43,7 +43,7 @@ def inspect(
 
 
 def _print(shell: Shell, found: Inspection) -> None:
-    from edgeq.report.wording import count_text
+    from edgeq.records.wording import count_text
 
     console = shell.console
     console.print(Text.assemble((found.source, "bold"), f"  {found.kind}, sha256 {found.sha256[:12]}"))

@@ -9,8 +9,8 @@ from edgeq.cli.shell import Shell
 from edgeq.errors import GateError
 
 if TYPE_CHECKING:
-    from edgeq.report.schema import Report
-    from edgeq.validation.gates import Limits
+    from edgeq.limits import Limits
+    from edgeq.records.schema import Report
 
 
 def limits_from(
@@ -26,7 +26,7 @@ def limits_from(
     Raises:
         UsageError: one of them cannot be read.
     """
-    from edgeq.validation.gates import Limits
+    from edgeq.limits import Limits
 
     return Limits.parse(
         max_drop=max_drop,

@@ -20,8 +20,8 @@ from edgeq.cli.shell import Shell
 from edgeq.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from edgeq.planning.plan import Plan, Proof
-    from edgeq.validation.gates import Limits
+    from edgeq.limits import Limits
+    from edgeq.plans.plan import Plan, Proof
 
 
 class Minimize(str, Enum):
@@ -129,7 +129,7 @@ def plan(
         refuse_unwritable(out, f"{escape(out.stem)}.*" if several or pareto is not None else "")
         begin_reading({"calibration": calib, "evaluation": evaluation}, open_cache())  # while the rest is imported
         from edgeq.engine import open_engine
-        from edgeq.planning.rules import read_rules
+        from edgeq.plans.rules import read_rules
 
         ruled = read_rules(rules) if rules else []
         how: dict[str, Any] = {
@@ -191,9 +191,9 @@ def _plan_one(shell: Shell, out: Path, model: str, how: dict[str, Any]) -> int:
 
 def _ways_out(found: Plan, proof: Proof, limits: Limits) -> list[str]:
     """For each limit that was missed, what it would have to be."""
-    from edgeq.planning.explain import guiltiest
-    from edgeq.planning.proving import held
-    from edgeq.report.wording import seconds_text
+    from edgeq.planning.explain.explain import guiltiest
+    from edgeq.planning.proof.proving import held
+    from edgeq.records.wording import seconds_text
 
     ways = []
     every = replace(limits, max_drop=None, max_latency=None, max_size=None)

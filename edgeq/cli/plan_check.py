@@ -18,8 +18,8 @@ def plan_check(shell: Shell, path: Path, target: str | None) -> int:
     Args:
         target: the plan's, where it is a file of the user's.
     """
-    from edgeq.planning.explain import recost
-    from edgeq.planning.plan import read_plan
+    from edgeq.planning.explain.explain import recost
+    from edgeq.plans.plan import read_plan
     from edgeq.registry.load import load_target
 
     found = recost(read_plan(path), load_target(target) if target else None)

@@ -16,8 +16,8 @@ from edgeq.cli.shell import Shell
 from edgeq.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from edgeq.planning.fleet_file import Fleet, Gain, Member
-    from edgeq.validation.gates import Limits
+    from edgeq.limits import Limits
+    from edgeq.plans.fleet import Fleet, Gain, Member
 
 WIDTH = 100
 _STYLES = {"held": "green", "missed": "red", "not validated": "yellow"}
@@ -27,10 +27,10 @@ def plan_fleet(shell: Shell, out: Path, model: str, how: dict[str, Any]) -> int:
     """Plans a fleet and writes it, with a plan for each of its artefacts.
 
     Args:
-        how: what `edgeq.planning.fleet.fleet` is called with besides.
+        how: what `edgeq.planning.fleet.fleet.fleet` is called with besides.
     """
-    from edgeq.planning.fleet import fleet
-    from edgeq.planning.fleet_file import write_fleet
+    from edgeq.planning.fleet.fleet import fleet
+    from edgeq.plans.fleet import write_fleet
 
     found, plans = fleet(model, **how)
     found = write_fleet(out, found, plans)

@@ -13,7 +13,7 @@ from edgeq.cli.tables import table
 
 if TYPE_CHECKING:
     from edgeq.planning.front import Front
-    from edgeq.planning.plan import Compiled, ModelledBy, Plan, Planned, Proof
+    from edgeq.plans.plan import Compiled, ModelledBy, Plan, Planned, Proof
 
 
 def show_plan(shell: Shell, found: Plan, out: Path) -> None:
@@ -101,7 +101,7 @@ def show_front(shell: Shell, found: Front, names: list[str]) -> None:
 
 def cost_text(measure: str, value: float) -> str:
     """A cost with its unit."""
-    from edgeq.report.wording import bytes_text, joules_text, seconds_text
+    from edgeq.records.wording import bytes_text, joules_text, seconds_text
 
     if measure == "latency":
         return seconds_text(value)

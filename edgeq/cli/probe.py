@@ -52,8 +52,8 @@ def probe(
     5 device or runtime failed.
     """
     from edgeq.devices import open_device
+    from edgeq.evaluation.measure import DEVICES
     from edgeq.registry.load import load_target
-    from edgeq.validation.measure import DEVICES
 
     aim = load_target(target)
     _check_ops(aim, runtime, op)

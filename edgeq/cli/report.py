@@ -15,7 +15,7 @@ from edgeq.errors import UsageError
 from edgeq.reading import read_bytes
 
 if TYPE_CHECKING:
-    from edgeq.report.schema import Report
+    from edgeq.records.schema import Report
 
 
 def report(
@@ -49,7 +49,7 @@ def read_report(build: Path) -> Report:
     """
     from pydantic import ValidationError
 
-    from edgeq.report.schema import Report
+    from edgeq.records.schema import Report
 
     path = build / "report.json"
     try:

@@ -142,7 +142,7 @@ class _Count(MofNCompleteColumn):
 
 
 def _over(stage: str, seconds: float) -> Text:
-    from edgeq.report.wording import seconds_text  # late, so that `edgeq --help` need not wait for the report's parts
+    from edgeq.records.wording import seconds_text  # late, so that `edgeq --help` need not wait for the report's parts
 
     return Text.assemble(f"  {stage:<{_NAME_WIDTH}} ", (seconds_text(seconds), "dim"))
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from edgeq.data.place import Place
 from edgeq.errors import DeviceError, UsageError
 from edgeq.progress import Progress, Silent
+from edgeq.records.schema import Placement
 from edgeq.registry.schema import RuntimeName
-from edgeq.report.schema import Placement
 from edgeq.runtimes import RuntimeInfo, runtime
 
 WORKER = Path(__file__).with_name("worker.py")

@@ -12,7 +12,7 @@ from edgeq.export.stored import Stored
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.weights import bias_scale, quantize_bias
-from edgeq.report.schema import Audit, FloatOperator, Placement
+from edgeq.records.schema import Audit, FloatOperator, Placement
 
 
 class AuditError(EdgeqError):

@@ -15,24 +15,24 @@ from edgeq.data.dataset import Dataset
 from edgeq.devices import workers_ahead
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import EdgeqError, UsageError
+from edgeq.evaluation.metric import Metric
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.choices import by_activations, uniform
 from edgeq.model.model import Model
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.ladder import by_activations, uniform
-from edgeq.planning.outcome import Outcome
-from edgeq.planning.plan import Plan
-from edgeq.planning.proving import build_unproved, prove
-from edgeq.planning.record import written
-from edgeq.planning.rules import Rule
-from edgeq.planning.search import SAME, Search, searches, solve_within
-from edgeq.planning.solver import Infeasible, Solution, check, cost_of
-from edgeq.planning.wider import in_vain
+from edgeq.planning.proof.outcome import Outcome
+from edgeq.planning.proof.proving import build_unproved, prove
+from edgeq.planning.proof.record import written
+from edgeq.planning.proof.search import SAME, Search, searches, solve_within
+from edgeq.planning.proof.wider import in_vain
+from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of
+from edgeq.plans.plan import Plan
+from edgeq.plans.rules import Rule
 from edgeq.prepare import Job, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Format, RuntimeName
-from edgeq.validation.metric import Metric
 from edgeq.visible import writable
 
 if TYPE_CHECKING:

@@ -15,17 +15,17 @@ from edgeq.data.dataset import Dataset
 from edgeq.devices import workers_ahead
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import UsageError
+from edgeq.evaluation.metric import Metric
 from edgeq.export.artifact import Exporter, import_ahead
 from edgeq.files import scratch_folder
+from edgeq.limits import Limits
 from edgeq.model.model import Model
-from edgeq.planning.contest import best_plan
-from edgeq.planning.plan import Plan
-from edgeq.planning.rules import Rule
+from edgeq.planning.proof.contest import best_plan
+from edgeq.plans.plan import Plan
+from edgeq.plans.rules import Rule
 from edgeq.prepare import answered, prepare, take_aim
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
-from edgeq.validation.gates import Limits
-from edgeq.validation.metric import Metric
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgeq.errors import UsageError
 from edgeq.files import atomic_write
-from edgeq.planning.form import on_integers
+from edgeq.lowering.form import on_integers
 from edgeq.reading import read_bytes
 from edgeq.registry.load import data_folder
 from edgeq.registry.schema import Kernel, OpClass, Runtime, RuntimeName, Target

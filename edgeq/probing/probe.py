@@ -16,6 +16,7 @@ from edgeq.calibration.calibration import Calibration
 from edgeq.devices import Candidate, Device, Inputs
 from edgeq.devices.likeness import unlike
 from edgeq.errors import DeviceError, EdgeqError, MissingExtraError, UnsupportedError, UsageError
+from edgeq.evaluation.measure import Array
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
 from edgeq.model.model import Model, load
@@ -25,10 +26,9 @@ from edgeq.probing.operators import OPERATORS, Tensor, samples, seeded
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate
+from edgeq.records.schema import Placement
 from edgeq.registry.schema import Kernel, OpClass, Runtime, Target
-from edgeq.report.schema import Placement
 from edgeq.runtimes import RUNTIMES
-from edgeq.validation.measure import Array
 
 CALIBRATION_SAMPLES = 16
 SAMPLES = 8

@@ -11,10 +11,10 @@ from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.estimators import ESTIMATORS, choose
 from edgeq.calibration.histogram import Histogram
 from edgeq.calibration.impact import Impact
+from edgeq.lowering.assign import Assignment, Version
 from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT, op_class
 from edgeq.numerics import QParams, Scheme, per_tensor, qparams
-from edgeq.planning.assign import Assignment, Version
 from edgeq.quantization.smooth_quant import smoothed_values
 from edgeq.registry.schema import FixedOutput, Runtime
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.impact import Impact
+from edgeq.lowering.assign import Assignment, Version, assign
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
-from edgeq.planning.assign import Assignment, Version, assign
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
 from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.weights import QuantizedWeight, quantize_weight

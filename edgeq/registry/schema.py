@@ -55,7 +55,7 @@ class Kernel(_Strict):
     def name(self) -> str:
         """What plans call it: `w4a8` for 4-bit weights and 8-bit activations, `a8` without weights, `w4` where the
         activations stay in float, `w4g32` where 32 weights share a scale, `w4asym` where weights have a zero point.
-        `edgeq.planning.form` reads these names."""
+        `edgeq.lowering.form` reads these names."""
         weights = "" if self.weights is None else f"w{_bits(self.weights)}"
         group = "" if self.weight_group is None else f"g{self.weight_group}"
         zero = "asym" if self.weights is not None and self.weight_symmetry == "asymmetric" else ""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from edgeq.devices import Device
 from edgeq.errors import EdgeqError
+from edgeq.evaluation.measure import Measured
+from edgeq.limits import Limits, judge
+from edgeq.records.schema import Audit, Build, Layer
 from edgeq.registry.schema import Runtime
-from edgeq.report.schema import Audit, Build, Layer
 from edgeq.runtimes import RUNTIMES
-from edgeq.validation.gates import Limits, judge
-from edgeq.validation.measure import Measured
 
 
 def describe_build(

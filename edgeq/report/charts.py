@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from edgeq.report.schema import Accuracy, Interval, Latency, Layer, Speed
-from edgeq.report.summary import interval_text, noisiest
-from edgeq.report.wording import bytes_text, drop_text, seconds_text
+from edgeq.records.schema import Accuracy, Interval, Latency, Layer, Speed
+from edgeq.records.summary import interval_text, noisiest
+from edgeq.records.wording import bytes_text, drop_text, seconds_text
 
 if TYPE_CHECKING:
     from edgeq.planning.front import Front
-    from edgeq.planning.plan import Plan
+    from edgeq.plans.plan import Plan
 
 _OPEN = Markup('<svg class="chart" width="100%" height="{}" role="img" aria-label="{}">')
 _CLOSE = Markup("</svg>")

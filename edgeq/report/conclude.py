@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-import edgeq
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate
 from edgeq.devices.device import Inputs
@@ -17,13 +16,14 @@ from edgeq.errors import EdgeqError
 from edgeq.files import atomic_write, sha256_file, write_json
 from edgeq.lock import Golden, versions_now, write_lock
 from edgeq.model.model import Model
-from edgeq.planning.plan import Plan
+from edgeq.plans.plan import Plan
+from edgeq.records.schema import Build, Report
+from edgeq.records.summary import RECOGNIZABLE, likeness_text, speedup
+from edgeq.records.wording import bytes_text, seconds_text, times_text
 from edgeq.registry.schema import Target
 from edgeq.report.html import write_html
 from edgeq.report.junit import write_junit
-from edgeq.report.schema import Build, Report
-from edgeq.report.summary import RECOGNIZABLE, likeness_text, speedup
-from edgeq.report.wording import bytes_text, seconds_text, times_text
+from edgeq.version import __version__
 
 GOLDEN_SAMPLES = 4
 
@@ -98,7 +98,7 @@ def conclude(
     failed += [f"{b.format}: not built: {b.error.splitlines()[0]}" for b in counted if b.error]
     verdict = "failed" if failed else "passed" if best.validated else "not validated"
     return Report(
-        edgeq=edgeq.__version__,
+        edgeq=__version__,
         model=model.source,
         model_hash=model.sha256,
         model_kind=model.kind,

@@ -9,9 +9,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from edgeq.report import summary
-from edgeq.report.schema import Build, Report
-from edgeq.report.wording import bytes_text, drop_text, number, score_text, seconds_text, sqnr_text, times_text
+from edgeq.records import summary
+from edgeq.records.schema import Build, Report
+from edgeq.records.wording import bytes_text, drop_text, number, score_text, seconds_text, sqnr_text, times_text
 
 WIDTH = 100
 _VERDICT = {"passed": "bold green", "failed": "bold red", "not validated": "bold yellow"}

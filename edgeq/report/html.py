@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from edgeq.files import atomic_write
-from edgeq.report import charts, summary, wording
-from edgeq.report.schema import Report
+from edgeq.records import summary, wording
+from edgeq.records.schema import Report
+from edgeq.report import charts
 from edgeq.visible import visible
 
 if TYPE_CHECKING:

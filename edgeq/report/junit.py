@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from edgeq.files import atomic_write
-from edgeq.report.schema import Report
+from edgeq.records.schema import Report
 from edgeq.visible import visible
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -13,7 +13,7 @@ from edgeq.model.ops import is_float
 from edgeq.numerics import SQNR_END, sqnr_db
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.simulate import simulate
-from edgeq.report.schema import Layer
+from edgeq.records.schema import Layer
 
 SAMPLES = 4
 

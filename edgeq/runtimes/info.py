@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.errors import DeviceError, MissingExtraError
+from edgeq.records.schema import Placement
 from edgeq.registry.schema import RuntimeName
-from edgeq.report.schema import Placement
 
 Row = Mapping[str, Any]
 """One operator as the worker's `placement` task reports it; the fields differ by runtime."""

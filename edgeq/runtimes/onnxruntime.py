@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgeq.report.schema import Placement
+from edgeq.records.schema import Placement
 from edgeq.runtimes.external import external_files
 from edgeq.runtimes.info import Row, RuntimeInfo
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeq.errors import MissingExtraError
 from edgeq.reading import within
-from edgeq.report.schema import Placement
+from edgeq.records.schema import Placement
 from edgeq.runtimes import onnxruntime
 from edgeq.runtimes.info import Row, RuntimeInfo
 

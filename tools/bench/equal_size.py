@@ -12,17 +12,17 @@ from pathlib import Path
 
 from edgeq.case import Case
 from edgeq.devices import Candidate, Device
+from edgeq.evaluation.accuracy import compare
+from edgeq.evaluation.measure import answers, ends_of
 from edgeq.export.artifact import Exporter
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.costs import measure_costs
-from edgeq.planning.ladder import ladder, uniform, with_preferred
-from edgeq.planning.solver import Problem, cost_of, solve
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.choices import ladder, uniform, with_preferred
+from edgeq.planning.costs.table import measure_costs
+from edgeq.planning.solver.solve import Problem, cost_of, solve
 from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
-from edgeq.validation.accuracy import compare
-from edgeq.validation.measure import answers, ends_of
 
 
 def main() -> None:

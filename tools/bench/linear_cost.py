@@ -21,18 +21,19 @@ from torch import nn
 from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.gradients import measure_impact
 from edgeq.export.artifact import Exporter
+from edgeq.lowering.assign import FLOAT, assign
+from edgeq.lowering.boundaries import edges
+from edgeq.lowering.choices import ladder, uniform, with_preferred
 from edgeq.model.groups import Group
 from edgeq.model.model import load
-from edgeq.planning.assign import FLOAT, assign
-from edgeq.planning.boundaries import edges
-from edgeq.planning.builds import Built, build_all, probing_plans
-from edgeq.planning.damages import measure_alone, measure_sensitivity
-from edgeq.planning.ladder import ladder, uniform, with_preferred
-from edgeq.planning.problem import predicted_losses, state
-from edgeq.planning.sensitivity import contenders
-from edgeq.planning.size import fit_sizes
-from edgeq.planning.solver import cost_of, solve
-from edgeq.planning.timing import Observed, fit
+from edgeq.planning.costs.builds import Built, build_all, probing_plans
+from edgeq.planning.costs.size import fit_sizes
+from edgeq.planning.costs.state import state
+from edgeq.planning.costs.timing import Observed, fit
+from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity.predicted import predicted_losses
+from edgeq.planning.sensitivity.value import contenders
+from edgeq.planning.solver.solve import cost_of, solve
 from edgeq.prepare import runtimes_for
 from edgeq.progress import Silent
 from edgeq.quantization.activations import Ranges

@@ -21,14 +21,14 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.data.load import load_data
 from edgeq.devices import open_device
 from edgeq.export.artifact import Exporter
+from edgeq.lowering.as_run import as_run
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.boundaries import edges
+from edgeq.lowering.choices import ladder, with_preferred
 from edgeq.model.model import load
-from edgeq.planning.as_run import as_run
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.boundaries import edges
-from edgeq.planning.builds import build_all, observe, probing_plans
-from edgeq.planning.ladder import ladder, with_preferred
-from edgeq.planning.size import fit_sizes
-from edgeq.planning.timing import fit
+from edgeq.planning.costs.builds import build_all, observe, probing_plans
+from edgeq.planning.costs.size import fit_sizes
+from edgeq.planning.costs.timing import fit
 from edgeq.prepare import runtimes_for
 from edgeq.progress import Silent
 from edgeq.registry.load import load_target

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from statistics import median
 
 from edgeq.case import Case
-from edgeq.planning.assign import FLOAT
-from edgeq.planning.damages import measure_alone, measure_sensitivity
-from edgeq.planning.ladder import ladder, uniform, with_preferred
-from edgeq.planning.losses import rank_correlation
-from edgeq.planning.problem import predicted_losses
-from edgeq.planning.sensitivity import Choice, contenders
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.choices import ladder, uniform, with_preferred
+from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
+from edgeq.planning.sensitivity.losses import rank_correlation
+from edgeq.planning.sensitivity.predicted import predicted_losses
+from edgeq.planning.sensitivity.value import Choice, contenders
 from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
 from edgeq.quantization.activations import Ranges

@@ -1,0 +1,216 @@
+"""What each choice would take and cost on a device that cannot be timed here: a roofline over the figures of its
+profile. Nothing of it is measured, and whatever shows a number of it says so.
+
+    seconds(layer) = max(multiply-accumulates / rate of their type, bytes / bandwidth)
+    joules(layer)  = multiply-accumulates * energy of one of their type + bytes * energy of one
+
+A type is that of activations and weights: what a device does with 4-bit weights beside 8-bit activations, be it twice
+as fast or widening them first, cannot be told from what it does with 8 bits, and is unknown unless the profile says.
+
+Bytes are those of the weights as they are stored, of what the layer reads and of what it writes; a conversion between
+float and integers reads one form and writes the other. Where a profile says that weights come over a bus of their own,
+the two buses work at the same time. No cache keeps anything, no instruction is counted, and every kernel reaches the
+peak: the seconds are what the device cannot go below where its memory is as far as the profile says, and are good for
+comparing plans of one model.
+
+Source: S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for multicore
+architectures", Communications of the ACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgeq.lowering.assign import writes_integers
+from edgeq.lowering.boundaries import Edge, Kind, elements
+from edgeq.lowering.choices import Ladder
+from edgeq.lowering.form import on_integers
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.planning.costs.size import stored_bytes
+from edgeq.planning.costs.timing import Timing
+from edgeq.plans.plan import FloatPrecision
+from edgeq.registry.figures import BYTES_A_SECOND, HERTZ, JOULES, MACS_A_SECOND, PER_CORE
+from edgeq.registry.schema import Figure, Profile, Runtime
+
+WIDTHS: Mapping[str, float] = {
+    "int2": 0.25,
+    "int4": 0.5,
+    "int8": 1.0,
+    "int16": 2.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "float32": 4.0,
+}
+"""Bytes of a number."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a layer has to do for one sample.
+
+    Attributes:
+        macs: multiply-accumulates, of numbers of `dtype`: see `edgeq.registry.figures.TYPES`.
+        weights: bytes of weights and bias.
+        values: bytes that it reads and writes.
+    """
+
+    macs: int
+    dtype: str
+    weights: float
+    values: float
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A device as the model sees it.
+
+    Attributes:
+        rates: multiply-accumulates a second by type.
+        bandwidth: bytes a second.
+        weight_bandwidth: of a bus that only weights come over, where there is one.
+    """
+
+    rates: Mapping[str, float]
+    bandwidth: float
+    weight_bandwidth: float | None = None
+
+    def seconds(self, work: Work) -> float | None:
+        """None where the profile does not know how fast the device multiplies this type."""
+        if work.macs and work.dtype not in self.rates:
+            return None
+        compute = work.macs / self.rates[work.dtype] if work.macs else 0.0
+        if self.weight_bandwidth is None:
+            return max(compute, (work.values + work.weights) / self.bandwidth)
+        return max(compute, work.values / self.bandwidth, work.weights / self.weight_bandwidth)
+
+
+@dataclass(frozen=True)
+class Energies:
+    """Joules of a multiply-accumulate by type, and of moving a byte."""
+
+    macs: Mapping[str, float]
+    byte: float
+
+    def joules(self, work: Work) -> float | None:
+        """None where the profile does not know what the device needs for this type."""
+        if work.macs and work.dtype not in self.macs:
+            return None
+        return (work.macs * self.macs[work.dtype] if work.macs else 0.0) + (work.values + work.weights) * self.byte
+
+
+def roofline(profile: Profile, threads: int) -> Roofline | str:
+    """The device of a profile, or what the profile does not know that would be needed.
+
+    Args:
+        threads: of the runtime; where a rate is that of one core, so many cores work, if there are so many.
+    """
+    if profile.bandwidth is None:
+        return "bandwidth"
+    rates = {dtype: peak.value * MACS_A_SECOND[peak.unit] for dtype, peak in _by_type(profile, "peak_").items()}
+    if profile.clock is not None:
+        working = min(threads, profile.cores.value) if profile.cores is not None else 1.0
+        for dtype, cycle in _by_type(profile, "macs_per_cycle_").items():
+            cores = working if cycle.unit == PER_CORE else 1.0
+            rates.setdefault(dtype, cycle.value * cores * profile.clock.value * HERTZ[profile.clock.unit])
+    if not rates:
+        return "multiply-accumulates a second (clock and macs_per_cycle_int8, or peak_int8, and so on)"
+    weights = profile.figures.get("weight_bandwidth")
+    return Roofline(
+        rates,
+        profile.bandwidth.value * BYTES_A_SECOND[profile.bandwidth.unit],
+        None if weights is None else weights.value * BYTES_A_SECOND[weights.unit],
+    )
+
+
+def energies(profile: Profile) -> Energies | str:
+    """What operations cost on the device of a profile, or what the profile does not know that would be needed."""
+    byte = profile.figures.get("energy_per_byte")
+    if byte is None:
+        return "energy_per_byte"
+    macs = {dtype: one.value * JOULES[one.unit] for dtype, one in _by_type(profile, "energy_per_mac_").items()}
+    return Energies(macs, byte.value * JOULES[byte.unit]) if macs else "energy_per_mac_int8, and so on"
+
+
+def _by_type(profile: Profile, head: str) -> dict[str, Figure]:
+    return {name.removeprefix(head): figure for name, figure in profile.figures.items() if name.startswith(head)}
+
+
+LATENCY = ("cores", "clock", "bandwidth", "macs_per_cycle_", "peak_", "weight_bandwidth")
+ENERGY = ("energy_per_",)
+
+
+def used_figures(profile: Profile, heads: tuple[str, ...]) -> list[str]:
+    """The figures of a profile that a model is computed from, with where each comes from.
+
+    Args:
+        heads: what their names begin with, such as `LATENCY`.
+    """
+    named: dict[str, Figure | None] = {"cores": profile.cores, "clock": profile.clock, "bandwidth": profile.bandwidth}
+    return [
+        f"{name} {figure.value:g} {figure.unit} ({figure.how}: {figure.source})"
+        for name, figure in (named | profile.figures).items()
+        if figure is not None and name.startswith(heads)
+    ]
+
+
+def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision: FloatPrecision) -> Work:
+    """What a layer has to do with a choice.
+
+    Args:
+        precision: what stays in float is computed and kept in this.
+    """
+    # weights alone are expanded when the file is loaded: what runs is a float layer
+    kernel = runtime.kernel(group.op, choice) if on_integers(choice) else None
+    dtype = precision if kernel is None else kernel.activations.removeprefix("u")
+    read = WIDTHS[dtype]
+    if kernel is not None and kernel.weights is not None and kernel.weights.removeprefix("u") != dtype:
+        dtype = f"{dtype}_{kernel.weights.removeprefix('u')}"
+    written = read if kernel is None or writes_integers(model, runtime, group) else WIDTHS[precision]
+    weights = WIDTHS[precision] * group.parameters if kernel is None else stored_bytes(model, group, kernel)
+    node = model.nodes[group.root]
+    if group.op == "reshape" or node.target == "operator.getitem":  # another view of the same numbers
+        return Work(group.macs, dtype, weights, 0.0)
+    values = read * sum(elements(model, name) for name in group.inputs) + written * elements(model, group.output)
+    return Work(group.macs, dtype, weights, values)
+
+
+def layer_table(
+    model: Model, runtime: Runtime, options: Ladder, by: Roofline | Energies, precision: FloatPrecision
+) -> dict[str, dict[str, float]]:
+    """By group and choice, seconds or joules; choices that the profile has no figure for are absent."""
+    price = by.seconds if isinstance(by, Roofline) else by.joules
+    found: dict[str, dict[str, float]] = {}
+    for group in model.groups:
+        priced = {c: price(work_of(model, runtime, group, c, precision)) for c in options[group.name]}
+        found[group.name] = {choice: value for choice, value in priced.items() if value is not None}
+    return found
+
+
+def conversion_table(
+    edges: Sequence[Edge], runtime: Runtime, by: Roofline | Energies, precision: FloatPrecision
+) -> dict[str, dict[Kind, float]]:
+    """By tensor and kind, seconds or joules of reading one form and writing the other."""
+    price = 1 / by.bandwidth if isinstance(by, Roofline) else by.byte
+    widths = [WIDTHS[k.activations.removeprefix("u")] for k in runtime.kernels if not k.weight_only] or [0.0]
+    both = WIDTHS[precision] + widths[0]
+    bytes_of: dict[Kind, float] = {"quantize": both, "dequantize": both, "requantize": min(widths) + max(widths)}
+    # a model whose ends are integers is given them
+    given = {edge.tensor for edge in edges if edge.producer is None and runtime.io == "integer"}
+    return {
+        e.tensor: {kind: 0.0 if e.tensor in given else e.elements * moved * price for kind, moved in bytes_of.items()}
+        for e in edges
+    }
+
+
+def table(
+    model: Model,
+    runtime: Runtime,
+    options: Ladder,
+    edges: Sequence[Edge],
+    by: Roofline | Energies,
+    precision: FloatPrecision,
+) -> Timing:
+    """Everything that a plan of this runtime can consist of, in seconds or joules."""
+    return Timing(layer_table(model, runtime, options, by, precision), conversion_table(edges, runtime, by, precision))

@@ -1,0 +1,250 @@
+"""How long each layer takes with each choice, and each conversion between forms: fitted to what a runtime says of a few
+builds of the whole model.
+
+A layer's time depends on its neighbours: an integer convolution may write float at no cost in one runtime and need an
+operator of its own for it in the next. So the builds are uniform ones, in which no neighbours differ, and alternating
+ones, in which nearly all do; every build gives one equation for each layer,
+
+    seconds(layer, build) = seconds(layer, choice) + sum of conversions of what it reads + of what it writes,
+
+and the non-negative least-squares solution of all of them is the table. Errors count in units of their build's time: a
+hundredth of a build with kernels of 16 bits may be the whole time of one with 8.
+
+Two choices may run in one kernel: weights of 4 bits that are widened when a file is loaded, or weights alone. Were they
+told apart by noise, a plan would pay with accuracy for the luckier of two equal numbers, in every layer. So they are
+one unknown where the runtime's own account of the layer is the same and the times are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.export.onnx_names import layer_of
+from edgeq.lowering.boundaries import Edge, Kind, crossings
+from edgeq.lowering.form import form
+from edgeq.model.model import Model
+from edgeq.records.schema import Placement
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One build, as its runtime profiled it.
+
+    Attributes:
+        choices: by group name.
+        seconds: by group name, of its own operators and of those that prepare its inputs.
+        total: median seconds of a whole run without the profiler.
+        ran_as: by group name, its operators and where they ran, in the runtime's words; absent where it gave none.
+    """
+
+    choices: Mapping[str, str]
+    seconds: Mapping[str, float]
+    total: float
+    ran_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds on one device in one runtime.
+
+    Attributes:
+        layers: by group name and choice, where all neighbours are of one kind.
+        conversions: by tensor (graph node) and kind; those from integers to integers where builds had several types.
+    """
+
+    layers: dict[str, dict[str, float]]
+    conversions: dict[str, dict[Kind, float]]
+
+    def of(self, edges: Sequence[Edge], choices: Mapping[str, str]) -> float:
+        """Seconds that a plan is expected to take."""
+        own = sum(self.layers[name][choice] for name, choice in choices.items() if name in self.layers)
+        return own + sum(self.conversions[edge.tensor][kind] for edge, kind, _ in crossings(edges, choices))
+
+
+def attribute(
+    model: Model, rows: Sequence[Placement], labels: Mapping[str, str], choices: Mapping[str, str], total: float
+) -> Observed:
+    """Sums a profile by layer. An operator without a layer's name counts for the next layer that runs, which it
+    prepares the input of; the last ones count for the last layer.
+
+    Args:
+        rows: in the order in which they ran.
+        labels: by a name that an operator or its output may carry, the layer (see `Exporter.labels`).
+        total: seconds of a run; the rows are scaled to add up to it, because profiling slows them down.
+    """
+    seconds = dict.fromkeys((g.name for g in model.groups), 0.0)
+    ran_as: dict[str, tuple[str, ...]] = {}
+    waiting, last = 0.0, None
+    for row in rows:
+        waiting += row.microseconds or 0.0
+        layer = layer_of(row.name, labels)
+        if layer is not None:
+            seconds[layer] += waiting
+            waiting, last = 0.0, layer
+            if row.op:
+                ran_as[layer] = (*ran_as.get(layer, ()), f"{row.op}, {row.where}")
+    if last is not None:
+        seconds[last] += waiting
+    profiled = sum(seconds.values())
+    scale = total / profiled if profiled else 0.0
+    return Observed(choices, {name: value * scale for name, value in seconds.items()}, total, ran_as)
+
+
+def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Timing:
+    """The table that explains the builds best.
+
+    Conversions that no build had, or that the equations cannot tell apart, are drawn to a common cost per element.
+    """
+    columns: dict[tuple[str, ...], int] = {}
+    one_kernel = _one_kernel(observed)
+
+    def column(*key: str) -> int:
+        return columns.setdefault(key, len(columns))
+
+    def layer_column(name: str, choice: str) -> int:
+        return column("layer", name, one_kernel[name, choice])
+
+    types = {form(choice) for build in observed for choice in build.choices.values()} - {None}
+    kinds: list[Kind] = [kind for kind in get_args(Kind) if kind != "requantize" or len(types) > 1]
+    for build in observed:
+        for name in build.seconds:
+            layer_column(name, build.choices[name])
+    for edge in edges:
+        for kind in kinds:
+            for side in _sides(edge):
+                column(side, edge.tensor, kind)
+    for kind in kinds:
+        column("per element", "read", kind)
+        column("per element", "write", kind)
+    elements = {edge.tensor: edge.elements / 1e5 for edge in edges}
+
+    rows: list[dict[int, float]] = []
+    values: list[float] = []
+    mean = float(np.mean([build.total for build in observed]))
+    scale = mean / max(1, len(model.groups))
+    for build in observed:
+        own = {name: {layer_column(name, build.choices[name])} for name in build.seconds}
+        for edge, kind, wanted in crossings(edges, build.choices):
+            differing = [r for r in edge.readers if form(build.choices[r]) == wanted]
+            # the first reader meets the conversion; the others find its result
+            own[differing[0]].add(column("read", edge.tensor, kind))
+            if edge.producer is not None:
+                own[edge.producer].add(column("write", edge.tensor, kind))
+        weight = mean / build.total
+        for name, added in own.items():
+            rows.append(dict.fromkeys(sorted(added), weight))
+            values.append(build.seconds[name] / scale * weight)
+    for edge in edges:
+        for kind in kinds:
+            for side in _sides(edge):
+                rows.append(
+                    {
+                        column(side, edge.tensor, kind): PULL,
+                        column("per element", side, kind): -PULL * elements[edge.tensor],
+                    }
+                )
+                values.append(0.0)
+    found = _non_negative(rows, values, len(columns)) * scale
+    layers: dict[str, dict[str, float]] = {}
+    for name, choice in one_kernel:
+        layers.setdefault(name, {})[choice] = float(found[layer_column(name, choice)])
+    conversions: dict[str, dict[Kind, float]] = {
+        edge.tensor: {
+            kind: float(sum(found[column(side, edge.tensor, kind)] for side in _sides(edge))) for kind in kinds
+        }
+        for edge in edges
+    }
+    return Timing(layers, conversions)
+
+
+ALIKE = 1.25
+"""Times of one operator in one kernel differ by less than this from build to build. More is not noise but a kernel of
+another speed behind the same words, such as one that reads weights of 4 bits."""
+
+
+def _one_kernel(observed: Sequence[Observed]) -> dict[tuple[str, str], str]:
+    """For every layer and choice the one that stands for it: the first that ran in the same kernel, most often itself.
+
+    Choices are compared in the first builds that have them, in which neighbours are alike.
+    """
+    first: dict[tuple[str, str], Observed] = {}
+    for build in observed:
+        for name in build.seconds:
+            first.setdefault((name, build.choices[name]), build)
+
+    def same(name: str, one: str, other: str) -> bool:
+        a, b = first[name, one], first[name, other]
+        low, high = sorted((a.seconds[name], b.seconds[name]))
+        told = name in a.ran_as and a.ran_as[name] == b.ran_as.get(name)
+        return told and form(one) == form(other) and high <= ALIKE * low
+
+    found: dict[tuple[str, str], str] = {}
+    standing: dict[str, list[str]] = {}
+    for name, choice in first:
+        others = standing.setdefault(name, [])
+        found[name, choice] = next((other for other in others if same(name, choice, other)), choice)
+        if found[name, choice] == choice:
+            others.append(choice)
+    return found
+
+
+PULL = 0.1
+"""Weight of the common cost per element beside what was observed."""
+
+
+def _sides(edge: Edge) -> tuple[str, ...]:
+    """Whose time a conversion may show up in; no layer writes an input of the model."""
+    return ("read", "write") if edge.producer is not None else ("read",)
+
+
+def _non_negative(rows: Sequence[Mapping[int, float]], values: Sequence[float], columns: int) -> NDArray[np.float64]:
+    """The non-negative least-squares solution of a sparse system.
+
+    By L-BFGS-B, whose time grows with the number of entries: an active-set method takes the cube of the number of
+    columns, which is minutes for two hundred layers.
+
+    Args:
+        rows: by column, the coefficients of each equation.
+    """
+    from scipy.optimize import minimize
+    from scipy.sparse import csr_array
+
+    entries = [(at, to, value) for at, row in enumerate(rows) for to, value in row.items()]
+    at, to, coefficients = (np.array(part) for part in zip(*entries, strict=True))
+    norms = np.sqrt(np.bincount(to, coefficients**2, columns))
+    norms[norms == 0.0] = 1.0  # a column of no equation
+    matrix = csr_array((coefficients / norms[to], (at, to)), shape=(len(rows), columns))
+    transposed, wanted = matrix.T.tocsr(), np.asarray(values)
+
+    def error(found: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        left = matrix @ found - wanted
+        return float(left @ left) / 2, np.asarray(transposed @ left)
+
+    found = np.zeros(columns)
+    for _ in range(STARTS):
+        answer = minimize(
+            error,
+            found,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(0.0, None)] * columns,
+            options={"maxiter": 20000, "maxfun": 40000, "ftol": 0.0, "gtol": 1e-9, "maxcor": 30},
+        )
+        found = np.asarray(answer.x)
+        downhill = np.where((found > 0.0) | (answer.jac < 0.0), np.abs(answer.jac), 0.0)
+        if downhill.max(initial=0.0) <= STEEP:
+            break
+    return found / norms
+
+
+STARTS = 10
+"""Runs of L-BFGS-B, each from where the last one stopped: it ends a run where one step gains nothing that floating
+point shows, on some CPUs far from the solution, and finds its way on with a fresh memory."""
+
+STEEP = 1e-7
+"""The largest slope of the error at a solution, in units of a layer's mean time."""

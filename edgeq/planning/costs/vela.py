@@ -1,0 +1,105 @@
+"""What Vela, Arm's compiler for Ethos-U NPUs, estimates of a `.tflite` file: cycles by operator, memory, and what it
+leaves to the CPU. It compiles for the device and reports the schedule that it made: a model of the device, no
+measurement, and it knows nothing of the time of what the CPU runs."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from edgeq.errors import MissingExtraError, UnsupportedError
+from edgeq.records.schema import Placement
+from edgeq.registry.schema import VelaSystem
+
+DISTRIBUTION = "ethos-u-vela"
+TIMEOUT = 600.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One file, as Vela compiled it.
+
+    Attributes:
+        seconds: of one inference, without what the CPU runs.
+        sram, flash: bytes of SRAM, and of everything else (flash or DRAM), that the NPU's part takes.
+        rows: operators in the order in which they run, with their share of `seconds`; `where` is `NPU` or `CPU`.
+    """
+
+    seconds: float
+    sram: int
+    flash: int
+    rows: list[Placement]
+
+
+def version() -> str | None:
+    """The installed Vela, or None."""
+    try:
+        return metadata.version(DISTRIBUTION) if find_spec("ethosu") is not None else None
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def estimate(path: Path, system: VelaSystem) -> Estimate:
+    """Compiles a file for a system.
+
+    Args:
+        path: of a `.tflite` file.
+
+    Raises:
+        MissingExtraError: Vela is not installed.
+        UnsupportedError: it cannot compile the file, or does not know the system; says what it said.
+    """
+    if version() is None:
+        raise MissingExtraError(DISTRIBUTION, "ethos-u")
+    with tempfile.TemporaryDirectory(prefix="edgeq-vela-") as scratch:
+        command = [
+            *(sys.executable, "-m", "ethosu.vela", str(path.resolve()), "--output-dir", scratch),
+            *("--accelerator-config", system.accelerator, "--config", system.config),
+            *("--system-config", system.system, "--memory-mode", system.memory, "--verbose-performance"),
+        ]
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=scratch)
+        except subprocess.TimeoutExpired as error:
+            raise _refused(f"it was not done after {TIMEOUT:g} s") from error
+        summaries = list(Path(scratch).glob("*_summary_*.csv"))
+        layers = list(Path(scratch).glob("*_per-layer.csv"))
+        if ran.returncode or not summaries or not layers:
+            said = [line for line in (ran.stdout + "\n" + ran.stderr).splitlines() if line.strip()]
+            raise _refused(said[-1].strip() if said else f"it ended with {ran.returncode}")
+        return _read(summaries[0], layers[0])
+
+
+def _read(summary: Path, layers: Path) -> Estimate:
+    with summary.open(newline="", encoding="utf-8") as file:
+        network = next(csv.DictReader(file))
+    clock = float(network["core_clock"])
+    kibibytes = {name: float(network[f"{name}_memory_used"]) for name in ("sram", "dram", "on_chip_flash")}
+    kibibytes["off_chip_flash"] = float(network["off_chip_flash_memory_used"])
+    sram = kibibytes.pop("sram")
+    with layers.open(newline="", encoding="utf-8") as file:
+        rows = list(_rows(csv.DictReader(file), clock))
+    seconds = float(network["cycles_total"]) / clock
+    return Estimate(seconds, round(1024 * sram), round(1024 * sum(kibibytes.values())), rows)
+
+
+def _rows(found: csv.DictReader[str], clock: float) -> Iterator[Placement]:
+    for row in found:
+        npu = row["Target"].strip() == "NPU"
+        yield Placement(
+            name=row["Name"].strip(),
+            op=row["Original Operator"].strip(),
+            where="NPU" if npu else "CPU",
+            integer=npu or None,
+            microseconds=1e6 * float(row["Op Cycles"]) / clock if npu else None,
+        )
+
+
+def _refused(why: str) -> UnsupportedError:
+    return UnsupportedError(f"Vela cannot compile the file: {why}", remedy="run vela on it by hand to see all of it")

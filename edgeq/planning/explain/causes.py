@@ -1,0 +1,208 @@
+"""Where a quantized model loses accuracy, and by what: each cause as the change that takes it away, and nothing else.
+
+The error of a layer is taken apart so that its parts do not overlap:
+
+- clipping: values beyond the ends of the range. Without it, the same steps go on for ever.
+- activations: rounding between the ends. Without it, values are only cut.
+- weights: rounded weights, as far as they do not shift the layer's mean output. Without it, the weights are exact and
+  the shift that they cause stays.
+- bias: the mean shift that rounded weights leave on the inputs that the layer really gets, after the correction that
+  calibration gave it. Without it, the bias is exact.
+
+Without all four, the layer computes in float on what its neighbours hand it, and leaves float behind. Whatever the
+parts do not add up to that, is interaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeq.calibration.calibration import Calibration
+from edgeq.calibration.patches import mean_patch
+from edgeq.model.batches import batches, side_by_side
+from edgeq.model.graph import Node
+from edgeq.model.groups import Group
+from edgeq.model.model import Model
+from edgeq.numerics import QParams, same_steps
+from edgeq.planning.explain.counterfactual import Edit, Rounding, clipped, copies, exact, rounded, unclipped
+from edgeq.progress import Progress, Silent
+from edgeq.quantization.activations import QuantizedTensor
+from edgeq.quantization.bias_correction import bias_shift
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.simulate import simulate
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where loss arises: a layer, or an input of the model.
+
+    Attributes:
+        name: the layer's; for an input of the model, `input` and its name.
+        group: None for an input.
+        tensors: graph nodes that are rounded here: what the layer leaves behind. Where readers want it in another type,
+            it is rounded anew for them, which counts as a part of this.
+    """
+
+    name: str
+    group: Group | None
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the quantized model's values look like.
+
+    Attributes:
+        mean_patches: by graph node of a layer's root, as in `Calibration`.
+        at_ends: by graph node, the shares of its values at the lowest and the highest integer. An end that the float
+            model's values never pass does not count: behind a ReLU, zero is an answer.
+    """
+
+    mean_patches: dict[str, NDArray[np.float32]]
+    at_ends: dict[str, tuple[float, float]]
+
+
+def places(model: Model, quantized: Quantized) -> list[Place]:
+    """Every place at which something is rounded, inputs first, then layers in the model's order. What only passes on
+    values that were rounded to the same steps before is none (see `copies`)."""
+    copied = copies(model, quantized)
+    found = [
+        Place(f"input {spec.name}", None, (node,))
+        for spec, node in zip(model.inputs, model.input_nodes, strict=True)
+        if node in quantized.activations
+    ]
+    for group in model.groups:
+        tensors = tuple(node for node in group.members if node in quantized.activations and node not in copied)
+        if tensors or group.name in quantized.weights:
+            found.append(Place(group.name, group, tensors))
+    return found
+
+
+def observe(
+    model: Model,
+    quantized: Quantized,
+    calibration: Calibration,
+    inputs: Mapping[str, np.ndarray],
+    wanted: Collection[Place],
+    progress: Progress | None = None,
+) -> Seen:
+    """Runs the quantized model, in simulation, and looks at these places.
+
+    Args:
+        inputs: by input name, [N, ...].
+    """
+    progress = progress or Silent()
+    groups = [p.group for p in wanted if p.group is not None and p.group.name in quantized.weights]
+    sources = {g.root: model.nodes[g.root].all_input_nodes[0].name for g in groups}
+    read, looked_at = set(sources.values()), {node for place in wanted for node in place.tensors}
+
+    def look(batch: list[torch.Tensor]) -> _Look:
+        found = _Look({}, {}, {})
+
+        def see(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
+            value = values[0]
+            if node.name in read:
+                found.sums[node.name] = value.double().sum(0, keepdim=True)
+                found.rows[node.name] = len(value)
+            if node.name in looked_at and node.name in calibration.histograms:
+                q = quantized.activations[node.name].q
+                half, float_values = float(q.scale) / 2, calibration.histograms[node.name]
+                low = float((value < q.low + half).sum()) if float_values.low < q.low - half else 0.0
+                high = float((value > q.high - half).sum()) if float_values.high > q.high + half else 0.0
+                found.ends[node.name] = np.array([low, high, value.numel()])
+            return values
+
+        simulate(model, quantized, batch, see)
+        return found
+
+    given = list(batches(model, inputs))
+    sums: dict[str, torch.Tensor] = {}
+    rows: dict[str, int] = {}
+    ends: dict[str, np.ndarray] = {}
+    for done, found in enumerate(side_by_side(look, given), start=1):
+        for node, total in found.sums.items():
+            sums[node] = sums[node] + total if node in sums else total
+            rows[node] = rows.get(node, 0) + found.rows[node]
+        for node, counts in found.ends.items():
+            ends[node] = ends.get(node, 0) + counts
+        progress.step(done, len(given))
+    means = {root: (sums[source] / rows[source]).float() for root, source in sources.items()}
+    patches = {root: mean_patch(model.nodes[root], mean) for root, mean in means.items()}
+    return Seen(patches, {node: (float(low / total), float(high / total)) for node, (low, high, total) in ends.items()})
+
+
+def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> dict[str, Edit]:
+    """By cause, the change that takes it away at one place; `all` takes away all of them.
+
+    `correction` is no cause: it takes away what the analytic bias correction did (see `bias_shift`).
+    """
+    scales = {node: quantized.activations[node].q for node in place.tensors}
+    written = scales.keys() & quantized.rounded.keys()
+    reads = {pair: t.q for pair, t in quantized.rounded_by_readers(model).items() if pair[1] in scales}
+    found: dict[str, Edit] = {}
+
+    def changed(how: Callable[[QParams], Rounding]) -> Edit:
+        return Edit({node: how(scales[node]) for node in written}, {}, {pair: how(q) for pair, q in reads.items()})
+
+    everything = changed(lambda _: exact)
+    if scales:
+        found["clipping"] = changed(unclipped)
+        found["activations"] = changed(clipped)
+    group = place.group
+    if group is not None and group.name in quantized.weights:
+        _, weight_node, bias_node = (node.name for node in model.nodes[group.root].all_input_nodes[:3])
+        weight, bias = (model.state[name or ""] for name in (group.weight, group.bias))
+        used = quantized.biases[group.name]
+        error = quantized.weights[group.name].real - weight
+        left = bias_shift(group.op, error, seen.mean_patches[group.root]) + (used - bias)
+        found["weights"] = _constants({weight_node: weight, bias_node: bias + left})
+        found["bias"] = _constants({bias_node: used - left})
+        if not np.array_equal(used, bias):
+            found["correction"] = _constants({bias_node: bias})
+        everything = everything.and_also(_constants({weight_node: weight, bias_node: bias}))
+    return {**found, "all": everything}
+
+
+def _constants(values: Mapping[str, NDArray[np.float32]]) -> Edit:
+    return Edit({}, {node: torch.from_numpy(value) for node, value in values.items()})
+
+
+def widening(model: Model, quantized: Quantized, widest: Mapping[str, QuantizedTensor], place: Place) -> Edit | None:
+    """What a person can do about clipping: the range goes to the true extremes, in the same integer type; also of the
+    tensors that share its scale. None where nothing would change.
+
+    Args:
+        widest: by graph node, the scale for the true extremes.
+    """
+    also_float = quantized.assignment.also_float
+    shares = {(own.share, own.q.scheme) for node in place.tensors for own in [quantized.activations[node]]}
+
+    def wider(node: str, tensor: QuantizedTensor) -> Rounding | None:
+        alike = (tensor.share, tensor.q.scheme) in shares and not same_steps(tensor.q, widest[node].q)
+        return rounded(widest[node].q) if alike else None
+
+    tensors = {node: way for node, tensor in quantized.rounded.items() if (way := wider(node, tensor))}
+    read = quantized.rounded_by_readers(model)
+    reads = {pair: way for pair, t in read.items() if pair[1] in also_float and (way := wider(pair[1], t))}
+    return Edit(tensors, {}, reads) if tensors or reads else None
+
+
+def spread(inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Samples evenly spread over all of them: data often comes class by class."""
+    available = len(next(iter(inputs.values())))
+    kept: Sequence[int] = np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist()
+    return {name: array[kept] for name, array in inputs.items()}
+
+
+class _Look(NamedTuple):
+    """Of one batch, by graph node: sums of inputs, how many they are of, and counts at the ends and altogether."""
+
+    sums: dict[str, torch.Tensor]
+    rows: dict[str, int]
+    ends: dict[str, np.ndarray]

@@ -1,0 +1,122 @@
+"""What a plan asks for, held against the model, the data and the runtime that it is to be followed with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from edgeq.cache import open_cache
+from edgeq.case import Case, load_model
+from edgeq.data.dataset import Dataset
+from edgeq.errors import UsageError
+from edgeq.limits import Limits
+from edgeq.lowering.assign import FLOAT, assign
+from edgeq.lowering.choices import ladder, of_choices
+from edgeq.model.model import Model
+from edgeq.planning.explain.explain import runtime_of
+from edgeq.plans.edited import contradictions
+from edgeq.plans.plan import Plan, refuse_other
+from edgeq.plans.remembered import data_of
+from edgeq.plans.rules import apply_rules
+from edgeq.prepare import Aim, Job, prepare
+from edgeq.progress import Clock, Progress, Silent
+from edgeq.registry.load import load_target
+from edgeq.registry.schema import Runtime, Target
+
+
+def job_of(
+    plan: Plan,
+    model: str | Path | Model,
+    *,
+    target: Target | None = None,
+    calibration: str | Path | Dataset | None = None,
+    preprocess: str | None = None,
+    inputs: Sequence[str] = (),
+    arch: str | None = None,
+    trust_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Job:
+    """A plan's model with its calibration, without evaluation data: what the plan can be simulated with.
+
+    Args:
+        model: the plan's, or its file.
+        target: looked up by the plan's name for it if not given.
+        calibration, preprocess: what the plan says that it was made with if not given.
+        inputs, arch, trust_pickle: see `edgeq.load`.
+        progress: hears of stages and steps, also of those of whatever is done with the job.
+
+    Raises:
+        UsageError: wrong arguments or data, or the plan is for another model.
+        UnsupportedError: the model cannot be handled.
+    """
+    given = plan.given
+    told = None if isinstance(calibration, Dataset) else calibration
+    data = calibration if isinstance(calibration, Dataset) else data_of(given, "--calib", told, "calibration")
+    if data is None:
+        raise UsageError("--calib is missing", remedy="the plan does not say what it was made from: give --calib")
+    how = preprocess if preprocess is not None else given.preprocess if given else None
+    aim = target or load_target(plan.target)
+    runtime = runtime_of(plan, aim)
+    case = Case(
+        model, data, preprocess=how, inputs=inputs, arch=arch, trust_pickle=trust_pickle, smooth_quant=plan.smooth_quant
+    )
+    clock = Clock(progress or Silent())
+    cache = open_cache(clock.progress.note)
+    with clock.stage("model"):  # first of all: data of another model would be blamed for not fitting this one
+        net = load_model(case, cache)
+        refuse_other(plan, model_hash=net.sha256, layers=[group.name for group in net.groups])
+    nowhere = Aim(aim, [runtime], "nothing is run", None, 1, Limits())
+    (job,) = prepare(replace(case, model=net), [nowhere], clock, cache)
+    return job
+
+
+def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:
+    """The choice of every layer, under the plan's rules. What the user should know is added to the job's warnings.
+
+    Raises:
+        UsageError: the plan is for another model, target or runtime, or asks for what the runtime does not have.
+    """
+    model, histograms = job.model, job.calibration.histograms
+    refuse_other(plan, model_hash=model.sha256, layers=[group.name for group in model.groups])
+    picked = {layer.name: layer.choice for layer in plan.layers}
+    runtime = of_choices(runtime, plan.named)
+    offered = ladder(model, runtime, histograms)
+    if differ := sorted(offered.keys() ^ picked.keys()):
+        raise UsageError(
+            f"layer {differ[0]} is {'missing' if differ[0] in offered else 'none of the model'}",
+            where="plan",
+            remedy="edit choices alone, or plan this model anew with edgeq plan",
+        )
+    for name, choice in picked.items():
+        if choice not in offered[name]:
+            raise UsageError(
+                f"layer {name} has no choice {choice} in {runtime.name}",
+                where="plan",
+                remedy=f"it can be: {', '.join(offered[name])}",
+            )
+    choices, notes = apply_rules(picked, offered, {g.name: g.op for g in model.groups}, plan.rules, runtime)
+    followed = assign(model, runtime, histograms, choices)
+    for name, choice in choices.items():
+        if choice != followed.choice(name):
+            raise UsageError(
+                f"layer {name} cannot be {choice}: {followed.reasons[name]}",
+                where="plan",
+                remedy=f"make it {FLOAT}, or see edgeq plan --check",
+            )
+    if plan.data_hash != job.calibration_data.sha256:
+        notes.append("the plan was made with other calibration data: scales differ from those in it")
+    _tell(job, notes)
+    return choices
+
+
+def tell_contradictions(plan: Plan, built: Plan, job: Job) -> None:
+    """Adds to the job's warnings what a plan says and its build does not have, where that is not for other data."""
+    if plan.data_hash == built.data_hash:
+        _tell(job, contradictions(plan, built))
+
+
+def _tell(job: Job, notes: Sequence[str]) -> None:
+    for note in notes:
+        job.warnings.append(note)
+        job.clock.progress.note(note)

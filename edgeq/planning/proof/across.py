@@ -1,0 +1,84 @@
+"""Latencies of several runtimes beside one another: they are measured minutes apart, and a machine drifts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgeq.cache import Entry, cached, content_key
+from edgeq.devices import Candidate, Device
+from edgeq.devices.device import Inputs
+from edgeq.evaluation.alternating import alternating
+from edgeq.export.artifact import Exporter
+from edgeq.planning.proof.search import Search, best_of, bound_of, float_seconds
+from edgeq.prepare import Job
+from edgeq.registry.schema import Runtime
+from edgeq.runtimes import runtime as runtime_info
+
+FLOATS_VERSION = 2
+"""To be raised whenever the float models are timed in another way."""
+
+
+def beside_floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> dict[str, float | None]:
+    """By runtime, what a latency in units of its own float model's is multiplied by, to be compared with the others':
+    1 for one runtime alone; for several what their float models took in turns, None where that is not known."""
+    if len(runtimes) == 1:
+        return {runtimes[0].name: 1.0}
+    floats = _floats(job, exporter, runtimes)
+    return {runtime.name: floats.get(runtime.name) for runtime in runtimes}
+
+
+def at_best(search: Search, caps: Mapping[str, float], beside: float | None) -> float | None:
+    """A bound on what any plan of a search is predicted to be ranked by (see `rank`), before one is solved for; None
+    where no prediction is as good as a measurement.
+
+    Args:
+        caps: by measure, the most that a plan may be predicted to cost.
+        beside: of the search's runtime, from `beside_floats`.
+
+    Raises:
+        Infeasible: no plan is predicted to hold the limits other than that on the loss.
+    """
+    measure = search.minimize
+    if ranked_at(search, {measure: 1.0}, beside) is None:
+        return None
+    bound = bound_of(search, caps)
+    if bound == float("inf"):  # the loss cannot be held beside the others, and the plan that loses least is taken
+        bound = best_of(search, caps).costs[measure]
+    return ranked_at(search, {measure: bound}, beside)
+
+
+def ranked_at(search: Search, predicted: Mapping[str, float], beside: float | None) -> float | None:
+    """What a plan is predicted to be ranked by; None where no prediction is as good as a measurement."""
+    measure = search.minimize
+    if measure == "size":
+        return predicted[measure]
+    unit = float_seconds(search)
+    if measure != "latency" or unit is None or beside is None:
+        return None
+    return predicted[measure] / unit * beside
+
+
+def _floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> Mapping[str, float]:
+    """By runtime, seconds of the float model; empty where nothing can be timed."""
+    device, model, evaluation = job.device, job.model, job.evaluation
+    if not isinstance(device, Device) or device.emulated or evaluation is None:
+        return {}
+    one = evaluation.first(1)
+
+    def measured() -> dict[str, float]:
+        made: dict[str, tuple[Candidate, Inputs]] = {}
+        for runtime in runtimes:
+            options = runtime_info(runtime.name).baselines(device.environment(runtime.name))["float32"]
+            made[runtime.name] = (Candidate(exporter.float_model(runtime.format)[0], runtime.name, options), one)
+        with job.clock.stage("float model in every runtime") as steps:
+            return alternating(device, made, steps, threads=job.threads)
+
+    key = content_key(
+        "floats",
+        FLOATS_VERSION,
+        model=model.fingerprint,
+        device=device.name,
+        runtimes=[[runtime.name, device.environment(runtime.name)] for runtime in runtimes],
+        threads=job.threads,
+    )
+    return cached(job.cache, "floats", key, measured, Entry, lambda entry: entry.values)

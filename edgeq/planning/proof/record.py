@@ -1,0 +1,108 @@
+"""A plan as it is written down: its layers with their alternatives and reasons, and all that is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgeq.planning.costs.memory import peak_memory
+from edgeq.planning.proof.describe import describe
+from edgeq.planning.proof.outcome import Outcome
+from edgeq.planning.proof.search import Search
+from edgeq.planning.solver.problem import Change, changes_of
+from edgeq.plans.plan import Condition, Conversion, Plan, Planned
+from edgeq.records.wording import seconds_text
+
+
+def written(found: Outcome) -> Plan:
+    """The plan with everything that is known of it."""
+    search, choices, solution = found.search, found.choices, found.solution
+    job, problem, costs = search.job, search.problem, search.costs
+    quantized = search.quantize(choices)
+    predicted = found.predicted
+    basis = describe(
+        job.model, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=search.precision
+    )
+    every = search.costs.problems[search.precision].options
+    changes, lost = changes_of(problem, choices), predicted["loss"]
+    layers = [
+        layer.model_copy(
+            update={
+                "alternatives": _priced(every[layer.name], problem.options[layer.name]),
+                "reason": _reason(search, choices, layer.name, changes.get(layer.name, {}), lost) or layer.reason,
+            }
+        )
+        for layer in basis.layers
+    ]
+    planned = Planned(
+        minimize=search.minimize,
+        limits=dict(found.caps),
+        predicted=predicted,
+        latency_from=costs.latency_from,
+        latency_by=costs.latency_by,
+        energy_by=costs.energy_by,
+        losses_alone=search.costs.alone,
+        rank_correlation=search.costs.correlation,
+        method=solution.method if solution is not None else "given",
+        gap=solution.gap if solution is not None else None,
+        fixed=dict(problem.fixed),
+        attempts=list(found.attempts),
+        proof=found.proof,
+        size=found.size,
+        held=found.held,
+        peak_memory=peak_memory(job.model, quantized, search.precision),
+        compiled=found.compiled,
+        unvalidated=search.unvalidated,
+        notes=[*found.notes, *_over(search, predicted)],
+        conditions=[
+            Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
+            for n in problem.needs
+        ],
+        conversions=[
+            Conversion(
+                producer=b.producer,
+                leaves=sorted(b.leaves),
+                readers={r: sorted(v) for r, v in b.readers.items()},
+                costs=dict(b.costs),
+            )
+            for b in problem.boundaries
+        ],
+    )
+    return basis.model_copy(update={"layers": layers, "planned": planned})
+
+
+def _over(search: Search, predicted: Mapping[str, float]) -> list[str]:
+    """Says if a modelled latency is above the limit."""
+    if search.costs.latency_from != "modelled":
+        return []
+    limit, latency = search.job.limits.max_latency, predicted["latency"]
+    if limit is None or latency <= limit:
+        return []
+    return [f"the modelled latency {seconds_text(latency)} is above the limit {seconds_text(limit)}"]
+
+
+def _priced(
+    every: Mapping[str, Mapping[str, float]], left: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """What a layer's choices cost, with those that rules forbid: rules may be edited in the plan. What is not known by
+    the measures of the others is left out."""
+    measures = {measure for costs in left.values() for measure in costs}
+    return {choice: dict(costs) for choice, costs in every.items() if choice in left or measures <= costs.keys()}
+
+
+def _reason(search: Search, choices: Mapping[str, str], layer: str, others: Mapping[str, Change], lost: float) -> str:
+    """Why a layer got its choice: what each other one would cost. Empty if there is none."""
+    if not others:
+        return ""
+    options = search.problem.options[layer]
+    label = " (modelled)" if search.costs.latency_from == "modelled" else ""
+    texts = []
+    for other, (added, _) in others.items():
+        parts = []
+        if "latency" in options[other] and "latency" in options[choices[layer]]:
+            parts.append(f"{added['latency'] * 1e6:+.0f} us{label}")
+        if "energy" in options[other] and "energy" in options[choices[layer]]:
+            parts.append(f"{added['energy'] * 1e6:+.2g} uJ (modelled)")
+        parts.append(f"{added['size']:+.0f} bytes")
+        parts.append(f"{added['loss'] / max(lost, 1e-12) * 100:+.1f} % loss")
+        texts.append(f"{other} instead: {', '.join(parts)}")
+    return f"least {search.minimize} within the limits; " + "; ".join(texts)

@@ -1,0 +1,453 @@
+"""One search: the program of one runtime, what was built and measured for it, and the best plan within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeq.cache import cached, content_key
+from edgeq.data.dataset import Dataset
+from edgeq.devices import Candidate, Device
+from edgeq.errors import UsageError
+from edgeq.evaluation.measure import Ends, ends_of
+from edgeq.export.artifact import Converted, Exporter
+from edgeq.export.elsewhere import Written, fetch, write_for
+from edgeq.limits import Limits
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.choices import Ladder, uniform
+from edgeq.model.model import Model
+from edgeq.planning.costs.estimates import asked_of_vela
+from edgeq.planning.costs.modelled import energies
+from edgeq.planning.costs.state import known
+from edgeq.planning.costs.table import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
+from edgeq.planning.proof.proven import proven_choices
+from edgeq.planning.solver.problem import over
+from edgeq.planning.solver.program import relative_gap
+from edgeq.planning.solver.solve import Infeasible, Problem, Solution, check, cost_of, least, solve
+from edgeq.plans.plan import (
+    FloatPrecision,
+    Proof,
+    run_options,
+)
+from edgeq.plans.rules import Rule, idle, narrowed
+from edgeq.prepare import Job
+from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.records.wording import seconds_text
+from edgeq.registry.schema import Profile, Runtime
+from edgeq.runtimes import RUNTIMES
+
+SAME = 0.01
+"""Relative differences of predicted latency or loss below this are taken for noise."""
+
+CAREFUL = 0.2
+"""How far from the least loss a plan may be predicted that is as fast as the best: no loss is predicted better."""
+
+ROUNDING = 1e-9
+"""By how much a bound may be too large, relatively: it is a sum of floating point numbers."""
+
+NEAR = SAME / 2
+"""How far a plan may be from the best, of what is minimized: proving the rest takes most of a search's time."""
+
+
+Solutions = dict[tuple[object, ...], Solution]
+"""What was solved for already, by what was asked."""
+
+
+class Made(NamedTuple):
+    """The artefact of a plan, how its ends are quantized, and the bytes of all its files."""
+
+    candidate: Candidate
+    ends: Ends
+    size: int
+
+
+@dataclass
+class Search:
+    """What the rounds of one search share.
+
+    Attributes:
+        where: the device that plans are proved on; None where nothing can be run.
+        profile: the device that is modelled.
+        fresh: whether this run measured the costs. It takes minutes then, and leaves nothing to later ones that they
+            would have to measure under another limit.
+        turns: what every plan takes turns with, for its time.
+        holding: a plan that was measured to hold the limits on drop and size, whatever is predicted of it.
+    """
+
+    job: Job
+    runtime: Runtime
+    where: Device | None
+    profile: Profile | None
+    evaluation: Dataset
+    exporter: Exporter
+    folder: Path
+    options: Ladder
+    allowed: Ladder
+    costs: Costs
+    problem: Problem
+    precision: FloatPrecision
+    key: str
+    minimize: str
+    notes: tuple[str, ...] = ()
+    fresh: bool = False
+    made: dict[tuple[str, ...], Made] = field(default_factory=dict)
+    turns: Made | None = None
+    proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
+    solutions: Solutions = field(default_factory=dict)
+    holding: Mapping[str, str] | None = None
+
+    @property
+    def device(self) -> Device:
+        assert self.where is not None
+        return self.where
+
+    @property
+    def provable(self) -> Limits:
+        """The user's limits that a build can be held against here; the others are only solved for."""
+        limits, where = self.job.limits, self.where
+        modelled = self.costs.latency_from == "modelled"
+        return replace(
+            limits,
+            max_drop=None if where is None else limits.max_drop,
+            max_latency=None if modelled else limits.max_latency,
+        )
+
+    @property
+    def unvalidated(self) -> list[str]:
+        """The limits that no device judges, and why."""
+        limits, found = self.job.limits, []
+        if limits.max_drop != self.provable.max_drop:
+            found.append(f"a drop of at most {limits.max_drop}: {self.job.target.name} cannot be executed here")
+        if limits.max_latency != self.provable.max_latency:
+            by = self.costs.latency_by
+            assert by is not None and limits.max_latency is not None
+            found.append(
+                f"a latency of at most {seconds_text(limits.max_latency)}: "
+                f"modelled by {by.by} for {by.profile}, not measured on a device"
+            )
+        return found
+
+    @property
+    def preferred(self) -> dict[str, str]:
+        """The preferred kernels everywhere, to take turns with."""
+        return uniform(self.options)
+
+    def name(self, choices: Mapping[str, str]) -> tuple[str, ...]:
+        """A plan's choices in the order of the layers."""
+        return tuple(choices[name] for name in self.problem.options)
+
+    def quantize(self, choices: Mapping[str, str]) -> Quantized:
+        job = self.job
+        return quantize_model(
+            job.model, self.runtime, job.calibration, job.impact, choices=choices, ranges=self.costs.ranges
+        )
+
+    def build(self, plans: Sequence[Mapping[str, str]]) -> None:
+        """Writes and audits the artefacts of plans, side by side where there are workers."""
+        wanted = {name: choices for choices in plans if (name := self.name(choices)) not in self.made}
+        if not wanted:
+            return
+        model, engine = self.job.model, self.job.engine
+        conversion = self.exporter.conversion(self.runtime.format)
+        ends: list[Ends] = []
+        places = [self.folder / f"plan{len(self.made) + number}" for number in range(1, len(wanted) + 1)]
+
+        def given() -> Iterator[tuple[Quantized, Path | None]]:
+            for choices, place in zip(wanted.values(), places, strict=True):
+                place.mkdir(parents=True)
+                quantized = self.quantize(choices)
+                ends.append(ends_of(model, quantized))
+                yield quantized, place if engine.here else None
+
+        found = engine.map(_write, given(), model, conversion, threads=False)
+        for name, place, end, written in zip(wanted, places, ends, found, strict=True):
+            files = fetch(written, place)
+            candidate = Candidate(files[0], self.runtime.name, run_options(self.precision))
+            self.made[name] = Made(candidate, end, sum(file.stat().st_size for file in files))
+
+    def built(self, choices: Mapping[str, str]) -> Made:
+        """The artefact of one plan."""
+        self.build([choices])
+        return self.made[self.name(choices)]
+
+
+def _write(model: Model, conversion: Converted, given: tuple[Quantized, Path | None]) -> Written:
+    quantized, place = given
+    return write_for(model, quantized, conversion, place)
+
+
+def searches(
+    job: Job,
+    runtime: Runtime,
+    exporter: Exporter,
+    folder: Path,
+    minimize: str,
+    rules: Sequence[Rule],
+) -> list[Search]:
+    """One search for each precision that the runtime may compute in where layers stay in float, with costs that are
+    measured, or modelled where there is no clock.
+
+    Raises:
+        UsageError: the device is not set up, or what is to be minimized or limited is not known of it.
+    """
+    model, device, profile = job.model, job.device, job.profile
+    assert job.evaluation is not None
+    if not isinstance(device, Device) and job.target.execution != "none" and runtime.name in RUNTIMES:
+        raise UsageError(f"a plan for {runtime.name} cannot be proved here: {device}", remedy="choose another target")
+    where = device if isinstance(device, Device) else None
+    if minimize == "energy" and (profile is None or isinstance(energies(profile), str)):
+        raise UsageError(
+            f"energy cannot be modelled for {'a target without a profile' if profile is None else profile.name}: "
+            "its figures are not known",
+            remedy="give a --profile with energy_per_byte, energy_per_mac_int8 and so on, or minimize something else",
+        )
+    options, warnings = proven_choices(job.target, runtime, model, job.calibration.histograms)
+    ops = {group.name: group.op for group in model.groups}
+    allowed = narrowed(options, ops, rules, runtime)
+    key = _key_of_costs(job, runtime, where, options)
+    fresh = False
+
+    def measure() -> Costs:
+        nonlocal fresh
+        fresh = True
+        return measure_costs(job, runtime, exporter, folder, options)
+
+    costs = cached(job.cache, "costs", key, measure, pack_costs, unpack_costs)
+    notes = [*job.warnings, *warnings, *costs.notes, *_origins(job, where, costs)]
+    if costs.latency_from is None and minimize == "latency":
+        minimize = "size"
+        notes.append("size was minimized instead of latency")
+    for text in idle(options, ops, rules, runtime):
+        notes.append(text)
+        job.clock.progress.note(text)
+    counted = [m for m in ("latency", "energy") if m == minimize or (m == "latency" and job.limits.max_latency)]
+    found = []
+    for precision, whole in costs.problems.items():
+        of_precision, told = allowed, list(notes)
+        for counts in counted:
+            if counts == "energy" or costs.latency_from == "modelled":
+                of_precision, nothing = known(whole, of_precision, counts)
+                told += _unknown(counts, allowed, of_precision, nothing)
+        left = replace(whole, options={n: {c: whole.options[n][c] for c in of_precision[n]} for n in allowed})
+        found.append(
+            Search(
+                job,
+                runtime,
+                where,
+                profile,
+                job.evaluation,
+                exporter,
+                folder / precision,
+                options,
+                of_precision,
+                costs,
+                left,
+                precision,
+                key,
+                minimize,
+                tuple(told),
+                fresh,
+            )
+        )
+    return found
+
+
+def _key_of_costs(job: Job, runtime: Runtime, where: Device | None, options: Ladder) -> str:
+    """What the costs of a runtime depend on; the proofs of its plans as well."""
+    profile = job.profile
+    return content_key(
+        "costs",
+        COSTS_VERSION,
+        model=job.model.fingerprint,
+        calibration=job.calibration_data.sha256,
+        runtime=runtime.model_dump(mode="json"),
+        device=None if where is None else where.name,
+        environment=None if where is None else where.environment(runtime.name),
+        threads=job.threads,
+        profile=None if profile is None else profile.model_dump(mode="json", exclude={"summary", "notes"}),
+        vela=asked_of_vela(runtime, profile),
+        options=options,
+    )
+
+
+def _origins(job: Job, where: Device | None, costs: Costs) -> list[str]:
+    """Says of latency and energy that they are modelled, or not known, where that is so.
+
+    Raises:
+        UsageError: a latency is limited of which nothing is known.
+    """
+    name, notes = job.target.name if where is None else where.name, []
+    if costs.latency_by is not None:
+        notes.append(
+            f"latency is modelled, not measured: by {costs.latency_by.by} for {costs.latency_by.profile}; "
+            f"{name} has no clock here"
+        )
+    elif costs.latency_from is None:
+        notes.append(f"{name} cannot be timed: the plan knows sizes and losses, and no latency")
+        if job.limits.max_latency is not None:
+            raise UsageError(
+                f"a latency on {name} can neither be measured nor modelled here: {'; '.join(costs.notes)}",
+                remedy="drop --max-latency, or give a --profile with the figures",
+            )
+    if costs.energy_by is not None:
+        notes.append(f"energy is modelled, not measured: from {costs.energy_by.by}, for {costs.energy_by.profile}")
+    return notes
+
+
+def _unknown(measure: str, before: Ladder, after: Ladder, nothing: Sequence[str]) -> list[str]:
+    """Says what a model does not know: choices that were left out, and layers that it has no number for at all."""
+    left_out = dict.fromkeys(c for name, offered in before.items() for c in offered if c not in after[name])
+    found = [f"{', '.join(left_out)} was left out: its {measure} cannot be modelled"] if left_out else []
+    return found + ([f"the modelled {measure} is without that of {listed(nothing)}"] if nothing else [])
+
+
+def float_seconds(search: Search) -> float | None:
+    """What the float model is predicted to take in float32; None where no clock was read or a layer cannot be float."""
+    if search.costs.latency_from != "measured":
+        return None
+    floats = search.costs.problems["float32"]
+    everywhere = dict.fromkeys(floats.options, FLOAT)
+    return None if check(floats, everywhere) else cost_of(floats, everywhere)["latency"] or None
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """A few names, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def solve_within(
+    problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions | None = None
+) -> Solution:
+    """The cheapest plan within the limits; where the loss cannot be held beside the others, the one with the least.
+
+    Of plans whose latencies the table cannot tell apart, one that loses little: a microsecond that may be noise must
+    not cost accuracy. It is looked for without the limits first, then within those that are felt: where the others hold
+    anyway, every looser one gives the same plan, whose proof an earlier run may have kept.
+
+    Args:
+        known: of the same problem.
+    """
+    known = {} if known is None else known
+    if minimize != "latency":
+        return _cheapest(problem, minimize, caps, known)
+    fewer = {measure: cap for measure, cap in caps.items() if measure not in ("latency", "loss")}
+    for some in [{}, fewer] if fewer else [fewer]:
+        fastest = _solved(problem, known, minimize, some, NEAR)
+        if fastest.costs.get(minimize, 0.0) > caps.get(minimize, float("inf")):
+            break
+        within = _as_fast(fastest, some)  # and no limit of the user's, which would decide between equals
+        if least(problem, minimize="loss", limits=within) <= caps.get("loss", float("inf")) * (1 + ROUNDING):
+            careful = _careful(problem, fastest, within, known)
+            if not over(careful.costs, caps):
+                return careful
+    felt = _felt(problem, minimize, caps)
+    if felt != caps:
+        with suppress(Infeasible):  # all limits together tell why
+            found = _within(problem, minimize, felt, known)
+            if not over(found.costs, caps):
+                return found
+    return _within(problem, minimize, caps, known)
+
+
+def _within(problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions) -> Solution:
+    best = _cheapest(problem, minimize, caps, known)
+    return best if over(best.costs, caps) else _careful(problem, best, _as_fast(best, caps), known)
+
+
+def _felt(problem: Problem, minimize: str, caps: Mapping[str, float]) -> dict[str, float]:
+    """The limits without those that the best plan seems to hold anyway: that on what is minimized, and one without
+    which the relaxation is no better."""
+    felt = {measure: cap for measure, cap in caps.items() if measure != minimize}
+    for measure in [measure for measure in felt if measure != "loss"]:
+        without = {other: cap for other, cap in felt.items() if other != measure}
+        within, beyond = (least(problem, minimize=minimize, limits=some) for some in (felt, without))
+        if within <= beyond * (1 + ROUNDING):
+            felt = without
+    return felt
+
+
+def _cheapest(problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions) -> Solution:
+    try:
+        if least(problem, minimize=minimize, limits=caps) < float("inf"):
+            return _solved(problem, known, minimize, caps, NEAR)
+    except Infeasible:
+        pass
+    return _solved(problem, known, "loss", {m: c for m, c in caps.items() if m != "loss"}, SAME)
+
+
+def _careful(problem: Problem, best: Solution, within: Mapping[str, float], known: Solutions) -> Solution:
+    """A plan that loses little among those that are as fast as the best, to what the table can tell."""
+    careful = _solved(problem, known, "loss", within, CAREFUL, best.choices)
+    value = careful.costs.get("latency", 0.0)
+    gap = max(0.0, (value - best.bound) / value) if value else 0.0
+    return replace(careful, bound=best.bound, gap=gap, method=best.method)
+
+
+def _solved(
+    problem: Problem,
+    known: Solutions,
+    minimize: str,
+    limits: Mapping[str, float],
+    gap: float,
+    start: Mapping[str, str] | None = None,
+) -> Solution:
+    asked = (minimize, tuple(sorted(limits.items())), gap)
+    if asked not in known:
+        known[asked] = solve(problem, minimize=minimize, limits=limits, gap=gap, start=start)
+    return known[asked]
+
+
+def _as_fast(best: Solution, caps: Mapping[str, float]) -> dict[str, float]:
+    enough = max(best.costs.get("latency", 0.0), best.bound * (1 + SAME))
+    return {**caps, "latency": min(enough, caps.get("latency", float("inf")))}
+
+
+def best_of(search: Search, caps: Mapping[str, float]) -> Solution:
+    """The best plan of a search within limits; the one that is known to hold them, where it is predicted to be better.
+
+    Raises:
+        Infeasible: there is none; says if that is by a modelled latency.
+    """
+    asked = ("best", tuple(sorted(caps.items())))
+    known = _known_within(search, caps)
+    try:
+        if asked not in search.solutions:
+            search.solutions[asked] = solve_within(search.problem, search.minimize, caps, search.solutions)
+        found = search.solutions[asked]
+        if known is None or (not over(found.costs, caps) and _value(search, found) <= _value(search, known)):
+            return found
+        return known
+    except Infeasible as error:
+        if known is not None:
+            return known
+        if "latency" not in error.conflict or search.costs.latency_from != "modelled":
+            raise
+        cause = f"{error.cause} (the latency is modelled, not measured)"
+        raise Infeasible(cause, error.remedy, error.least, error.conflict) from error
+
+
+def bound_of(search: Search, caps: Mapping[str, float]) -> float:
+    """What no plan of `best_of` has less of; infinite where there is none."""
+    known = _known_within(search, caps)
+    least_solved = least(search.problem, minimize=search.minimize, limits=caps)
+    return least_solved if known is None else min(least_solved, _value(search, known))
+
+
+def _known_within(search: Search, caps: Mapping[str, float]) -> Solution | None:
+    if search.holding is None:
+        return None
+    costs = cost_of(search.problem, search.holding)
+    # how much it loses, and how large it is, was measured
+    if over(costs, {measure: most for measure, most in caps.items() if measure not in ("loss", "size")}):
+        return None
+    value = costs.get(search.minimize, 0.0)
+    bound = min(value, max(0.0, least(search.problem, minimize=search.minimize, limits=caps)))
+    return Solution(dict(search.holding), costs, bound, relative_gap(value, bound), "optimal", 0.0)
+
+
+def _value(search: Search, found: Solution) -> float:
+    return found.costs.get(search.minimize, 0.0)

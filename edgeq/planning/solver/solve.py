@@ -1,0 +1,170 @@
+"""Picks one choice for every layer group: the cheapest plan within limits, or why there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Literal
+
+from edgeq.errors import GateError
+from edgeq.planning.solver.problem import Boundary, Costs, Need, Problem, check, cost_of, over, validate
+from edgeq.planning.solver.program import Program, build, relative_gap, relaxed, search
+from edgeq.planning.solver.swaps import cheapest, improve
+
+__all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "check", "cost_of", "least", "solve"]
+
+SECONDS = 2.0
+"""For the search of a thousand groups or fewer."""
+
+_UNITS = {
+    "latency": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)),
+    "size": (("MB", 1e6), ("kB", 1e3), ("B", 1.0)),
+}
+"""As limits are written on the command line."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A plan that holds every limit.
+
+    Attributes:
+        choices: by group.
+        costs: by measure, as `cost_of` gives them.
+        bound: no plan within the limits has less of what was minimized; HiGHS's tolerances are allowed for.
+        gap: how far the plan may be from the best: (its cost - bound) / its cost.
+        method: `optimal` if the search ended by itself, `time limit` if HiGHS had a plan when time was up, `greedy`
+            if it had none.
+    """
+
+    choices: dict[str, str]
+    costs: dict[str, float]
+    bound: float
+    gap: float
+    method: Literal["optimal", "time limit", "greedy"]
+    seconds: float
+
+
+class Infeasible(GateError):
+    """No plan holds the limits.
+
+    Attributes:
+        least: by limited measure, the least that any plan reaches if nothing else is limited.
+        conflict: the limits that no plan reaches even alone; if there are none, a set that cannot be held together,
+            though it can without any one of them. Empty if needs and ties leave no plan at all.
+    """
+
+    def __init__(self, cause: str, remedy: str, least: Costs | None = None, conflict: Sequence[str] = ()) -> None:
+        super().__init__(cause, remedy=remedy)
+        self.least = dict(least or {})
+        self.conflict = tuple(conflict)
+
+
+def solve(
+    problem: Problem,
+    *,
+    minimize: str,
+    limits: Costs | None = None,
+    time_limit: float | None = None,
+    gap: float = 1e-4,
+    start: Mapping[str, str] | None = None,
+) -> Solution:
+    """The plan with the least of one measure that keeps others within limits, as `cost_of` judges it.
+
+    Among plans of equal cost the one with less loss is preferred, then the one with less of the rest: all other
+    measures together weigh at most a hundredth of `gap` in the program, and the plan is changed as long as changing
+    one group (with its ties) lowers the loss at the same cost. The same problem gives the same plan unless time
+    runs out.
+
+    Args:
+        limits: by measure, the most that a plan may cost.
+        time_limit: seconds for the search; by default two, or two for every thousand groups. What is left after
+            that is a matter of parts in a thousand, and the gap says so. Explaining why there is no plan takes up to as
+            long for each step.
+        gap: how far from the best the plan may be, relative to its cost.
+        start: a plan that may be near it already. Within the limits, it is improved and begun with.
+
+    Raises:
+        Infeasible: no plan holds the limits; says how far each can be reached and which contradict one another.
+        GateError: time ran out before any plan that holds the limits was found.
+        ValueError: a group is unknown or has no choices, a cost is not finite, a limit is not a number, or the cost
+            of a boundary is negative.
+    """
+    begin = time.perf_counter()
+    limits = dict(limits or {})
+    if time_limit is None:
+        time_limit = SECONDS * max(1.0, len(problem.options) / 1000)
+    validate(problem)
+    if any(isnan(limit) for limit in limits.values()):
+        raise ValueError("a limit is not a number")
+    program = build(problem)
+    if start is not None:
+        start = improve(problem, start, minimize, limits)
+        start = None if check(problem, start) or over(cost_of(problem, start), limits) else start
+    found = search(program, minimize, limits, gap, time_limit, start)
+    if found.state == "infeasible" and found.choices is None:
+        raise _explain(program, limits, gap, time_limit)
+    first = found.choices or start or cheapest(problem, minimize, limits)
+    plans = (improve(problem, first, minimize, limits), first)
+    choices = next((p for p in plans if not check(problem, p) and not over(cost_of(problem, p), limits)), None)
+    if choices is None:
+        if found.state == "infeasible":
+            raise _explain(program, limits, gap, time_limit)
+        raise GateError(
+            f"no plan that holds the limits was found within {time_limit:g} s",
+            remedy="give the search more time or loosen a limit",
+        )
+    costs = cost_of(problem, choices)
+    value = costs.get(minimize, 0.0)
+    bound = min(found.bound, value)
+    method: Literal["optimal", "time limit", "greedy"] = "greedy"
+    if found.state == "optimal" or relative_gap(value, bound) <= gap:
+        method = "optimal"
+    elif found.state == "time limit" and found.choices:
+        method = "time limit"
+    return Solution(choices, costs, bound, relative_gap(value, bound), method, time.perf_counter() - begin)
+
+
+def least(problem: Problem, *, minimize: str, limits: Costs) -> float:
+    """What no plan within the limits has less of, from the relaxation: a bound, in a hundredth of a second where
+    `solve` takes up to seconds; infinite if no plan holds the limits."""
+    validate(problem)
+    return relaxed(build(problem), minimize, limits, SECONDS * max(1.0, len(problem.options) / 1000))
+
+
+def _explain(program: Program, limits: Costs, gap: float, seconds: float) -> Infeasible:
+    """Which limits cannot be held, found by minimizing each alone, then each beside those that contradict it."""
+
+    def least_of(measure: str, held: Costs) -> float | None:
+        found = search(program, measure, held, gap, seconds)
+        if found.state == "infeasible":
+            return None
+        return cost_of(program.problem, found.choices).get(measure, 0.0) if found.choices else found.bound
+
+    least = {m: value for m in limits if (value := least_of(m, {})) is not None}
+    if len(least) < len(limits) or not limits:
+        return Infeasible("no plan is possible: needs and ties contradict one another", "offer the groups more choices")
+    listed = ", ".join(f"{m} {_show(m, limits[m])} (least of any plan {_show(m, least[m])})" for m in limits)
+    head = f"no plan keeps within the limits: {listed}"
+    beyond = [m for m in limits if least[m] > limits[m]]
+    if beyond:
+        ways = " and ".join(f"{m} to at least {_show(m, least[m])}" for m in beyond)
+        return Infeasible(f"{head}; {' and '.join(beyond)} cannot be held even alone", f"raise {ways}", least, beyond)
+    conflict = list(limits)
+    for measure in limits:
+        rest = {m: limits[m] for m in conflict if m != measure}
+        if len(rest) > 1 and least_of(next(iter(rest)), rest) is None:
+            conflict.remove(measure)
+    eased = {m: least_of(m, {k: v for k, v in limits.items() if k != m}) for m in conflict}
+    ways = " or ".join(f"{m} to {_show(m, value)}" for m, value in eased.items() if value is not None)
+    cause = f"{head}; {' and '.join(conflict)} cannot be held together, though they can without any one of them"
+    return Infeasible(cause, f"raise {ways or 'more than one of them'}", least, conflict)
+
+
+def _show(measure: str, value: float) -> str:
+    """A number rounded up, so that a limit set to what is shown can be held."""
+    units = _UNITS.get(measure, (("", 1.0),))
+    unit, one = next((u for u in units if value >= u[1]), units[-1])
+    text = f"{value / one:.6g}"
+    return f"{text if float(text) * one >= value else f'{value / one * (1 + 1e-5):.6g}'} {unit}".rstrip()

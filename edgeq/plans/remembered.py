@@ -1,0 +1,50 @@
+"""What is taken from a plan of the data that it was made with: files, and never code. A plan is a file that others may
+have written, and code is run only where the user names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeq.data.load import names_function
+from edgeq.errors import UsageError
+from edgeq.plans.plan import Given
+
+
+def data_of(given: Given | None, option: str, told: str | Path | None, role: str) -> str | Path | None:
+    """What the user gave, or else the file or folder that the plan remembers.
+
+    Args:
+        option: of the command line, for messages.
+        role: the field of `Given`.
+
+    Returns:
+        None where neither says anything. What the plan remembers is a `Path`, which `load_data` never calls.
+
+    Raises:
+        UsageError: the plan was made with a function.
+    """
+    remembered = getattr(given, role) if given is not None else None
+    if told is not None or remembered is None:
+        return told
+    if names_function(remembered) and not Path(remembered).exists():
+        raise _code(option, remembered)
+    return Path(remembered)
+
+
+def metric_of(given: Given | None, told: str | None) -> str | None:
+    """What the user gave: a metric is always code.
+
+    Raises:
+        UsageError: nothing was given, and the plan was made with a metric of the user's.
+    """
+    if told is None and given is not None and given.metric is not None:
+        raise _code("--metric", given.metric)
+    return told
+
+
+def _code(option: str, reference: str) -> UsageError:
+    return UsageError(
+        f"the plan was made with {reference!r}, and no code runs because a plan names it",
+        where="plan",
+        remedy=f"give {option} yourself: {option} {reference}, if you know what it does",
+    )
