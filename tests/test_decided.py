@@ -16,7 +16,7 @@ from edgeq.evaluation.accuracy import quick_drop
 from edgeq.evaluation.decided import decisive
 from edgeq.limits import Limits
 from edgeq.planning.planner import plan
-from edgeq.planning.proof import allowed, contest, proving, rounds
+from edgeq.planning.proof import allowed, loop, proving
 from edgeq.planning.proof.proving import held
 from edgeq.plans.plan import Plan
 
@@ -115,8 +115,6 @@ def first(files: Path) -> list[bool]:
 @pytest.fixture(autouse=True)
 def _cache(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEQ_CACHE", str(files / "kept"))
-    # or else there is a plan whose answers are known
-    monkeypatch.setattr(contest, "answer_preferred", lambda _: None)
     monkeypatch.setattr(allowed, "trial_errors", lambda _: [])
 
 
@@ -157,7 +155,7 @@ def test_where_nothing_holds_all_samples_tell_the_plans_apart(
         return False if limits.max_drop is not None else held(limits, proof)
 
     ran = Ran(monkeypatch, spoilt=1000)
-    for module in (proving, rounds):
+    for module in (proving, loop):
         monkeypatch.setattr(module, "held", never)
     found = planned(files, "3.5%", samples=90).planned
     assert found is not None and found.proof is not None and not found.held

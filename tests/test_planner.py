@@ -10,9 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,16 +28,16 @@ from edgeq.deploy import deploy
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
 from edgeq.errors import GateError, UsageError
-from edgeq.limits import Drop, Limits
+from edgeq.limits import Limits
 from edgeq.model.model import load
 from edgeq.planning.explain.explain import explain, recost
 from edgeq.planning.front import front
 from edgeq.planning.planner import plan
-from edgeq.planning.proof import allowed, contest, proving, rounds, search
-from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome
+from edgeq.planning.proof import allowed, loop, proving
+from edgeq.planning.proof import best as of_all
 from edgeq.planning.proof.search import Search, searches
 from edgeq.planning.solver.restate import restate
-from edgeq.planning.solver.solve import Infeasible, Problem, cost_of, solve
+from edgeq.planning.solver.solve import Infeasible, cost_of
 from edgeq.plans.plan import Plan, Proof, read_plan
 from edgeq.plans.rules import Rule
 from edgeq.progress import Silent
@@ -215,7 +213,6 @@ def test_what_plans_take_turns_with_is_built_once(
         seen.append(b"".join(file.read_bytes() for file in sorted(path.parent.iterdir())))
         found, fresh = timed(search, choices), search.built(search.preferred)
         assert fresh.candidate.path.read_bytes() == path.read_bytes() and fresh.ends.limits
-        assert fresh is not search.turns, "an artefact that may be judged knows how its ends are quantized"
         return found
 
     monkeypatch.setattr(proving, "_latencies", noted)
@@ -227,15 +224,12 @@ def test_what_plans_take_turns_with_is_built_once(
     assert len(seen) >= 2 and len(set(seen)) == 1
 
 
-def test_the_preferred_kernels_are_neither_run_nor_timed_again(
+def test_the_preferred_kernels_are_not_timed_again(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run that measures costs keeps their answers, and their time is that of the same turns."""
+    """Their time is that of the turns with the plan before them."""
     monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
-    stages = Stages()
-    planned(files, progress=stages)
-    assert [s for s in stages.seen if s.startswith("answers in onnxruntime, float32: preferred")]
-    timed, judged = proving._latencies, proving._judged
+    timed = proving._latencies
     turns: list[dict[str, float]] = []
 
     def dearer(*given: Any) -> list[Search]:
@@ -256,13 +250,8 @@ def test_the_preferred_kernels_are_neither_run_nor_timed_again(
         turns.append({**took, "preferred": min(took.values()) / 2})
         return 2 * max(turns[-1].values()), turns[-1]
 
-    def judge(search: Search, choices: Mapping[str, str], *within: Any) -> Proof:
-        assert dict(choices) != search.preferred
-        return judged(search, choices, *within)
-
-    monkeypatch.setattr(contest, "searches", dearer)
+    monkeypatch.setattr(of_all, "searches", dearer)
     monkeypatch.setattr(proving, "_latencies", slower)
-    monkeypatch.setattr(proving, "_judged", judge)
     again = Stages()
     found = planned(files, limits=Limits.parse(max_drop="50%"), progress=again)
     assert found.planned is not None and found.planned.proof is not None and found.planned.held
@@ -273,7 +262,7 @@ def test_the_preferred_kernels_are_neither_run_nor_timed_again(
     assert {layer.choice for layer in found.layers if layer.name == "point"} == {"w8a8"}
     assert best.latency == turns[0]["preferred"] and best.latency_of == turns[0]
     assert [s for s in again.seen if s.endswith("preferred kernels everywhere")]
-    assert not [s for s in again.seen if s.startswith("answers in")]
+    assert len(turns) == 1
 
 
 def test_where_a_search_begins_is_told_by_what_an_artefact_misses(
@@ -300,9 +289,9 @@ def test_where_a_search_begins_is_told_by_what_an_artefact_misses(
         begun.append(most)
         return starts(search, most)
 
-    starts = contest.start
+    starts = loop._line
     monkeypatch.setattr(allowed, "trial_errors", checked)
-    monkeypatch.setattr(contest, "start", start)
+    monkeypatch.setattr(loop, "_line", start)
     first, stages = planned(files), Stages()
     for kept in [*(tmp_path / "cache" / "errors").iterdir(), *(tmp_path / "cache" / "allowed").iterdir()]:
         kept.unlink()
@@ -329,16 +318,18 @@ def test_a_plan_that_was_measured_to_hold_the_drop_is_no_worse_for_its_predictio
             one.problem = replace(one.problem, options=dear)
         return found
 
-    monkeypatch.setattr(contest, "searches", dearer)
-    monkeypatch.setattr(contest, "allowed_loss", lambda *_: 1e-12)
+    monkeypatch.setattr(of_all, "searches", dearer)
+
+    def fast(search: Search, choices: Mapping[str, str]) -> tuple[float | None, dict[str, float]]:
+        took = timed(search, choices)[1]
+        return min(took.values()) / 2, took
+
+    timed = proving._latencies
+    monkeypatch.setattr(proving, "_latencies", fast)
+    monkeypatch.setattr(of_all, "allowed_loss", lambda *_: 1e-12)
     found = planned(files)
     assert found.planned is not None and found.planned.held
-    (attempt,) = found.planned.attempts
-    assert attempt.changed == 0 and attempt.predicted["loss"] > 1e-12
-    assert LOSES_LEAST not in found.planned.notes
-    monkeypatch.setattr(contest, "answer_preferred", lambda search: None)
-    without = planned(files)
-    assert without.planned is not None and without.planned.attempts[0].predicted["loss"] <= 1e-12
+    assert found.planned.predicted["loss"] > 1e-12 and loop.KNOWN_TO_HOLD in found.planned.notes
 
 
 def test_a_second_plan_takes_what_the_first_one_measured(files: Path, kept: Path) -> None:
@@ -374,77 +365,13 @@ def test_limits_that_no_plan_reaches_give_the_plan_that_comes_nearest(files: Pat
             assert solved["latency"] <= 1.02 * other["latency"]
 
 
-def test_a_latency_that_is_missed_by_no_more_than_predictions_are_off_is_left_to_the_clock(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Predicted at a hundredth more than it may take, it may take less."""
-    given: list[Search] = []
-
-    def noted(*some: Any) -> list[Search]:
-        given.extend(found := searches(*some))
-        return found
-
-    monkeypatch.setattr(contest, "searches", noted)
-    planned(files)
-    fastest = solve(given[0].problem, minimize="latency", limits={}).costs["latency"]
-    for times, word in ((1 / 1.01, "the clock decides"), (1 / 1.2, "comes nearest")):
-        limits = Limits(max_latency=fastest * times, max_drop=Drop(20.0, percent=True))
-        begun = rounds.start(given[0], 1e9)
-        caps = {**begun.caps, "latency": limits.max_latency or 0.0}
-        with pytest.raises(Infeasible) as refused:
-            solve(given[0].problem, minimize="latency", limits=caps)
-        near = rounds.within_error(given[0], rounds.Start(caps, []), refused.value, 1.05)
-        assert (near is None) == (word == "comes nearest")
-        if near is not None:
-            assert fastest <= near.caps["latency"] <= fastest * 1.02 and word in near.notes[-1]
-        found = planned(files, limits=limits).planned
-        assert found is not None and found.attempts and found.proof is not None
-        assert len([note for note in found.notes if word in note]) == 1
-
-
 def test_rules_that_leave_no_plan_are_still_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def contradiction(*_: object) -> None:
         raise Infeasible("no plan is possible", "offer the groups more choices")
 
-    monkeypatch.setattr(search, "solve_within", contradiction)
-    monkeypatch.setattr(contest, "answer_preferred", lambda search: None)
+    monkeypatch.setattr(loop, "cheapest", contradiction)
     with pytest.raises(GateError, match="no plan is possible"):
         planned(files)
-
-
-def test_a_plan_is_solved_for_within_a_little_less_than_the_largest_size_where_that_can_be() -> None:
-    """Files are mostly a thousandth larger than predicted, and what does not fit is built again."""
-    sizes = {"w8": {"size": 1000.0, "loss": 0.1}, "w16": {"size": 2999.0, "loss": 0.01}, "float32": {"size": 4000.0}}
-    search: Any = SimpleNamespace(problem=Problem({"layer": sizes}), notes=(), costs=SimpleNamespace(latency_from=None))
-    for most, cap in ((3000, 3000 / rounds.SHORT), (1001, 1001), (1000, 1000), (900, 900)):
-        search.job = SimpleNamespace(limits=Limits(max_size=most))
-        assert rounds.start(search, 0.2).caps == {"loss": 0.2, "size": pytest.approx(cap, rel=1e-12)}
-    search.job.limits = Limits(max_size=3000)
-    assert rounds.start(search, 0.05).caps["size"] == 3000, "nothing loses so little in less"
-    assert rounds.start(search, 0.001).caps["size"] == 3000 / rounds.SHORT, "nor that little in 3000"
-
-
-def test_a_file_that_is_larger_than_predicted_is_solved_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are a tenth larger than they are predicted to be; nothing below 500 bytes can be solved for."""
-    search: Any = SimpleNamespace(provable=Limits(max_size=1000))
-
-    def solved(_: object, caps: Mapping[str, float]) -> Any:
-        if caps["size"] < 500:
-            raise Infeasible("it is too small", "allow more", {}, ())
-        return SimpleNamespace(choices={"a": str(caps["size"])}, costs={"size": caps["size"]})
-
-    monkeypatch.setattr(rounds, "best_of", solved)
-    monkeypatch.setattr(rounds, "size_of", lambda _, choices: int(1.1 * float(choices["a"])))
-    first = {"loss": 1.0, "size": 1000.0}
-    found, caps = rounds._small_enough(search, solved(search, first), first)
-    assert 890 < found.costs["size"] == caps["size"] < 910 and caps["loss"] == 1.0
-    again, same = rounds._small_enough(search, found, caps)
-    assert again is found and same is caps
-    monkeypatch.setattr(rounds, "size_of", lambda *_: 5000)
-    largest, _ = rounds._small_enough(search, found, caps)
-    assert largest is found, "the last one that could be solved for is kept, and its proof says that it is too large"
-    search.provable = Limits()
-    assert rounds._small_enough(search, found, caps) == (found, caps)
 
 
 def test_a_file_that_is_too_large_is_solved_for_anew_before_any_proof(
@@ -474,8 +401,8 @@ def test_a_file_that_is_too_large_is_solved_for_anew_before_any_proof(
         return measure_it(search, choices)
 
     measure_it = proving._judged
-    monkeypatch.setattr(contest, "searches", short)
-    monkeypatch.setattr(rounds, "size_of", size_of)
+    monkeypatch.setattr(of_all, "searches", short)
+    monkeypatch.setattr(loop, "size_of", size_of)
     monkeypatch.setattr(proving, "_judged", measure)
     evaluation = fewer(files, tmp_path)
     found = planned(files, evaluation=evaluation, limits=Limits(max_size=most), minimize="loss").planned
@@ -485,39 +412,6 @@ def test_a_file_that_is_too_large_is_solved_for_anew_before_any_proof(
     monkeypatch.setattr(Search, "built", lambda *_: pytest.fail("what the first run built is known"))
     again = planned(files, evaluation=evaluation, limits=Limits(max_size=most), minimize="loss").planned
     assert again is not None and again.proof == found.proof and looked[2:] == looked[:2]
-
-
-def test_a_search_builds_nothing_before_it_is_asked_to(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proof holds, so that the search goes on as long as it may; the times of what loses too much come last."""
-    proved: list[Mapping[str, str]] = []
-    asked: list[tuple[Mapping[str, float] | None, int]] = []
-
-    def judge(search: Search, choices: Mapping[str, str]) -> Proof:
-        proved.append(choices)
-        return proving.judge(search, choices)
-
-    def noted(search: Search, begun: rounds.Start) -> rounds.Rounds:
-        going = rounds_of(search, begun)
-        while True:
-            try:
-                predicted = next(going)
-            except StopIteration as ended:
-                outcome: Outcome = ended.value
-                return outcome
-            asked.append((predicted, len(proved)))
-            yield predicted
-
-    rounds_of = rounds.rounds
-    for module in (proving, rounds):
-        monkeypatch.setattr(module, "held", lambda *_: False)
-    monkeypatch.setattr(rounds, "judge", judge)
-    monkeypatch.setattr(contest, "rounds", noted)
-    on = planned(files).planned
-    assert on is not None and not on.held and len(proved) > 1
-    predicted, built = zip(*asked, strict=True)
-    assert predicted[-1] is None and None not in predicted[:-1]
-    assert built[0] == 0 and built[-1] == len(proved)
-    assert all(after - before <= 1 for before, after in pairwise(built)), "each build was asked for"
 
 
 @pytest.mark.parametrize(("how", "samples"), [("stored", 97), ("packed", 98), ("written to meanwhile", 99)])

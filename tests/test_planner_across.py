@@ -19,7 +19,6 @@ from edgeq.limits import Drop, Limits
 from edgeq.planning.planner import plan
 from edgeq.planning.proof.outcome import Outcome, rank
 from edgeq.planning.proof.proving import Rank, proof_rank
-from edgeq.planning.proof.rounds import _may_be_better
 from edgeq.planning.solver.problem import Problem
 from edgeq.plans.plan import Plan, Proof
 from edgeq.progress import Silent
@@ -85,37 +84,6 @@ def test_of_plans_that_are_too_slow_the_fastest_goes_first_whenever_it_was_measu
     fast = with_proof(5e-3, 10e-3, held=False, drop=2.0, limits=limits)
     slow = with_proof(4e-3, 5e-3, held=False, limits=limits)
     assert rank(fast) < rank(slow)
-
-
-@pytest.mark.parametrize(
-    ("plan_took", "drop", "limit", "predicted", "worth_it"),
-    [
-        (0.8e-3, 0.0, 2e-3, 1.2e-3, False),  # it holds, and is faster
-        (1.1e-3, 0.0, 2e-3, 1.2e-3, True),  # it holds; float took less in the same turns, whatever was predicted
-        (0.9e-3, 0.0, 0.5e-3, 0.4e-3, False),  # it is too slow, and float was slower
-        (1.1e-3, 0.0, 0.5e-3, 1.2e-3, True),  # both are too slow
-        (None, 5.0, None, 9e-3, True),  # it loses too much
-        (None, 5.0, 1e-3, 1.04e-3, True),  # float loses nothing, and may be fast enough
-        (None, 5.0, 1e-3, 3e-3, False),  # float would be too slow
-    ],
-)
-def test_float_everywhere_is_built_where_it_may_be_better(
-    plan_took: float | None, drop: float, limit: float | None, predicted: float, worth_it: bool
-) -> None:
-    limits = Limits.parse(max_drop="1%")
-    limits = Limits(max_drop=limits.max_drop, max_latency=limit)
-    held = drop <= 1 and plan_took is not None and plan_took <= (limit or 1.0)
-    problem = Problem({"layer": {"w8a8": {"latency": 0.8e-3, "size": 1}, "float32": {"latency": predicted, "size": 4}}})
-    proof = with_proof(1.0, 1e-3, held=held, drop=drop).proof
-    assert proof is not None
-    took = {"latency": plan_took, "latency_of": {} if plan_took is None else {"float32": 1e-3, "preferred": 9.0}}
-    costs = SimpleNamespace(latency_from="measured", problems={"float32": problem})
-    search: Any = SimpleNamespace(
-        problem=problem, provable=limits, minimize="latency", precision="float32", made={}, costs=costs,
-        proofs={("w8a8",): proof.model_copy(update=took)}, name=lambda choices: tuple(choices.values()),
-    )  # fmt: skip
-    assert _may_be_better(search, {"layer": "w8a8"}, {"layer": "float32"}, limits) is worth_it
-    assert not _may_be_better(search, {"layer": "w8a8"}, {"layer": "w8a8"}, limits)
 
 
 @pytest.mark.parametrize("drift", [1.0, 1.3, 0.8])

@@ -20,7 +20,7 @@ from edgeq.lowering.choices import by_activations, of_choices
 from edgeq.planning.fleet.fleet import fleet
 from edgeq.planning.front import front
 from edgeq.planning.planner import plan
-from edgeq.planning.proof import contest
+from edgeq.planning.proof import best
 from edgeq.planning.proof import wider as wider_types
 from edgeq.plans.plan import Plan
 from edgeq.plans.rules import Rule
@@ -167,7 +167,7 @@ def test_16_bits_are_not_tried_where_the_same_weights_in_float_are_as_fast(
         return found
 
     monkeypatch.setattr(Device, "latency", timed)
-    monkeypatch.setattr(contest, "why_wider", lambda _: "a test wants it")
+    monkeypatch.setattr(best, "why_wider", lambda _: "a test wants it")
     if faster:
         monkeypatch.setattr(wider_types, "VAIN_VERSION", -1)  # what the other case kept is not to be found
     where = {"target": "x86-avx512", "format": "tflite", "limits": Limits.parse(max_drop="5%"), **data(files)}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import random
 import subprocess
 import sys
 from math import fsum
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -19,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgeq.errors import GateError
 from edgeq.limits import parse_bytes, parse_seconds
-from edgeq.planning.proof.search import SAME, best_of, bound_of, solve_within
+from edgeq.planning.proof.search import SAME, cheapest
 from edgeq.planning.solver import program
 from edgeq.planning.solver import solve as solver
 from edgeq.planning.solver.highs import Answer
@@ -97,27 +94,17 @@ def limited(draw: st.DrawFn) -> tuple[Problem, str, dict[str, float]]:
 
 
 @settings(deadline=None, max_examples=160)
-@given(limited(), st.booleans(), st.none() | st.integers(0, 2**16), st.sampled_from([1e-4, 0.1]))
-def test_no_plan_within_the_limits_is_better(
-    case: tuple[Problem, str, dict[str, float]], large: bool, begin: int | None, gap: float
-) -> None:
-    """Whatever plan the search begins with, one that keeps nothing included."""
+@given(limited(), st.sampled_from([1e-4, 0.1]))
+def test_no_plan_within_the_limits_is_better(case: tuple[Problem, str, dict[str, float]], gap: float) -> None:
     problem, minimize, limits = case
-    start = None
-    if begin is not None:
-        everything = itertools.product(*problem.options.values())
-        start = dict(zip(problem.options, random.Random(begin).choice(list(everything)), strict=True))
-    with pytest.MonkeyPatch.context() as patch:
-        if large:  # solve it as large programs are
-            patch.setattr(program, "_LARGE", 0)
-        best = least(problem, minimize, limits)
-        assert best is None or solver.least(problem, minimize=minimize, limits=limits) <= best * (1 + 1e-9)
-        if best is None:
-            with pytest.raises(Infeasible) as caught:
-                solve(problem, minimize=minimize, limits=limits, start=start)
-            explained(problem, limits, caught.value)
-            return
-        found = solve(problem, minimize=minimize, limits=limits, gap=gap, start=start)
+    best = least(problem, minimize, limits)
+    assert best is None or solver.least(problem, minimize=minimize, limits=limits) <= best * (1 + 1e-9)
+    if best is None:
+        with pytest.raises(Infeasible) as caught:
+            solve(problem, minimize=minimize, limits=limits)
+        explained(problem, limits, caught.value)
+        return
+    found = solve(problem, minimize=minimize, limits=limits, gap=gap)
     assert found.costs == cost_of(problem, found.choices)
     assert check(problem, found.choices) == []
     assert held(found.costs, limits)
@@ -125,24 +112,6 @@ def test_no_plan_within_the_limits_is_better(
     assert found.costs.get(minimize, 0.0) <= best / (1 - gap)
     assert found.bound <= best * (1 + 1e-9)
     assert found.gap <= gap
-
-
-def test_a_start_that_is_near_enough_is_not_searched_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = network(40)
-    fastest = solve(problem, minimize="latency")
-    limits = {"size": fastest.costs["size"] * 0.9}
-    best = solve(problem, minimize="latency", limits=limits)
-    searched: list[int] = []
-    run = program.minimized
-
-    def counted(*args: Any, integers: int, **more: Any) -> Any:
-        searched.append(integers)
-        return run(*args, integers=integers, **more)
-
-    monkeypatch.setattr(program, "minimized", counted)
-    again = solve(problem, minimize="latency", limits=limits, gap=0.1, start=best.choices)
-    assert again.choices == best.choices and searched == [0], "only the relaxation was asked"
-    assert again.gap <= 0.1 and again.bound <= best.costs["latency"]
 
 
 def test_the_bound_without_integers_is_near_and_without_plans_infinite() -> None:
@@ -210,51 +179,6 @@ def test_a_thousand_groups_are_solved_within_a_thousandth() -> None:
     assert found.method == "optimal" and found.gap <= 1e-3
     assert held(found.costs, limits) and check(problem, found.choices) == []
     assert found.bound <= found.costs["latency"] < 0.75 * floats(problem)["latency"]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_solving_a_part_first_finds_plans_as_good(seed: int) -> None:
-    problem = network(110, seed)
-    limits = {"loss": 0.01, "size": floats(problem)["size"] * 0.3}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "_LARGE", 10**9)
-        whole = solve(problem, minimize="latency", limits=limits, gap=1e-6)
-        patch.setattr(program, "_LARGE", 0)
-        part = solve(problem, minimize="latency", limits=limits, gap=1e-6)
-    assert whole.gap <= 1e-6 and part.gap <= 1e-6
-    assert part.costs["latency"] == pytest.approx(whole.costs["latency"], rel=2e-6)
-
-
-@pytest.mark.parametrize("limits", [{"loss": 1e-3}, {"size": 0.15}, {"loss": 2e-3, "size": 0.4, "latency": 0.8}])
-def test_without_time_a_plan_is_put_together_that_holds_the_limits(limits: dict[str, float]) -> None:
-    problem = network(60)
-    allowed = {m: value * (1 if m == "loss" else floats(problem)[m]) for m, value in limits.items()}
-    rushed = solve(problem, minimize="latency", limits=allowed, time_limit=1e-9)
-    best = solve(problem, minimize="latency", limits=allowed)
-    assert rushed.method == "greedy" and best.method == "optimal"
-    assert held(rushed.costs, allowed) and check(problem, rushed.choices) == []
-    assert rushed.bound <= best.costs["latency"] <= rushed.costs["latency"] * (1 + 1e-4)
-    assert rushed.costs["latency"] <= 1.1 * best.costs["latency"]
-    assert rushed.gap == pytest.approx(1 - rushed.bound / rushed.costs["latency"])
-
-
-def test_without_time_needs_and_ties_are_kept() -> None:
-    free = network(30)
-    needs = [Need(f"g{i}", INTEGERS, ((f"g{i - 1}", INTEGERS),)) for i in range(1, 30)]
-    tied = Problem(free.options, free.boundaries, needs, [frozenset({"g3", "g9", "g20"}), frozenset({"g4", "g5"})])
-    limits = {"size": floats(free)["size"] * 0.4}
-    rushed = solve(tied, minimize="loss", limits=limits, time_limit=1e-9)
-    assert rushed.method == "greedy"
-    assert held(rushed.costs, limits) and check(tied, rushed.choices) == []
-    assert rushed.costs["loss"] <= 1.5 * solve(tied, minimize="loss", limits=limits).costs["loss"]
-
-
-def test_without_time_boundaries_are_counted() -> None:
-    options = {g: {"int8": {"latency": 1.0, "size": 1.0}, "float": {"latency": 0.9, "size": 2.0}} for g in "ab"}
-    both = [frozenset({"int8"}), FLOAT]
-    boundaries = [Boundary("a", one, {"b": other}, {"latency": 5.0}) for one, other in (both, both[::-1])]
-    rushed = solve(Problem(options, boundaries), minimize="latency", limits={"size": 3.0}, time_limit=1e-9)
-    assert rushed.choices == {"a": "int8", "b": "int8"}
 
 
 def test_if_neither_finds_a_plan_in_time_the_error_says_so() -> None:
@@ -359,7 +283,7 @@ def test_sums_are_exact() -> None:
 
 def test_among_equal_plans_the_more_accurate_one_is_taken() -> None:
     options = {
-        "alone": {"a": {"latency": 1.0, "loss": 2e-6, "size": 1.0}, "b": {"latency": 1.0, "loss": 1e-6, "size": 9.0}},
+        "alone": {"a": {"latency": 1.0, "loss": 0.2, "size": 1.0}, "b": {"latency": 1.0, "loss": 0.1, "size": 9.0}},
         "same loss": {"a": {"latency": 1.0, "size": 2.0}, "b": {"latency": 1.0, "size": 1.0}},
         "front": {"a": {"latency": 2.0, "loss": 0.3}, "b": {"latency": 1.0, "loss": 0.1}},
         "back": {"a": {"latency": 1.0, "loss": 0.3}, "b": {"latency": 2.0, "loss": 0.1}},
@@ -394,9 +318,9 @@ def test_within_a_limit_on_the_loss_no_plan_is_faster_than_noise(problem: Proble
     for most in sorted(amount * 2.0**-30 for amount in amounts):
         if not plans(problem):
             with pytest.raises(Infeasible):
-                solve_within(problem, "latency", {"loss": most})
+                cheapest(problem, "latency", {"loss": most})
             return
-        found[most] = solve_within(problem, "latency", {"loss": most})
+        found[most] = cheapest(problem, "latency", {"loss": most})
         best = least(problem, "latency", {"loss": most})
         if best is None:  # no plan loses so little: the one that loses least
             assert found[most].costs.get("loss", 0.0) <= (least(problem, "loss") or 0.0) * (1 + 1e-4)
@@ -404,13 +328,6 @@ def test_within_a_limit_on_the_loss_no_plan_is_faster_than_noise(problem: Proble
         assert found[most].costs.get("loss", 0.0) <= most
         assert found[most].costs.get("latency", 0.0) <= best * (1 + SAME) * (1 + 1e-4)
         assert found[most].bound <= best * (1 + 1e-9)
-        # nor does a limit on the latency itself that this plan holds
-        held = {"loss": most, "latency": found[most].costs.get("latency", 0.0), "size": math.inf}
-        assert solve_within(problem, "latency", held).choices == found[most].choices
-    # a limit that the plan without one would hold changes nothing, so that its proof can be kept
-    free = solve_within(problem, "latency", {})
-    assert all(one.choices == free.choices for most, one in found.items() if most >= free.costs.get("loss", 0.0))
-    assert solve_within(problem, "latency", {**free.costs, "size": math.inf}).choices == free.choices
 
 
 def two_layers() -> Problem:
@@ -543,8 +460,7 @@ ties = [frozenset({f"g{i}" for i in range(k, 150, 37)}) for k in range(5)]
 needs = [Need("g50", frozenset({"int8", "int4"}), (("g51", frozenset({"int8", "int4"})),))]
 problem = Problem(n.options, n.boundaries, needs, ties)
 limits = {"loss": 0.01, "size": 0.5 * floats(problem)["size"]}
-for seconds in (60, 1e-9):
-    print(solve(problem, minimize="latency", limits=limits, time_limit=seconds).choices)
+print(solve(problem, minimize="latency", limits=limits, time_limit=60).choices)
 """
 
 
@@ -557,7 +473,7 @@ def test_the_same_problem_gives_the_same_plan_in_every_process() -> None:
         ).stdout
 
     first = run("1")
-    assert len(first.splitlines()) == 2 and "int4" in first
+    assert "int8" in first
     assert first == run("2")
 
 
@@ -565,37 +481,3 @@ def test_nothing_is_written_to_the_standard_output(capfd: pytest.CaptureFixture[
     """HiGHS 1.12 and 1.16 do, in searches such as this one."""
     solve(network(40, seed=3), minimize="latency", limits={"loss": 1e-3}, gap=1e-6)
     assert capfd.readouterr().out == ""
-
-
-@given(limited(), st.integers(0, 2**16))
-@settings(max_examples=100, deadline=None)
-def test_a_plan_that_is_known_to_hold_limits_is_taken_where_it_is_better(
-    case: tuple[Problem, str, dict[str, float]], begin: int
-) -> None:
-    """What it was measured by, loss and size, counts for nothing; the bound is below whatever is taken."""
-    problem, minimize, caps = case
-    search: Any = SimpleNamespace(
-        problem=problem, minimize=minimize, solutions={}, holding=None, costs=SimpleNamespace(latency_from="measured")
-    )
-
-    def best() -> float:
-        try:
-            return best_of(search, caps).costs.get(minimize, 0.0)
-        except Infeasible:
-            return math.inf
-
-    first, possible = best(), plans(problem)
-    alone = first
-    if not possible:
-        return
-    if alone < math.inf and not held(search.solutions["best", tuple(sorted(caps.items()))].costs, caps):
-        alone = math.inf  # it loses least, and more than it may
-    search.holding = random.Random(begin).choice(possible)
-    costs = cost_of(problem, search.holding)
-    late = not held(costs, {m: most for m, most in caps.items() if m not in ("loss", "size")})
-    known = math.inf if late else costs.get(minimize, 0.0)
-    assert best() == (first if alone == known == math.inf else min(alone, known))
-    assert bound_of(search, caps) <= min(alone, known) * (1 + 1e-9)
-    if known < alone:
-        found = best_of(search, caps)
-        assert found.choices == search.holding and found.bound <= known and 0 <= found.gap <= 1

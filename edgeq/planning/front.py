@@ -24,7 +24,7 @@ from edgeq.model.model import Model
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.proving import build_unproved, prove
 from edgeq.planning.proof.record import written
-from edgeq.planning.proof.search import SAME, Search, searches, solve_within
+from edgeq.planning.proof.search import SAME, Search, cheapest, searches
 from edgeq.planning.proof.wider import in_vain
 from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of
 from edgeq.plans.plan import Plan
@@ -188,7 +188,7 @@ def _along(search: Search, wider: str, caps: Sequence[float], least: dict[tuple[
             wanted[f"{name}{suffix}"] = other, None
     for number, cap in enumerate(caps, start=1):
         try:
-            solution = solve_within(problem, search.minimize, {"loss": cap}, search.solutions)
+            solution = cheapest(problem, search.minimize, {"loss": cap})
         except Infeasible:
             continue
         value, before = solution.costs[search.minimize], least.get((search.precision, number), inf)

@@ -20,7 +20,7 @@ from edgeq.export.artifact import Exporter, import_ahead
 from edgeq.files import scratch_folder
 from edgeq.limits import Limits
 from edgeq.model.model import Model
-from edgeq.planning.proof.contest import best_plan
+from edgeq.planning.proof.best import best_plan
 from edgeq.plans.plan import Plan
 from edgeq.plans.rules import Rule
 from edgeq.prepare import answered, prepare, take_aim

@@ -17,10 +17,10 @@ from edgeq.limits import Limits
 from edgeq.lowering.choices import by_activations, uniform
 from edgeq.planning.fleet.offered import offered_too, refusal
 from edgeq.planning.proof.allowed import allowed_loss
+from edgeq.planning.proof.loop import find
 from edgeq.planning.proof.outcome import Outcome, rank
 from edgeq.planning.proof.proving import held, prove
 from edgeq.planning.proof.record import written
-from edgeq.planning.proof.rounds import find
 from edgeq.planning.proof.search import Search, searches
 from edgeq.planning.proof.wider import in_vain, why_wider
 from edgeq.planning.sensitivity.losses import arithmetic
@@ -204,8 +204,6 @@ def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime, 
         key=key,
         made={},
         proofs={},
-        holding=None,
-        solutions={},
     )
 
 
@@ -335,8 +333,6 @@ def _of_all(search: Search, runtime: Runtime, others: Sequence[Job], shop: Works
         folder=next(shop.folders),
         made={},
         proofs={},
-        holding=None,
-        solutions={},
         notes=(*search.notes, f"only what {', '.join(other.target.name for other, _ in readers)} also offers"),
     )
 

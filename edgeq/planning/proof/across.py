@@ -9,7 +9,6 @@ from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Inputs
 from edgeq.evaluation.alternating import alternating
 from edgeq.export.artifact import Exporter
-from edgeq.planning.proof.search import Search, best_of, bound_of, float_seconds
 from edgeq.prepare import Job
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
@@ -25,37 +24,6 @@ def beside_floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> 
         return {runtimes[0].name: 1.0}
     floats = _floats(job, exporter, runtimes)
     return {runtime.name: floats.get(runtime.name) for runtime in runtimes}
-
-
-def at_best(search: Search, caps: Mapping[str, float], beside: float | None) -> float | None:
-    """A bound on what any plan of a search is predicted to be ranked by (see `rank`), before one is solved for; None
-    where no prediction is as good as a measurement.
-
-    Args:
-        caps: by measure, the most that a plan may be predicted to cost.
-        beside: of the search's runtime, from `beside_floats`.
-
-    Raises:
-        Infeasible: no plan is predicted to hold the limits other than that on the loss.
-    """
-    measure = search.minimize
-    if ranked_at(search, {measure: 1.0}, beside) is None:
-        return None
-    bound = bound_of(search, caps)
-    if bound == float("inf"):  # the loss cannot be held beside the others, and the plan that loses least is taken
-        bound = best_of(search, caps).costs[measure]
-    return ranked_at(search, {measure: bound}, beside)
-
-
-def ranked_at(search: Search, predicted: Mapping[str, float], beside: float | None) -> float | None:
-    """What a plan is predicted to be ranked by; None where no prediction is as good as a measurement."""
-    measure = search.minimize
-    if measure == "size":
-        return predicted[measure]
-    unit = float_seconds(search)
-    if measure != "latency" or unit is None or beside is None:
-        return None
-    return predicted[measure] / unit * beside
 
 
 def _floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> Mapping[str, float]:

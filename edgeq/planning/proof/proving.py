@@ -19,7 +19,6 @@ from edgeq.data.place import Place
 from edgeq.devices import Candidate
 from edgeq.devices.device import Files
 from edgeq.engine import LOCAL
-from edgeq.errors import EdgeqError
 from edgeq.evaluation.accuracy import AGREEMENT, TOP_1, compare
 from edgeq.evaluation.decided import Decisive, decisive
 from edgeq.evaluation.measure import Ends, answers, fed
@@ -27,9 +26,8 @@ from edgeq.evaluation.metric import identity
 from edgeq.export.artifact import JUDGES, import_ahead
 from edgeq.limits import Limits
 from edgeq.planning.costs.table import precisions
-from edgeq.planning.proof.search import Made, Search, float_seconds
+from edgeq.planning.proof.search import Made, Search
 from edgeq.planning.sensitivity.budget import relative
-from edgeq.planning.solver.solve import check, cost_of
 from edgeq.plans.plan import Proof, run_options
 from edgeq.progress import Silent
 from edgeq.records.summary import shown_drop
@@ -64,35 +62,6 @@ def judge(search: Search, choices: Mapping[str, str]) -> Proof:
     if held(replace(search.provable, max_latency=None, max_size=None), found):
         return prove(search, choices)
     return _noted(search, choices, found)
-
-
-def complete(search: Search) -> None:
-    """Runs the samples that were left out, where plans that lose too much have to be told apart after all: of the first
-    in rank, until that is one which is whole, since the others lose what is known of them at least."""
-    while (best := best_proof(search))[1].at_least:
-        _noted(search, best[0], _kept(search, best[0], "answers", _judged))
-
-
-def answer_preferred(search: Search) -> None:
-    """What the preferred kernels everywhere answer: where they hold the drop and the size, and the rules allow them,
-    they are a plan that is known to (see `Search.holding`). It is kept, since every plan that is not clearly faster is
-    held against them; without a limit on the drop only in the run that measures costs, for later ones.
-    """
-    unkept = _kept_as(search, search.preferred)[0].root is None
-    limits = search.provable
-    if search.where is None or search.where.emulated or (limits.max_drop is None and (unkept or not search.fresh)):
-        return
-    found = _known(search, search.preferred, timed=False)
-    if found is None:
-        with search.job.clock.stage(f"answers in {search.runtime.name}, {search.precision}: preferred kernels"):
-            try:
-                _taking_turns(search)  # first, so that its files are kept as well
-                found = _kept(search, search.preferred, "answers", _judged)
-            except EdgeqError as error:  # told again where it stands in the way of a plan
-                search.job.clock.progress.note(f"{search.runtime.format}: the preferred kernels: {error.cause}")
-                return
-    if limits.max_drop is not None and held(replace(limits, max_latency=None), found):
-        search.holding = None if check(search.problem, search.preferred) else search.preferred
 
 
 def errors_of(search: Search, choices: Mapping[str, str]) -> list[Array]:
@@ -429,23 +398,3 @@ def proof_rank(
     value = predicted.get(minimize, float("inf")) if measured is None else measured
     beside = proof.latency_of.get("float32") if minimize == "latency" else None
     return False, (value / beside if beside else value, drop)
-
-
-def best_proof(search: Search) -> tuple[dict[str, str], Proof]:
-    """Of all that was measured in a search, the plan that ranks first."""
-    key, proof = min(search.proofs.items(), key=lambda item: _rank(search, *item))
-    return _choices(search, key), proof
-
-
-def best_rank(search: Search) -> Rank:
-    """What that plan is ranked by."""
-    return min(_rank(search, *item) for item in search.proofs.items())
-
-
-def _rank(search: Search, key: tuple[str, ...], proof: Proof) -> Rank:
-    predicted = cost_of(search.problem, _choices(search, key))
-    return proof_rank(proof, search.minimize, predicted, search.provable, float_seconds(search))
-
-
-def _choices(search: Search, key: tuple[str, ...]) -> dict[str, str]:
-    return dict(zip(search.problem.options, key, strict=True))

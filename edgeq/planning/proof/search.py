@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +24,8 @@ from edgeq.planning.costs.modelled import energies
 from edgeq.planning.costs.state import known
 from edgeq.planning.costs.table import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
 from edgeq.planning.proof.proven import proven_choices
-from edgeq.planning.solver.problem import over
 from edgeq.planning.solver.program import relative_gap
-from edgeq.planning.solver.solve import Infeasible, Problem, Solution, check, cost_of, least, solve
+from edgeq.planning.solver.solve import Infeasible, Problem, Solution, check, cost_of, solve
 from edgeq.plans.plan import (
     FloatPrecision,
     Proof,
@@ -45,15 +44,8 @@ SAME = 0.01
 CAREFUL = 0.2
 """How far from the least loss a plan may be predicted that is as fast as the best: no loss is predicted better."""
 
-ROUNDING = 1e-9
-"""By how much a bound may be too large, relatively: it is a sum of floating point numbers."""
-
 NEAR = SAME / 2
 """How far a plan may be from the best, of what is minimized: proving the rest takes most of a search's time."""
-
-
-Solutions = dict[tuple[object, ...], Solution]
-"""What was solved for already, by what was asked."""
 
 
 class Made(NamedTuple):
@@ -74,7 +66,6 @@ class Search:
         fresh: whether this run measured the costs. It takes minutes then, and leaves nothing to later ones that they
             would have to measure under another limit.
         turns: what every plan takes turns with, for its time.
-        holding: a plan that was measured to hold the limits on drop and size, whatever is predicted of it.
     """
 
     job: Job
@@ -96,8 +87,6 @@ class Search:
     made: dict[tuple[str, ...], Made] = field(default_factory=dict)
     turns: Made | None = None
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
-    solutions: Solutions = field(default_factory=dict)
-    holding: Mapping[str, str] | None = None
 
     @property
     def device(self) -> Device:
@@ -319,135 +308,23 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def solve_within(
-    problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions | None = None
-) -> Solution:
+def cheapest(problem: Problem, minimize: str, caps: Mapping[str, float]) -> Solution:
     """The cheapest plan within the limits; where the loss cannot be held beside the others, the one with the least.
 
     Of plans whose latencies the table cannot tell apart, one that loses little: a microsecond that may be noise must
-    not cost accuracy. It is looked for without the limits first, then within those that are felt: where the others hold
-    anyway, every looser one gives the same plan, whose proof an earlier run may have kept.
-
-    Args:
-        known: of the same problem.
-    """
-    known = {} if known is None else known
-    if minimize != "latency":
-        return _cheapest(problem, minimize, caps, known)
-    fewer = {measure: cap for measure, cap in caps.items() if measure not in ("latency", "loss")}
-    for some in [{}, fewer] if fewer else [fewer]:
-        fastest = _solved(problem, known, minimize, some, NEAR)
-        if fastest.costs.get(minimize, 0.0) > caps.get(minimize, float("inf")):
-            break
-        within = _as_fast(fastest, some)  # and no limit of the user's, which would decide between equals
-        if least(problem, minimize="loss", limits=within) <= caps.get("loss", float("inf")) * (1 + ROUNDING):
-            careful = _careful(problem, fastest, within, known)
-            if not over(careful.costs, caps):
-                return careful
-    felt = _felt(problem, minimize, caps)
-    if felt != caps:
-        with suppress(Infeasible):  # all limits together tell why
-            found = _within(problem, minimize, felt, known)
-            if not over(found.costs, caps):
-                return found
-    return _within(problem, minimize, caps, known)
-
-
-def _within(problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions) -> Solution:
-    best = _cheapest(problem, minimize, caps, known)
-    return best if over(best.costs, caps) else _careful(problem, best, _as_fast(best, caps), known)
-
-
-def _felt(problem: Problem, minimize: str, caps: Mapping[str, float]) -> dict[str, float]:
-    """The limits without those that the best plan seems to hold anyway: that on what is minimized, and one without
-    which the relaxation is no better."""
-    felt = {measure: cap for measure, cap in caps.items() if measure != minimize}
-    for measure in [measure for measure in felt if measure != "loss"]:
-        without = {other: cap for other, cap in felt.items() if other != measure}
-        within, beyond = (least(problem, minimize=minimize, limits=some) for some in (felt, without))
-        if within <= beyond * (1 + ROUNDING):
-            felt = without
-    return felt
-
-
-def _cheapest(problem: Problem, minimize: str, caps: Mapping[str, float], known: Solutions) -> Solution:
-    try:
-        if least(problem, minimize=minimize, limits=caps) < float("inf"):
-            return _solved(problem, known, minimize, caps, NEAR)
-    except Infeasible:
-        pass
-    return _solved(problem, known, "loss", {m: c for m, c in caps.items() if m != "loss"}, SAME)
-
-
-def _careful(problem: Problem, best: Solution, within: Mapping[str, float], known: Solutions) -> Solution:
-    """A plan that loses little among those that are as fast as the best, to what the table can tell."""
-    careful = _solved(problem, known, "loss", within, CAREFUL, best.choices)
-    value = careful.costs.get("latency", 0.0)
-    gap = max(0.0, (value - best.bound) / value) if value else 0.0
-    return replace(careful, bound=best.bound, gap=gap, method=best.method)
-
-
-def _solved(
-    problem: Problem,
-    known: Solutions,
-    minimize: str,
-    limits: Mapping[str, float],
-    gap: float,
-    start: Mapping[str, str] | None = None,
-) -> Solution:
-    asked = (minimize, tuple(sorted(limits.items())), gap)
-    if asked not in known:
-        known[asked] = solve(problem, minimize=minimize, limits=limits, gap=gap, start=start)
-    return known[asked]
-
-
-def _as_fast(best: Solution, caps: Mapping[str, float]) -> dict[str, float]:
-    enough = max(best.costs.get("latency", 0.0), best.bound * (1 + SAME))
-    return {**caps, "latency": min(enough, caps.get("latency", float("inf")))}
-
-
-def best_of(search: Search, caps: Mapping[str, float]) -> Solution:
-    """The best plan of a search within limits; the one that is known to hold them, where it is predicted to be better.
+    not cost accuracy.
 
     Raises:
-        Infeasible: there is none; says if that is by a modelled latency.
+        Infeasible: no plan holds the limits other than that on the loss.
     """
-    asked = ("best", tuple(sorted(caps.items())))
-    known = _known_within(search, caps)
     try:
-        if asked not in search.solutions:
-            search.solutions[asked] = solve_within(search.problem, search.minimize, caps, search.solutions)
-        found = search.solutions[asked]
-        if known is None or (not over(found.costs, caps) and _value(search, found) <= _value(search, known)):
-            return found
-        return known
-    except Infeasible as error:
-        if known is not None:
-            return known
-        if "latency" not in error.conflict or search.costs.latency_from != "modelled":
-            raise
-        cause = f"{error.cause} (the latency is modelled, not measured)"
-        raise Infeasible(cause, error.remedy, error.least, error.conflict) from error
-
-
-def bound_of(search: Search, caps: Mapping[str, float]) -> float:
-    """What no plan of `best_of` has less of; infinite where there is none."""
-    known = _known_within(search, caps)
-    least_solved = least(search.problem, minimize=search.minimize, limits=caps)
-    return least_solved if known is None else min(least_solved, _value(search, known))
-
-
-def _known_within(search: Search, caps: Mapping[str, float]) -> Solution | None:
-    if search.holding is None:
-        return None
-    costs = cost_of(search.problem, search.holding)
-    # how much it loses, and how large it is, was measured
-    if over(costs, {measure: most for measure, most in caps.items() if measure not in ("loss", "size")}):
-        return None
-    value = costs.get(search.minimize, 0.0)
-    bound = min(value, max(0.0, least(search.problem, minimize=search.minimize, limits=caps)))
-    return Solution(dict(search.holding), costs, bound, relative_gap(value, bound), "optimal", 0.0)
-
-
-def _value(search: Search, found: Solution) -> float:
-    return found.costs.get(search.minimize, 0.0)
+        best = solve(problem, minimize=minimize, limits=caps, gap=NEAR)
+    except Infeasible:
+        return solve(problem, minimize="loss", limits={m: c for m, c in caps.items() if m != "loss"}, gap=SAME)
+    if minimize != "latency":
+        return best
+    enough = max(best.costs.get("latency", 0.0), best.bound * (1 + SAME))
+    within = {**caps, "latency": min(enough, caps.get("latency", inf))}
+    careful = solve(problem, minimize="loss", limits=within, gap=CAREFUL)
+    value = careful.costs.get("latency", 0.0)
+    return replace(careful, bound=best.bound, gap=relative_gap(value, best.bound), method=best.method)

@@ -11,7 +11,7 @@ from edgeq.lowering.choices import uniform
 from edgeq.planning.costs.estimates import asked_of_vela
 from edgeq.planning.costs.vela import estimate
 from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome
-from edgeq.planning.proof.search import Search, best_of
+from edgeq.planning.proof.search import Search, cheapest
 from edgeq.planning.solver.solve import Infeasible
 from edgeq.plans.plan import Attempt, Compiled
 
@@ -30,7 +30,7 @@ def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], a
     preferred, held = uniform(search.allowed), dict(caps)
     made: list[Attempt] = []
     with search.job.clock.stage(f"search in {search.runtime.name}, {search.precision}") as steps:
-        solution = best_of(search, held)
+        solution = cheapest(search.problem, search.minimize, held)
         for done in range(1, attempts + 1):
             artifact, _, size = search.built(solution.choices)
             changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
@@ -40,7 +40,7 @@ def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], a
                 break
             held["size"] = min(held["size"], most * solution.costs["size"] / size) * 0.999
             try:
-                solution = best_of(search, held)
+                solution = cheapest(search.problem, search.minimize, held)
             except Infeasible:
                 break
     if solution.costs["loss"] > caps["loss"]:

@@ -38,15 +38,11 @@ class Answer(NamedTuple):
         state: `time limit` whatever ended the search before its time.
         values: of the columns; None if it has none that keep the rows.
         proved: no solution has a smaller objective; minus infinity if nothing is known.
-        row_prices: of a program without integers, what a row's limit more would add to the objective.
-        column_prices: likewise, what a column at 0 would add if it were 1 instead.
     """
 
     state: State
     values: Vector | None
     proved: float
-    row_prices: Vector | None = None
-    column_prices: Vector | None = None
 
 
 def rows(entries: Sequence[Mapping[int, float]], low: float | Sequence[float], high: float | Sequence[float]) -> Rows:
@@ -78,12 +74,10 @@ def minimized(
     integers: int = 0,
     gap: float,
     seconds: float,
-    start: Vector | None = None,
 ) -> Answer:
     """Minimizes over columns between `lower` and `upper`, the first `integers` of them whole.
 
     Args:
-        start: columns that keep the rows, to begin with.
         gap: between the solution and what is proved, relative to the solution, at which the search may end.
         seconds: after so long it ends.
     """
@@ -108,10 +102,6 @@ def minimized(
     # programs of a few hundred choices take half as long without: what a restart's presolve finds was of no use
     solver.setOptionValue("mip_allow_restart", False)
     solver.passModel(program)
-    if start is not None:
-        solution = highspy.HighsSolution()
-        solution.col_value = start.tolist()
-        solver.setSolution(solution)
     solver.run()
     status, info = solver.getModelStatus(), solver.getInfo()
     # every column has two ends, so nothing is unbounded
@@ -125,8 +115,7 @@ def minimized(
         return Answer("optimal" if done else "time limit", values, info.mip_dual_bound)
     if not done:
         return Answer("time limit", values, -inf)
-    duals = np.array(solution.row_dual), np.maximum(np.array(solution.col_dual), 0.0)
-    return Answer("optimal", values, info.objective_function_value, *duals)
+    return Answer("optimal", values, info.objective_function_value)
 
 
 @contextmanager

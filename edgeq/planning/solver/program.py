@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 from math import fsum, inf, isfinite
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeq.planning.solver.highs import Answer, Rows, State, Vector, dense_rows, minimized, rows, stacked
-from edgeq.planning.solver.problem import Boundary, Costs, Problem, cost_of, crossed, measures, over, touched
+from edgeq.planning.solver.problem import Costs, Problem, cost_of, measures, over
 
 # The program. A column for every choice of every group, one for every boundary, and a last one that is always 1 and
 # carries what every plan costs, so that HiGHS measures its gap against whole costs.
@@ -26,8 +26,6 @@ _PRICE_TOLERANCE = 1e-7
 """By how much HiGHS may misjudge the price of each column, and so its bound."""
 _ROUNDING = 1e-12
 """Relative differences below this are those of floating point sums."""
-_LARGE = 100
-"""With more columns than this, a part of the program is solved first."""
 
 
 class Program(NamedTuple):
@@ -99,20 +97,16 @@ def search(
     limits: Costs,
     gap: float,
     seconds: float,
-    start: Mapping[str, str] | None = None,
 ) -> Found:
     """Runs HiGHS, nearly always once, until what it returns is true of `cost_of`.
 
-    If all it finds exceeds a limit by less than its tolerance, the answer is `infeasible` with that plan.
-
-    Args:
-        start: a plan within the limits, to begin with.
+    If all it finds exceeds a limit by less than its tolerance, the answer is `infeasible`.
     """
     until = time.perf_counter() + seconds
     allowed, ceiling, best = dict(limits), inf, Found("time limit", bound=program.base.get(minimize, 0.0))
     beyond: dict[str, str] | None = None
     while True:
-        found = _run(program, minimize, allowed, ceiling, gap, until - time.perf_counter(), start)
+        found = _run(program, minimize, allowed, ceiling, gap, until - time.perf_counter())
         if beyond is None and found.state != "infeasible":
             best = best._replace(bound=max(best.bound, found.bound))
         if found.choices is None:
@@ -149,13 +143,11 @@ def _run(
     ceiling: float,
     gap: float,
     seconds: float,
-    start: Mapping[str, str] | None = None,
     relax: bool = False,
 ) -> Found:
     """One search in a scaled program without what alone breaks a limit or costs more than the ceiling.
 
     Args:
-        start: a plan to begin with, if it is one of that program.
         relax: choices may be split; the bound is then all that is to be read.
     """
     problem, columns, costs, base, kept = program
@@ -181,11 +173,8 @@ def _run(
         objective += possible[measure] * (share * weight / sum(weights.values()) / possible[measure].sum())
     objective[-1] = least
 
-    begun = None if start is None else _columns_of(program, start)
-    if begun is not None and ((begun > upper).any() or any(float(row @ begun) > _ROW for row in limited)):
-        begun = None
-    scaled = _Scaled(objective * scale, upper, kept, limited, 0 if relax else len(columns), begun)
-    answer = _highs(program, scaled, gap * 0.98, seconds)
+    scaled = _Scaled(objective * scale, upper, kept, limited, 0 if relax else len(columns))
+    answer = _integers(scaled, gap * 0.98, seconds)
     unseen = (_TOLERANCE + _PRICE_TOLERANCE * len(upper)) / scale
     bound, values = answer.proved / scale - share - unseen, answer.values
     if values is None:
@@ -194,21 +183,12 @@ def _run(
     return Found(answer.state, picked, bound, unseen)
 
 
-def _columns_of(program: Program, choices: Mapping[str, str]) -> Vector:
-    values = np.zeros(len(program.columns) + len(program.problem.boundaries) + 1)
-    values[[program.columns[group, choice] for group, choice in choices.items()]] = 1.0
-    values[len(program.columns) : -1] = [crossed(boundary, choices) for boundary in program.problem.boundaries]
-    values[-1] = 1.0
-    return values
-
-
 class _Scaled(NamedTuple):
     """Minimize `objective` over columns from 0 to `upper`, the last fixed at 1, the first `whole` of them integers.
 
     Attributes:
         kept: rows of needs, ties and boundaries.
         limited: for each limit, what every column uses of the `_ROW` that all of them may use together.
-        start: columns to begin with.
     """
 
     objective: Vector
@@ -216,88 +196,13 @@ class _Scaled(NamedTuple):
     kept: Rows
     limited: list[Vector]
     whole: int
-    start: Vector | None = None
-
-
-def _highs(program: Program, scaled: _Scaled, gap: float, seconds: float) -> Answer:
-    """Solves a program, a large one in two steps.
-
-    A plan to begin with may be near enough to the relaxation already. That, without integers, is fast, and splits no
-    more than a few groups between choices. So at first only those choices are open beside its own that would cost least
-    more; that plan is often good enough. If not, then what lies between its cost and the relaxation's shuts out every
-    choice that costs the relaxation more than that, and the search of the rest begins with it.
-    """
-    if (scaled.whole <= _LARGE and scaled.start is None) or seconds <= 0.0:
-        return _integers(scaled, gap, seconds)
-    until = time.perf_counter() + seconds
-    relaxed = _integers(scaled._replace(whole=0), gap, seconds)
-    if relaxed.state == "infeasible":
-        return relaxed
-    if relaxed.values is None or relaxed.row_prices is None or relaxed.column_prices is None:
-        return _integers(scaled, gap, until - time.perf_counter())
-    if scaled.start is not None:
-        begun = float(scaled.objective @ scaled.start)
-        if begun - relaxed.proved <= gap * abs(begun):
-            return relaxed._replace(values=scaled.start)
-    if scaled.whole <= _LARGE:
-        return _integers(scaled, gap, until - time.perf_counter())
-    prices = scaled.objective.copy()
-    for price, row in zip(relaxed.row_prices[len(scaled.kept) :], scaled.limited, strict=True):
-        prices -= price * row
-    regret = _regrets(program, relaxed.values, prices)
-    regret[scaled.upper[: scaled.whole] == 0.0] = inf
-    regret[relaxed.values[: scaled.whole] > _TOLERANCE] = -inf
-    groups = len(program.problem.options)
-    narrow, wide = scaled.upper.copy(), scaled.upper.copy()
-    narrow[np.argsort(regret, kind="stable")[groups + 2 * groups // 5 :]] = 0.0
-    if scaled.start is not None:
-        narrow = np.maximum(narrow, scaled.start)
-    part = _integers(scaled._replace(upper=narrow), gap / 2, until - time.perf_counter())
-    if part.values is None:
-        whole = _integers(scaled, gap, until - time.perf_counter())
-        return whole._replace(proved=max(whole.proved, relaxed.proved))
-    cost = float(scaled.objective @ part.values)
-    between = cost - relaxed.proved
-    if between <= gap * abs(cost):
-        return part._replace(state="optimal", proved=relaxed.proved)
-    useless = relaxed.column_prices[: scaled.whole] > between * (1 + _TOLERANCE) + _TOLERANCE
-    wide[: scaled.whole][useless] = 0.0
-    whole = _integers(scaled._replace(upper=wide, start=part.values), gap, until - time.perf_counter())
-    proved = max(min(whole.proved, cost), relaxed.proved)
-    better = whole.values is not None and float(scaled.objective @ whole.values) <= cost
-    state: State = "time limit" if whole.state == "time limit" else "optimal"
-    return Answer(state, whole.values if better else part.values, proved)
-
-
-def _regrets(program: Program, relaxed: Vector, prices: Vector) -> Vector:
-    """For each choice, what it would add to the rounded relaxation if all other groups stayed as they are."""
-    problem, columns = program.problem, program.columns
-    now = {g: max(offered, key=lambda c: relaxed[columns[g, c]]) for g, offered in problem.options.items()}
-    near: dict[str, list[tuple[int, Boundary]]] = {g: [] for g in problem.options}
-    for place, boundary in enumerate(problem.boundaries, start=len(columns)):
-        for group in touched(boundary):
-            near[group].append((place, boundary))
-    regrets = np.zeros(len(columns))
-    for group, offered in problem.options.items():
-        kept = now[group]
-        for choice in offered:
-            now[group] = choice
-            paid = [prices[place] for place, boundary in near[group] if crossed(boundary, now)]
-            regrets[columns[group, choice]] = prices[columns[group, choice]] + sum(paid)
-        now[group] = kept
-        own = [columns[group, choice] for choice in offered]
-        regrets[own] -= regrets[columns[group, kept]]
-    return regrets
 
 
 def _integers(scaled: _Scaled, gap: float, seconds: float) -> Answer:
     lower = np.zeros(len(scaled.upper))
     lower[-1] = 1.0
     within = stacked(scaled.kept, dense_rows(scaled.limited, _ROW))
-    start = scaled.start if scaled.whole else None
-    return minimized(
-        scaled.objective, lower, scaled.upper, within, integers=scaled.whole, gap=gap, seconds=seconds, start=start
-    )
+    return minimized(scaled.objective, lower, scaled.upper, within, integers=scaled.whole, gap=gap, seconds=seconds)
 
 
 def relative_gap(value: float, bound: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Literal
@@ -11,7 +11,6 @@ from typing import Literal
 from edgeq.errors import GateError
 from edgeq.planning.solver.problem import Boundary, Costs, Need, Problem, check, cost_of, over, validate
 from edgeq.planning.solver.program import Program, build, relative_gap, relaxed, search
-from edgeq.planning.solver.swaps import cheapest, improve
 
 __all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "check", "cost_of", "least", "solve"]
 
@@ -34,15 +33,14 @@ class Solution:
         costs: by measure, as `cost_of` gives them.
         bound: no plan within the limits has less of what was minimized; HiGHS's tolerances are allowed for.
         gap: how far the plan may be from the best: (its cost - bound) / its cost.
-        method: `optimal` if the search ended by itself, `time limit` if HiGHS had a plan when time was up, `greedy`
-            if it had none.
+        method: `optimal` if the search ended by itself, `time limit` if HiGHS had a plan when time was up.
     """
 
     choices: dict[str, str]
     costs: dict[str, float]
     bound: float
     gap: float
-    method: Literal["optimal", "time limit", "greedy"]
+    method: Literal["optimal", "time limit"]
     seconds: float
 
 
@@ -68,14 +66,12 @@ def solve(
     limits: Costs | None = None,
     time_limit: float | None = None,
     gap: float = 1e-4,
-    start: Mapping[str, str] | None = None,
 ) -> Solution:
     """The plan with the least of one measure that keeps others within limits, as `cost_of` judges it.
 
     Among plans of equal cost the one with less loss is preferred, then the one with less of the rest: all other
-    measures together weigh at most a hundredth of `gap` in the program, and the plan is changed as long as changing
-    one group (with its ties) lowers the loss at the same cost. The same problem gives the same plan unless time
-    runs out.
+    measures together weigh at most a hundredth of `gap` in the program. The same problem gives the same plan unless
+    time runs out.
 
     Args:
         limits: by measure, the most that a plan may cost.
@@ -83,7 +79,6 @@ def solve(
             that is a matter of parts in a thousand, and the gap says so. Explaining why there is no plan takes up to as
             long for each step.
         gap: how far from the best the plan may be, relative to its cost.
-        start: a plan that may be near it already. Within the limits, it is improved and begun with.
 
     Raises:
         Infeasible: no plan holds the limits; says how far each can be reached and which contradict one another.
@@ -99,18 +94,11 @@ def solve(
     if any(isnan(limit) for limit in limits.values()):
         raise ValueError("a limit is not a number")
     program = build(problem)
-    if start is not None:
-        start = improve(problem, start, minimize, limits)
-        start = None if check(problem, start) or over(cost_of(problem, start), limits) else start
-    found = search(program, minimize, limits, gap, time_limit, start)
-    if found.state == "infeasible" and found.choices is None:
+    found = search(program, minimize, limits, gap, time_limit)
+    if found.state == "infeasible":
         raise _explain(program, limits, gap, time_limit)
-    first = found.choices or start or cheapest(problem, minimize, limits)
-    plans = (improve(problem, first, minimize, limits), first)
-    choices = next((p for p in plans if not check(problem, p) and not over(cost_of(problem, p), limits)), None)
-    if choices is None:
-        if found.state == "infeasible":
-            raise _explain(program, limits, gap, time_limit)
+    choices = found.choices
+    if choices is None or check(problem, choices) or over(cost_of(problem, choices), limits):
         raise GateError(
             f"no plan that holds the limits was found within {time_limit:g} s",
             remedy="give the search more time or loosen a limit",
@@ -118,12 +106,9 @@ def solve(
     costs = cost_of(problem, choices)
     value = costs.get(minimize, 0.0)
     bound = min(found.bound, value)
-    method: Literal["optimal", "time limit", "greedy"] = "greedy"
-    if found.state == "optimal" or relative_gap(value, bound) <= gap:
-        method = "optimal"
-    elif found.state == "time limit" and found.choices:
-        method = "time limit"
-    return Solution(choices, costs, bound, relative_gap(value, bound), method, time.perf_counter() - begin)
+    left = relative_gap(value, bound)
+    method: Literal["optimal", "time limit"] = "optimal" if found.state == "optimal" or left <= gap else "time limit"
+    return Solution(choices, costs, bound, left, method, time.perf_counter() - begin)
 
 
 def least(problem: Problem, *, minimize: str, limits: Costs) -> float:

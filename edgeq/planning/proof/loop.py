@@ -1,0 +1,397 @@
+"""The loop: solve, build, measure, and solve again with what was learned, until the limits hold.
+
+Every runtime, in every precision of what stays in float, takes part alike: what is proved next is the plan of all of
+them that is predicted to be best. The preferred kernels everywhere and float everywhere are two plans like any other.
+What is predicted to be behind a plan that was proved is not built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import inf, sqrt
+from typing import NamedTuple
+
+from edgeq.errors import EdgeqError, GateError
+from edgeq.limits import Limits
+from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.choices import uniform
+from edgeq.planning.proof.allowed import allowed_loss
+from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome, rank
+from edgeq.planning.proof.proving import Rank, held, judge, prove, size_of
+from edgeq.planning.proof.search import NEAR, SAME, Search, cheapest, float_seconds
+from edgeq.planning.proof.unproved import without_proof
+from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of, least, solve
+from edgeq.plans.plan import Attempt, Proof
+from edgeq.prepare import Job
+from edgeq.records.wording import times_text
+from edgeq.registry.schema import Runtime
+
+ATTEMPTS = 5
+"""Plans of one search that are solved for and proved."""
+
+FAR = {"latency": 0.97, "size": 1.03}
+"""By what is minimized, how many times what the best plan has another must be predicted to have at least, to be left
+unbuilt. To prove a latency takes as long as all the rest, and predictions are off by 4 %."""
+
+OFF = 1.05
+"""How many times what is predicted latencies are, at most and mostly (see `tools/bench/predicted_latency.py`)."""
+
+TIGHTER = 0.5
+"""What is left of the loss that was spent after a plan that missed the drop."""
+
+EASED = ("size", "loss", "latency")
+"""Limits in the order in which they are kept, where not all of them can be: what does not fit a device is of no use
+there, and what is wrong is of none for being fast."""
+
+KNOWN_TO_HOLD = "it is predicted to lose more than it may, and was measured to hold the drop"
+
+
+class Hope(NamedTuple):
+    """A plan that may be proved next, in the order in which plans are.
+
+    Attributes:
+        beyond: by how much it is predicted to be over the limits on size, loss and latency, as shares of them.
+        value: at best, what it would be ranked by.
+        usual: its name, if it is one of the plans that anyone would try first; empty for one that is solved for.
+    """
+
+    beyond: tuple[float, float, float]
+    value: float
+    number: int
+    usual: str
+
+
+@dataclass
+class Line:
+    """One search on its way.
+
+    Attributes:
+        caps: by measure, the most that the next plan may be predicted to cost.
+        bound: what no such plan has less of, of what is minimized; infinite where there is none.
+        solution: that plan, once it was solved for.
+        eased: by measure, the limits that no plan is predicted to hold beside those before them.
+        solved, attempts: what was solved for and proved.
+        usual: what anyone would try first, by name, as long as it was not tried.
+        open: whether another plan may be solved for.
+    """
+
+    search: Search
+    caps: dict[str, float]
+    notes: list[str]
+    most: Mapping[str, float]
+    usual: dict[str, dict[str, str]]
+    bound: float | None = None
+    solution: Solution | None = None
+    eased: dict[str, float] = field(default_factory=dict)
+    solved: set[tuple[str, ...]] = field(default_factory=set)
+    attempts: list[Attempt] = field(default_factory=list)
+    open: bool = True
+
+
+@dataclass
+class Book:
+    """What was found so far for one job.
+
+    Attributes:
+        allowed: the loss that a plan may be predicted at; None where no drop is limited.
+        beside: by runtime, what makes latencies comparable (see `beside_floats`).
+        found: every plan that was proved; where nothing can be run, counted.
+        passed: why nothing, or nothing more, was built for a search.
+        errors: of searches that found nothing.
+    """
+
+    job: Job
+    allowed: float | None = None
+    beside: Mapping[str, float | None] = field(default_factory=dict)
+    found: list[Outcome] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    errors: list[EdgeqError] = field(default_factory=list)
+
+    def best(self, runtime: str | None = None) -> Outcome | None:
+        """The best plan so far, of one runtime or of all."""
+        some = [one for one in self.found if runtime in (None, one.search.runtime.name)]
+        return min(some, key=self.rank, default=None)
+
+    def rank(self, one: Outcome) -> Rank:
+        return rank(one, self.beside.get(one.search.runtime.name, 1.0))
+
+    def failed(self, runtime: Runtime, error: EdgeqError) -> None:
+        """Another search may find something.
+
+        Raises:
+            EdgeqError: none will: it is not that limits are too tight, and this is the only runtime.
+        """
+        if len(self.job.runtimes) == 1 and not isinstance(error, GateError):
+            raise error
+        self.job.clock.progress.note(f"{runtime.format}: {error.cause}")
+        self.errors.append(error)
+
+
+def find(search: Search) -> Outcome:
+    """The best plan of one search.
+
+    Raises:
+        GateError: no plan can hold the limits by prediction; nothing was built.
+        UsageError: a drop cannot be judged by these outputs.
+    """
+    book = Book(search.job, allowed_loss(search.job, [search]))
+    look(book, [search])
+    best = book.best()
+    if best is None:
+        raise book.errors[0]
+    return best
+
+
+def look(book: Book, searches: Iterable[Search]) -> None:
+    """Adds plans of some searches to what was found."""
+    lines: dict[int, Line] = {}
+    for number, search in enumerate(searches):
+        try:
+            line = _line(search, book.allowed)
+            if search.where is None:
+                book.found.append(without_proof(search, line.caps, line.notes, ATTEMPTS))
+            else:
+                lines[number] = line
+        except EdgeqError as error:
+            book.failed(search.runtime, error)
+    while lines:
+        hopes = [hope for number, line in lines.items() for hope in _hopes(book, number, line)]
+        why = {hope.number: _hopeless(book, lines[hope.number], hope) for hope in sorted(hopes, reverse=True)}
+        hope = min((one for one in hopes if not _hopeless(book, lines[one.number], one)), default=None)
+        if hope is None:
+            for number, text in why.items():
+                _tell_passed(book, lines[number], text)
+            break
+        line = lines[hope.number]
+        try:
+            if not hope.usual and line.solution is None:
+                _solve(line)  # in line again, with what it is really predicted to have
+            else:
+                _prove(book, line, hope)
+        except EdgeqError as error:
+            del lines[hope.number]
+            if not line.search.proofs:
+                book.failed(line.search.runtime, error)
+    _complete(book)
+
+
+def _line(search: Search, allowed: float | None) -> Line:
+    """A search at its beginning."""
+    limits, notes, preferred = search.job.limits, list(search.notes), uniform(search.allowed)
+    if allowed is None:
+        allowed = cost_of(search.problem, preferred)["loss"]
+        notes.append("no largest drop was given: no more may be lost than the preferred kernels everywhere would lose")
+    caps = {"loss": allowed}
+    if limits.max_latency is not None and search.costs.latency_from is not None:
+        caps["latency"] = limits.max_latency
+    if limits.max_size is not None:
+        caps["size"] = float(limits.max_size)
+    usual = {"preferred kernels": preferred, "float": dict.fromkeys(preferred, FLOAT)}
+    allowed_by_rules = {name: choices for name, choices in usual.items() if not check(search.problem, choices)}
+    return Line(search, caps, notes, dict(caps), allowed_by_rules)
+
+
+def _hopes(book: Book, number: int, line: Line) -> Iterator[Hope]:
+    search = line.search
+    if line.open:
+        if line.bound is None:  # it costs a hundredth of a solution
+            line.bound = least(search.problem, minimize=search.minimize, limits=line.caps)
+        costs = {search.minimize: line.bound} if line.solution is None else line.solution.costs
+        possible = line.solution is not None or line.bound < inf
+        yield Hope(_beyond(line, costs) if possible else (0.0, 0.0, inf), _value(book, search, costs), number, "")
+    best = book.best()
+    for name, choices in line.usual.items():
+        if search.name(choices) in search.proofs:
+            continue
+        costs = cost_of(search.problem, choices)
+        if search.costs.latency_from == "modelled" and costs["latency"] > line.most.get("latency", inf):
+            continue  # no clock would say so
+        value = _measured(book, search, choices, best)
+        beyond = _beyond(line, {m: cost for m, cost in costs.items() if m != "loss"})  # that, only running it tells
+        yield Hope(beyond, _value(book, search, costs) if value is None else value, number, name)
+
+
+def _beyond(line: Line, costs: Mapping[str, float]) -> tuple[float, float, float]:
+    off = {"size": 1.0, "loss": 1 + SAME, "latency": OFF}
+    size, loss, latency = (
+        max(0.0, costs.get(m, 0.0) / cap - off[m]) if (cap := line.most.get(m)) else 0.0 for m in EASED
+    )
+    return size, loss, latency
+
+
+def _value(book: Book, search: Search, costs: Mapping[str, float]) -> float:
+    """What a plan is predicted to be ranked by; 0, so that it is tried, where no prediction is like a measurement."""
+    if search.minimize == "size":
+        return costs["size"]
+    unit, beside = float_seconds(search), book.beside.get(search.runtime.name, 1.0)
+    if search.minimize != "latency" or unit is None or beside is None:
+        return 0.0
+    return costs["latency"] / unit * beside
+
+
+def _measured(book: Book, search: Search, usual: Mapping[str, str], best: Outcome | None) -> float | None:
+    """What a plan took in turns with the best one, if that is of the same search."""
+    if best is None or best.search is not search or best.proof is None or search.minimize != "latency":
+        return None
+    floats = all(choice == FLOAT for choice in usual.values())
+    seconds = best.proof.latency_of.get(search.precision if floats else "preferred")
+    if seconds is None or best.proof.latency is None or not best.proof.held:
+        return None
+    return seconds / best.proof.latency * _known(book, best) * FAR["latency"]
+
+
+def _hopeless(book: Book, line: Line, hope: Hope) -> str:
+    """Why a plan is not built, nor any behind it; empty if it is."""
+    best = book.best()
+    if best is None or best.proof is None:
+        return ""
+    told = f"the plan in {best.search.runtime.format}, {best.search.precision}"
+    if best.proof.held:
+        if any(hope.beyond):
+            return f"no plan is predicted to hold every limit, as {told} does"
+        measure = best.search.minimize
+        if measure not in FAR or not hope.value:
+            return "" if not hope.usual and not line.attempts else f"{told} holds every limit"
+        times = hope.value / _known(book, best)
+        return "" if times < FAR[measure] else f"predicted at {times_text(times)} the {measure} of {told}, or more"
+    if not hope.usual and line.solution is None:
+        return ""  # how near it comes, is to be seen
+    _, (too_large, drop_over, too_slow, _) = book.rank(best)
+    size, loss, latency = hope.beyond
+    further = size > too_large or (not drop_over and (loss, latency + 1 - FAR["latency"]) > (0.0, too_slow))
+    return f"predicted to be no nearer to the limits than {told}" if any(hope.beyond) and further else ""
+
+
+def _known(book: Book, best: Outcome) -> float:
+    """What the best plan has. One reading of the clock is off by as much as predictions are, and now and then by more:
+    what is known of a latency lies between the two."""
+    measured = book.rank(best)[1][0]
+    predicted = _value(book, best.search, best.predicted)
+    return sqrt(measured * predicted) if best.search.minimize == "latency" and predicted else measured
+
+
+def _tell_passed(book: Book, line: Line, why: str) -> None:
+    if not line.search.proofs:
+        book.passed.append(f"{line.search.runtime.format}, {line.search.precision}: not built, {why}")
+        book.job.clock.progress.note(book.passed[-1])
+
+
+def _solve(line: Line) -> None:
+    """Solves for the next plan; for the one that comes nearest where the limits contradict one another.
+
+    Raises:
+        Infeasible: no plan is possible at all, or the limit is on a latency that nobody can measure here: that a plan
+            misses it would be no more than a guess.
+    """
+    search = line.search
+    try:
+        line.solution = cheapest(search.problem, search.minimize, line.caps)
+    except Infeasible as refused:
+        modelled = "latency" in refused.conflict and search.costs.latency_from == "modelled"
+        if modelled:
+            cause = f"{refused.cause} (the latency is modelled, not measured)"
+            raise Infeasible(cause, refused.remedy, refused.least, refused.conflict) from refused
+        if not refused.conflict:
+            raise
+        if not line.eased:
+            line.notes.append(f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}")
+        line.caps, line.eased = _eased(line)
+        line.solution = cheapest(search.problem, search.minimize, line.caps)
+
+
+def _eased(line: Line) -> tuple[dict[str, float], dict[str, float]]:
+    """The caps on size and latency, each as it is or else the least of any plan that holds those before it (see
+    `EASED`); and those that are not as they were. The loss gives way by itself (see `cheapest`)."""
+    caps: dict[str, float] = {}
+    eased: dict[str, float] = {}
+    for measure in EASED:
+        if measure in line.caps:
+            best = solve(line.search.problem, minimize=measure, limits=caps, gap=NEAR).costs[measure]
+            caps[measure] = line.caps[measure]
+            if best > caps[measure]:
+                caps[measure] = best * (1 + SAME)
+                if measure != "loss":
+                    eased[measure] = caps[measure]
+    return {**caps, "loss": line.caps["loss"]}, eased
+
+
+def _prove(book: Book, line: Line, hope: Hope) -> None:
+    """Builds and measures a plan, and learns from what it was."""
+    search, solution = line.search, line.solution
+    stage = f"search in {search.runtime.name}, {search.precision}"
+    if hope.usual:
+        choices = line.usual.pop(hope.usual)
+        with search.job.clock.stage(f"{stage}: {hope.usual} everywhere"):
+            _noted(book, line, choices, judge(search, choices), None)
+        return
+    assert solution is not None
+    with search.job.clock.stage(f"{stage}: plan {len(line.attempts) + 1}"):
+        if search.name(solution.choices) in line.solved:  # nothing else is left
+            line.open = False
+            return
+        line.solved.add(search.name(solution.choices))
+        most = search.provable.max_size
+        if most is not None and (size := size_of(search, solution.choices)) > most and "size" not in line.eased:
+            smaller = min(line.caps["size"], most * solution.costs["size"] / size) * 0.999
+            if smaller >= least(search.problem, minimize="size", limits={}):
+                line.caps = {**line.caps, "size": smaller}  # a build is cheap beside a proof
+                line.solution = line.bound = None
+                return
+        proof = search.proofs.get(search.name(solution.choices)) or judge(search, solution.choices)
+    _noted(book, line, solution.choices, proof, solution)
+    line.open = len(line.attempts) < ATTEMPTS and not held(_uneased(line), proof)
+    line.caps, line.solution, line.bound = _tightened(line, solution, proof), None, None
+
+
+def _uneased(line: Line) -> Limits:
+    """The limits that the search was still to hold."""
+    limits = line.search.provable
+    return replace(
+        limits,
+        max_size=None if "size" in line.eased else limits.max_size,
+        max_latency=None if "latency" in line.eased else limits.max_latency,
+    )
+
+
+def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof, solution: Solution | None) -> None:
+    search, notes, preferred = line.search, list(line.notes), uniform(line.search.allowed)
+    loss = cost_of(search.problem, choices)["loss"]
+    if solution is not None:
+        changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
+        line.attempts.append(
+            Attempt(loss_limit=line.caps["loss"], predicted=solution.costs, changed=changed, proof=proof)
+        )
+    if loss > line.most["loss"] * (1 + SAME):
+        notes.append(KNOWN_TO_HOLD if proof.held else LOSES_LEAST)
+    book.found = [one for one in book.found if one.search is not search or one.choices != choices]
+    book.found.append(Outcome(search, choices, proof, proof.size, solution, dict(line.caps), line.attempts, notes))
+
+
+def _tightened(line: Line, found: Solution, proof: Proof) -> dict[str, float]:
+    """The caps for the next plan, where one missed the user's limits. A cost is scaled by how far the table was off.
+    The loss that may be predicted shrinks by one factor, however far the drop was over: that is mostly chance. It stays
+    where the plan was predicted to lose more, for the sake of the other limits."""
+    limits, result = line.search.provable, dict(line.caps)
+    for measure, measured, most in (
+        ("size", proof.size, limits.max_size),
+        ("latency", proof.latency, limits.max_latency),
+    ):
+        known = measure in result and measure not in line.eased
+        if known and measured is not None and most is not None and measured > most:
+            result[measure] = min(result[measure], most * found.costs[measure] / measured) * 0.999
+    if found.costs["loss"] <= result["loss"] and not held(replace(limits, max_latency=None, max_size=None), proof):
+        result["loss"] = found.costs["loss"] * TIGHTER
+    return result
+
+
+def _complete(book: Book) -> None:
+    """Where nothing holds the limits, measures to the end what was given up early, as far as it takes to tell which
+    plan comes nearest."""
+    while (best := book.best()) is not None and best.proof is not None and not best.held:
+        if best.proof.at_least or (best.proof.latency is None and not best.search.device.emulated):
+            with book.job.clock.stage("what comes nearest to the limits"):
+                proof = prove(best.search, best.choices)
+            book.found[book.found.index(best)] = best._replace(proof=proof)
+        else:
+            break
