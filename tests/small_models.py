@@ -324,6 +324,30 @@ class NormAfter(nn.Module):
         return self.head(x) + x.mean(-1, keepdim=True)
 
 
+class Denoiser(nn.Module):
+    """The input less what a padded convolution finds in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.sin(image) - self.second(F.relu(self.first(F.pad(image, (1, 1, 1, 1)))))
+
+
+class MovedAlike(nn.Module):
+    """Operators in float and layers on integers read a normalised value through two movements that are the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.head = nn.LayerNorm(12), nn.Conv1d(12, 8, 3, padding=1), nn.Linear(12, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.norm(tokens)
+        along = x.transpose(1, 2).cumsum(1).mean(1, keepdim=True)
+        return self.conv(x.transpose(1, 2)).mean(1, keepdim=True) + along + self.head(x).mean((1, 2), keepdim=True)
+
+
 class Embedded(nn.Module):
     """Integer inputs: no gradient reaches them."""
 
@@ -389,6 +413,8 @@ SMALL: dict[str, Small] = {
     "upsample": Small(Upsample, (IMAGE,)),
     "attention": Small(Attention, ((7, 12),)),
     "norm-after": Small(NormAfter, ((7, 12),)),
+    "denoiser": Small(Denoiser, (IMAGE,)),
+    "moved-alike": Small(MovedAlike, ((7, 12),)),
     "embedded": Small(Embedded, ((7,),), vocabulary=20),
     "constant-branch": Small(ConstantBranch, ((12,),)),
     "residual-batch-1": Small(Residual, (IMAGE,), static=True),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_models as small
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -178,6 +179,17 @@ def test_file_holds_the_planned_integers(mixed: Built) -> None:
 
 def test_litert_answers_as_simulated(mixed: Built) -> None:
     expect_close(mixed, floor_db=25.0)
+
+
+@pytest.mark.parametrize("name", ["norm-after", "denoiser", "moved-alike"])
+def test_operators_in_float_read_what_is_computed_in_float_as_it_is(name: str) -> None:
+    """However it is moved on the way: a file that rounded it there would differ from the simulation."""
+    made = small.written(name, "litert")
+    assert made.quantized.assignment.also_float
+    (batch,) = small.SMALL[name].example(4, 20)
+    wanted = torch.cat([simulate(made.model, made.quantized, [sample[None]])[0] for sample in batch])
+    (got,) = run(made.path, batch)
+    assert sqnr_db(wanted.numpy(), got.numpy()) > 55
 
 
 def test_float_file_computes_the_model(mixed: Built, tmp_path: Path) -> None:

@@ -69,9 +69,15 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         weight_bytes = -(-wanted.size * weight.q.scheme.stored_bits // 8)
         bytes_checked += weight_bytes + expected.nbytes + scale.nbytes
     again = ((node, tensor) for (node, _), tensor in quantized.again.items())
+    readers: dict[str, set[str]] = {}
+    for group in model.groups:
+        for node in group.inputs if group.name in quantized.assignment.kernels else ():
+            readers.setdefault(node, set()).add(group.root)
     for node, tensor in (*quantized.activations.items(), *again):
         if node not in stored.held:
             continue  # merged into the operator behind it, which carries the same scale
+        if node in quantized.assignment.also_float and stored.held.isdisjoint(readers[node]):
+            continue  # those that would round it are merged into operators in float
         forms = stored.tensors.get(node, ())
         if not any(form.holds(tensor.q) for form in forms):
             raise AuditError(f"tensor {node}", " and ".join(sorted(map(str, forms))) or "it is not quantized")

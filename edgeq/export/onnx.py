@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from edgeq.export.onnx_constant import constant
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_float_layers import keep_float_layers
 from edgeq.export.onnx_shuffled import shuffle_transposed
-from edgeq.model.groups import Group
+from edgeq.model.groups import Group, only_moves
 from edgeq.model.model import Model
 from edgeq.model.ops import output_channels_axis
 from edgeq.numerics import QParams, same_steps
@@ -71,7 +71,9 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
         is_output = id(values[name]) in outputs
         reals[graph_node] = _round_trip(graph, values[name], tensor.q, is_output=is_output, integer_io=integer_io)
     for one in anew:
-        _round_again(graph, reals.get(one.node) or values[source.values[one.node]], one.name, one.q, one.readers)
+        own = one.value is values[source.values[one.node]]
+        real = reals.get(one.node, one.value) if own else one.value
+        _round_again(graph, real, one.name, one.q, one.readers)
     if quantized.runtime.rounds_float_layers:
         keep_float_layers(graph)
     if quantized.runtime.shuffles_transposed:
@@ -264,16 +266,28 @@ _Place = tuple[ir.Node, int]
 """An operator, and the number of one of its inputs."""
 
 
+def name_anew(node: str, dtype: str) -> str:
+    """What the constants are called after by which single readers round a value: no value is called so."""
+    return f"{node}/{dtype}"
+
+
+def names_anew(node: str) -> list[str]:
+    """All that may be."""
+    return [name_anew(node, dtype) for dtype in ("int8", "uint8", "int16", "uint16")]
+
+
 class _Anew(NamedTuple):
     """What some operators read in another way than the value is rounded for all others.
 
     Attributes:
-        node: graph node whose value the file holds.
+        node: graph node whose value it is.
+        value: of the file; the node's own, or what that is moved to.
         name: what the constants are called after.
         readers: operators, and the places of their inputs.
     """
 
     node: str
+    value: ir.Value
     name: str
     q: QParams
     readers: list[_Place]
@@ -288,37 +302,69 @@ def _anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value], so
     Raises:
         UnsupportedError: there is no such way.
     """
-    found: dict[str, _Anew] = {}
     ways: dict[str, list[tuple[str, list[_Place]]]] = {}
+    wanted: dict[str, tuple[str, QParams]] = {}
     rounded = quantized.rounded
     makers = {group.output: group for group in model.groups}
+
+    def behind(node: str) -> Iterator[str]:
+        """A value, and those that it is moved from, as far as the file has them."""
+        if node in source.values:
+            yield node
+        made_by = makers.get(node)
+        if made_by is not None and only_moves(made_by, model.nodes[made_by.root]):
+            yield from behind(made_by.inputs[0])
+
+    def way_to(group: Group, held: str) -> list[_Place]:
+        inputs = {source.values[n] for n in (*group.inputs, held) if n in source.values}
+        return _way(values[source.values[group.root]], inputs, values[source.values[held]])
+
     for group in model.groups:
         for node in group.inputs:
-            read, held = quantized.read(group, node), node
-            while held not in source.values and held in makers and len(makers[held].inputs) == 1:
-                (held,) = makers[held].inputs
-            before = rounded.get(held)
-            if read is None or held not in source.values or (before is not None and same_steps(before.q, read.q)):
-                continue  # it reads what everyone reads; a constant of the file is not rounded at all
-            inputs = {source.values[n] for n in (*group.inputs, held) if n in source.values}
-            wanted = values[source.values[held]]
-            way = _way(values.get(source.values.get(group.root, "")), inputs, wanted)
-            name = f"{node}_{read.q.scheme.dtype}"
-            found.setdefault(name, _Anew(held, name, read.q, [])).readers.extend(p for p in way if _at(p) is wanted)
+            read, places = quantized.read(group, node), list(behind(node))
+            if read is None or group.root not in source.values or not places:
+                continue  # what the exporter made a part of its reader is rounded where that reads; a constant nowhere
+            ways_to = {held: way_to(group, held) for held in places}
+            held = next((held for held, way in ways_to.items() if way), places[0])
+            before, way = rounded.get(held), ways_to[held]
+            if before is not None and same_steps(before.q, read.q):
+                continue  # it reads what everyone reads
+            own = quantized.activations.get(held)
+            called = held if own is not None and same_steps(own.q, read.q) else node
+            name = name_anew(called, read.q.scheme.dtype)
+            wanted[name] = held, read.q
             ways.setdefault(name, []).append((group.name, way))
+    found: list[_Anew] = []
     for name, several in ways.items():
+        held, q = wanted[name]
         passed = {place for _, way in several for place in way}
-        read_by = found[name].readers
+        by_value: dict[int, _Anew] = {}
         for layer, way in several:
-            # an operator on the way may give what it computes to readers of the same integers alone
-            between = [_at(place) for place in way if place not in read_by]
-            if not way or any(tuple(use) not in passed for value in between if value for use in value.uses()):
+            value = _to_round(way, values[source.values[held]], passed)
+            if value is None:
                 raise UnsupportedError(
                     "what it reads is not to be found in the exported ONNX model",
                     where=f"layer {layer}",
                     remedy="give it the choice of the layer that it reads from",
                 )
-    return list(found.values())
+            numbered = f"{name}/{len(by_value)}" if by_value else name
+            one = by_value.setdefault(id(value), _Anew(held, value, numbered, q, []))
+            one.readers.extend(place for place in way if _at(place) is value and place not in one.readers)
+        found += by_value.values()
+    return found
+
+
+_MOVES = frozenset({"Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+
+
+def _to_round(way: Sequence[_Place], wanted: ir.Value, passed: Collection[_Place]) -> ir.Value | None:
+    """What is to be rounded for the reader that a way begins with: the value itself, or, where an operator on the way
+    gives to others as well, what that one moved it to; None if there is nothing that only moved."""
+    for number, place in enumerate(way):
+        value = _at(place)
+        if value is not wanted and value is not None and any(tuple(use) not in passed for use in value.uses()):
+            return value if all(node.op_type in _MOVES for node, _ in way[number + 1 :]) else None
+    return wanted if way else None
 
 
 def _at(place: _Place) -> ir.Value | None:

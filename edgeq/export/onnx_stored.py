@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from edgeq.export.onnx import names_anew
 from edgeq.export.onnx_constant import COMPUTED_ONCE
 from edgeq.export.packing import BITS
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
@@ -42,8 +43,9 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
     tensors: dict[str, frozenset[StoredTensor | StoredRange]] = {}
     for graph_node, value in values.items():
         forms: set[StoredTensor] = set()
-        for quantized in _quantizations(value, readers, producer):
-            scale, zero = constants[quantized.input[1]], constants[quantized.input[2]]
+        pairs = [(n.input[1], n.input[2]) for n in _quantizations(value, readers, producer)]
+        pairs += [(f"{name}_scale", f"{name}_zero_point") for name in names_anew(graph_node)]
+        for scale, zero in [(constants[s], constants[z]) for s, z in pairs if s in constants]:
             forms |= {StoredTensor(str(zero.dtype), s, z) for s, z in _steps(scale, zero)}
         if forms:
             tensors[graph_node] = frozenset(forms)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.export.onnx import names_anew
 from edgeq.export.packing import BITS, unpack
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
@@ -17,7 +18,6 @@ from edgeq.runtimes.openvino import import_openvino
 
 _FEW_BITS = {"i4": ("int4", 0), "u4": ("uint4", 0), "u2": ("int2", -2)}
 """The types that numpy has no word for: what they stand for, and what is added to them for that."""
-_READ_AS = ("int8", "uint8", "int16", "uint16")
 _COMPUTES = {"Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData"}
 
 
@@ -35,7 +35,7 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
     for node, value in values.items():
         # behind the last operator, the name that the user knows is that of the rounded value
         form = _range(writer.get(f"{value}_real")) or _range(writer.get(value)) or _pair(named, value)
-        by_readers = (_range(writer.get(f"{node}_{dtype}_real")) for dtype in _READ_AS)
+        by_readers = (_range(writer.get(f"{name}_real")) for name in names_anew(node))
         forms = frozenset(one for one in (form, *by_readers) if one is not None)
         if forms:
             tensors[node] = forms

@@ -120,6 +120,7 @@ class _Rewriter:
         self.same = origins(model)
         self.grids = {name: _grid(t.q) for name, t in quantized.activations.items()}
         self.again = {version: _grid(t.q) for version, t in quantized.again.items()}
+        self.also_float = {self.same[name] for name in quantized.assignment.also_float}
         self.by_value: dict[str, Grid] = {}
         for name, grid in self.grids.items():
             self.by_value.setdefault(self.same[name], grid)
@@ -245,7 +246,23 @@ class _Rewriter:
             grids = {self.native[i] for i in tensors}
             grids |= {None} if any(self.graph.dtype(i) == "float32" for i in constants) else set()
             return grids.pop() if group is None and len(grids) == 1 else None
+        as_it_is = self.native[tensors[0]] is None and self.source[tensors[0]] in self.also_float
+        if as_it_is and not all(map(self._for_integers, writes)):
+            return None  # what is computed in float reaches operators in float as it is
         return self._available(tensors[0])
+
+    def _for_integers(self, index: int) -> bool:
+        """Whether all that reads a tensor, however it is moved before, belongs to layers on integers."""
+        if index in self.graph.outputs:
+            return False
+        for reader in self.readers.get(index, ()):
+            outputs = [int(i) for i in reader.outputs]
+            owners = [self.owner.get(self.nodes.get(i, "")) for i in outputs]
+            planned = all(one is not None and one.name in self.quantized.assignment.kernels for one in owners)
+            moved = self.graph.kind(reader) in MOVERS and all(map(self._for_integers, outputs))
+            if not planned and not moved:
+                return False
+        return True
 
     def _available(self, index: int) -> Grid | None:
         """The grid that a tensor has, or that something else wants it in."""

@@ -29,7 +29,7 @@ for ranges ends far above that."""
 
 _TWO_TENSORS = frozenset({"add", "sub", "mul", "matmul"})
 _ARITHMETIC = frozenset({"add", "sub", "mul"})
-_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
+_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "depthwise_conv2d"})
 _LAYOUT = frozenset({"reshape", "transpose", "slice"})
 
 Version = tuple[str, str]
@@ -189,8 +189,8 @@ def _refusal(
         return never
     if group.op == "conv_transpose2d" and runtime.shuffles_transposed and not shuffle_of(model.nodes[group.root]):
         return "its strides differ, or it is dilated: no convolution whose values are shuffled gives the same"
-    if meets_wrong_rows(model, group, runtime):
-        return f"{runtime.name} gives wrong values for kernels of this width on CPUs with AMX"
+    if computed_wrong(model, group, runtime):
+        return f"{runtime.name} gives wrong values for such a convolution on CPUs with AMX"
     if group.op not in WEIGHTED:
         if group.output in trailing:
             return "it only shapes a float output of the model"
@@ -205,16 +205,18 @@ def _refusal(
     return ""
 
 
-def meets_wrong_rows(model: Model, group: Group, runtime: Runtime) -> bool:
-    """Whether a row of a convolution's kernel, with all channels of a group, is of a size that oneDNN's integer kernels
-    for AMX read wrong: they copy rows of few channels together, and take 64 bytes at a time."""
-    if not runtime.wrong_rows or group.op not in _CONVOLUTIONS:
+def computed_wrong(model: Model, group: Group, runtime: Runtime) -> bool:
+    """Whether oneDNN's integer kernels for AMX compute a convolution of few channels wrong: one whose kernel has rows
+    of a multiple of 64 bytes, or one of groups with strides (see `targets/x86-avx512.toml`)."""
+    if not runtime.wrong_convolutions or group.op not in _CONVOLUTIONS:
         return False
     root = model.nodes[group.root]
-    _, channels, *kernel = shape_of(root.args[1])
-    steps = (by_axis(root, position, 1, len(kernel))[-1] for position in (3, 5))  # strides, dilations
-    row = channels * kernel[-1]
-    return channels < 32 and channels % 4 == 0 and row > 64 and row % 64 == 0 and all(step == 1 for step in steps)
+    outputs, channels, *kernel = shape_of(root.args[1])
+    strides, dilations = (by_axis(root, position, 1, len(kernel)) for position in (3, 5))
+    row, groups = channels * kernel[-1], conv_groups(root)
+    dense = strides[-1] == dilations[-1] == 1 and channels % 4 == 0 and row > 64 and row % 64 == 0
+    strided = groups > 1 and max(strides) > 1 and outputs // groups > 32
+    return channels < 32 and (dense or strided)
 
 
 def never_on_integers(group: Group, nodes: Mapping[str, Node]) -> str:

@@ -122,8 +122,8 @@ class Runtime(_Strict):
     """The runtime rounds the weights of float layers between quantized tensors by itself, unless it is kept from it."""
     shuffles_transposed: bool = False
     """Its integer kernel for conv_transpose2d is that for convolutions, behind which values are shuffled into place."""
-    wrong_rows: bool = False
-    """On some CPUs it computes convolutions on integers wrong by the width of their kernels (see `assign`)."""
+    wrong_convolutions: bool = False
+    """On some CPUs it computes some convolutions on integers wrong (see `computed_wrong` in `lowering/assign.py`)."""
     kernels: Annotated[list[Kernel], Field(min_length=1)]
     """In order of preference: the first that lists an operator is its default."""
 

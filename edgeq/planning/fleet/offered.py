@@ -8,7 +8,7 @@ so is measured where a device is there.
 
 from __future__ import annotations
 
-from edgeq.lowering.assign import FLOAT, meets_wrong_rows, writes_integers
+from edgeq.lowering.assign import FLOAT, computed_wrong, writes_integers
 from edgeq.lowering.choices import Ladder
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -74,7 +74,7 @@ def _takes(model: Model, group: Group, own: Runtime, other: Runtime, choice: str
     kernel = own.kernel(group.op, choice)
     if kernel is None or not any(group.op in k.ops and takes(k, kernel) for k in other.kernels):
         return False
-    if not kernel.weight_only and meets_wrong_rows(model, group, other):
+    if not kernel.weight_only and computed_wrong(model, group, other):
         return False
     if group.activation_op is not None and not _same_activation(group.activation_op, own, other):
         return False

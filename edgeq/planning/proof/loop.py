@@ -150,6 +150,7 @@ def look(book: Book, searches: Iterable[Search]) -> None:
         try:
             line = _line(search, book.allowed)
             if search.where is None:
+                _solve(line)
                 book.found.append(without_proof(search, line.caps, line.notes, ATTEMPTS))
             else:
                 lines[number] = line
