@@ -174,6 +174,8 @@ def look(book: Book, searches: Iterable[Search]) -> None:
             del lines[hope.number]
             if not line.search.proofs:
                 book.failed(line.search.runtime, error)
+            else:  # what it found before stands
+                book.job.clock.progress.note(f"{line.search.runtime.format}: {error.cause}")
     _complete(book)
 
 
@@ -363,7 +365,7 @@ def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof, sol
         line.attempts.append(
             Attempt(loss_limit=line.caps["loss"], predicted=solution.costs, changed=changed, proof=proof)
         )
-    if loss > line.most["loss"] * (1 + SAME):
+    if loss > line.most["loss"] * (1 + SAME) and (proof.held or solution is not None):
         notes.append(KNOWN_TO_HOLD if proof.held else LOSES_LEAST)
     book.found = [one for one in book.found if one.search is not search or one.choices != choices]
     book.found.append(Outcome(search, choices, proof, proof.size, solution, dict(line.caps), line.attempts, notes))
@@ -393,6 +395,6 @@ def _complete(book: Book) -> None:
         if best.proof.at_least or (best.proof.latency is None and not best.search.device.emulated):
             with book.job.clock.stage("what comes nearest to the limits"):
                 proof = prove(best.search, best.choices)
-            book.found[book.found.index(best)] = best._replace(proof=proof)
+            book.found = [one._replace(proof=proof) if one is best else one for one in book.found]
         else:
             break
