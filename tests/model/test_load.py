@@ -26,7 +26,7 @@ from edgeq.model.load import read
 from edgeq.model.loaded import Loaded
 from edgeq.model.model import from_loaded
 
-ZOO = Path(__file__).parents[1].parent / "shared" / "zoo"
+ZOO = Path(__file__).parents[3] / "shared" / "zoo"
 needs_zoo = pytest.mark.skipif(not ZOO.is_dir(), reason=f"the model zoo is not at {ZOO}")
 INPUT = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 

@@ -466,7 +466,7 @@ print(solve(problem, minimize="latency", limits=limits, time_limit=60).choices)
 
 def test_the_same_problem_gives_the_same_plan_in_every_process() -> None:
     def run(seed: str) -> str:
-        paths = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}"
+        paths = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[3]}"
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
         return subprocess.run(
             [sys.executable, "-c", PRINT_A_PLAN], env=environment, capture_output=True, text=True, check=True

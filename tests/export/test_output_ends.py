@@ -9,7 +9,7 @@ import onnx
 import pytest
 import small_models as small
 import torch
-from test_export_onnx import RUN
+from test_onnx import RUN
 from torch import nn
 
 from edgeq.calibration.calibrate import calibrate

@@ -63,7 +63,7 @@ def engines() -> Iterator[Callable[[str], Engine]]:
     """Engines of two workers by name, each started once for all tests."""
     with contextlib.ExitStack() as stack:
         paths = stack.enter_context(pytest.MonkeyPatch.context())
-        paths.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+        paths.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]))
 
         @cache
         def started(name: str) -> Engine:
@@ -206,7 +206,7 @@ if __name__ == "__main__":
 def test_no_worker_outlives_its_parent(number: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     parent = subprocess.Popen(
         [sys.executable, str(script)],
         stdout=subprocess.PIPE,
