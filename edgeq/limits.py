@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
 
 from edgeq.errors import UsageError
 from edgeq.records.schema import Accuracy, Gate, Speed
@@ -24,6 +26,9 @@ LEAST_SQNR = 6.0
 
 LEAST_AGREEMENT = 50.0
 """Percent of the answers."""
+
+ROUNDING = 1e-9
+"""A drop that is over its limit by no more is a sum of floating point numbers."""
 
 _TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 _SIZE = {"": 1, "b": 1} | {
@@ -131,6 +136,43 @@ def parse_speedup(text: str) -> float:
     return value
 
 
+class Measured(NamedTuple):
+    """What limits are held against; None where it was not measured.
+
+    Attributes:
+        drop: in `unit`.
+        float_score: what a relative limit on the drop relates to.
+        latency: median seconds.
+        size: bytes.
+        unrecognizable: why it is beyond recognition; empty if it is not.
+    """
+
+    drop: float | None
+    unit: str
+    float_score: float | None
+    latency: float | None
+    size: int
+    unrecognizable: str
+
+
+def exceeded(limits: Limits, found: Measured) -> dict[str, float]:
+    """By limit that does not hold (`recognizable`, `drop`, `latency`, `size`), by how much, in its own unit; infinite
+    where it cannot be judged."""
+    over = {"recognizable": inf if found.unrecognizable and not limits.allow_unrecognizable else 0.0}
+    if limits.max_drop is not None:
+        most = drop_limit(limits.max_drop, found.unit, found.float_score)
+        over["drop"] = inf if most is None or found.drop is None else _beyond(found.drop, most)
+    if limits.max_latency is not None:
+        over["latency"] = inf if found.latency is None else found.latency - limits.max_latency
+    if limits.max_size is not None:
+        over["size"] = float(found.size - limits.max_size)
+    return {name: amount for name, amount in over.items() if amount > 0}
+
+
+def _beyond(value: float, most: float) -> float:
+    return value - most if value > most + ROUNDING else 0.0
+
+
 def judge(
     limits: Limits,
     *,
@@ -156,40 +198,56 @@ def judge(
         no_speed_because: why `speed` is None.
     """
     gates = []
-    if accuracy is not None and accuracy.outputs:
-        gates.append(_recognizable_gate(limits.allow_unrecognizable, accuracy))
-    if limits.max_drop is not None:
-        gates.append(_drop_gate(limits.max_drop, accuracy, not_validated_because))
     real = None if emulated else speed
+    drop = None if accuracy is None else shown_drop(accuracy)
+    missed = exceeded(
+        limits,
+        Measured(
+            drop=None if drop is None else drop.value,
+            unit="" if accuracy is None else accuracy.unit,
+            float_score=None if accuracy is None else accuracy.float_score,
+            latency=None if real is None else real.artifact.p50,
+            size=size_bytes,
+            unrecognizable="" if accuracy is None else beyond_recognition(accuracy),
+        ),
+    )
+    if accuracy is not None and accuracy.outputs:
+        gates.append(_recognizable_gate(accuracy, passed="recognizable" not in missed))
+    if limits.max_drop is not None:
+        gates.append(_drop_gate(limits.max_drop, accuracy, not_validated_because, passed="drop" not in missed))
     why = "the device is emulated, so its timing means nothing" if emulated else no_speed_because
     why = why or not_validated_because or "latency was not measured"
     if limits.max_latency is not None:
-        gates.append(_latency_gate(limits.max_latency, real, why))
+        gates.append(_latency_gate(limits.max_latency, real, why, passed="latency" not in missed))
     if limits.min_speedup is not None:
         gates.append(_speedup_gate(limits.min_speedup, real, why))
     if real is not None and real.baselines:
         gates.append(_faster_gate(limits.allow_slower, real, quantized=quantized))
     if limits.max_size is not None:
-        passed = size_bytes <= limits.max_size
+        passed = "size" not in missed
         over = "" if passed else f"{bytes_text(size_bytes - limits.max_size)} over"
         stated = f"at most {bytes_text(limits.max_size)}"
         gates.append(_gate("size", stated, bytes_text(size_bytes), passed, over, limits.max_size, size_bytes))
     return gates
 
 
-def _recognizable_gate(allowed: bool, accuracy: Accuracy) -> Gate:
-    beyond = [output for output in accuracy.outputs if output.unrecognizable]
+def beyond_recognition(accuracy: Accuracy) -> str:
+    """Which outputs are, and why; empty if none is."""
+    return "; ".join(f"{output.name}: {output.unrecognizable}" for output in accuracy.outputs if output.unrecognizable)
+
+
+def _recognizable_gate(accuracy: Accuracy, *, passed: bool) -> Gate:
+    beyond = beyond_recognition(accuracy)
     worst = worst_output(accuracy)
     assert worst is not None  # the caller has outputs
     stated = f"at least {LEAST_SQNR:g} dB, or {LEAST_AGREEMENT:g} % of the answers"
     reason = ""
     if beyond:
-        told = "; ".join(f"{output.name}: {output.unrecognizable}" for output in beyond)
-        reason = f"beyond recognition: {told}"
-        reason += ", which was allowed" if allowed else f"; remedy: {_REMEDY}"
+        reason = f"beyond recognition: {beyond}"
+        reason += ", which was allowed" if passed else f"; remedy: {_REMEDY}"
     value = judged_value(worst)
     shown = f"{value:.1f} % of the answers" if worst.judged_by == "agreement" else sqnr_text(value)
-    return _gate(RECOGNIZABLE, stated, shown, allowed or not beyond, reason, worst.least, value)
+    return _gate(RECOGNIZABLE, stated, shown, passed, reason, worst.least, value)
 
 
 def drop_limit(limit: Drop, unit: str, float_score: float | None) -> float | None:
@@ -202,7 +260,7 @@ def drop_limit(limit: Drop, unit: str, float_score: float | None) -> float | Non
     return limit.value / 100 * abs(float_score) if float_score else None
 
 
-def _drop_gate(limit: Drop, accuracy: Accuracy | None, not_validated_because: str | None) -> Gate:
+def _drop_gate(limit: Drop, accuracy: Accuracy | None, not_validated_because: str | None, *, passed: bool) -> Gate:
     name, stated = DROP, f"at most {limit}"
     if accuracy is None:
         why = not_validated_because or "the artefact was not run"
@@ -221,7 +279,6 @@ def _drop_gate(limit: Drop, accuracy: Accuracy | None, not_validated_because: st
         stated += f" of the float score ({number(most)}{_unit(accuracy)})"
     elif accuracy.unit == "%":
         stated = f"at most {limit.value:g} point" + ("" if limit.value == 1 else "s")
-    passed = drop.value <= most + 1e-9
     reasons = ["no labels and no metric: judged on samples answered unlike the float model"] if by_agreement else []
     if not drop.known:
         reasons.append(drop.method)
@@ -236,13 +293,13 @@ def _drop_gate(limit: Drop, accuracy: Accuracy | None, not_validated_because: st
     return _gate(name, stated, drop_text(drop.value, accuracy), passed, "; ".join(reasons), most, drop.value)
 
 
-def _latency_gate(most: float, speed: Speed | None, why: str) -> Gate:
+def _latency_gate(most: float, speed: Speed | None, why: str, *, passed: bool) -> Gate:
     name, stated = "latency", f"median at most {seconds_text(most)}"
     if speed is None:
         return _unjudged(name, stated, why, _ON_REAL_DEVICE)
     p50 = speed.artifact.p50
     tail = f"99 % of calls within {seconds_text(speed.artifact.p99)}" if speed.artifact.p99 > most >= p50 else ""
-    return _gate(name, stated, seconds_text(p50), p50 <= most, tail, most, p50)
+    return _gate(name, stated, seconds_text(p50), passed, tail, most, p50)
 
 
 def _speedup_gate(least: float, speed: Speed | None, why: str) -> Gate:

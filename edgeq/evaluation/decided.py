@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.evaluation.accuracy import check_labels
 from edgeq.evaluation.outputs import answers, read_output
+from edgeq.limits import ROUNDING
 from edgeq.model.heads import Head
 
 Array = NDArray[Any]
@@ -67,5 +68,5 @@ def decisive(
     before = int(wrong.sum())
     best = np.partition(first.reshape(n, -1), -2, axis=1)
     sure = np.where(wrong, -np.inf, best[:, -1] - best[:, -2])
-    most = before + floor(n * (limit + 1e-9) / 100)  # as `edgeq.planning.proof.proving.held` has it
+    most = before + floor(n * (limit + ROUNDING) / 100)
     return Decisive(wanted.astype(np.int64), most, before, np.argsort(sure, kind="stable"))

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgeq.errors import UsageError
+from edgeq.limits import Measured
 from edgeq.numerics.scheme import DType, Granularity, Symmetry
 from edgeq.plans.rules import Rule
 from edgeq.reading import read_json
@@ -111,6 +112,11 @@ class Proof(_Strict):
     """Why what it gives is beyond recognition; empty if it is not, or if it was not run to the end."""
     held: bool
     """Whether every limit held."""
+
+    @property
+    def measured(self) -> Measured:
+        """What limits are held against."""
+        return Measured(self.drop, self.unit, self.float_score, self.latency, self.size, self.unrecognizable)
 
 
 class Attempt(_Strict):

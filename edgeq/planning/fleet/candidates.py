@@ -13,13 +13,13 @@ from edgeq.cache import content_key
 from edgeq.devices import Device
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
-from edgeq.limits import Limits
+from edgeq.limits import Limits, exceeded
 from edgeq.lowering.choices import by_activations, uniform
 from edgeq.planning.fleet.offered import offered_too, refusal
 from edgeq.planning.proof.allowed import allowed_loss
 from edgeq.planning.proof.loop import find
 from edgeq.planning.proof.outcome import Outcome, rank
-from edgeq.planning.proof.proving import held, prove
+from edgeq.planning.proof.proving import prove
 from edgeq.planning.proof.record import written
 from edgeq.planning.proof.search import Search, searches
 from edgeq.planning.proof.wider import in_vain, why_wider
@@ -222,18 +222,13 @@ def stored(plan: Plan) -> list[Any]:
 
 def misses(limits: Limits, proof: Proof) -> str:
     """The limits that a build misses, or that could not be measured; empty if all held."""
-    parts = []
-    every = replace(limits, max_drop=None, max_latency=None, max_size=None)
-    if not held(every, proof):
-        parts.append(f"beyond recognition: {proof.unrecognizable}")
-    every = replace(every, allow_unrecognizable=True)
-    if not held(replace(every, max_drop=limits.max_drop), proof):
-        parts.append(_over(f"drop of {proof.metric}", proof.drop, str(limits.max_drop)))
-    if not held(replace(every, max_latency=limits.max_latency), proof):
-        parts.append(_over("latency in seconds", proof.latency, limits.max_latency))
-    if not held(replace(every, max_size=limits.max_size), proof):
-        parts.append(_over("size in bytes", proof.size, limits.max_size))
-    return "; ".join(parts)
+    told = {
+        "recognizable": f"beyond recognition: {proof.unrecognizable}",
+        "drop": _over(f"drop of {proof.metric}", proof.drop, str(limits.max_drop)),
+        "latency": _over("latency in seconds", proof.latency, limits.max_latency),
+        "size": _over("size in bytes", proof.size, limits.max_size),
+    }
+    return "; ".join(told[limit] for limit in exceeded(limits, proof.measured))
 
 
 def _over(what: str, value: float | None, most: object) -> str:

@@ -17,8 +17,8 @@ from edgeq.limits import Limits
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import uniform
 from edgeq.planning.proof.allowed import allowed_loss
-from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome, rank
-from edgeq.planning.proof.proving import Rank, held, judge, prove, size_of
+from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome, Rank, rank
+from edgeq.planning.proof.proving import held, judge, prove, size_of
 from edgeq.planning.proof.search import NEAR, SAME, Search, cheapest, float_seconds
 from edgeq.planning.proof.unproved import without_proof
 from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of, least, solve

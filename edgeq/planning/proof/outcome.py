@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
-from edgeq.planning.proof.proving import Rank, proof_rank
+from edgeq.limits import Limits, exceeded
 from edgeq.planning.proof.search import Search, float_seconds
 from edgeq.planning.solver.solve import Solution, cost_of
 from edgeq.plans.plan import Attempt, Compiled, Proof
+
+Rank = tuple[bool, tuple[float, ...]]
+"""What plans are put in order by, smaller is better: whether a limit is missed, and by what they are compared then."""
 
 LOSES_LEAST = "the other limits leave no plan that is predicted to lose no more than it may: this one loses least"
 
@@ -70,3 +73,32 @@ def rank(found: Outcome, beside: float | None = 1.0) -> Rank:
     failed, (value, *others) = found_rank
     in_units = not failed and minimize == "latency" and "float32" in proof.latency_of
     return (failed, (value * (beside or 1.0), *others)) if in_units else found_rank
+
+
+def proof_rank(
+    proof: Proof, minimize: str, predicted: Mapping[str, float], limits: Limits, usual: float | None = None
+) -> Rank:
+    """Limits held, then what is minimized, then the drop; where they are not, how far the size is over, then the drop,
+    then the latency, then the drop itself: what does not fit a device is of no use there, and what is wrong is of none
+    for being fast.
+
+    Latency counts in units of the float model's in the same turns: the machine's speed moves from one build to the
+    next. Where it has no clock, and for energy, what was predicted counts.
+
+    Args:
+        usual: seconds that the float model usually takes, for latencies that are over a limit (see `float_seconds`).
+    """
+    drop = proof.drop if proof.drop is not None else 0.0
+    if not proof.held:
+        latency = proof.latency if proof.latency is not None else predicted.get("latency", 0.0)
+        if proof.latency is not None and usual and "float32" in proof.latency_of:
+            latency *= usual / proof.latency_of["float32"]
+        too_large, too_slow = (
+            0.0 if most is None else max(0.0, value / most - 1)
+            for value, most in ((float(proof.size), limits.max_size), (latency, limits.max_latency))
+        )
+        return True, (too_large, exceeded(limits, proof.measured).get("drop", 0.0), too_slow, drop)
+    measured = {"latency": proof.latency, "size": float(proof.size), "loss": drop}.get(minimize)
+    value = predicted.get(minimize, float("inf")) if measured is None else measured
+    beside = proof.latency_of.get("float32") if minimize == "latency" else None
+    return False, (value / beside if beside else value, drop)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from edgeq.evaluation.decided import Decisive, decisive
 from edgeq.evaluation.measure import Ends, answers, fed
 from edgeq.evaluation.metric import identity
 from edgeq.export.artifact import JUDGES, import_ahead
-from edgeq.limits import Limits
+from edgeq.limits import Limits, beyond_recognition, exceeded
 from edgeq.planning.costs.table import precisions
 from edgeq.planning.proof.search import Made, Search
 from edgeq.planning.sensitivity.budget import relative
@@ -45,9 +44,6 @@ MISSED_VERSION = 1
 
 TURNS_VERSION = 1
 """Likewise of the artefact that plans take turns with."""
-
-Rank = tuple[bool, tuple[float, ...]]
-"""What plans are put in order by, smaller is better: whether a limit is missed, and by what they are compared then."""
 
 
 def prove(search: Search, choices: Mapping[str, str]) -> Proof:
@@ -303,7 +299,7 @@ def _answered_with(
         drop=drop.value if drop else None,
         drop_low=drop.low if drop else None,
         drop_high=drop.high if drop else None,
-        unrecognizable="; ".join(f"{o.name}: {o.unrecognizable}" for o in accuracy.outputs if o.unrecognizable),
+        unrecognizable=beyond_recognition(accuracy),
         held=False,
     )
     return proof, outputs
@@ -350,51 +346,4 @@ def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None
 
 def held(limits: Limits, proof: Proof) -> bool:
     """Whether a build can be recognized, and holds the user's limits on drop, latency and size."""
-    if proof.unrecognizable and not limits.allow_unrecognizable:
-        return False
-    if _drop_over(limits, proof):
-        return False
-    if limits.max_latency is not None and (proof.latency is None or proof.latency > limits.max_latency):
-        return False
-    return limits.max_size is None or proof.size <= limits.max_size
-
-
-def _drop_over(limits: Limits, proof: Proof) -> float:
-    """By how much a build loses more than it may, in the unit of its metric; infinite if that was not judged."""
-    if limits.max_drop is None:
-        return 0.0
-    if proof.drop is None:
-        return inf
-    most = limits.max_drop.value
-    if limits.max_drop.percent and proof.unit != "%" and proof.score is not None:
-        most *= abs(proof.float_score or 0.0) / 100
-    return 0.0 if proof.drop <= most + 1e-9 else proof.drop - most
-
-
-def proof_rank(
-    proof: Proof, minimize: str, predicted: Mapping[str, float], limits: Limits, usual: float | None = None
-) -> Rank:
-    """Limits held, then what is minimized, then the drop; where they are not, how far the size is over, then the drop,
-    then the latency, then the drop itself: what does not fit a device is of no use there, and what is wrong is of none
-    for being fast.
-
-    Latency counts in units of the float model's in the same turns: the machine's speed moves from one build to the
-    next. Where it has no clock, and for energy, what was predicted counts.
-
-    Args:
-        usual: seconds that the float model usually takes, for latencies that are over a limit (see `float_seconds`).
-    """
-    drop = proof.drop if proof.drop is not None else 0.0
-    if not proof.held:
-        latency = proof.latency if proof.latency is not None else predicted.get("latency", 0.0)
-        if proof.latency is not None and usual and "float32" in proof.latency_of:
-            latency *= usual / proof.latency_of["float32"]
-        too_large, too_slow = (
-            0.0 if most is None else max(0.0, value / most - 1)
-            for value, most in ((float(proof.size), limits.max_size), (latency, limits.max_latency))
-        )
-        return True, (too_large, _drop_over(limits, proof), too_slow, drop)
-    measured = {"latency": proof.latency, "size": float(proof.size), "loss": drop}.get(minimize)
-    value = predicted.get(minimize, float("inf")) if measured is None else measured
-    beside = proof.latency_of.get("float32") if minimize == "latency" else None
-    return False, (value / beside if beside else value, drop)
+    return not exceeded(limits, proof.measured)

@@ -17,8 +17,7 @@ from edgeq.errors import DeviceError
 from edgeq.evaluation.alternating import TURNS, alternating
 from edgeq.limits import Drop, Limits
 from edgeq.planning.planner import plan
-from edgeq.planning.proof.outcome import Outcome, rank
-from edgeq.planning.proof.proving import Rank, proof_rank
+from edgeq.planning.proof.outcome import Outcome, Rank, proof_rank, rank
 from edgeq.planning.solver.problem import Problem
 from edgeq.plans.plan import Plan, Proof
 from edgeq.progress import Silent
