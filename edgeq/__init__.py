@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from edgeq.data.load import load_data as load_data
     from edgeq.deploy import deploy as deploy
     from edgeq.errors import EdgeqError as EdgeqError
+    from edgeq.frontends.load import load as load
     from edgeq.limits import Limits as Limits
     from edgeq.model.model import Model as Model
-    from edgeq.model.model import load as load
     from edgeq.plans.plan import Plan as Plan
     from edgeq.records.schema import Report as Report
     from edgeq.registry.load import load_target as load_target
@@ -39,7 +39,7 @@ _PUBLIC = {
     "Plan": "edgeq.plans.plan",
     "Report": "edgeq.records.schema",
     "deploy": "edgeq.deploy",
-    "load": "edgeq.model.model",
+    "load": "edgeq.frontends.load",
     "load_data": "edgeq.data.load",
     "load_target": "edgeq.registry.load",
     "validate": "edgeq.validate",

@@ -15,8 +15,9 @@ from edgeq.data.kept import load_kept_data
 from edgeq.data.load import Role
 from edgeq.evaluation.accuracy import check_labels
 from edgeq.evaluation.metric import Metric, load_metric
-from edgeq.model.kept import load_kept
-from edgeq.model.model import Model, load
+from edgeq.frontends.kept import load_kept
+from edgeq.frontends.load import load
+from edgeq.model.model import Model
 from edgeq.model.ops import shape_of
 from edgeq.plans.plan import Given
 from edgeq.progress import Clock

@@ -16,8 +16,9 @@ from edgeq.evaluation.metric import Metric, load_metric
 from edgeq.evaluation.reference import reference_outputs
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
+from edgeq.frontends.load import load
 from edgeq.limits import Limits
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.numerics import QParams, Scheme, per_tensor
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.records.schema import Report

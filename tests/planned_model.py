@@ -12,10 +12,11 @@ import trained_model
 from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.calibration import Calibration
 from edgeq.data.load import load_data
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import state
 from edgeq.planning.costs.timing import Timing

@@ -21,7 +21,8 @@ from edgeq.calibration.calibration import Calibration
 from edgeq.devices import worker
 from edgeq.export.artifact import Exporter
 from edgeq.export.stored import Stored
-from edgeq.model.model import Model, load
+from edgeq.frontends.load import load
+from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime

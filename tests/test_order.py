@@ -29,6 +29,7 @@ ORDER = [
     "registry",
     "lock",
     "model",
+    "frontends",
     "engine",
     "calibration",
     "lowering",

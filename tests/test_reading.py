@@ -19,9 +19,9 @@ from edgeq.data.dataset import InputSpec
 from edgeq.data.load import load_data
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.files import refuse_unwritable, scratch_folder, staged_directory
-from edgeq.model.check import check_weights
-from edgeq.model.examples import asked_for, parse_input_spec
-from edgeq.model.kinds import identify
+from edgeq.frontends.check import check_weights
+from edgeq.frontends.examples import asked_for, parse_input_spec
+from edgeq.frontends.kinds import identify
 from edgeq.plans.fleet import read_fleet
 from edgeq.plans.plan import read_plan
 from edgeq.plans.rules import read_rules

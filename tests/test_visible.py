@@ -19,7 +19,7 @@ from torch import nn
 from edgeq.cli.app import run
 from edgeq.cli.terminal import Live, Plain, Visible
 from edgeq.data.dataset import InputSpec, make_dataset
-from edgeq.model.model import load
+from edgeq.frontends.load import load
 from edgeq.records.schema import Build, Report
 from edgeq.report.console import render
 from edgeq.report.html import render_html

@@ -27,9 +27,9 @@ def inspect(
     trust_pickle: o.TrustPickle = False,
 ) -> int:
     """Show what a model is made of, and what of it each target can run on integers."""
+    from edgeq.frontends.load import from_loaded
+    from edgeq.frontends.read import read
     from edgeq.lowering.inspect import inspect_model
-    from edgeq.model.load import read
-    from edgeq.model.model import from_loaded
     from edgeq.registry.load import load_target, target_names
 
     wanted = [load_target(name) for name in target or target_names()]

@@ -19,7 +19,8 @@ from edgeq.errors import DeviceError, EdgeqError, MissingExtraError, Unsupported
 from edgeq.evaluation.measure import Array
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
-from edgeq.model.model import Model, load
+from edgeq.frontends.load import load
+from edgeq.model.model import Model
 from edgeq.numerics import Scheme, dequantize, quantize
 from edgeq.probing.evidence import Cell, Evidence, Speed, cells_of, claim_of
 from edgeq.probing.operators import OPERATORS, Tensor, samples, seeded

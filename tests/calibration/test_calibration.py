@@ -29,10 +29,11 @@ from edgeq.calibration.histogram import HALF, SAMPLES, Histogram
 from edgeq.calibration.kept import pack_calibration, unpack_calibration
 from edgeq.calibration.patches import mean_patch
 from edgeq.errors import UnsupportedError
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import is_masked
 from edgeq.model.batches import batches
 from edgeq.model.graph import Node
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, channel_axis_of_output, op_class
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 from edgeq.numerics.fake import fake_quantize

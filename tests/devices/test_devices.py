@@ -25,7 +25,7 @@ from edgeq.devices.local import run_here
 from edgeq.devices.setup import renamed_sources, set_up
 from edgeq.errors import DeviceError, MissingExtraError, UsageError
 from edgeq.export.artifact import Exporter
-from edgeq.model.model import load
+from edgeq.frontends.load import load
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
 from edgeq.runtimes import RUNTIMES, RuntimeInfo, runtime

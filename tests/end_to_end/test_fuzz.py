@@ -35,7 +35,7 @@ from edgeq.data.dataset import InputSpec
 from edgeq.data.load import load_data
 from edgeq.devices import Candidate, open_device
 from edgeq.errors import EdgeqError
-from edgeq.model.kept import load_kept
+from edgeq.frontends.kept import load_kept
 from edgeq.plans.fleet import Artefact, Fleet, Member, Verdict, read_fleet, write_fleet
 from edgeq.registry.load import data_folder, load_profile, load_target
 from edgeq.runtimes import runtime
@@ -285,7 +285,7 @@ def corpus(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(autouse=True)
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("edgeq.model.deadline.SECONDS", SECONDS)
+    monkeypatch.setattr("edgeq.frontends.deadline.SECONDS", SECONDS)
     monkeypatch.setenv("EDGEQ_PATIENCE", "1")
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     faulthandler.dump_traceback_later(60 + SECONDS * max(10, CASES // 10), exit=True)

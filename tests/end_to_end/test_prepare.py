@@ -15,9 +15,9 @@ from edgeq.devices import Device
 from edgeq.devices.device import Exit
 from edgeq.errors import DeviceError, UsageError
 from edgeq.export import kept_onnx, kept_tflite
+from edgeq.frontends.load import load
 from edgeq.limits import Limits
 from edgeq.lowering.assign import assign
-from edgeq.model.model import load
 from edgeq.planning.sensitivity.losses import arithmetic
 from edgeq.prepare import EMULATED_SAMPLES, Aim, answered, prepare, take_aim
 from edgeq.progress import Clock, Silent

@@ -32,11 +32,12 @@ from edgeq.engine.task import SENT, Sent
 from edgeq.errors import DeviceError, EdgeqError, MissingExtraError, UnsupportedError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError
+from edgeq.frontends.load import load
 from edgeq.limits import Limits
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.planning.costs import table as costs_module
 from edgeq.planning.costs.builds import build_all, probing_plans
 from edgeq.planning.costs.timing import Observed

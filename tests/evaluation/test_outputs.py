@@ -19,9 +19,10 @@ from edgeq.data.load import load_data
 from edgeq.errors import DeviceError, UnsupportedError, UsageError
 from edgeq.evaluation.accuracy import compare, quick_drop
 from edgeq.evaluation.reference import reference_outputs
+from edgeq.frontends.load import load
 from edgeq.limits import Limits, judge
 from edgeq.model.heads import Head
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.progress import Silent
 from edgeq.records.schema import Accuracy, Gate, Output
 from edgeq.records.summary import worst_output

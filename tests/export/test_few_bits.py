@@ -25,7 +25,8 @@ from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError, audit, confirm
 from edgeq.export.packing import BITS, pack, unpack
-from edgeq.model.model import Model, load
+from edgeq.frontends.load import load
+from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate
 from edgeq.records.schema import Placement

@@ -19,7 +19,8 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UnsupportedError
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
-from edgeq.model.model import Model, load
+from edgeq.frontends.load import load
+from edgeq.model.model import Model
 from edgeq.numerics import quantize, sqnr_db
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate

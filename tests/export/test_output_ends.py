@@ -18,7 +18,8 @@ from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
 from edgeq.export.onnx_convert import _export
 from edgeq.export.onnx_match import match, same
-from edgeq.model.model import Model, load
+from edgeq.frontends.load import load
+from edgeq.model.model import Model
 from edgeq.numerics import sqnr_db
 from edgeq.quantization.quantize import quantize_model
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UnsupportedError
-from edgeq.model.model import Model, load
+from edgeq.frontends.load import load
+from edgeq.model.model import Model
 from edgeq.numerics import quantize, sqnr_db
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate

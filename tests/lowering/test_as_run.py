@@ -17,12 +17,12 @@ from torch import nn
 from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import open_device
 from edgeq.export.artifact import Exporter
+from edgeq.frontends.load import load
 from edgeq.lowering.as_run import as_run
 from edgeq.lowering.assign import FLOAT, assign
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder
 from edgeq.lowering.form import form
-from edgeq.model.model import load
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.costs.builds import build_all, observe
 from edgeq.progress import Silent

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT, assign
 from edgeq.lowering.boundaries import Edge, alternating, crossings, edges
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.model.graph import Node
 from edgeq.model.groups import Group
-from edgeq.model.model import load
 from edgeq.model.ops import is_float
 from edgeq.registry.schema import Kernel, Runtime
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgeq.frontends.load import load
 from edgeq.model.graph import Node, Value
 from edgeq.model.groups import Group
-from edgeq.model.model import load
 from edgeq.model.ops import WEIGHTED
 
 NAMES = list(small.SMALL)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from edgeq.errors import UnsupportedError
-from edgeq.model.model import Model, load
+from edgeq.frontends.load import load
+from edgeq.model.model import Model
 from edgeq.model.passes import normalise
 
 Tensor = torch.Tensor

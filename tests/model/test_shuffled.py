@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from edgeq.calibration.calibrate import calibrate
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError, audit
-from edgeq.model.model import Model, load
+from edgeq.frontends.load import load
+from edgeq.model.model import Model
 from edgeq.model.shuffled import Shuffle, gathered, scattered, shuffle_of
 from edgeq.numerics import sqnr_db
 from edgeq.quantization.quantize import quantize_model

@@ -28,8 +28,8 @@ from edgeq.deploy import deploy
 from edgeq.devices import Candidate, Device
 from edgeq.devices.device import Files
 from edgeq.errors import GateError, UsageError
+from edgeq.frontends.load import load
 from edgeq.limits import Limits
-from edgeq.model.model import load
 from edgeq.planning.explain.explain import explain, recost
 from edgeq.planning.front import front
 from edgeq.planning.planner import plan

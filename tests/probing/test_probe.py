@@ -15,7 +15,7 @@ from edgeq.cli.app import run
 from edgeq.devices import Device, open_device
 from edgeq.devices.device import Exit
 from edgeq.errors import DeviceError, UsageError
-from edgeq.model.model import load
+from edgeq.frontends.load import load
 from edgeq.probing import evidence as kept
 from edgeq.probing.evidence import (
     Cell,

@@ -20,11 +20,12 @@ from edgeq.devices import Candidate, open_device
 from edgeq.evaluation.measure import ends_of, fed, real_outputs
 from edgeq.export.artifact import Exporter, read_artifact, write_artifact
 from edgeq.export.audit import AuditError, audit
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import assign
 from edgeq.lowering.choices import Ladder, ladder, uniform
 from edgeq.lowering.form import form, on_integers
 from edgeq.model.groups import only_moves
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.numerics import dequantize, quantize
 from edgeq.numerics.quantize import QParams
 from edgeq.planning.costs.memory import peak_memory

@@ -111,7 +111,7 @@ def test_a_channel_of_tiny_weights_and_a_big_bias_keeps_its_bias() -> None:
         net[0].weight[1] = 1e-9
         net[0].bias[1] = 500.0
     from edgeq.calibration.calibrate import calibrate
-    from edgeq.model.model import load
+    from edgeq.frontends.load import load
     from edgeq.quantization.weights import quantize_bias
 
     x = torch.randn(16, 4)

@@ -18,8 +18,9 @@ from edgeq.case import Loaded
 from edgeq.data.dataset import make_dataset
 from edgeq.deploy import deploy
 from edgeq.errors import UsageError
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import assign, is_masked
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.plans.plan import read_plan
 from edgeq.progress import Clock, Silent
 from edgeq.quantization.alphas import choose, observe_channels, split

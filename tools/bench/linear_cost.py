@@ -21,11 +21,11 @@ from torch import nn
 from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.gradients import measure_impact
 from edgeq.export.artifact import Exporter
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT, assign
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform, with_preferred
 from edgeq.model.groups import Group
-from edgeq.model.model import load
 from edgeq.planning.costs.builds import Built, build_all, probing_plans
 from edgeq.planning.costs.size import fit_sizes
 from edgeq.planning.costs.state import state

@@ -21,11 +21,11 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.data.load import load_data
 from edgeq.devices import open_device
 from edgeq.export.artifact import Exporter
+from edgeq.frontends.load import load
 from edgeq.lowering.as_run import as_run
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, with_preferred
-from edgeq.model.model import load
 from edgeq.planning.costs.builds import build_all, observe, probing_plans
 from edgeq.planning.costs.size import fit_sizes
 from edgeq.planning.costs.timing import fit

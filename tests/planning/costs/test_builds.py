@@ -21,10 +21,11 @@ from edgeq.calibration.calibration import Calibration
 from edgeq.devices import open_device
 from edgeq.export.artifact import Exporter
 from edgeq.export.onnx_names import layer_of
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT, assign
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.costs.builds import Built, build_all, observe, probing_plans
 from edgeq.planning.costs.size import fit_sizes

@@ -17,8 +17,9 @@ from torch import nn
 from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.numerics.fake import fake_quantize
 from edgeq.quantization.quantize import Quantized, quantize_model
 

@@ -15,10 +15,11 @@ from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UsageError
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import Ladder, ladder, uniform
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.planning.costs.estimates import modelled
 from edgeq.planning.costs.modelled import Energies, Roofline, Work, energies, roofline, table, used_figures, work_of
 from edgeq.planning.costs.size import Sizes

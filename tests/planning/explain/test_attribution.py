@@ -21,10 +21,11 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.calibration import Calibration
 from edgeq.cli.app import run
 from edgeq.errors import UsageError
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.model import execute
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 from edgeq.planning.explain import counterfactual

@@ -19,11 +19,12 @@ from torch import nn
 from edgeq.calibration.calibrate import calibrate
 from edgeq.evaluation.accuracy import quick_drop
 from edgeq.evaluation.metric import Metric
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import writes_integers
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.lowering.form import on_integers
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT
 from edgeq.numerics.fake import fake_quantize
 from edgeq.planning.costs.size import Sizes

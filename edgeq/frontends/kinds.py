@@ -43,7 +43,7 @@ def identify(path: Path) -> Found:
     Raises:
         UsageError: no file, damaged, or not a PyTorch model; the message says what it seems to be.
     """
-    head = _head(path)
+    head = head_of(path)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _identify_zip(path)
     if len(head) >= 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= path.stat().st_size - 8:
@@ -53,7 +53,12 @@ def identify(path: Path) -> Found:
     raise UsageError(f"this is {_foreign(head)}, not a PyTorch model", remedy=f"give a {_SUPPORTED}", where=path.name)
 
 
-def _head(path: Path) -> bytes:
+def head_of(path: Path) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
     if path.is_dir():
         seems = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "not a file"
         raise UsageError(f"this is a folder ({seems})", remedy=f"give the model file: {_SUPPORTED}", where=path.name)

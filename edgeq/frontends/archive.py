@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgeq.files import scratch_folder
-from edgeq.model.kinds import BROKEN_ZIP, Found
+from edgeq.frontends.kinds import BROKEN_ZIP, Found
 from edgeq.model.refusals import damaged
 from edgeq.unpacking import check_unpacked
 

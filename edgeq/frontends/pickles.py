@@ -13,7 +13,7 @@ import torch
 
 from edgeq.data.function import working_directory_importable
 from edgeq.errors import UsageError
-from edgeq.model.kinds import Found
+from edgeq.frontends.kinds import Found
 from edgeq.model.refusals import carries_code, damaged, gist
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from edgeq.errors import UnsupportedError
+from edgeq.frontends.kinds import BROKEN_ZIP
+from edgeq.frontends.pickles import is_plain, unusual_globals
 from edgeq.model.containers import is_container
 from edgeq.model.expressions import QUOTABLE, is_expression, is_guard
-from edgeq.model.kinds import BROKEN_ZIP
 from edgeq.model.names import OPERATORS
-from edgeq.model.pickles import is_plain, unusual_globals
 from edgeq.model.refusals import carries_code, damaged
 
 _FILE_OPERATOR = re.compile(rb"\b(save|from_file)\b")
@@ -43,7 +43,7 @@ def vet_export(path: Path, root: str) -> None:
     """Refuse an exported program whose reading would run code, or that needs what is not here.
 
     Args:
-        path: an archive of `edgeq.model.archive.rebuilt`.
+        path: an archive of `edgeq.frontends.archive.rebuilt`.
         root: the folder inside the archive that holds everything, with its slash; empty where there is none.
 
     Raises:
@@ -75,7 +75,7 @@ def vet_script(path: Path) -> None:
     while it is read.
 
     Args:
-        path: an archive of `edgeq.model.archive.rebuilt`.
+        path: an archive of `edgeq.frontends.archive.rebuilt`.
 
     Raises:
         UsageError: its code does, or may lie elsewhere than code does since PyTorch 1.3.

@@ -21,9 +21,9 @@ from edgeq.cache import Cache, Entry
 from edgeq.data.dataset import InputSpec
 from edgeq.data.load import load_data
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
-from edgeq.model import exported
-from edgeq.model.kept import load_kept
-from edgeq.model.load import read
+from edgeq.frontends import exported
+from edgeq.frontends.kept import load_kept
+from edgeq.frontends.read import read
 
 SAMPLE = "data/sample_inputs/model.pt"
 
@@ -339,8 +339,8 @@ def test_reading_comes_to_an_end(files: dict[str, Path], monkeypatch: pytest.Mon
             with contextlib.suppress(Exception):
                 time.sleep(10)
 
-    monkeypatch.setattr("edgeq.model.exported._load", forever)
-    monkeypatch.setattr("edgeq.model.deadline.SECONDS", 0.2)
+    monkeypatch.setattr("edgeq.frontends.exported._load", forever)
+    monkeypatch.setattr("edgeq.frontends.deadline.SECONDS", 0.2)
     with pytest.raises(UnsupportedError, match="longer than"):
         read(files["export"])
 

@@ -13,14 +13,14 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeq.errors import UsageError
-from edgeq.model.check import check_program
-from edgeq.model.examples import Given, carried, check_fit, in_order
-from edgeq.model.kinds import Found
-from edgeq.model.loaded import Loaded, describe
-from edgeq.model.precision import program_in_float32
+from edgeq.frontends.check import check_program
+from edgeq.frontends.examples import Given, carried, check_fit, in_order
+from edgeq.frontends.kinds import Found
+from edgeq.frontends.loaded import Loaded, describe
+from edgeq.frontends.precision import program_in_float32
+from edgeq.frontends.returned import without_none
+from edgeq.frontends.vet import vet_export
 from edgeq.model.refusals import gist
-from edgeq.model.returned import without_none
-from edgeq.model.vet import vet_export
 
 
 def read_export(path: Path, found: Found, trust: bool) -> ExportedProgram:

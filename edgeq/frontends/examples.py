@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from edgeq.data.dataset import InputSpec
 from edgeq.errors import UsageError
-from edgeq.model.precision import in_float32
+from edgeq.frontends.precision import in_float32
 
 DTYPES = {
     "float32": torch.float32,

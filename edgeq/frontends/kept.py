@@ -20,10 +20,11 @@ from edgeq.cache import Cache, Entry, content_key
 from edgeq.data.dataset import InputSpec
 from edgeq.errors import UnsupportedError
 from edgeq.files import sha256_file
+from edgeq.frontends.load import load, reference_of
 from edgeq.installed import installed
 from edgeq.model import plain
 from edgeq.model.graph import Program
-from edgeq.model.model import Model, load, reference_of
+from edgeq.model.model import Model
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -111,7 +112,7 @@ def _written(model: Model) -> Entry:
     except plain.InexpressibleError:
         import torch
 
-        from edgeq.model.load import quiet
+        from edgeq.frontends.read import quiet
 
         stream = io.BytesIO()
         with quiet():
@@ -161,11 +162,11 @@ def _model(entry: Entry, reference: Callable[[], Program]) -> Model:
 
 def _of_archive(entry: Entry) -> tuple[Program, Callable[[], ExportedProgram]]:
     """Reads as warily as a user's own file: a cache may be shared."""
-    from edgeq.model.archive import rebuilt
-    from edgeq.model.deadline import within_reason
-    from edgeq.model.exported import read_export
-    from edgeq.model.kinds import identify
-    from edgeq.model.load import quiet
+    from edgeq.frontends.archive import rebuilt
+    from edgeq.frontends.deadline import within_reason
+    from edgeq.frontends.exported import read_export
+    from edgeq.frontends.kinds import identify
+    from edgeq.frontends.read import quiet
     from edgeq.model.traced import program_of
 
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder, quiet():

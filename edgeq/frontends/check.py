@@ -11,9 +11,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node
 
 from edgeq.errors import UnsupportedError, UsageError
-from edgeq.model.examples import DTYPES
+from edgeq.frontends.examples import DTYPES
+from edgeq.frontends.precision import OTHERS
 from edgeq.model.passes.state import check_state
-from edgeq.model.precision import OTHERS
 
 _CONTROL_FLOW = {"cond", "while_loop", "scan", "map_impl", "associative_scan"}
 # Operators with a flag that says training, and its position among the arguments.

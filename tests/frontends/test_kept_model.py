@@ -29,11 +29,12 @@ from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_convert import export_float
 from edgeq.export.onnx_float import save
 from edgeq.export.tflite_convert import convert
+from edgeq.frontends.kept import load_kept
+from edgeq.frontends.load import load
 from edgeq.model import plain
 from edgeq.model.execute import execute
 from edgeq.model.graph import Free, Named
-from edgeq.model.kept import load_kept
-from edgeq.model.model import Model, load
+from edgeq.model.model import Model
 from edgeq.model.operators import operator_of
 from edgeq.model.ops import shape_of
 from edgeq.model.values import tensor_of
@@ -279,7 +280,7 @@ def test_reading_a_kept_model_imports_no_torch_and_running_it_no_compiler(saved:
 import sys
 from pathlib import Path
 from edgeq.cache import Cache
-from edgeq.model.kept import load_kept
+from edgeq.frontends.kept import load_kept
 model = load_kept(Path(sys.argv[1]), (), Cache(Path(sys.argv[2])))
 assert model.groups and model.fingerprint
 print("looked at", *(n for n in ("torch",) if n in sys.modules))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-Kind = Literal["torch.export", "torchscript", "pickled module", "state_dict", "module"]
+Kind = str
+"""`torch.export`, `torchscript`, `pickled module`, `state_dict`, `module`, or what another frontend calls its files."""
 
 
 def describe(program: ExportedProgram, kind: Kind, source: str, example: tuple[torch.Tensor, ...]) -> Loaded:

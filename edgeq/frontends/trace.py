@@ -14,12 +14,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgeq.errors import UnsupportedError, UsageError
-from edgeq.model.check import check_outputs, check_program, check_weights
-from edgeq.model.examples import Given, in_order
-from edgeq.model.loaded import Kind, Loaded, describe
-from edgeq.model.precision import module_in_float32, program_in_float32
+from edgeq.frontends.check import check_outputs, check_program, check_weights
+from edgeq.frontends.examples import Given, in_order
+from edgeq.frontends.loaded import Kind, Loaded, describe
+from edgeq.frontends.precision import module_in_float32, program_in_float32
+from edgeq.frontends.returned import without_none
 from edgeq.model.refusals import gist
-from edgeq.model.returned import without_none
 
 
 def from_module(module: torch.nn.Module, given: Given, where: str) -> Loaded:

@@ -11,14 +11,14 @@ from torch.export import ExportedProgram
 from torch.jit._recursive import wrap_cpp_module
 
 from edgeq.errors import EdgeqError, UnsupportedError
-from edgeq.model.check import check_weights
-from edgeq.model.examples import Given, in_order
-from edgeq.model.loaded import Loaded
-from edgeq.model.precision import converted, inputs_alike, module_in_float32
+from edgeq.frontends.check import check_weights
+from edgeq.frontends.examples import Given, in_order
+from edgeq.frontends.loaded import Loaded
+from edgeq.frontends.precision import converted, inputs_alike, module_in_float32
+from edgeq.frontends.steps import check_steps
+from edgeq.frontends.trace import check_runs, describe_traced, export, verify
+from edgeq.frontends.vet import vet_script
 from edgeq.model.refusals import damaged, gist
-from edgeq.model.steps import check_steps
-from edgeq.model.trace import check_runs, describe_traced, export, verify
-from edgeq.model.vet import vet_script
 
 
 def read_script(path: Path, trust: bool) -> torch.jit.ScriptModule:

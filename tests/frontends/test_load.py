@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
-from edgeq.model.examples import parse_input_spec
-from edgeq.model.load import read
-from edgeq.model.loaded import Loaded
-from edgeq.model.model import from_loaded
+from edgeq.frontends.examples import parse_input_spec
+from edgeq.frontends.load import from_loaded
+from edgeq.frontends.loaded import Loaded
+from edgeq.frontends.read import read
 
 ZOO = Path(__file__).parents[3] / "shared" / "zoo"
 needs_zoo = pytest.mark.skipif(not ZOO.is_dir(), reason=f"the model zoo is not at {ZOO}")

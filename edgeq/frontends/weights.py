@@ -9,8 +9,8 @@ import torch
 
 from edgeq.data.function import call
 from edgeq.errors import UsageError
-from edgeq.model.check import check_weights
-from edgeq.model.precision import converted, in_float32
+from edgeq.frontends.check import check_weights
+from edgeq.frontends.precision import converted, in_float32
 
 _DEPTH = 3
 """How many dictionaries deep a checkpoint is searched."""

@@ -5,33 +5,63 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.export import ExportedProgram
 
 from edgeq.errors import UnsupportedError
 from edgeq.files import sha256_file
-from edgeq.model.archive import rebuilt
-from edgeq.model.deadline import within_reason
-from edgeq.model.examples import Given, asked_for
-from edgeq.model.exported import from_program, read_export
-from edgeq.model.kinds import identify
-from edgeq.model.loaded import Kind, Loaded, sha256_program
-from edgeq.model.pickles import unpickle
-from edgeq.model.safetensors import read_safetensors
-from edgeq.model.torchscript import from_script, read_script
-from edgeq.model.trace import from_module
-from edgeq.model.weights import in_network, unwrap
+from edgeq.frontends.archive import rebuilt
+from edgeq.frontends.deadline import within_reason
+from edgeq.frontends.examples import Given, asked_for
+from edgeq.frontends.exported import from_program, read_export
+from edgeq.frontends.kinds import head_of, identify
+from edgeq.frontends.loaded import Kind, Loaded, sha256_program
+from edgeq.frontends.pickles import unpickle
+from edgeq.frontends.safetensors import read_safetensors
+from edgeq.frontends.torchscript import from_script, read_script
+from edgeq.frontends.trace import from_module
+from edgeq.frontends.weights import in_network, unwrap
 
 # Loggers on which PyTorch reports what reaches the user as an error of ours, or does not concern them.
 _CHATTY = (
     "torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize", "torch._export.converter",
     "torch._subclasses.fake_tensor", "torch.export._trace", "torch.fx.experimental.symbolic_shapes", "torch._dynamo",
 )  # fmt: skip
+
+
+class Asked(NamedTuple):
+    """What the user says beside a file.
+
+    Attributes:
+        given: samples or shapes of inputs, for files that carry none.
+        arch: what builds the network of a file that holds weights alone.
+        trust: whether a file may run the code that it carries.
+    """
+
+    given: Given
+    arch: str | None
+    trust: bool
+
+
+class Frontend(NamedTuple):
+    """One kind of model files (docs/frontends.md).
+
+    Attributes:
+        name: for people.
+        recognises: by the first bytes of a file whether it is one; its name plays no part.
+        read: the program in it. Code from the file runs only where the user trusts it; what is wrong with it is a
+            UsageError, what cannot be exported an UnsupportedError.
+    """
+
+    name: str
+    recognises: Callable[[bytes], bool]
+    read: Callable[[Path, Asked], Loaded]
 
 
 def read(
@@ -66,11 +96,15 @@ def read(
         else:
             path = Path(source)
             with contextlib.nullcontext() if trust_pickle else within_reason(path.name):
-                return replace(_from_file(path, given, arch, trust_pickle), sha256=sha256_file(path))
+                asked = Asked(given, arch, trust_pickle)
+                head = head_of(path)
+                frontend = next(one for one in FRONTENDS if one.recognises(head))
+                return replace(frontend.read(path, asked), sha256=sha256_file(path))
         return replace(loaded, sha256=sha256_program(loaded.program))
 
 
-def _from_file(path: Path, given: Given, arch: str | None, trust: bool) -> Loaded:
+def _from_pytorch(path: Path, asked: Asked) -> Loaded:
+    given, arch, trust = asked
     where = path.name
     found = identify(path)
     with rebuilt(path, found) as file:
@@ -117,3 +151,7 @@ def quiet() -> Iterator[None]:
         finally:
             for logger in loggers:
                 logger.removeFilter(drop)
+
+
+FRONTENDS = [Frontend("PyTorch", lambda head: True, _from_pytorch)]
+"""Asked in order. PyTorch's is the last: it says of a file that nobody knows what it seems to be."""
