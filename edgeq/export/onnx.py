@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.errors import UnsupportedError
-from edgeq.export.onnx_constant import constant
+from edgeq.export.onnx_anew import read_anew, round_again
+from edgeq.export.onnx_constant import TYPES, constant
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_float_layers import keep_float_layers
 from edgeq.export.onnx_shuffled import shuffle_transposed
-from edgeq.model.groups import Group, only_moves
+from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import output_channels_axis
-from edgeq.numerics import QParams, same_steps
+from edgeq.numerics import QParams
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.weights import QuantizedWeight, bias_scale, quantize_bias
-
-_TYPES = {
-    "int2": ir.DataType.INT2,
-    "int4": ir.DataType.INT4,
-    "uint4": ir.DataType.UINT4,
-    "int8": ir.DataType.INT8,
-    "uint8": ir.DataType.UINT8,
-    "int16": ir.DataType.INT16,
-    "uint16": ir.DataType.UINT16,
-    "int32": ir.DataType.INT32,
-}
 
 OPSET_OF_INT2, IR_OF_INT2 = 25, 13
 """The first with integers of 2 bits. Files without any stay at the older version, which more runtimes read: what edgeq
@@ -61,7 +50,7 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
             if product is not None:
                 product.name = group.name
     outputs = {id(v) for v in graph.outputs}
-    anew = _anew(model, quantized, values, source)
+    anew = read_anew(model, quantized, values, source)
     reals: dict[str, ir.Value] = {}
     for graph_node, tensor in quantized.rounded.items():
         name = source.values.get(graph_node)
@@ -73,7 +62,7 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
     for one in anew:
         own = one.value is values[source.values[one.node]]
         real = reals.get(one.node, one.value) if own else one.value
-        _round_again(graph, real, one.name, one.q, one.readers)
+        round_again(graph, real, one.name, one.q, one.readers)
     if quantized.runtime.rounds_float_layers:
         keep_float_layers(graph)
     if quantized.runtime.shuffles_transposed:
@@ -166,7 +155,7 @@ def _widened(graph: ir.Graph, before: ir.Node, name: str, integers: np.ndarray, 
     Integer kernels read int8 alone. ONNX Runtime and OpenVINO compute the Cast once, when they load the file; under a
     DequantizeLinear that reads them itself, both run the layer in float.
     """
-    stored = constant(graph, f"{name}_{dtype}", integers.astype(_TYPES[dtype].numpy()))
+    stored = constant(graph, f"{name}_{dtype}", integers.astype(TYPES[dtype].numpy()))
     attributes = [ir.AttrInt64("to", int(ir.DataType.INT8))]
     node = ir.Node("", "Cast", [stored], attributes=attributes, name=name)
     node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, ir.DataType.INT8, stored.shape
@@ -205,7 +194,7 @@ def _expanded(
     held = np.ascontiguousarray(integers if fusible else integers.reshape(-1))
 
     def stored(values: np.ndarray, called: str) -> ir.Value:
-        return constant(graph, called, np.ascontiguousarray(values).astype(_TYPES[scheme.dtype].numpy()))
+        return constant(graph, called, np.ascontiguousarray(values).astype(TYPES[scheme.dtype].numpy()))
 
     def step(op: str, inputs: list[ir.Value], end: str, shape: Sequence[int], **to: int) -> ir.Value:
         attributes = [ir.AttrInt64(key, number) for key, number in to.items()]
@@ -252,7 +241,7 @@ def _dequantize(
     axis: int | None,
 ) -> ir.Value:
     stem = str(integers.name)
-    zero = zero_point.astype(_TYPES[dtype].numpy())
+    zero = zero_point.astype(TYPES[dtype].numpy())
     inputs = [integers, constant(graph, f"{stem}_scale", scale), constant(graph, f"{stem}_zero_point", zero)]
     attributes = [ir.AttrInt64("axis", axis)] if axis is not None else []
     node = ir.Node("", "DequantizeLinear", inputs, attributes=attributes, name=f"{stem}_dequantize")
@@ -262,163 +251,21 @@ def _dequantize(
     return node.outputs[0]
 
 
-_Place = tuple[ir.Node, int]
-"""An operator, and the number of one of its inputs."""
-
-
-def name_anew(node: str, dtype: str) -> str:
-    """What the constants are called after by which single readers round a value: no value is called so."""
-    return f"{node}/{dtype}"
-
-
-def names_anew(node: str) -> list[str]:
-    """All that may be."""
-    return [name_anew(node, dtype) for dtype in ("int8", "uint8", "int16", "uint16")]
-
-
-class _Anew(NamedTuple):
-    """What some operators read in another way than the value is rounded for all others.
-
-    Attributes:
-        node: graph node whose value it is.
-        value: of the file; the node's own, or what that is moved to.
-        name: what the constants are called after.
-        readers: operators, and the places of their inputs.
-    """
-
-    node: str
-    value: ir.Value
-    name: str
-    q: QParams
-    readers: list[_Place]
-
-
-def _anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value], source: FloatOnnx) -> list[_Anew]:
-    """Everything that is rounded for single readers: in another type than it is written in, where others read it in
-    float, or where what was rounded (a padding that the exporter made a part of its convolution) has no value of its
-    own in the file. The readers are found by what they compute: the way back from a layer's value to what it reads
-    leads through its own operators.
-
-    Raises:
-        UnsupportedError: there is no such way.
-    """
-    ways: dict[str, list[tuple[str, list[_Place]]]] = {}
-    wanted: dict[str, tuple[str, QParams]] = {}
-    rounded = quantized.rounded
-    makers = {group.output: group for group in model.groups}
-
-    def behind(node: str) -> Iterator[str]:
-        """A value, and those that it is moved from, as far as the file has them."""
-        if node in source.values:
-            yield node
-        made_by = makers.get(node)
-        if made_by is not None and only_moves(made_by, model.nodes[made_by.root]):
-            yield from behind(made_by.inputs[0])
-
-    def way_to(group: Group, held: str) -> list[_Place]:
-        inputs = {source.values[n] for n in (*group.inputs, held) if n in source.values}
-        return _way(values[source.values[group.root]], inputs, values[source.values[held]])
-
-    for group in model.groups:
-        for node in group.inputs:
-            read, places = quantized.read(group, node), list(behind(node))
-            if read is None or group.root not in source.values or not places:
-                continue  # what the exporter made a part of its reader is rounded where that reads; a constant nowhere
-            ways_to = {held: way_to(group, held) for held in places}
-            held = next((held for held, way in ways_to.items() if way), places[0])
-            before, way = rounded.get(held), ways_to[held]
-            if before is not None and same_steps(before.q, read.q):
-                continue  # it reads what everyone reads
-            own = quantized.activations.get(held)
-            called = held if own is not None and same_steps(own.q, read.q) else node
-            name = name_anew(called, read.q.scheme.dtype)
-            wanted[name] = held, read.q
-            ways.setdefault(name, []).append((group.name, way))
-    found: list[_Anew] = []
-    for name, several in ways.items():
-        held, q = wanted[name]
-        passed = {place for _, way in several for place in way}
-        by_value: dict[int, _Anew] = {}
-        for layer, way in several:
-            value = _to_round(way, values[source.values[held]], passed)
-            if value is None:
-                raise UnsupportedError(
-                    "what it reads is not to be found in the exported ONNX model",
-                    where=f"layer {layer}",
-                    remedy="give it the choice of the layer that it reads from",
-                )
-            numbered = f"{name}/{len(by_value)}" if by_value else name
-            one = by_value.setdefault(id(value), _Anew(held, value, numbered, q, []))
-            one.readers.extend(place for place in way if _at(place) is value and place not in one.readers)
-        found += by_value.values()
-    return found
-
-
-_MOVES = frozenset({"Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-
-
-def _to_round(way: Sequence[_Place], wanted: ir.Value, passed: Collection[_Place]) -> ir.Value | None:
-    """What is to be rounded for the reader that a way begins with: the value itself, or, where an operator on the way
-    gives to others as well, what that one moved it to; None if there is nothing that only moved."""
-    for number, place in enumerate(way):
-        value = _at(place)
-        if value is not wanted and value is not None and any(tuple(use) not in passed for use in value.uses()):
-            return value if all(node.op_type in _MOVES for node, _ in way[number + 1 :]) else None
-    return wanted if way else None
-
-
-def _at(place: _Place) -> ir.Value | None:
-    node, index = place
-    return node.inputs[index]
-
-
-def _way(result: ir.Value | None, ends: Collection[str], wanted: ir.Value) -> list[_Place]:
-    """All places that are passed on the ways back from a result to a value, which do not lead beyond the ends."""
-    node = result.producer() if result is not None else None
-    found: list[_Place] = []
-    for index, value in enumerate(node.inputs if node is not None else ()):
-        if node is not None and value is wanted:
-            found.append((node, index))
-        elif node is not None and value is not None and str(value.name) not in ends:
-            behind = _way(value, ends, wanted)
-            found += [(node, index), *behind] if behind else []
-    return found
-
-
-def _round_again(graph: ir.Graph, real: ir.Value, name: str, q: QParams, readers: Sequence[_Place]) -> None:
-    """These readers alone read a value through a Q/DQ pair of their own."""
-    scale = constant(graph, f"{name}_scale", q.scale)
-    zero = constant(graph, f"{name}_zero_point", q.zero_point.astype(_TYPES[q.scheme.dtype].numpy()))
-    quantize = ir.Node("", "QuantizeLinear", [real, scale, zero], name=f"{name}_quantize")
-    integers = quantize.outputs[0]
-    integers.name, integers.dtype, integers.shape = f"{name}_integers", _TYPES[q.scheme.dtype], real.shape
-    dequantize = ir.Node("", "DequantizeLinear", [integers, scale, zero], name=f"{name}_dequantize")
-    again = dequantize.outputs[0]
-    again.name, again.dtype, again.shape = f"{name}_real", ir.DataType.FLOAT, real.shape
-    producer = real.producer()
-    if producer is not None:
-        graph.insert_after(producer, [quantize, dequantize])
-    else:
-        graph.insert_before(graph[0], [quantize, dequantize])
-    for reader, index in readers:
-        reader.replace_input_with(index, again)
-
-
 def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool, integer_io: bool) -> ir.Value:
     """Every reader of `value` reads it through a Q/DQ pair from now on, of which the end is returned."""
     name = str(value.name)
     producer = value.producer()
     is_input = producer is None
     scale = constant(graph, f"{name}_scale", q.scale)
-    zero = constant(graph, f"{name}_zero_point", q.zero_point.astype(_TYPES[q.scheme.dtype].numpy()))
+    zero = constant(graph, f"{name}_zero_point", q.zero_point.astype(TYPES[q.scheme.dtype].numpy()))
     readers = list(value.uses())
     if is_input and integer_io:
-        value.dtype = _TYPES[q.scheme.dtype]
+        value.dtype = TYPES[q.scheme.dtype]
         integers, quantize = value, None
     else:
         quantize = ir.Node("", "QuantizeLinear", [value, scale, zero], name=f"{name}_quantize")
         integers = quantize.outputs[0]
-        integers.name, integers.dtype, integers.shape = f"{name}_integers", _TYPES[q.scheme.dtype], value.shape
+        integers.name, integers.dtype, integers.shape = f"{name}_integers", TYPES[q.scheme.dtype], value.shape
     leaves_integers = is_output and integer_io
     if readers or not leaves_integers:
         dequantize = ir.Node("", "DequantizeLinear", [integers, scale, zero], name=f"{name}_dequantize")
@@ -446,5 +293,5 @@ def _round_trip(graph: ir.Graph, value: ir.Value, q: QParams, *, is_output: bool
         for reader, _ in readers:
             if reader.op_type == "Identity" and reader.outputs[0].is_graph_output():
                 reader.replace_input_with(0, integers)
-                reader.outputs[0].dtype = _TYPES[q.scheme.dtype]
+                reader.outputs[0].dtype = TYPES[q.scheme.dtype]
     return real

@@ -5,6 +5,17 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+TYPES = {
+    "int2": ir.DataType.INT2,
+    "int4": ir.DataType.INT4,
+    "uint4": ir.DataType.UINT4,
+    "int8": ir.DataType.INT8,
+    "uint8": ir.DataType.UINT8,
+    "int16": ir.DataType.INT16,
+    "uint16": ir.DataType.UINT16,
+    "int32": ir.DataType.INT32,
+}
+
 COMPUTED_ONCE = frozenset({"Cast", "Mul", "Reshape", "Sub"})
 """Operators between stored integers and the float weight that they stand for: runtimes compute them when they load a
 file."""

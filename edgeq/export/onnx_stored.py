@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgeq.export.onnx import names_anew
+from edgeq.export.onnx_anew import names_anew
 from edgeq.export.onnx_constant import COMPUTED_ONCE
 from edgeq.export.packing import BITS
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.export.onnx import names_anew
+from edgeq.export.onnx_anew import names_anew
 from edgeq.export.packing import BITS, unpack
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
