@@ -135,6 +135,12 @@ def test_a_plan_says_that_it_was_measured_to_hold_what_it_was_predicted_to_miss(
     assert made.judged == ["a w8a8"] and found.held and found.notes == [KNOWN_TO_HOLD]
 
 
+def test_what_was_faster_in_the_same_turns_is_tried_whatever_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = one(monkeypatch, DROP, took={"w8a8": 9.5})
+    found = made.run()
+    assert made.judged == ["a w8a8", "a float32"] and found.choices == {"layer": "float32"}
+
+
 def test_where_the_preferred_kernels_lose_too_much_the_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     made = one(monkeypatch, DROP, drops={"w8a8": 1.5})
     found = made.run()
