@@ -41,7 +41,9 @@ def as_run(
             continue
         moves = only_moves(group, model.nodes[group.root]) and len(before) == 1
         behind = [form(found[name]) for name in readers.get(group.name, ())]
-        if moves or (behind and None not in behind):
+        if any(behind) and None in behind:
+            continue  # operators in float read it as it is: there is no pair behind it for all
+        if moves or any(behind):
             alike = (c for c in options[group.name] if form(c) in forms - {None})
             found[group.name] = next(alike, found[group.name])
     return found

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import edgeq
+from edgeq.deploy import deploy
 from edgeq.errors import UsageError
 from edgeq.frontends import read
 
@@ -40,7 +41,7 @@ def test_a_file_of_another_kind_is_deployed(tmp_path: Path) -> None:
     labels = (inner @ v.numpy().T + c.numpy()).argmax(1)
     np.savez(tmp_path / "calib.npz", input=x)
     np.savez(tmp_path / "eval.npz", input=x, labels=labels)
-    report = edgeq.deploy(
+    report = deploy(
         tmp_path / "network", target="x86-avx512", format="onnx", inputs=["1x6"], out=tmp_path / "build",
         calibration=tmp_path / "calib.npz", evaluation=tmp_path / "eval.npz",
         limits=edgeq.Limits(allow_slower=True),
