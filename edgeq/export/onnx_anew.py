@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -55,8 +56,8 @@ def read_anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value]
     Raises:
         UnsupportedError: there is no such way.
     """
-    ways: dict[str, list[tuple[str, list[_Place]]]] = {}
-    wanted: dict[str, tuple[str, QParams]] = {}
+    ways: dict[tuple[str, str], list[tuple[str, list[_Place]]]] = {}
+    grids: dict[str, QParams] = {}
     rounded = quantized.rounded
     makers = {group.output: group for group in model.groups}
 
@@ -85,11 +86,11 @@ def read_anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value]
             own = quantized.activations.get(held)
             called = held if own is not None and same_steps(own.q, read.q) else node
             name = name_anew(called, read.q.scheme.dtype)
-            wanted[name] = held, read.q
-            ways.setdefault(name, []).append((group.name, way))
+            grids[name] = read.q
+            ways.setdefault((name, held), []).append((group.name, way))
     found: list[Anew] = []
-    for name, several in ways.items():
-        held, q = wanted[name]
+    pairs: Counter[str] = Counter()
+    for (name, held), several in ways.items():
         passed = {place for _, way in several for place in way}
         by_value: dict[int, Anew] = {}
         for layer, way in several:
@@ -100,8 +101,11 @@ def read_anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value]
                     where=f"layer {layer}",
                     remedy="give it the choice of the layer that it reads from",
                 )
-            numbered = f"{name}/{len(by_value)}" if by_value else name
-            one = by_value.setdefault(id(value), Anew(held, value, numbered, q, []))
+            if id(value) not in by_value:
+                numbered = f"{name}/{pairs[name]}" if pairs[name] else name
+                by_value[id(value)] = Anew(held, value, numbered, grids[name], [])
+                pairs[name] += 1
+            one = by_value[id(value)]
             one.readers.extend(place for place in way if _at(place) is value and place not in one.readers)
         found += by_value.values()
     return found
