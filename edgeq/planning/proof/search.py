@@ -58,7 +58,7 @@ class Made(NamedTuple):
 
 @dataclass
 class Search:
-    """What the rounds of one search share.
+    """What the plans of one search share.
 
     Attributes:
         where: the device that plans are proved on; None where nothing can be run.
