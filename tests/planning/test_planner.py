@@ -360,9 +360,11 @@ def test_limits_that_no_plan_reaches_give_the_plan_that_comes_nearest(files: Pat
         assert all(f"{limit.removeprefix('max_')} to at least" in told for limit in tight)
         if "max_size" in tight:
             assert found.size <= 1.02 * smallest.size
-        else:  # what is solved for, that is: which plan is delivered is decided by the clock
-            solved, other = found.attempts[0].predicted, fastest.attempts[0].predicted
-            assert solved["latency"] <= 1.02 * other["latency"]
+        else:  # of all that were tried, that is: which plan is delivered is decided by the clock
+            nearest, other = (
+                min(one.predicted["latency"] for one in (result, *result.attempts)) for result in (found, fastest)
+            )
+            assert nearest <= 1.1 * other
 
 
 def test_rules_that_leave_no_plan_are_still_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,12 +74,14 @@ def fit_sizes(
     def added(name: str, choice: str) -> list[float]:
         """How many scales, integer tensors, integer weights and widenings of fewer bits a layer adds; and, where its
         weights alone are integers, how many scales, weights, groupings and subtractions of zero points; how many
-        weights of 2 bits, which a format may only have without a sign; and how many bytes of float that it shares."""
+        weights of 2 bits, which a format may only have without a sign; how many bytes of float that it shares; and how
+        many integer weights of a convolution channel by channel, which a format may have to reshape."""
         kernel = None if choice == FLOAT else runtime.kernel(groups[name].op, choice)
         if kernel is None:
-            return [0.0] * 9 + [shared.get(name, 0.0)]
+            return [0.0] * 9 + [shared.get(name, 0.0), 0.0]
         scheme = kernel.weight_scheme
         scales = 0 if scheme is None else _scales(model, groups[name], scheme)
+        apart = float(scales > 0 and groups[name].op == "depthwise_conv2d")
         two = float(scheme is not None and scheme.stored_bits == 2)
         if kernel.weight_only:
             return [0.0] * 4 + [
@@ -89,9 +91,11 @@ def fit_sizes(
                 float(scheme is not None and scheme.symmetry == "asymmetric"),
                 two,
                 0.0,
+                apart,
             ]
         narrow = scheme is not None and scheme.stored_bits < 8
-        return [float(scales), float(name in left_behind), float(scales > 0), float(narrow), *[0.0] * 4, two, 0.0]
+        weights = [float(scales), float(name in left_behind), float(scales > 0), float(narrow)]
+        return [*weights, *[0.0] * 4, two, 0.0, apart]
 
     rows, rest = [], []
     for picked, size in built:

@@ -25,7 +25,7 @@ from edgeq.quantization.activations import Ranges
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
 
-COSTS_VERSION = 17
+COSTS_VERSION = 18
 """To be raised whenever what is measured, or how it is kept, changes."""
 
 

@@ -358,7 +358,7 @@ def _uneased(line: Line) -> Limits:
 
 
 def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof, solution: Solution | None) -> None:
-    search, notes, preferred = line.search, list(line.notes), uniform(line.search.allowed)
+    search, preferred, remark = line.search, uniform(line.search.allowed), ""
     loss = cost_of(search.problem, choices)["loss"]
     if solution is not None:
         changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
@@ -366,9 +366,11 @@ def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof, sol
             Attempt(loss_limit=line.caps["loss"], predicted=solution.costs, changed=changed, proof=proof)
         )
     if loss > line.most["loss"] * (1 + SAME) and (proof.held or solution is not None):
-        notes.append(KNOWN_TO_HOLD if proof.held else LOSES_LEAST)
+        remark = KNOWN_TO_HOLD if proof.held else LOSES_LEAST
     book.found = [one for one in book.found if one.search is not search or one.choices != choices]
-    book.found.append(Outcome(search, choices, proof, proof.size, solution, dict(line.caps), line.attempts, notes))
+    # what will still be noted of the search goes for this plan as well
+    notes, caps = line.notes, dict(line.caps)
+    book.found.append(Outcome(search, choices, proof, proof.size, solution, caps, line.attempts, notes, remark))
 
 
 def _tightened(line: Line, found: Solution, proof: Proof) -> dict[str, float]:

@@ -25,6 +25,7 @@ class Outcome(NamedTuple):
         solution: None where the plan was not solved for.
         caps: by measure, what it was solved under.
         attempts: what was built on the way.
+        notes, remark: what there is to say of the search, and of this plan alone.
         size: bytes of its files.
     """
 
@@ -36,6 +37,7 @@ class Outcome(NamedTuple):
     caps: Mapping[str, float] = {}
     attempts: Sequence[Attempt] = ()
     notes: Sequence[str] = ()
+    remark: str = ""
     compiled: Compiled | None = None
 
     @property

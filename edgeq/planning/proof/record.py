@@ -52,7 +52,7 @@ def written(found: Outcome) -> Plan:
         peak_memory=peak_memory(job.model, quantized, search.precision),
         compiled=found.compiled,
         unvalidated=search.unvalidated,
-        notes=[*found.notes, *_over(search, predicted)],
+        notes=[*found.notes, *filter(None, [found.remark]), *_over(search, predicted)],
         conditions=[
             Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
             for n in problem.needs

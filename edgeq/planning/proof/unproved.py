@@ -43,11 +43,10 @@ def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], a
                 solution = cheapest(search.problem, search.minimize, held)
             except Infeasible:
                 break
-    if solution.costs["loss"] > caps["loss"]:
-        notes = [*notes, LOSES_LEAST]
+    remark = LOSES_LEAST if solution.costs["loss"] > caps["loss"] else ""
     compiled, told = _compiled(search, artifact.path)
     notes = [*notes, *told, "not validated: no accuracy, latency or energy of this plan was measured"]
-    return Outcome(search, solution.choices, None, size, solution, held, made, notes, compiled)
+    return Outcome(search, solution.choices, None, size, solution, held, made, notes, remark, compiled)
 
 
 def _compiled(search: Search, path: Path) -> tuple[Compiled | None, list[str]]:
