@@ -36,7 +36,7 @@ def deploy(
     evaluation: o.Evaluation = None,
     preprocess: o.Preprocess = None,
     metric: o.MetricName = None,
-    format: Annotated[o.FormatChoice, typer.Option(help="What to build: the best, all, or one.")] = o.FormatChoice.auto,
+    format: o.FormatName = "auto",
     device: o.DeviceName = None,
     profile: Annotated[
         str | None,
@@ -81,7 +81,7 @@ def deploy(
 
         if is_fleet(plan):
             single = {"--target": target, "--device": device, "--profile": profile, "--io": io}
-            if format is not o.FormatChoice.auto:
+            if format != "auto":
                 single["--format"] = format
             if smooth_quant is not o.SmoothChoice.auto:
                 single["--smooth-quant"] = smooth_quant
@@ -125,7 +125,7 @@ def deploy(
             calibration=calibration,
             evaluation=judged_by,
             out=out,
-            format=format.value,
+            format=format,
             preprocess=preprocess,
             metric=metric,
             limits=limits,

@@ -67,7 +67,7 @@ def plan(
     ] = None,
     preprocess: o.Preprocess = None,
     metric: o.MetricName = None,
-    format: Annotated[o.FormatChoice, typer.Option(help="Plan for the best format, or for one.")] = o.FormatChoice.auto,
+    format: o.FormatName = "auto",
     device: o.DeviceName = None,
     profile: o.ProfileName = None,
     threads: o.Threads = 1,
@@ -134,7 +134,7 @@ def plan(
         how: dict[str, Any] = {
             "calibration": calib,
             "evaluation": evaluation,
-            "format": format.value,
+            "format": format,
             "preprocess": preprocess,
             "metric": metric,
             "threads": threads,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgeq.cache import Entry, cached, content_key
-from edgeq.devices import Candidate, Device
-from edgeq.devices.device import Inputs
+from edgeq.devices import Candidate, Device, Inputs
 from edgeq.evaluation.alternating import alternating
 from edgeq.export.artifact import Exporter
 from edgeq.prepare import Job
