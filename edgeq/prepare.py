@@ -35,8 +35,9 @@ from edgeq.limits import Limits
 from edgeq.lowering.assign import assign
 from edgeq.model.model import Model
 from edgeq.progress import Clock
-from edgeq.registry.load import profile_of
+from edgeq.registry.load import load_target, profile_of
 from edgeq.registry.schema import Profile, Runtime, Target
+from edgeq.request import Request
 from edgeq.runtimes import RUNTIMES
 from edgeq.smoothed import smoothed
 
@@ -64,8 +65,8 @@ class Aim:
     limits: Limits
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class Job(Aim):
     """One case at one of its aims: what every build of the model is made from and judged by.
 
     Attributes:
@@ -80,22 +81,21 @@ class Job:
     """
 
     model: Model
-    target: Target
-    runtimes: list[Runtime]
     calibration: Calibration
     impact: Impact
     calibration_data: Dataset
     evaluation: Dataset | None
     reference: list[Array]
     metric: Metric | None
-    limits: Limits
-    device: Device | str
-    profile: Profile | None
-    threads: int
     clock: Clock
     cache: Cache
     warnings: list[str]
     engine: Engine = LOCAL
+
+    @property
+    def data(self) -> dict[str, Dataset]:
+        """The samples by role."""
+        return {"calibration": self.calibration_data} | ({"evaluation": self.evaluation} if self.evaluation else {})
 
 
 def take_aim(
@@ -122,6 +122,18 @@ def take_aim(
         raise UsageError(f"--threads {threads}", remedy="give 1 or more")
     runtimes, modelled = runtimes_for(target, form, io), profile_of(target, profile)
     return Aim(target, runtimes, _device(target, runtimes, device), modelled, threads, limits or Limits())
+
+
+def aim_of(request: Request) -> Aim:
+    """Likewise, for what is asked for; the errors as well."""
+    return take_aim(
+        load_target(request.target),
+        request.format,
+        device=request.device,
+        profile=request.profile,
+        threads=request.threads,
+        limits=request.limits,
+    )
 
 
 def prepare(
@@ -174,23 +186,18 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
             reference = references[evals.sha256]
         jobs.append(
             Job(
-                loaded.model,
-                aim.target,
-                aim.runtimes,
-                calibration,
-                impact,
-                loaded.calibration,
-                evals,
-                reference,
-                loaded.metric,
-                aim.limits,
-                aim.device,
-                aim.profile,
-                aim.threads,
-                clock,
-                cache,
-                warnings,
-                engine,
+                **vars(aim),
+                model=loaded.model,
+                calibration=calibration,
+                impact=impact,
+                calibration_data=loaded.calibration,
+                evaluation=evals,
+                reference=reference,
+                metric=loaded.metric,
+                clock=clock,
+                cache=cache,
+                warnings=warnings,
+                engine=engine,
             )
         )
     # answers that are there anyway serve also those jobs that nothing can be run for

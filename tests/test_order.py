@@ -40,6 +40,7 @@ ORDER = [
     "evaluation",
     "plans",
     "case",
+    "request",
     "smoothed",
     "prepare",
     "probing",

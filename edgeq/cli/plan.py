@@ -143,16 +143,17 @@ def plan(
             "trust_pickle": trust_pickle,
             "smooth_quant": smooth_quant.value,
             "rules": ruled,
+            "minimize": minimize.value,
             "progress": stages,
         }
         with open_engine(engine, workers) as how["engine"]:
             if several:
-                how |= {"targets": target, "minimize": minimize.value, "limits": limits}
+                how |= {"targets": target, "limits": limits}
                 return plan_fleet(shell, out, model, how)
             how |= {"target": target[0], "device": device, "profile": profile}
             if pareto is not None:
-                return plan_front(shell, out, model, pareto, minimize.value, how)
-            return _plan_one(shell, out, model, how | {"minimize": minimize.value, "limits": limits})
+                return plan_front(shell, out, model, pareto, how)
+            return _plan_one(shell, out, model, how | {"limits": limits})
 
 
 def _plan_one(shell: Shell, out: Path, model: str, how: dict[str, Any]) -> int:

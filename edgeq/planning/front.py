@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from edgeq.case import Case, Smooth
-from edgeq.data.dataset import Dataset
 from edgeq.devices import workers_ahead
-from edgeq.engine import LOCAL, Engine
 from edgeq.errors import EdgeqError, UsageError
-from edgeq.evaluation.metric import Metric
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import by_activations, uniform
-from edgeq.model.model import Model
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.proving import build_unproved, prove
 from edgeq.planning.proof.record import written
@@ -28,15 +24,11 @@ from edgeq.planning.proof.search import SAME, Search, cheapest, searches
 from edgeq.planning.proof.wider import in_vain
 from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of
 from edgeq.plans.plan import Plan
-from edgeq.plans.rules import Rule
-from edgeq.prepare import Job, prepare, take_aim
-from edgeq.progress import Clock, Progress, Silent
-from edgeq.registry.load import load_target
+from edgeq.prepare import Job, aim_of, prepare
+from edgeq.progress import Clock, Progress
 from edgeq.registry.schema import Format, RuntimeName
+from edgeq.request import PlanRequest, by_argument
 from edgeq.visible import writable
-
-if TYPE_CHECKING:
-    import torch
 
 WORST = 0.5
 """Largest expected loss of a point: the outputs moved by half of their own power answer little."""
@@ -77,62 +69,51 @@ class Front(_Strict):
     points: list[Point]
 
 
-def front(
-    model: str | Path | torch.nn.Module | Model,
-    *,
-    target: str,
-    calibration: str | Path | Dataset,
-    evaluation: str | Path | Dataset,
-    format: str,
-    points: int = 6,
-    over: Literal["latency", "size"] = "latency",
-    preprocess: str | None = None,
-    metric: str | Metric | None = None,
-    device: str | None = None,
-    profile: str | None = None,
-    threads: int = 1,
-    inputs: Sequence[str] = (),
-    arch: str | None = None,
-    trust_pickle: bool = False,
-    smooth_quant: Smooth = "auto",
-    rules: Sequence[Rule] = (),
-    engine: Engine = LOCAL,
-    progress: Progress | None = None,
-) -> Front:
+@dataclass(frozen=True, kw_only=True)
+class FrontRequest(PlanRequest):
+    """What a front is made from: one format, since it compares what one runtime can do, and no limits.
+
+    Attributes:
+        minimize: what accuracy is traded for, `latency` or `size`.
+        points: plans to solve for.
+    """
+
+    points: int = 6
+
+
+@by_argument(FrontRequest)
+def front(request: FrontRequest) -> Front:
     """Plans along the trade of accuracy for latency or size, each one proved, beside the preferred kernels everywhere
     and float everywhere.
 
-    Args:
-        format: one format; a front compares what one runtime can do.
-        points: plans to solve for.
-        over: what accuracy is traded for.
-
-    The other arguments and the errors are those of `edgeq.planning.planner.plan`.
+    The arguments are the fields of `FrontRequest`, the errors those of `edgeq.planning.planner.plan`.
     """
-    aim = take_aim(load_target(target), format, device=device, profile=profile, threads=threads)
-    if len(aim.runtimes) != 1 or points < 1:
+    aim = aim_of(request)
+    if len(aim.runtimes) != 1 or request.points < 1:
         raise UsageError("a front is of one format, and has points", remedy="choose --format onnx, openvino or tflite")
-    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth_quant)
-    (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
+    if request.minimize not in ("latency", "size"):
+        raise UsageError("a front is over latency or size", remedy="choose --minimize latency or size")
+    if request.limits is not None:
+        raise UsageError("a front has no limits", remedy="leave --pareto or the limits away")
+    (job,) = prepare(request, [aim], Clock(request.progress), engine=request.engine)
     with scratch_folder() as scratch, workers_ahead([job.device]):
         exporter = Exporter(job.model, scratch, job.cache)
         folder = scratch / "front"
         folder.mkdir()
         plans: dict[str, Plan] = {}
-        for search, wanted in _wanted(job, exporter, folder, points, over, rules):
+        for search, wanted in _wanted(job, exporter, folder, request):
             with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
                 along = _proved(search, wanted, steps)
-                plans |= {name: found.model_copy(update={"rules": list(rules)}) for name, found in along.items()}
-    return _front(job, plans, over)
+                rules = list(request.rules)
+                plans |= {name: found.model_copy(update={"rules": rules}) for name, found in along.items()}
+    return _front(job, plans, "size" if request.minimize == "size" else "latency")
 
 
 Wanted = dict[str, tuple[dict[str, str], Solution | None]]
 """Plans to be proved by the name of their point; those that were solved for with their solution."""
 
 
-def _wanted(
-    job: Job, exporter: Exporter, folder: Path, points: int, over: str, rules: Sequence[Rule]
-) -> Iterator[tuple[Search, Wanted]]:
+def _wanted(job: Job, exporter: Exporter, folder: Path, request: FrontRequest) -> Iterator[tuple[Search, Wanted]]:
     """The points of every search; with activations of more bits those alone that they make cheaper."""
     caps: list[float] = []
     found: list[Search] = []
@@ -145,7 +126,7 @@ def _wanted(
             if wider and (vain := in_vain(found[0], typed, folder / f"{kind}-everywhere")):
                 job.clock.progress.note(f"{kind} activations were not tried: {vain}")
                 continue
-            found = searches(job, typed, exporter, place, over, rules)
+            found = searches(job, typed, exporter, place, request.minimize, request.rules)
         except EdgeqError as error:
             if wider:  # the points without these stand
                 job.clock.progress.note(f"{kind} activations: {error.cause}")
@@ -157,9 +138,9 @@ def _wanted(
         for search in found:
             if search.where is None:
                 raise UsageError(f"a front is measured, and {job.device}", remedy="plan without --pareto")
-            if over == "latency" and search.costs.latency_from != "measured":
+            if request.minimize == "latency" and search.costs.latency_from != "measured":
                 raise UsageError(f"no latency is measured on {search.where.name}", remedy="choose --minimize size")
-            caps = caps or _caps(search, points)
+            caps = caps or _caps(search, request.points)
             yield search, _along(search, kind if wider else "", caps, least)
     if not caps:
         assert refused is not None

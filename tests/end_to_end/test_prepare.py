@@ -39,7 +39,7 @@ class Stages(Silent):
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = trained_model.make(tmp_path_factory.mktemp("case"))
-    return Case(folder / "model.pt2", folder / "calib.npz", folder / "eval.npz")
+    return Case(folder / "model.pt2", calibration=folder / "calib.npz", evaluation=folder / "eval.npz")
 
 
 def refuses(*_: object) -> DeviceError:

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=5)
     given = parser.parse_args()
     aim = take_aim(load_target(given.target), given.format, device=given.device)
-    (job,) = prepare(Case(given.model, given.calib, given.eval), [aim], Clock(Silent()))
+    (job,) = prepare(Case(given.model, calibration=given.calib, evaluation=given.eval), [aim], Clock(Silent()))
     runtime, model, device = with_preferred(job.runtimes[0]), job.model, job.device
     if not isinstance(device, Device):
         parser.error(f"{device}, or give --device")

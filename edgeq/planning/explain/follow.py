@@ -59,7 +59,13 @@ def job_of(
     aim = target or load_target(plan.target)
     runtime = runtime_of(plan, aim)
     case = Case(
-        model, data, preprocess=how, inputs=inputs, arch=arch, trust_pickle=trust_pickle, smooth_quant=plan.smooth_quant
+        model,
+        calibration=data,
+        preprocess=how,
+        inputs=inputs,
+        arch=arch,
+        trust_pickle=trust_pickle,
+        smooth_quant=plan.smooth_quant,
     )
     clock = Clock(progress or Silent())
     cache = open_cache(clock.progress.note)
