@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from edgeq.build import judge, write
-from edgeq.devices import Device
 from edgeq.errors import EdgeqError, UsageError, foreseen
 from edgeq.evaluation.alternating import alternating
 from edgeq.export.artifact import Exporter, artifact_files
@@ -137,7 +136,7 @@ def _builds(job: Job, plan: Plan | None, scratch: Path, folder: Path) -> list[Bu
 def _in_turns(job: Job, built: list[Built]) -> list[Built]:
     """With what the formats take in turns, where there are several that were timed: which one is kept hangs on it."""
     timed = {b.build.format: b.sample for b in built if b.build.speed is not None and b.sample is not None}
-    if len(timed) < 2 or not isinstance(job.device, Device):
+    if len(timed) < 2 or job.device is None:
         return built
     with job.clock.stage("formats in turns") as steps:
         seconds = alternating(job.device, timed, steps, threads=job.threads)

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from edgeq.build import Written, judge, write
 from edgeq.case import Case
-from edgeq.devices import Device
 from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder, staged_directory, write_json
@@ -124,7 +123,7 @@ def _build(
     tell_contradictions(plan, written.plan, job)
     found: dict[str, tuple[Path, Report]] = {}
     # one that runs here comes first: its answers are kept with the build
-    for target in sorted(artefact.serves, key=lambda target: not isinstance(jobs[target].device, Device)):
+    for target in sorted(artefact.serves, key=lambda target: jobs[target].device is None):
         own = place / target if found else place
         there = replace(jobs[target], clock=job.clock.copy(), warnings=[*job.warnings, *jobs[target].warnings])
         found[target] = own, _validated(there, written, own, first=own == place)
@@ -154,7 +153,7 @@ def _aim_at(member: Member, form: str, limits: Limits, threads: int) -> Aim:
 def _aim(given: str, form: str, limits: Limits, threads: int) -> Aim:
     aim = take_aim(load_target(given), form, threads=threads, limits=limits)
     # nothing but the size is known of what does not run here
-    return aim if isinstance(aim.device, Device) else replace(aim, limits=Limits(max_size=limits.max_size))
+    return aim if aim.device is not None else replace(aim, limits=Limits(max_size=limits.max_size))
 
 
 def _aim_of(artefact: Artefact, fleet: Fleet, aims: Mapping[str, Aim]) -> Aim:

@@ -51,18 +51,25 @@ class Aim:
 
     Attributes:
         runtimes: of the target, those to build for, the best first.
-        device: where to measure, or why there is no such place.
+        device: where artefacts run; None where they can be run nowhere.
         profile: the device of the target that is modelled where it cannot be timed; None if it has none.
         threads: of the latency runs.
         limits: what an artefact has to hold there.
+        no_device_because: why there is none.
     """
 
     target: Target
     runtimes: list[Runtime]
-    device: Device | str
+    device: Device | None
     profile: Profile | None
     threads: int
     limits: Limits
+    no_device_because: str = ""
+
+    @property
+    def timed(self) -> Device | None:
+        """The device, if it has a clock: an emulated one has none."""
+        return None if self.device is None or self.device.emulated else self.device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +128,8 @@ def take_aim(
     if threads < 1:
         raise UsageError(f"--threads {threads}", remedy="give 1 or more")
     runtimes, modelled = runtimes_for(target, form, io), profile_of(target, profile)
-    return Aim(target, runtimes, _device(target, runtimes, device), modelled, threads, limits or Limits())
+    where, because = _device(target, runtimes, device)
+    return Aim(target, runtimes, where, modelled, threads, limits or Limits(), because)
 
 
 def aim_of(request: Request) -> Aim:
@@ -154,7 +162,7 @@ def prepare(
     """
     cache = cache or open_cache(clock.progress.note)
     with ThreadPoolExecutor(max_workers=2) as beside:
-        there = [(aim.device, r.name) for aim in aims for r in aim.runtimes if isinstance(aim.device, Device)]
+        there = [(aim.device, r.name) for aim in aims for r in aim.runtimes if aim.device is not None]
         for device, runtime in {(device.name, runtime): (device, runtime) for device, runtime in there}.values():
             beside.submit(ask_once, device, runtime, cache)  # it keeps them; what is wrong is told when they are needed
         return _prepared(case, aims, clock, cache, engine)
@@ -174,7 +182,7 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
         for text in warnings[len(loaded.warnings) :]:
             clock.progress.note(text)
         reference: list[Array] = []
-        if evals is not None and isinstance(aim.device, Device):
+        if evals is not None and aim.device is not None:
             if aim.device.emulated and len(evals) > EMULATED_SAMPLES:
                 warnings.append(
                     f"{aim.device.name} is emulated: judged on {EMULATED_SAMPLES} of {len(evals)} evaluation samples"
@@ -209,7 +217,7 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
 
 def _of_another_class(aim: Aim) -> list[str]:
     """Says of the aim's device that its CPU is not of the target's class, where that is so."""
-    if isinstance(aim.device, Device):
+    if aim.device is not None:
         for runtime in aim.runtimes:
             with contextlib.suppress(DeviceError):  # a runtime that is missing is told when it is needed
                 text = unlike(aim.target, aim.device, aim.device.environment(runtime.name))
@@ -307,17 +315,17 @@ def _answers(model: Model, evals: Dataset, clock: Clock, cache: Cache) -> list[A
         )
 
 
-def _device(target: Target, runtimes: Sequence[Runtime], asked: str | None) -> Device | str:
+def _device(target: Target, runtimes: Sequence[Runtime], asked: str | None) -> tuple[Device | None, str]:
     """The device to measure on, or why there is none. A device that was asked for must be there."""
     if asked is not None:
-        return open_device(asked)
+        return open_device(asked), ""
     unknown = [r.name for r in runtimes if r.name not in RUNTIMES]
     if target.execution == "none" or unknown:
-        return f"{target.name} cannot be executed from this machine"
+        return None, f"{target.name} cannot be executed from this machine"
     try:
-        return open_device(DEVICES[target.execution])
+        return open_device(DEVICES[target.execution]), ""
     except DeviceError as error:
-        return f"{error.cause}; {error.remedy}"
+        return None, f"{error.cause}; {error.remedy}"
 
 
 def _never_stored(model: Model, runtimes: Sequence[Runtime]) -> set[str]:

@@ -136,10 +136,10 @@ def _wanted(job: Job, exporter: Exporter, folder: Path, request: FrontRequest) -
             refused = refused or error  # the rules leave nothing of these
             continue
         for search in found:
-            if search.where is None:
-                raise UsageError(f"a front is measured, and {job.device}", remedy="plan without --pareto")
+            if job.device is None:
+                raise UsageError(f"a front is measured, and {job.no_device_because}", remedy="plan without --pareto")
             if request.minimize == "latency" and search.costs.latency_from != "measured":
-                raise UsageError(f"no latency is measured on {search.where.name}", remedy="choose --minimize size")
+                raise UsageError(f"no latency is measured on {job.device.name}", remedy="choose --minimize size")
             caps = caps or _caps(search, request.points)
             yield search, _along(search, kind if wider else "", caps, least)
     if not caps:

@@ -72,7 +72,7 @@ def job_of(
     with clock.stage("model"):  # first of all: data of another model would be blamed for not fitting this one
         net = load_model(case, cache)
         refuse_other(plan, model_hash=net.sha256, layers=[group.name for group in net.groups])
-    nowhere = Aim(aim, [runtime], "nothing is run", None, 1, Limits())
+    nowhere = Aim(aim, [runtime], None, None, 1, Limits(), "nothing is run")
     (job,) = prepare(replace(case, model=net), [nowhere], clock, cache)
     return job
 

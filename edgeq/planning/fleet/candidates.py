@@ -109,12 +109,12 @@ def judged(candidate: Candidate, jobs: Sequence[Job], shop: Workshop) -> dict[st
     """By target, what a candidate is there: measured if the target's device is here, and else what its file says and
     what was measured on the others."""
     found: dict[str, Verdict] = {}
-    for job in sorted(jobs, key=lambda job: not isinstance(job.device, Device)):
+    for job in sorted(jobs, key=lambda job: job.device is None):
         name, runtime = job.target.name, _reader(candidate.runtime, job)
         because = _not_offered(candidate, job, runtime)
         if runtime is None or because:
             found[name] = Verdict(target=name, status="not offered", because=because, runtime=None, device=None)
-        elif isinstance(job.device, Device):
+        elif job.device is not None:
             found[name] = _measured(candidate, job, job.device, runtime, shop)
         else:
             found[name] = _away(candidate, job, runtime, [v.proof for v in found.values() if v.proof is not None])
@@ -153,7 +153,7 @@ def _away(candidate: Candidate, job: Job, runtime: Runtime, elsewhere: Sequence[
     return Verdict(
         target=job.target.name,
         status="missed" if missed else "not validated",
-        because=f"{job.device}; {told}{unknown}",
+        because=f"{job.no_device_because}; {told}{unknown}",
         runtime=runtime.name,
         device=None,
         doubtful=doubtful,
@@ -177,9 +177,9 @@ def considered(candidate: Candidate, verdicts: Sequence[Verdict]) -> Considered:
     )
 
 
-def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime, shop: Workshop) -> Search:
-    """The candidate's search, moved to another device: the same artefacts, run there."""
-    assert job.evaluation is not None
+def at_device(candidate: Candidate, job: Job, runtime: Runtime, shop: Workshop) -> Search:
+    """The candidate's search, moved to another job's device: the same artefacts, run there."""
+    assert job.device is not None
     key = content_key(
         "elsewhere",
         1,
@@ -188,18 +188,16 @@ def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime, 
         stored=stored(candidate.plan),
         guarded=candidate.runtime.rounds_float_layers,
         # beside the artefact, the preferred kernels of its own runtime are timed
-        preferred=None if device.emulated else arithmetic(candidate.runtime),
+        preferred=None if job.timed is None else arithmetic(candidate.runtime),
         runtime=runtime.name,
-        device=device.name,
-        environment=device.environment(runtime.name),
+        device=job.device.name,
+        environment=job.device.environment(runtime.name),
         threads=job.threads,
     )
     return replace(
         candidate.search,
         job=job,
         runtime=candidate.search.runtime.model_copy(update={"name": runtime.name}),
-        where=device,
-        evaluation=job.evaluation,
         folder=next(shop.folders),
         key=key,
         made={},
@@ -278,8 +276,7 @@ def _searches(job: Job, runtime: Runtime, shop: Workshop, minimize: str, rules: 
     try:
         return searches(job, runtime, shop.exporter, next(shop.folders), minimize, rules)
     except UsageError as error:
-        timed = isinstance(job.device, Device) and not job.device.emulated
-        if timed or job.limits.max_latency is None:
+        if job.timed is not None or job.limits.max_latency is None:
             raise
         job.clock.progress.note(f"{error.cause}; planned without that limit")
         untimed = replace(job, limits=replace(job.limits, max_latency=None))
@@ -288,7 +285,7 @@ def _searches(job: Job, runtime: Runtime, shop: Workshop, minimize: str, rules: 
 
 def _plannable(job: Job) -> Job:
     """The job of a target whose emulator is not set up as that of one that nothing can run."""
-    if isinstance(job.device, Device):
+    if job.device is not None:
         return job
     away = replace(job, target=job.target.model_copy(update={"execution": "none"}))
     return answered(away) if job.limits.max_drop is not None else away
@@ -300,7 +297,7 @@ def _found(search: Search) -> Outcome:
         return find(search)
     except GateError as refused:
         choices, notes = uniform(search.allowed), [*search.notes, refused.cause]
-        proof = None if search.where is None else prove(search, choices)
+        proof = None if search.job.device is None else prove(search, choices)
         return Outcome(search, choices, proof, search.built(choices).size if proof is None else proof.size, notes=notes)
 
 
@@ -370,8 +367,8 @@ def _not_offered(candidate: Candidate, job: Job, reader: Runtime | None) -> str:
 
 def _proved_at(candidate: Candidate, job: Job, device: Device, reader: Runtime, shop: Workshop) -> Proof:
     search, proof = candidate.search, candidate.proof
-    same = search.where is not None and (search.where.name, search.runtime.name) == (device.name, reader.name)
-    if same and proof is not None:
+    there = search.job.device
+    if there is not None and (there.name, search.runtime.name) == (device.name, reader.name) and proof is not None:
         return proof
     with job.clock.stage(f"{candidate.name} on {device.name}"):
-        return prove(at_device(candidate, job, device, reader, shop), candidate.choices)
+        return prove(at_device(candidate, job, reader, shop), candidate.choices)

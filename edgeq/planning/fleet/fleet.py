@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeq.cache import Cache, open_cache
 from edgeq.case import given
-from edgeq.devices import Device, workers_ahead
+from edgeq.devices import workers_ahead
 from edgeq.errors import UsageError
 from edgeq.evaluation.measure import fed
 from edgeq.export.artifact import Exporter
@@ -111,8 +111,8 @@ def _aims(request: FleetRequest) -> list[Aim]:
     if unknown := sorted(by_target.keys() - set(names)):
         raise UsageError(f"limits for {unknown[0]}, which is no target here", remedy=f"one of: {', '.join(names)}")
     aims = [take_aim(t, request.format, threads=request.threads, limits=by_target.get(t.name)) for t in loaded]
-    if not any(isinstance(aim.device, Device) for aim in aims):
-        why = "; ".join(str(aim.device) for aim in aims)
+    if all(aim.device is None for aim in aims):
+        why = "; ".join(aim.no_device_because for aim in aims)
         raise UsageError(f"nothing can be measured for these targets: {why}", remedy="add a target that can run here")
     return aims
 
@@ -179,14 +179,14 @@ def _gain(
 
 def _in_turns(job: Job, shared: Candidate, own: Candidate, shop: Workshop) -> float | None:
     """Seconds that a target's own artefact takes less than the shared one; None where they cannot take turns."""
-    device = job.device
-    if not isinstance(device, Device) or device.emulated or shared.runtime.format != own.runtime.format:
+    device = job.timed
+    if device is None or shared.runtime.format != own.runtime.format:
         return None
     reader: Runtime = next(r for r in job.runtimes if r.format == own.runtime.format)
     assert job.evaluation is not None
     with job.clock.stage(f"shared or own on {device.name}") as steps:
         made = {
-            name: at_device(one, job, device, reader, shop).built(one.choices)
+            name: at_device(one, job, reader, shop).built(one.choices)
             for name, one in (("shared", shared), ("own", own))
         }
         built = {name: one.candidate for name, one in made.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgeq.cache import Entry, cached, content_key
-from edgeq.devices import Candidate, Device
+from edgeq.devices import Candidate
 from edgeq.devices.device import Inputs
 from edgeq.evaluation.alternating import alternating
 from edgeq.export.artifact import Exporter
@@ -28,8 +28,8 @@ def beside_floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> 
 
 def _floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> Mapping[str, float]:
     """By runtime, seconds of the float model; empty where nothing can be timed."""
-    device, model, evaluation = job.device, job.model, job.evaluation
-    if not isinstance(device, Device) or device.emulated or evaluation is None:
+    device, model, evaluation = job.timed, job.model, job.evaluation
+    if device is None or evaluation is None:
         return {}
     one = evaluation.first(1)
 

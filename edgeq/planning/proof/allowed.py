@@ -93,7 +93,7 @@ def trial_errors(search: Search) -> list[Array]:
     It is the same whatever the limits and the rules are, so that it is found and run once.
     """
     job = search.job
-    if search.where is None or search.where.emulated:
+    if job.timed is None:
         return []
     key = content_key(
         "errors",

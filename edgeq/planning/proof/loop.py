@@ -149,7 +149,7 @@ def look(book: Book, searches: Iterable[Search]) -> None:
     for number, search in enumerate(searches):
         try:
             line = _line(search, book.allowed)
-            if search.where is None:
+            if search.job.device is None:
                 _solve(line)
                 book.found.append(without_proof(search, line.caps, line.notes, ATTEMPTS))
             else:
@@ -394,7 +394,7 @@ def _complete(book: Book) -> None:
     """Where nothing holds the limits, measures to the end what was given up early, as far as it takes to tell which
     plan comes nearest."""
     while (best := book.best()) is not None and best.proof is not None and not best.held:
-        if best.proof.at_least or (best.proof.latency is None and not best.search.device.emulated):
+        if best.proof.at_least or (best.proof.latency is None and book.job.timed is not None):
             with book.job.clock.stage("what comes nearest to the limits"):
                 proof = prove(best.search, best.choices)
             book.found = [one._replace(proof=proof) if one is best else one for one in book.found]

@@ -72,7 +72,7 @@ def errors_of(search: Search, choices: Mapping[str, str]) -> list[Array]:
 def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
     """Builds, before they are proved one after the other, those of the plans that no earlier run proved."""
     unknown = [choices for choices in plans if _known(search, choices, timed=True) is None]
-    if unknown and not search.device.emulated:
+    if unknown and search.job.timed is not None:
         unknown.append(search.preferred)
     search.build(unknown)
 
@@ -99,7 +99,7 @@ def _known(search: Search, choices: Mapping[str, str], *, timed: bool) -> Proof 
         timed: only one with the times that the device can measure.
     """
     here = search.proofs.get(search.name(choices))
-    if here is not None and not here.at_least and (here.latency is not None or search.device.emulated or not timed):
+    if here is not None and not here.at_least and (here.latency is not None or search.job.timed is None or not timed):
         return here
     cache, key = _kept_as(search, choices)
     for stage in ("proof",) if timed else ("proof", "answers"):
@@ -268,7 +268,7 @@ def _answered_with(
 ) -> tuple[Proof, list[Array]]:
     """The same, and the outputs, none where samples were left out; what will take turns with the plan is built
     meanwhile."""
-    job, timed = search.job, not search.device.emulated
+    job, timed = search.job, search.job.timed is not None
     if job.engine is not LOCAL:
         search.build([choices, search.preferred] if timed else [choices])
     artifact, ends, size = _made(search, choices)
@@ -324,8 +324,8 @@ def _given_up(search: Search, size: int, within: Decisive) -> Proof:
 
 def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None, dict[str, float]]:
     """Median seconds of a plan's artefact, and of what took turns with it."""
-    job, device = search.job, search.device
-    if device.emulated:
+    job, device = search.job, search.job.timed
+    if device is None:
         return None, {}
     info = runtime_info(search.runtime.name)
     preferred, baseline = _others_in_turns(search)

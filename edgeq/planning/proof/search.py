@@ -35,7 +35,7 @@ from edgeq.plans.rules import Rule, idle, narrowed
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.records.wording import seconds_text
-from edgeq.registry.schema import Profile, Runtime
+from edgeq.registry.schema import Runtime
 from edgeq.runtimes import RUNTIMES
 
 SAME = 0.01
@@ -61,8 +61,6 @@ class Search:
     """What the plans of one search share.
 
     Attributes:
-        where: the device that plans are proved on; None where nothing can be run.
-        profile: the device that is modelled.
         fresh: whether this run measured the costs. It takes minutes then, and leaves nothing to later ones that they
             would have to measure under another limit.
         turns: what every plan takes turns with, for its time.
@@ -70,9 +68,6 @@ class Search:
 
     job: Job
     runtime: Runtime
-    where: Device | None
-    profile: Profile | None
-    evaluation: Dataset
     exporter: Exporter
     folder: Path
     options: Ladder
@@ -90,17 +85,23 @@ class Search:
 
     @property
     def device(self) -> Device:
-        assert self.where is not None
-        return self.where
+        """That plans are proved on, where there is one."""
+        assert self.job.device is not None
+        return self.job.device
+
+    @property
+    def evaluation(self) -> Dataset:
+        assert self.job.evaluation is not None
+        return self.job.evaluation
 
     @property
     def provable(self) -> Limits:
         """The user's limits that a build can be held against here; the others are only solved for."""
-        limits, where = self.job.limits, self.where
+        limits = self.job.limits
         modelled = self.costs.latency_from == "modelled"
         return replace(
             limits,
-            max_drop=None if where is None else limits.max_drop,
+            max_drop=None if self.job.device is None else limits.max_drop,
             max_latency=None if modelled else limits.max_latency,
         )
 
@@ -182,11 +183,11 @@ def searches(
     Raises:
         UsageError: the device is not set up, or what is to be minimized or limited is not known of it.
     """
-    model, device, profile = job.model, job.device, job.profile
-    assert job.evaluation is not None
-    if not isinstance(device, Device) and job.target.execution != "none" and runtime.name in RUNTIMES:
-        raise UsageError(f"a plan for {runtime.name} cannot be proved here: {device}", remedy="choose another target")
-    where = device if isinstance(device, Device) else None
+    model, profile = job.model, job.profile
+    if job.device is None and job.target.execution != "none" and runtime.name in RUNTIMES:
+        raise UsageError(
+            f"a plan for {runtime.name} cannot be proved here: {job.no_device_because}", remedy="choose another target"
+        )
     if minimize == "energy" and (profile is None or isinstance(energies(profile), str)):
         raise UsageError(
             f"energy cannot be modelled for {'a target without a profile' if profile is None else profile.name}: "
@@ -196,7 +197,7 @@ def searches(
     options, warnings = proven_choices(job.target, runtime, model, job.calibration.histograms)
     ops = {group.name: group.op for group in model.groups}
     allowed = narrowed(options, ops, rules, runtime)
-    key = _key_of_costs(job, runtime, where, options)
+    key = _key_of_costs(job, runtime, options)
     fresh = False
 
     def measure() -> Costs:
@@ -205,7 +206,7 @@ def searches(
         return measure_costs(job, runtime, exporter, folder, options)
 
     costs = cached(job.cache, "costs", key, measure, pack_costs, unpack_costs)
-    notes = [*job.warnings, *warnings, *costs.notes, *_origins(job, where, costs)]
+    notes = [*job.warnings, *warnings, *costs.notes, *_origins(job, costs)]
     if costs.latency_from is None and minimize == "latency":
         minimize = "size"
         notes.append("size was minimized instead of latency")
@@ -225,9 +226,6 @@ def searches(
             Search(
                 job,
                 runtime,
-                where,
-                profile,
-                job.evaluation,
                 exporter,
                 folder / precision,
                 options,
@@ -244,17 +242,17 @@ def searches(
     return found
 
 
-def _key_of_costs(job: Job, runtime: Runtime, where: Device | None, options: Ladder) -> str:
+def _key_of_costs(job: Job, runtime: Runtime, options: Ladder) -> str:
     """What the costs of a runtime depend on; the proofs of its plans as well."""
-    profile = job.profile
+    profile, device = job.profile, job.device
     return content_key(
         "costs",
         COSTS_VERSION,
         model=job.model.fingerprint,
         calibration=job.calibration_data.sha256,
         runtime=runtime.model_dump(mode="json"),
-        device=None if where is None else where.name,
-        environment=None if where is None else where.environment(runtime.name),
+        device=None if device is None else device.name,
+        environment=None if device is None else device.environment(runtime.name),
         threads=job.threads,
         profile=None if profile is None else profile.model_dump(mode="json", exclude={"summary", "notes"}),
         vela=asked_of_vela(runtime, profile),
@@ -262,13 +260,13 @@ def _key_of_costs(job: Job, runtime: Runtime, where: Device | None, options: Lad
     )
 
 
-def _origins(job: Job, where: Device | None, costs: Costs) -> list[str]:
+def _origins(job: Job, costs: Costs) -> list[str]:
     """Says of latency and energy that they are modelled, or not known, where that is so.
 
     Raises:
         UsageError: a latency is limited of which nothing is known.
     """
-    name, notes = job.target.name if where is None else where.name, []
+    name, notes = job.target.name if job.device is None else job.device.name, []
     if costs.latency_by is not None:
         notes.append(
             f"latency is modelled, not measured: by {costs.latency_by.by} for {costs.latency_by.profile}; "

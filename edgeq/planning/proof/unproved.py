@@ -51,7 +51,8 @@ def without_proof(search: Search, caps: Mapping[str, float], notes: list[str], a
 
 def _compiled(search: Search, path: Path) -> tuple[Compiled | None, list[str]]:
     """What Vela says of the plan's own file, or why it does not."""
-    version, profile = asked_of_vela(search.runtime, search.profile), search.profile
+    profile = search.job.profile
+    version = asked_of_vela(search.runtime, profile)
     if version is None or profile is None or profile.vela is None:
         return None, []
     with search.job.clock.stage(f"compile for {profile.name}"):

@@ -62,7 +62,7 @@ def in_vain(search: Search, typed: Runtime, folder: Path) -> str:
         DeviceError: the runtime refused a build, or crashed.
     """
     job = search.job
-    if search.where is None or search.where.emulated or search.minimize == "energy":
+    if job.timed is None or search.minimize == "energy":
         return ""
     options, _ = proven_choices(job.target, typed, job.model, job.calibration.histograms)
     known = {form(choice) for offered in search.options.values() for choice in offered}

@@ -47,7 +47,8 @@ class Made:
         self.sizes: dict[str, int] = {}
         self.searches: list[Search] = []
         self.broken: dict[str, Exception] = {}
-        job: Any = SimpleNamespace(limits=limits, clock=Clock(Silent()), runtimes=[])
+        device = SimpleNamespace(emulated=False)
+        job: Any = SimpleNamespace(limits=limits, clock=Clock(Silent()), runtimes=[], device=device, timed=device)
         self.book = Book(job, allowed)
         monkeypatch.setattr(loop, "judge", self._judge)
         monkeypatch.setattr(loop, "prove", self._prove)
@@ -63,14 +64,14 @@ class Made:
         """
         scaled = {c: cost["latency"] * (1 if c == "float32" else times) for c, cost in COSTS.items()}
         costs = {c: {**cost, "latency": scaled[c]} for c, cost in COSTS.items()}
-        problem, device = Problem({"layer": costs}), SimpleNamespace(emulated=False)
+        problem = Problem({"layer": costs})
         table: Any = SimpleNamespace(latency_from=by, latency_by=None, problems={"float32": problem})
         runtime: Any = SimpleNamespace(name=name, format=name)
-        ladder, none, of_device = {"layer": tuple(costs)}, None, device
+        ladder, none = {"layer": tuple(costs)}, None
         self.took[name] = scaled | given.get("took", {})
         self.drops[name] = DROPS | given.get("drops", {})
         found = Search(
-            self.book.job, runtime, of_device, none, none, none, Path(), ladder, ladder, table, problem, "float32",
+            self.book.job, runtime, none, Path(), ladder, ladder, table, problem, "float32",
             "", minimize,
         )  # type: ignore[arg-type]  # fmt: skip
         self.book.job.runtimes.append(runtime)
