@@ -64,6 +64,7 @@ def deploy(
         "overwrite": overwrite,
         **vars(read),
     }
+    made = None
     if plan is not None:
         from edgeq.plans.fleet import is_fleet
         from edgeq.plans.plan import read_plan
@@ -74,7 +75,7 @@ def deploy(
             alone["--format"] = None if format is o.FormatChoice.auto else format
             alone["--smooth-quant"] = None if smooth_quant is o.SmoothChoice.auto else smooth_quant
             return deploy_fleet(shell, model, plan, alone, limits, how)
-        how["plan"] = made = read_plan(plan)
+        made = read_plan(plan)
         how = completed(made.given, how)
         target, device = target or made.target, device or (made.given.device if made.given else None)
     if target is None or how["calibration"] is None:
@@ -101,6 +102,7 @@ def deploy(
             profile=profile,
             io=None if io is None else "integer" if io is o.IoChoice.int8 else "float",
             smooth_quant=smooth_quant.value,
+            plan=made,
             progress=stages,
             **how,
         )

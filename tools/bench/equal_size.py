@@ -50,7 +50,7 @@ def main() -> None:
         costs = measure_costs(job, runtime, exporter, Path(scratch) / "table", offered)
         whole = costs.problems["float32"]
         left = {n: {c: whole.options[n][c] for c in found} for n, found in options.items()}
-        problem = Problem(left, whole.boundaries, whole.needs, (), whole.fixed)
+        problem = Problem(left, whole.boundaries, whole.needs, whole.fixed)
 
         def show(name: str, choices: dict[str, str]) -> None:
             assert job.evaluation is not None

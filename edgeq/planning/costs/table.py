@@ -175,6 +175,5 @@ def _unpack_problem(kept: dict[str, Any]) -> Problem:
             Need(group, frozenset(choices), tuple((o, frozenset(v)) for o, v in any_of))
             for group, choices, any_of in kept["needs"]
         ],
-        (),
         kept["fixed"],
     )
