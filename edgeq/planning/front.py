@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from edgeq.devices import workers_ahead
-from edgeq.errors import EdgeqError, UsageError
+from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.choices import by_activations, uniform
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.proving import build_unproved, prove
 from edgeq.planning.proof.record import written
 from edgeq.planning.proof.search import SAME, Search, cheapest, searches
-from edgeq.planning.proof.wider import in_vain
+from edgeq.planning.proof.wider import in_kinds
 from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of
 from edgeq.plans.plan import Plan
 from edgeq.prepare import Job, aim_of, prepare
 from edgeq.progress import Clock, Progress
-from edgeq.registry.schema import Format, RuntimeName
+from edgeq.registry.schema import Format, Runtime, RuntimeName
 from edgeq.request import PlanRequest, by_argument
 from edgeq.visible import writable
 
@@ -98,10 +97,8 @@ def front(request: FrontRequest) -> Front:
     (job,) = prepare(request, [aim], Clock(request.progress), engine=request.engine)
     with scratch_folder() as scratch, workers_ahead([job.device]):
         exporter = Exporter(job.model, scratch, job.cache)
-        folder = scratch / "front"
-        folder.mkdir()
         plans: dict[str, Plan] = {}
-        for search, wanted in _wanted(job, exporter, folder, request):
+        for search, wanted in _wanted(job, exporter, request):
             with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
                 along = _proved(search, wanted, steps)
                 rules = list(request.rules)
@@ -113,43 +110,28 @@ Wanted = dict[str, tuple[dict[str, str], Solution | None]]
 """Plans to be proved by the name of their point; those that were solved for with their solution."""
 
 
-def _wanted(job: Job, exporter: Exporter, folder: Path, request: FrontRequest) -> Iterator[tuple[Search, Wanted]]:
+def _wanted(job: Job, exporter: Exporter, request: FrontRequest) -> Iterator[tuple[Search, Wanted]]:
     """The points of every search; with activations of more bits those alone that they make cheaper."""
+
+    def opened(typed: Runtime) -> list[Search]:
+        return searches(job, typed, exporter, request.minimize, request.rules)
+
     caps: list[float] = []
-    found: list[Search] = []
     least: dict[tuple[str, int], float] = {}
-    refused: UsageError | None = None
-    for kind, typed in by_activations(job.runtimes[0]).items():
-        place, wider = folder / kind, bool(caps)
-        place.mkdir()
-        try:
-            if wider and (vain := in_vain(found[0], typed, folder / f"{kind}-everywhere")):
-                job.clock.progress.note(f"{kind} activations were not tried: {vain}")
-                continue
-            found = searches(job, typed, exporter, place, request.minimize, request.rules)
-        except EdgeqError as error:
-            if wider:  # the points without these stand
-                job.clock.progress.note(f"{kind} activations: {error.cause}")
-                return
-            if not isinstance(error, UsageError):
-                raise
-            refused = refused or error  # the rules leave nothing of these
-            continue
+    wider = partial(str, "they may make points cheaper")
+    for kind, reason, found in in_kinds(job.runtimes[0], opened, wider, job.clock.progress.note):
         for search in found:
             if job.device is None:
                 raise UsageError(f"a front is measured, and {job.no_device_because}", remedy="plan without --pareto")
             if request.minimize == "latency" and search.costs.latency_from != "measured":
                 raise UsageError(f"no latency is measured on {job.device.name}", remedy="choose --minimize size")
             caps = caps or _caps(search, request.points)
-            yield search, _along(search, kind if wider else "", caps, least)
-    if not caps:
-        assert refused is not None
-        raise refused
+            yield search, _along(search, kind if reason else "", caps, least)
 
 
 def _caps(search: Search, points: int) -> list[float]:
     """Losses to solve within, from an eighth of that of the preferred kernels everywhere."""
-    everywhere = max(cost_of(search.problem, uniform(search.allowed))["loss"], 1e-9)
+    everywhere = max(cost_of(search.problem, search.usual)["loss"], 1e-9)
     most = sum(max(c.get("loss", 0.0) for c in offered.values()) for offered in search.problem.options.values())
     return [float(cap) for cap in np.geomspace(everywhere / 8, max(min(most, WORST), everywhere), points)]
 
@@ -161,7 +143,7 @@ def _along(search: Search, wider: str, caps: Sequence[float], least: dict[tuple[
         wider: the type of the activations, if not the preferred one.
         least: by precision and number of the cap, what the cheapest plan so far costs.
     """
-    problem, preferred = search.problem, uniform(search.allowed)
+    problem, preferred = search.problem, search.usual
     suffix = "".join(f", {name}" for name in (wider, search.precision) if name not in ("", FLOAT))
     wanted: Wanted = {}
     for name, other in (("preferred", dict(preferred)), (FLOAT, dict.fromkeys(preferred, FLOAT))):

@@ -46,6 +46,6 @@ def plan(request: PlanRequest) -> Plan:
         job = answered(job)  # a drop has to be put into the loss that it allows, also where nothing can be run
     with scratch_folder() as scratch, workers_ahead([job.device]):
         exporter = Exporter(job.model, scratch, job.cache)
-        best = best_plan(job, exporter, scratch, request.minimize, request.rules)
+        best = best_plan(job, exporter, request.minimize, request.rules)
     remembered = given(request, job.calibration_data, request.device)
     return best.model_copy(update={"given": remembered, "rules": list(request.rules)})

@@ -14,7 +14,6 @@ from edgeq.devices import Device
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.limits import Limits, exceeded
-from edgeq.lowering.choices import by_activations, uniform
 from edgeq.planning.fleet.offered import offered_too, refusal
 from edgeq.planning.proof.allowed import allowed_loss
 from edgeq.planning.proof.loop import find
@@ -22,7 +21,7 @@ from edgeq.planning.proof.outcome import Outcome, rank
 from edgeq.planning.proof.proving import prove
 from edgeq.planning.proof.record import written
 from edgeq.planning.proof.search import Search, searches
-from edgeq.planning.proof.wider import in_vain, why_wider
+from edgeq.planning.proof.wider import in_kinds, why_wider
 from edgeq.planning.sensitivity.losses import arithmetic
 from edgeq.plans.fleet import Considered, Verdict
 from edgeq.plans.plan import Plan, Proof, TensorPlan
@@ -239,28 +238,23 @@ def _of_runtime(
     others = [other for other in jobs if other is not job]
     own: list[Outcome] = []
     common: list[Outcome] = []
-    refused: UsageError | None = None
-    for kind, typed in by_activations(runtime).items():
-        bests = [min(group, key=rank) for group in (own, common) if group]
-        if bests and not any(map(why_wider, bests)):
-            break
+    note = job.clock.progress.note
+
+    def opened(typed: Runtime) -> list[Search]:
+        return _searches(_plannable(job), typed, shop, minimize, rules)
+
+    def why() -> str:
+        return next(filter(None, (why_wider(min(group, key=rank)) for group in (own, common) if group)), "")
+
+    for _, _, searched in in_kinds(runtime, opened, why, note):
         try:
-            if bests and (vain := in_vain(bests[0].search, typed, next(shop.folders) / "everywhere")):
-                job.clock.progress.note(f"{kind} activations were not tried: {vain}")
-                continue
-            searched = _searches(_plannable(job), typed, shop, minimize, rules)
             own += map(_found, searched)
             common += [_found(left) for one in searched if (left := _of_all(one, runtime, others, shop)) is not None]
         except EdgeqError as error:
-            if own:  # what was found without these stands
-                job.clock.progress.note(f"{job.target.name}, {runtime.format}: {error.cause}")
-                break
-            if not isinstance(error, UsageError):
+            if not own:
                 raise
-            refused = refused or error  # the rules leave nothing of these
-    if not own:
-        assert refused is not None
-        raise refused
+            note(f"{job.target.name}, {runtime.format}: {error.cause}")  # what was found without these stands
+            break
     found = []
     for group, is_common in ((own, False), (common, True)):
         if group:
@@ -274,13 +268,13 @@ def _searches(job: Job, runtime: Runtime, shop: Workshop, minimize: str, rules: 
     """The searches of a runtime; without a limit on latency where nobody knows that of the device, which then is not
     validated in any case."""
     try:
-        return searches(job, runtime, shop.exporter, next(shop.folders), minimize, rules)
+        return searches(job, runtime, shop.exporter, minimize, rules)
     except UsageError as error:
         if job.timed is not None or job.limits.max_latency is None:
             raise
         job.clock.progress.note(f"{error.cause}; planned without that limit")
         untimed = replace(job, limits=replace(job.limits, max_latency=None))
-        return searches(untimed, runtime, shop.exporter, next(shop.folders), minimize, rules)
+        return searches(untimed, runtime, shop.exporter, minimize, rules)
 
 
 def _plannable(job: Job) -> Job:
@@ -296,7 +290,7 @@ def _found(search: Search) -> Outcome:
     try:
         return find(search)
     except GateError as refused:
-        choices, notes = uniform(search.allowed), [*search.notes, refused.cause]
+        choices, notes = search.usual, [*search.notes, refused.cause]
         proof = None if search.job.device is None else prove(search, choices)
         return Outcome(search, choices, proof, search.built(choices).size if proof is None else proof.size, notes=notes)
 
@@ -320,7 +314,6 @@ def _of_all(search: Search, runtime: Runtime, others: Sequence[Job], shop: Works
     return replace(
         search,
         job=replace(search.job, limits=_tightest(limits)),
-        allowed=left,
         problem=replace(problem, options=options),
         folder=next(shop.folders),
         made={},

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import NamedTuple
 
 from edgeq.cache import cached, content_key
@@ -26,11 +27,7 @@ from edgeq.planning.costs.table import COSTS_VERSION, Costs, measure_costs, pack
 from edgeq.planning.proof.proven import proven_choices
 from edgeq.planning.solver.program import relative_gap
 from edgeq.planning.solver.solve import Infeasible, Problem, Solution, check, cost_of, solve
-from edgeq.plans.plan import (
-    FloatPrecision,
-    Proof,
-    run_options,
-)
+from edgeq.plans.plan import FloatPrecision, Proof, run_options
 from edgeq.plans.rules import Rule, idle, narrowed
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
@@ -47,6 +44,9 @@ CAREFUL = 0.2
 NEAR = SAME / 2
 """How far a plan may be from the best, of what is minimized: proving the rest takes most of a search's time."""
 
+FEW = 5
+"""Layers that a note names."""
+
 
 class Made(NamedTuple):
     """The artefact of a plan, how its ends are quantized, and the bytes of all its files."""
@@ -61,6 +61,10 @@ class Search:
     """What the plans of one search share.
 
     Attributes:
+        folder: for builds.
+        costs: of every choice that the runtime has.
+        problem: what the rules leave of it.
+        key: what the costs depend on.
         fresh: whether this run measured the costs. It takes minutes then, and leaves nothing to later ones that they
             would have to measure under another limit.
         turns: what every plan takes turns with, for its time.
@@ -70,8 +74,6 @@ class Search:
     runtime: Runtime
     exporter: Exporter
     folder: Path
-    options: Ladder
-    allowed: Ladder
     costs: Costs
     problem: Problem
     precision: FloatPrecision
@@ -121,9 +123,24 @@ class Search:
         return found
 
     @property
+    def options(self) -> Ladder:
+        """What the runtime has for every layer."""
+        return _offered(self.costs.problems[self.precision])
+
+    @property
+    def allowed(self) -> Ladder:
+        """What the rules leave of it."""
+        return _offered(self.problem)
+
+    @property
     def preferred(self) -> dict[str, str]:
         """The preferred kernels everywhere, to take turns with."""
         return uniform(self.options)
+
+    @property
+    def usual(self) -> dict[str, str]:
+        """The same as far as the rules allow."""
+        return uniform(self.allowed)
 
     def name(self, choices: Mapping[str, str]) -> tuple[str, ...]:
         """A plan's choices in the order of the layers."""
@@ -169,77 +186,70 @@ def _write(model: Model, conversion: Converted, given: tuple[Quantized, Path | N
     return write_for(model, quantized, conversion, place)
 
 
-def searches(
-    job: Job,
-    runtime: Runtime,
-    exporter: Exporter,
-    folder: Path,
-    minimize: str,
-    rules: Sequence[Rule],
-) -> list[Search]:
+def _offered(problem: Problem) -> Ladder:
+    return {name: tuple(costs) for name, costs in problem.options.items()}
+
+
+def searches(job: Job, runtime: Runtime, exporter: Exporter, minimize: str, rules: Sequence[Rule]) -> list[Search]:
     """One search for each precision that the runtime may compute in where layers stay in float, with costs that are
     measured, or modelled where there is no clock.
 
     Raises:
         UsageError: the device is not set up, or what is to be minimized or limited is not known of it.
     """
-    model, profile = job.model, job.profile
     if job.device is None and job.target.execution != "none" and runtime.name in RUNTIMES:
+        why = job.no_device_because
+        raise UsageError(f"a plan for {runtime.name} cannot be proved here: {why}", remedy="choose another target")
+    if minimize == "energy" and (job.profile is None or isinstance(energies(job.profile), str)):
+        name = "a target without a profile" if job.profile is None else job.profile.name
         raise UsageError(
-            f"a plan for {runtime.name} cannot be proved here: {job.no_device_because}", remedy="choose another target"
-        )
-    if minimize == "energy" and (profile is None or isinstance(energies(profile), str)):
-        raise UsageError(
-            f"energy cannot be modelled for {'a target without a profile' if profile is None else profile.name}: "
-            "its figures are not known",
+            f"energy cannot be modelled for {name}: its figures are not known",
             remedy="give a --profile with energy_per_byte, energy_per_mac_int8 and so on, or minimize something else",
         )
-    options, warnings = proven_choices(job.target, runtime, model, job.calibration.histograms)
-    ops = {group.name: group.op for group in model.groups}
+    options, told = proven_choices(job.target, runtime, job.model, job.calibration.histograms)
+    ops = {group.name: group.op for group in job.model.groups}
     allowed = narrowed(options, ops, rules, runtime)
-    key = _key_of_costs(job, runtime, options)
-    fresh = False
+    key, folder = _key_of_costs(job, runtime, options), Path(mkdtemp(dir=exporter.scratch))
+    fresh: list[Costs] = []
 
     def measure() -> Costs:
-        nonlocal fresh
-        fresh = True
-        return measure_costs(job, runtime, exporter, folder, options)
+        fresh.append(measure_costs(job, runtime, exporter, folder, options))
+        return fresh[0]
 
     costs = cached(job.cache, "costs", key, measure, pack_costs, unpack_costs)
-    notes = [*job.warnings, *warnings, *costs.notes, *_origins(job, costs)]
+    notes = [*job.warnings, *told, *costs.notes, *_origins(job, costs)]
     if costs.latency_from is None and minimize == "latency":
         minimize = "size"
         notes.append("size was minimized instead of latency")
     for text in idle(options, ops, rules, runtime):
         notes.append(text)
         job.clock.progress.note(text)
-    counted = [m for m in ("latency", "energy") if m == minimize or (m == "latency" and job.limits.max_latency)]
     found = []
-    for precision, whole in costs.problems.items():
-        of_precision, told = allowed, list(notes)
-        for counts in counted:
-            if counts == "energy" or costs.latency_from == "modelled":
-                of_precision, nothing = known(whole, of_precision, counts)
-                told += _unknown(counts, allowed, of_precision, nothing)
-        left = replace(whole, options={n: {c: whole.options[n][c] for c in of_precision[n]} for n in allowed})
+    for precision in costs.problems:
+        left, unknown = _left(job, costs, precision, allowed, minimize)
+        all_notes, place = (*notes, *unknown), folder / precision
         found.append(
-            Search(
-                job,
-                runtime,
-                exporter,
-                folder / precision,
-                options,
-                of_precision,
-                costs,
-                left,
-                precision,
-                key,
-                minimize,
-                tuple(told),
-                fresh,
-            )
+            Search(job, runtime, exporter, place, costs, left, precision, key, minimize, all_notes, bool(fresh))
         )
     return found
+
+
+def _left(
+    job: Job, costs: Costs, precision: FloatPrecision, allowed: Ladder, minimize: str
+) -> tuple[Problem, list[str]]:
+    """The program of what the rules allow and, where a model counts, knows; and what to tell of what it does not know:
+    choices that were left out, and layers that it has no number for at all."""
+    whole, left, told = costs.problems[precision], allowed, list[str]()
+    for measure in ("latency", "energy"):
+        counts = measure == minimize or (measure == "latency" and job.limits.max_latency)
+        if counts and (measure == "energy" or costs.latency_from == "modelled"):
+            left, nothing = known(whole, left, measure)
+            if out := dict.fromkeys(c for name, offered in allowed.items() for c in offered if c not in left[name]):
+                told.append(f"{', '.join(out)} was left out: its {measure} cannot be modelled")
+            if nothing:
+                more = f" and {len(nothing) - FEW} more" if len(nothing) > FEW else ""
+                told.append(f"the modelled {measure} is without that of {', '.join(nothing[:FEW])}{more}")
+    return replace(whole, options={n: {c: whole.options[n][c] for c in left[n]} for n in allowed}), told
 
 
 def _key_of_costs(job: Job, runtime: Runtime, options: Ladder) -> str:
@@ -284,13 +294,6 @@ def _origins(job: Job, costs: Costs) -> list[str]:
     return notes
 
 
-def _unknown(measure: str, before: Ladder, after: Ladder, nothing: Sequence[str]) -> list[str]:
-    """Says what a model does not know: choices that were left out, and layers that it has no number for at all."""
-    left_out = dict.fromkeys(c for name, offered in before.items() for c in offered if c not in after[name])
-    found = [f"{', '.join(left_out)} was left out: its {measure} cannot be modelled"] if left_out else []
-    return found + ([f"the modelled {measure} is without that of {listed(nothing)}"] if nothing else [])
-
-
 def float_seconds(search: Search) -> float | None:
     """What the float model is predicted to take in float32; None where no clock was read or a layer cannot be float."""
     if search.costs.latency_from != "measured":
@@ -298,12 +301,6 @@ def float_seconds(search: Search) -> float | None:
     floats = search.costs.problems["float32"]
     everywhere = dict.fromkeys(floats.options, FLOAT)
     return None if check(floats, everywhere) else cost_of(floats, everywhere)["latency"] or None
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """A few names, and how many more there are."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def cheapest(problem: Problem, minimize: str, caps: Mapping[str, float]) -> Solution:
