@@ -100,6 +100,10 @@ class Job(Aim):
     engine: Engine = LOCAL
 
     @property
+    def labels(self) -> Array | None:
+        return None if self.evaluation is None else self.evaluation.labels
+
+    @property
     def data(self) -> dict[str, Dataset]:
         """The samples by role."""
         return {"calibration": self.calibration_data} | ({"evaluation": self.evaluation} if self.evaluation else {})

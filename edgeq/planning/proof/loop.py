@@ -68,7 +68,7 @@ class Line:
         caps: by measure, the most that the next plan may be predicted to cost.
         bound: what no such plan has less of, of what is minimized; infinite where there is none.
         solution: that plan, once it was solved for.
-        eased: by measure, the limits that no plan is predicted to hold beside those before them.
+        eased: the limits that no plan is predicted to hold beside those before them.
         solved, attempts: what was solved for and proved.
         usual: what anyone would try first, by name, as long as it was not tried.
         open: whether another plan may be solved for.
@@ -81,7 +81,7 @@ class Line:
     usual: dict[str, dict[str, str]]
     bound: float | None = None
     solution: Solution | None = None
-    eased: dict[str, float] = field(default_factory=dict)
+    eased: set[str] = field(default_factory=set)
     solved: set[tuple[str, ...]] = field(default_factory=set)
     attempts: list[Attempt] = field(default_factory=list)
     open: bool = True
@@ -151,10 +151,10 @@ def look(book: Book, searches: Iterable[Search]) -> None:
             book.failed(search.runtime, error)
     while lines:
         hopes = [hope for number, line in lines.items() for hope in _hopes(book, number, line)]
-        why = {hope.number: _hopeless(book, lines[hope.number], hope) for hope in sorted(hopes, reverse=True)}
-        hope = min((one for one in hopes if not _hopeless(book, lines[one.number], one)), default=None)
+        why = {hope: _hopeless(book, lines[hope.number], hope) for hope in sorted(hopes)}
+        hope = next((one for one, text in why.items() if not text), None)
         if hope is None:
-            for number, text in why.items():
+            for number, text in {one.number: text for one, text in reversed(why.items())}.items():
                 _tell_passed(book, lines[number], text)
             break
         line = lines[hope.number]
@@ -282,32 +282,28 @@ def _solve(line: Line) -> None:
     try:
         line.solution = cheapest(search.problem, search.minimize, line.caps)
     except Infeasible as refused:
-        modelled = "latency" in refused.conflict and search.costs.latency_from == "modelled"
-        if modelled:
+        if "latency" in refused.conflict and search.costs.latency_from == "modelled":
             cause = f"{refused.cause} (the latency is modelled, not measured)"
             raise Infeasible(cause, refused.remedy, refused.least, refused.conflict) from refused
         if not refused.conflict:
             raise
         if not line.eased:
             line.notes.append(f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}")
-        line.caps, line.eased = _eased(line)
+        caps = _eased(line)
+        line.eased |= {measure for measure, cap in caps.items() if cap > line.caps[measure]}
+        line.caps = caps
         line.solution = cheapest(search.problem, search.minimize, line.caps)
 
 
-def _eased(line: Line) -> tuple[dict[str, float], dict[str, float]]:
+def _eased(line: Line) -> dict[str, float]:
     """The caps on size and latency, each as it is or else the least of any plan that holds those before it (see
-    `EASED`); and those that are not as they were. The loss gives way by itself (see `cheapest`)."""
+    `EASED`). The loss gives way by itself (see `cheapest`)."""
     caps: dict[str, float] = {}
-    eased: dict[str, float] = {}
     for measure in EASED:
         if measure in line.caps:
             best = solve(line.search.problem, minimize=measure, limits=caps, gap=NEAR).costs[measure]
-            caps[measure] = line.caps[measure]
-            if best > caps[measure]:
-                caps[measure] = best * (1 + SAME)
-                if measure != "loss":
-                    eased[measure] = caps[measure]
-    return {**caps, "loss": line.caps["loss"]}, eased
+            caps[measure] = line.caps[measure] if best <= line.caps[measure] else best * (1 + SAME)
+    return {**caps, "loss": line.caps["loss"]}
 
 
 def _prove(book: Book, line: Line, hope: Hope) -> None:

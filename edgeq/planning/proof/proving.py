@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.cache import Cache, Entry, cached, content_key, write_folder
-from edgeq.data.place import Place
+from edgeq.data.files import in_files
 from edgeq.devices import Candidate
 from edgeq.devices.device import Files
 from edgeq.engine import LOCAL
@@ -195,34 +194,11 @@ def _others_in_turns(search: Search) -> tuple[Made, Path]:
 
 
 def _sample_files(search: Search) -> Files | None:
-    """The evaluation data in files, linked or else written once: jobs are given links, not 300 MB for every proof. None
-    where they are given parts of it, or integers."""
-    data = search.evaluation
+    """The evaluation data in files: jobs are given links, not 300 MB for every proof. None where they are given parts
+    of it, or integers."""
     if search.job.engine is not LOCAL or search.runtime.io != "float":
         return None
-    folder = search.exporter.scratch / "samples" / data.sha256[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Path | Place] = {}
-    for number, name in enumerate(data.inputs):
-        place = _linked(data.places.get(name), folder / f"{number}.link")
-        found[name] = place or folder / f"{number}.npy"
-        if place is None and not (folder / f"{number}.npy").exists():
-            part = folder / f"{number}.part.npy"
-            np.save(part, data.inputs[name], allow_pickle=False)
-            part.replace(folder / f"{number}.npy")
-    return found
-
-
-def _linked(place: Place | None, link: Path) -> Place | None:
-    """The place in a link that stays when the file is replaced; None if there is none, or the file was written to since
-    it was read: what is in memory counts."""
-    if place is None:
-        return None
-    if not link.exists():
-        with contextlib.suppress(OSError):  # another file system, or links are not allowed
-            os.link(place.path, link)
-    kept = place._replace(path=link)
-    return kept if kept.unchanged() else None
+    return in_files(search.evaluation, search.exporter.scratch / "samples")
 
 
 def _in_turns(search: Search, choices: Choices) -> tuple[float, dict[str, float]] | None:
