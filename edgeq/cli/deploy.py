@@ -81,29 +81,36 @@ def deploy(
     if target is None or how["calibration"] is None:
         option = "--target" if target is None else "--calib"
         raise UsageError(f"{option} is missing", remedy=f"give {option}, or a plan with --plan")
-    held = limits_from(limits)
+    how |= {
+        "target": target,
+        "format": format.value,
+        "limits": limits_from(limits),
+        "device": device,
+        "profile": profile,
+        "io": None if io is None else "integer" if io is o.IoChoice.int8 else "float",
+        "smooth_quant": smooth_quant.value,
+        "plan": made,
+    }
+    return _build(shell, model, how, {"calibration": calib, "evaluation": evaluation})
+
+
+def _build(shell: Shell, model: str, how: dict[str, Any], told: dict[str, str | None]) -> int:
+    """Builds, and shows the report.
+
+    Args:
+        how: what `edgeq.deploy` is called with.
+        told: what of it the command line says of data; the plan says the rest.
+    """
     with shell.stages() as stages:
         from edgeq.cache import open_cache
         from edgeq.data.kept import begin_reading
 
-        for option, told, role in (("--calib", calib, "calibration"), ("--eval", evaluation, "evaluation")):
-            if how[role] != told:
+        for option, role in (("--calib", "calibration"), ("--eval", "evaluation")):
+            if how[role] != told[role]:
                 stages.note(f"{option} {how[role]}, as the plan says")
         # while the rest is imported
-        begin_reading({role: how[role] for role in ("calibration", "evaluation")}, open_cache())
+        begin_reading({"calibration": how["calibration"], "evaluation": how["evaluation"]}, open_cache())
         from edgeq.deploy import deploy as build
 
-        report = build(
-            model,
-            target=target,
-            format=format.value,
-            limits=held,
-            device=device,
-            profile=profile,
-            io=None if io is None else "integer" if io is o.IoChoice.int8 else "float",
-            smooth_quant=smooth_quant.value,
-            plan=made,
-            progress=stages,
-            **how,
-        )
-    return conclude(shell, report, out)
+        report = build(model, progress=stages, **how)
+    return conclude(shell, report, how["out"])

@@ -117,7 +117,27 @@ def plan(
         how["limits"] = limits_by_target(target, limits) if several else limits_from(limits)
     elif limits.max_drop or limits.max_latency or limits.max_size:
         raise UsageError("a front has no limits", remedy="leave --pareto or the limits away")
-    with shell.stages() as stages:
+    return _find(shell, out, model, how, pareto, {"name": engine, "workers": workers}, rules)
+
+
+def _find(
+    shell: Shell,
+    out: Path,
+    model: str,
+    how: dict[str, Any],
+    pareto: int | None,
+    engine: dict[str, Any],
+    rules: Path | None,
+) -> int:
+    """Plans for one target or several, or measures a front.
+
+    Args:
+        how: what finds it is called with.
+        pareto: points of a front.
+        engine: what `open_engine` is called with.
+        rules: their file.
+    """
+    with shell.stages() as how["progress"]:
         from edgeq.cache import open_cache
         from edgeq.data.kept import begin_reading
         from edgeq.files import refuse_unwritable
@@ -125,14 +145,14 @@ def plan(
         if pareto is not None and out.suffix == ".html":
             raise UsageError("that is the name of its page", where=str(out), remedy="give --out a name in .json")
         # a front or a fleet writes a plan for each of its members too, and a front a page
-        refuse_unwritable(out, f"{escape(out.stem)}.*" if several or pareto is not None else "")
-        begin_reading({"calibration": calib, "evaluation": evaluation}, open_cache())  # while the rest is imported
-        from edgeq.engine import open_engine
+        refuse_unwritable(out, f"{escape(out.stem)}.*" if "targets" in how or pareto is not None else "")
+        begin_reading({role: how[role] for role in ("calibration", "evaluation")}, open_cache())
+        from edgeq.engine import open_engine  # while the data is read
         from edgeq.plans.rules import read_rules
 
-        how |= {"rules": read_rules(rules) if rules else [], "progress": stages}
-        with open_engine(engine, workers) as how["engine"]:
-            if several:
+        how["rules"] = read_rules(rules) if rules else []
+        with open_engine(**engine) as how["engine"]:
+            if "targets" in how:
                 return plan_fleet(shell, out, model, how)
             if pareto is not None:
                 return plan_front(shell, out, model, pareto, how)
