@@ -10,7 +10,7 @@ from edgeq.devices import Candidate
 from edgeq.evaluation.measure import ends_of, fed, measure
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit, confirm
-from edgeq.planning.proof.describe import describe
+from edgeq.plans.describe import describe
 from edgeq.plans.plan import FloatPrecision, Plan, run_options
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model

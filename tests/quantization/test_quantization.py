@@ -15,7 +15,7 @@ from edgeq.model.graph import Node
 from edgeq.model.operators import operator_of
 from edgeq.model.ops import WEIGHTED, channel_axis_of_output
 from edgeq.numerics.fake import fake_quantize
-from edgeq.planning.proof.describe import describe
+from edgeq.plans.describe import describe
 from edgeq.plans.plan import Plan
 from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.quantize import quantize_model

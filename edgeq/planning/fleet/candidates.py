@@ -303,10 +303,10 @@ def _of_all(search: Search, runtime: Runtime, others: Sequence[Job], shop: Works
         for other in others
         if (reader := _reader(runtime, other)) is not None and not refusal(runtime, reader, search.precision)
     ]
-    left = {name: tuple(offered) for name, offered in search.allowed.items()}
+    left = search.allowed
     for _, reader in readers:
         left = offered_too(search.job.model, runtime, reader, left)
-    if left == {name: tuple(offered) for name, offered in search.allowed.items()} or not all(left.values()):
+    if left == search.allowed or not all(left.values()):
         return None
     problem = search.problem
     options = {name: {choice: problem.options[name][choice] for choice in left[name]} for name in problem.options}

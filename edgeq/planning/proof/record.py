@@ -8,10 +8,10 @@ from edgeq.errors import UnsupportedError
 from edgeq.planning.costs.estimates import asked_of_vela
 from edgeq.planning.costs.memory import peak_memory
 from edgeq.planning.costs.vela import estimate
-from edgeq.planning.proof.describe import describe
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.search import Search
 from edgeq.planning.solver.problem import Change, changes_of
+from edgeq.plans.describe import describe
 from edgeq.plans.plan import Compiled, Condition, Conversion, Plan, Planned
 from edgeq.records.wording import seconds_text
 
