@@ -8,6 +8,7 @@ from pathlib import Path
 from edgeq.devices import Candidate, open_device
 from edgeq.errors import UsageError
 from edgeq.files import LOCK_NAME
+from edgeq.formats import FORMATS
 from edgeq.lock import (
     GOLDEN_NAME,
     Damaged,
@@ -107,13 +108,14 @@ def verify(build: str | Path, *, device: str | None = None, progress: Progress |
             damaged[error.where] = error.cause
             unchecked[form] = f"{error.where} is not what was built"
             continue
-        missing = [name for name in broken if name in _files(plan)]
+        missing = [name for name in broken if name in FORMATS[plan.format].files]
         if golden is None or missing:
             unchecked[form] = f"{missing[0] if missing else GOLDEN_NAME} is not what was built"
             continue
         with clock.stage(f"verify {form}") as steps:
             where = open_device(device or kept.device)
-            artifact = Candidate(folder / _files(plan)[0], plan.runtime, run_options(plan.float_precision))
+            first = folder / FORMATS[plan.format].files[0]
+            artifact = Candidate(first, plan.runtime, run_options(plan.float_precision))
             measured = where.outputs(artifact, golden.inputs, steps)
         try:
             drifts[form] = drift(golden.outputs[form], measured, golden.steps[form])
@@ -148,7 +150,3 @@ def _unreadable_report(folder: Path) -> dict[str, str]:
         return {} if isinstance(read_json(path, "a report", ""), dict) else {path.name: "is not a report"}
     except UsageError as error:
         return {path.name: error.cause}
-
-
-def _files(plan: Plan) -> list[str]:
-    return {"onnx": ["model.onnx"], "openvino": ["model.xml", "model.bin"], "tflite": ["model.tflite"]}[plan.format]

@@ -18,11 +18,11 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.calibration import Calibration
-from edgeq.devices import worker
 from edgeq.export.artifact import Exporter
 from edgeq.export.stored import Stored
 from edgeq.frontends.load import load
 from edgeq.model.model import Model
+from edgeq.on_device import worker
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime

@@ -11,6 +11,7 @@ import edgeq
 ROOT = Path(edgeq.__file__).parent
 
 ORDER = [
+    "on_device",
     "version",
     "errors",
     "visible",
@@ -26,6 +27,8 @@ ORDER = [
     "limits",
     "cache",
     "data",
+    "formats",
+    "runtimes",
     "registry",
     "lock",
     "model",
@@ -34,7 +37,6 @@ ORDER = [
     "calibration",
     "lowering",
     "quantization",
-    "runtimes",
     "devices",
     "export",
     "evaluation",

@@ -35,7 +35,7 @@ def deploy(
         ),
     ] = None,
     evaluation: o.Evaluation = None,
-    format: Annotated[o.FormatChoice, typer.Option(help="What to build: the best, all, or one.")] = o.FormatChoice.auto,
+    format: o.FormatName = "auto",
     device: o.DeviceName = None,
     profile: o.ProfileName = None,
     threads: o.Threads = 1,
@@ -72,7 +72,7 @@ def deploy(
 
         if is_fleet(plan):
             alone = {"--target": target, "--device": device, "--profile": profile, "--io": io}
-            alone["--format"] = None if format is o.FormatChoice.auto else format
+            alone["--format"] = None if format == "auto" else format
             alone["--smooth-quant"] = None if smooth_quant is o.SmoothChoice.auto else smooth_quant
             return deploy_fleet(shell, model, plan, alone, limits, how)
         made = read_plan(plan)
@@ -83,7 +83,7 @@ def deploy(
         raise UsageError(f"{option} is missing", remedy=f"give {option}, or a plan with --plan")
     how |= {
         "target": target,
-        "format": format.value,
+        "format": format,
         "limits": limits_from(limits),
         "device": device,
         "profile": profile,

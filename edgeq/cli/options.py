@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from edgeq.formats import FORMATS
+
 _MODEL = "Model"
 _DATA = "Data"
 _RUN = "Where and how it runs"
@@ -197,14 +199,20 @@ class BuildLimits(PlanLimits):
     allow_slower: AllowSlower = False
 
 
-class FormatChoice(str, Enum):
-    """What to build: the target's best format, all of its formats, or one."""
+def _known_format(name: str) -> str:
+    if name not in ("auto", "all", *FORMATS):
+        raise typer.BadParameter(f"{name!r} is not one of auto, all, {', '.join(FORMATS)}.")
+    return name
 
-    auto = "auto"
-    all = "all"
-    onnx = "onnx"
-    openvino = "openvino"
-    tflite = "tflite"
+
+FormatName = Annotated[
+    str,
+    typer.Option(
+        metavar=f"[auto|all|{'|'.join(FORMATS)}]",
+        callback=_known_format,
+        help="The best format of the target, all of its formats, or one.",
+    ),
+]
 
 
 class IoChoice(str, Enum):

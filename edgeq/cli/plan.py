@@ -66,7 +66,7 @@ def plan(
         Path | None,
         typer.Option(metavar="PLAN", help="Cost an edited plan anew, without a build; nothing else is done."),
     ] = None,
-    format: Annotated[o.FormatChoice, typer.Option(help="Plan for the best format, or for one.")] = o.FormatChoice.auto,
+    format: o.FormatName = "auto",
     device: o.DeviceName = None,
     profile: o.ProfileName = None,
     threads: o.Threads = 1,
@@ -106,7 +106,7 @@ def plan(
     how: dict[str, Any] = {
         "calibration": calib,
         "evaluation": evaluation,
-        "format": format.value,
+        "format": format,
         "threads": threads,
         "smooth_quant": smooth_quant.value,
         "minimize": minimize.value,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgeq.devices.device import Device
-from edgeq.devices.worker import ISA
+from edgeq.on_device.worker import ISA
 from edgeq.registry.load import load_target, target_names
 from edgeq.registry.schema import Target
 

@@ -12,13 +12,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
-from edgeq.devices.device import WORKER, Device, Exit
+from edgeq.devices.device import Device
+from edgeq.devices.link import WORKER, Exit, PythonWorker
 from edgeq.errors import UsageError
-from edgeq.registry.schema import RuntimeName
-from edgeq.runtimes import RuntimeInfo
+from edgeq.runtimes import runtime
 
 PATIENCE = 20.0
 """Minutes that a worker may say nothing. It tells of every call, so that loading and one call fit in."""
@@ -126,29 +125,22 @@ class _Listener:
                 return
 
 
-def run_here(command: Sequence[str], folder: Path, on_line: Callable[[str], None]) -> Exit:
-    """Run a worker.
-
-    Args:
-        command: what to put before `worker.py job.json`.
-        folder: the job's, see `Run`.
-        on_line: receives each line of the child's output.
-    """
-    return Child([*command, "worker.py", "job.json"], folder).follow(on_line)
+def run_here(folder: Path, command: Sequence[str], on_line: Callable[[str], None]) -> Exit:
+    """The link to this machine: a process in the job's own folder."""
+    return Child(command, folder).follow(on_line)
 
 
-def start_here(name: RuntimeName) -> Child:
+def start_here(name: str) -> Child:
     """A worker that imports a runtime and waits for a job."""
-    return Child([sys.executable, str(WORKER), "--ahead", name])
+    return Child([sys.executable, str(WORKER), "--ahead", str(runtime(name).on_device)])
 
 
-def open_local() -> Device:
-    """This machine, with the Python and the packages that edgeq itself runs on."""
-    return Device(
-        name="local",
-        emulated=False,
-        run=partial(run_here, [sys.executable]),
-        missing=RuntimeInfo.missing,
-        shares_host=True,
-        start=start_here,
-    )
+def open_local(rest: str = "") -> Device:
+    """This machine, with the Python and the packages that edgeq itself runs on.
+
+    Raises:
+        UsageError: more than its name was given.
+    """
+    if rest:
+        raise UsageError(f"this machine is called `local`, without {rest!r}")
+    return Device("local", False, run_here, runner=PythonWorker([sys.executable]), shares_host=True, start=start_here)

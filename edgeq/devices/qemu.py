@@ -14,10 +14,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from edgeq.devices.device import Device
+from edgeq.devices.link import PythonWorker
 from edgeq.devices.local import run_here
 from edgeq.errors import DeviceError, UsageError
 from edgeq.runtimes import RUNTIMES, RuntimeInfo
@@ -151,8 +151,9 @@ def device_on(machine: Machine, cpu: str) -> Device:
     return Device(
         name=f"{machine.kind}:{cpu}",
         emulated=True,
-        run=partial(run_here, machine.python(cpu)),
+        link=run_here,
         missing=missing,
+        runner=PythonWorker(machine.python(cpu)),
         facts=told,
         shares_host=True,
     )

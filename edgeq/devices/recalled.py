@@ -11,18 +11,17 @@ import numpy as np
 
 from edgeq.cache import Cache, Entry, cached, content_key
 from edgeq.devices.device import Device
-from edgeq.devices.worker import describe_cpu, usable_cores
-from edgeq.registry.schema import RuntimeName
+from edgeq.on_device.worker import describe_cpu, usable_cores
 from edgeq.runtimes import runtime
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever the worker's account of its environment changes."""
 
 _HEEDED = ("ONEDNN_", "DNNL_", "ORT_", "OPENVINO_", "OV_", "XNNPACK_")
 """How the variables begin by which runtimes choose their kernels."""
 
 
-def ask_once(device: Device, name: RuntimeName, cache: Cache) -> None:
+def ask_once(device: Device, name: str, cache: Cache) -> None:
     """Lets a device know its environment, from an earlier run's if it is this machine and nothing of that has changed.
 
     Raises:

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgeq.devices import Candidate, Device
-from edgeq.devices.device import Inputs
+from edgeq.devices import Candidate, Device, Inputs
 from edgeq.progress import Progress
 
 TURNS = 12

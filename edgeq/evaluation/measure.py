@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.data.dataset import Dataset, show_shape
-from edgeq.devices import Candidate, Device
-from edgeq.devices.device import Files
+from edgeq.devices import Candidate, Device, Files
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError, UnsupportedError
 from edgeq.evaluation.accuracy import compare

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from edgeq.export.artifact import Converted, read_artifact, write_artifact
+from edgeq.export.artifact import read_artifact, write_artifact
 from edgeq.export.audit import audit
 from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
@@ -25,7 +25,7 @@ class Written(NamedTuple):
     content: list[bytes] | None
 
 
-def write_for(model: Model, quantized: Quantized, conversion: Converted, place: Path | None) -> Written:
+def write_for(model: Model, quantized: Quantized, conversion: Any, place: Path | None) -> Written:
     """Writes an artefact and audits it: in a worker.
 
     Args:

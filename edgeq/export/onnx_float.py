@@ -24,7 +24,7 @@ class FloatOnnx:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process, as the cache keeps it."""
-        from edgeq.export.kept_onnx import pack, unpack
+        from edgeq.export.onnx_format import pack, unpack
 
         return unpack, (pack(self),)
 

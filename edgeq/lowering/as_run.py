@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from edgeq.formats import FORMATS
 from edgeq.lowering.boundaries import Edge
 from edgeq.lowering.choices import Ladder
 from edgeq.lowering.form import form
@@ -28,7 +29,7 @@ def as_run(
         choices: by group name, those of the plan.
     """
     found = dict(choices)
-    if runtime.format == "tflite":
+    if not FORMATS[runtime.format].pairs:
         return found
     producers = {edge.tensor: None if edge.float_anyway else edge.producer for edge in edges}
     readers = {edge.producer: edge.readers for edge in edges}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from edgeq.formats import FORMATS
 from edgeq.numerics.scheme import DType, Granularity, Scheme, Symmetry
 from edgeq.registry import figures as known
+from edgeq.runtimes import NOT_RUN, RUNTIMES
 
 OpClass = Literal[
     "conv1d", "conv2d", "conv3d", "depthwise_conv2d", "conv_transpose2d", "linear", "matmul",
@@ -15,8 +19,20 @@ OpClass = Literal[
     "leaky_relu", "prelu", "softmax", "layer_norm", "max_pool2d", "avg_pool2d", "mean",
     "concat", "pad", "reshape", "transpose", "slice", "resize_nearest", "resize_bilinear", "embedding",
 ]  # fmt: skip
-Format = Literal["onnx", "openvino", "tflite"]
-RuntimeName = Literal["onnxruntime", "openvino", "litert", "tflite-micro", "onnxruntime-qnn", "tensorrt", "vela"]
+
+
+def _one_of(known: Collection[str]) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if name not in known:
+            expected = ", ".join(map(repr, known))
+            raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+        return name
+
+    return check
+
+
+Format = Annotated[str, AfterValidator(_one_of(FORMATS))]
+RuntimeName = Annotated[str, AfterValidator(lambda name: _one_of([*RUNTIMES, *NOT_RUN])(name))]
 
 
 _FLOATS = ("float16", "bfloat16", "float32")
@@ -142,7 +158,7 @@ class Runtime(_Strict):
 
 
 class Cpu(_Strict):
-    """Instruction set extensions, by the names of `edgeq.devices.worker.ISA`, that tell a target's CPUs from others."""
+    """Instruction sets that tell a target's CPUs from others, by the names of `edgeq.on_device.worker.ISA`."""
 
     has: list[str] = []
     lacks: list[str] = []

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeq.data.dataset import Dataset
-from edgeq.devices import Candidate
-from edgeq.devices.device import Inputs
+from edgeq.devices import Candidate, Inputs
 from edgeq.errors import EdgeqError
 from edgeq.files import atomic_write, sha256_file, write_json
 from edgeq.lock import Golden, versions_now, write_lock

@@ -6,9 +6,12 @@ from edgeq.errors import UsageError
 from edgeq.runtimes import litert, onnxruntime, openvino
 from edgeq.runtimes.info import RuntimeInfo
 
-__all__ = ["RUNTIMES", "RuntimeInfo", "runtime"]
+__all__ = ["NOT_RUN", "RUNTIMES", "RuntimeInfo", "runtime"]
 
 RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in (onnxruntime.INFO, openvino.INFO, litert.INFO)}
+
+NOT_RUN = ("tflite-micro", "onnxruntime-qnn", "tensorrt", "vela")
+"""Runtimes that files are written for, and that nothing is run in here."""
 
 
 def runtime(name: str) -> RuntimeInfo:

@@ -1,44 +1,44 @@
-"""What the host knows about a runtime: data, and functions that read what the runtime said."""
+"""What the host knows about a runtime: data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from edgeq.errors import DeviceError, MissingExtraError
-from edgeq.records.schema import Placement
-from edgeq.registry.schema import RuntimeName
 
-Row = Mapping[str, Any]
-"""One operator as the worker's `placement` task reports it; the fields differ by runtime."""
+
+def stands_alone(path: Path) -> list[Path]:
+    """The further files of a model file that has none."""
+    return []
 
 
 @dataclass(frozen=True)
 class RuntimeInfo:
-    """One runtime, as the host sees it. The code that calls it is in the worker.
+    """One runtime, as the host sees it (docs/runtimes.md).
 
     Attributes:
-        name: as in target files and worker jobs.
+        name: as in target files.
         distribution: the package to install; its modules are `modules`, any one of which will do.
-        extra: the extra of edgeq that brings it, or None where edgeq itself depends on it.
+        extra: the extra of edgeq that brings it, or None where edgeq itself depends on it, or it is another's.
         suffixes: of the files it loads, its own format first.
+        on_device: the file that calls it, which is copied to a device beside the worker (see `edgeq.on_device.worker`).
         companions: the further files that a model file needs beside it.
-        baselines: float variants by name, as worker options, given what `environment` said of the device.
-        placements: operators as the report shows them, from the worker's rows.
+        precisions: of what stays in float, each with the word that the runtime's account of a device's capabilities has
+            where it is served; empty for one that any device serves.
     """
 
-    name: RuntimeName
+    name: str
     distribution: str
     modules: tuple[str, ...]
     extra: str | None
     suffixes: tuple[str, ...]
-    companions: Callable[[Path], list[Path]]
-    baselines: Callable[[Mapping[str, str]], dict[str, dict[str, str]]]
-    placements: Callable[[Sequence[Row]], list[Placement]]
+    on_device: Path
+    companions: Callable[[Path], list[Path]] = stands_alone
+    precisions: Mapping[str, str] = field(default_factory=lambda: {"float32": ""})
 
     def available(self) -> bool:
         """Whether it is installed here."""
@@ -59,3 +59,12 @@ class RuntimeInfo:
             f"this needs the package {self.distribution!r}, which is not installed",
             remedy=f"pip install {self.distribution}",
         )
+
+    def baselines(self, environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """Float variants by name, as options of an artefact.
+
+        Args:
+            environment: what it said of the device.
+        """
+        has = environment.get("capabilities", "").split()
+        return {name: {"precision": name} for name, word in self.precisions.items() if not word or word in has}

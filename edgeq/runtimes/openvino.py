@@ -1,56 +1,17 @@
-"""OpenVINO: the compiled execution graph names each kernel and the precision that it runs in."""
+"""OpenVINO."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from edgeq import on_device
 from edgeq.errors import MissingExtraError
 from edgeq.reading import within
-from edgeq.records.schema import Placement
 from edgeq.runtimes import onnxruntime
-from edgeq.runtimes.info import Row, RuntimeInfo
-
-_INTEGERS = frozenset({"i4", "u4", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"})
-_WEIGHTED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
-_FLOAT_KERNELS = ("_f32", "_bf16", "_f16")
-_CONVERSIONS_AND_MOVES = frozenset(
-    {"Broadcast", "Concatenation", "Convert", "FakeQuantize", "Gather", "Pad", "Reorder", "Reshape", "ShapeOf", "Split",
-     "StridedSlice", "Tile", "Transpose", "MemoryInput", "MemoryOutput"}
-)  # fmt: skip
-
-
-def integer(op: str, precision: str, kernel: str) -> bool | None:
-    """Whether a node computed on integers; None where it only moves or converts data.
-
-    Args:
-        op: `layerType` of the execution graph.
-        precision: its `runtimePrecision`, that of one of the node's inputs: of a product with compressed weights that
-            of the weights, although the kernel is one of floats.
-        kernel: its `primitiveType`, such as `brgemm_avx512_f32`.
-    """
-    if op in _CONVERSIONS_AND_MOVES:
-        return None
-    if op in _WEIGHTED and kernel.endswith(_FLOAT_KERNELS):
-        return False
-    return precision in _INTEGERS
-
-
-def placements(rows: Sequence[Row]) -> list[Placement]:
-    """Nodes of an OpenVINO execution graph: `where` is the plugin and the kernel with its precision."""
-    return [
-        Placement(
-            name=row["name"],
-            op=row["op"],
-            where=f"CPU {row['kernel']}",
-            integer=integer(row["op"], row["precision"], row["kernel"]),
-            microseconds=row["microseconds"],
-        )
-        for row in rows
-    ]
+from edgeq.runtimes.info import RuntimeInfo
 
 
 def companions(path: Path) -> list[Path]:
@@ -58,13 +19,6 @@ def companions(path: Path) -> list[Path]:
     if path.suffix == ".xml":
         return [within(path.parent, path.with_suffix(".bin").name, str(path))]
     return onnxruntime.companions(path)
-
-
-def baselines(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Float variants: float32, and the reduced precisions that the device's CPU has arithmetic for."""
-    has = environment.get("capabilities", "").split()
-    names = ["float32"] + [name for name, flag in (("bfloat16", "BF16"), ("float16", "FP16")) if flag in has]
-    return {name: {"precision": name} for name in names}
 
 
 _importing = Lock()
@@ -99,7 +53,7 @@ INFO = RuntimeInfo(
     modules=("openvino",),
     extra="openvino",
     suffixes=(".xml", ".onnx"),
+    on_device=on_device.FOLDER / "openvino.py",
     companions=companions,
-    baselines=baselines,
-    placements=placements,
+    precisions={"float32": "", "bfloat16": "BF16", "float16": "FP16"},
 )

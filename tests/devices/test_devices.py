@@ -9,7 +9,6 @@ import sys
 import tempfile
 import textwrap
 import time
-from functools import partial
 from pathlib import Path
 
 import device_models as models
@@ -20,7 +19,8 @@ import torch
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.data.stored import stored_arrays
-from edgeq.devices import Candidate, Device, device, device_status, open_device, qemu, workers_ahead
+from edgeq.devices import Candidate, Device, device_status, link, open_device, qemu, workers_ahead
+from edgeq.devices.link import PythonWorker
 from edgeq.devices.local import run_here
 from edgeq.devices.setup import renamed_sources, set_up
 from edgeq.errors import DeviceError, MissingExtraError, UsageError
@@ -28,7 +28,7 @@ from edgeq.export.artifact import Exporter
 from edgeq.frontends.load import load
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
-from edgeq.runtimes import RUNTIMES, RuntimeInfo, runtime
+from edgeq.runtimes import RUNTIMES, runtime
 
 pytest.importorskip("openvino")
 pytest.importorskip("ai_edge_litert")
@@ -214,7 +214,7 @@ def test_a_crashed_worker_is_a_device_error(
 ) -> None:
     worker = tmp_path / "crashing.py"
     worker.write_text(code)
-    monkeypatch.setattr(device, "WORKER", worker)
+    monkeypatch.setattr(link, "WORKER", worker)
     with pytest.raises(DeviceError, match=told) as caught:
         open_device("local").interface(quantized)
     assert caught.value.remedy
@@ -274,7 +274,7 @@ def test_a_missing_runtime_names_the_package(tmp_path: Path, name: str) -> None:
         f"import runpy, sys\nfor m in {info.modules!r}: sys.modules[m] = None\n"
         "sys.argv = sys.argv[1:]\nsys.exit(runpy.run_path(sys.argv[0], run_name='__main__'))\n"
     )
-    bare = Device("bare", False, partial(run_here, [sys.executable, str(start)]), RuntimeInfo.missing)
+    bare = Device("bare", False, run_here, runner=PythonWorker([sys.executable, str(start)]))
     with pytest.raises(DeviceError, match=info.distribution) as caught:
         bare.environment(info.name)
     assert isinstance(caught.value, MissingExtraError) == (info.extra is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 
 from edgeq.cache import Cache
 from edgeq.devices import Device, open_device, recalled
-from edgeq.devices.device import Exit
+from edgeq.devices.link import Exit
 from edgeq.devices.recalled import ask_once
 from edgeq.errors import DeviceError
 
@@ -20,11 +20,11 @@ def counting(**changes: object) -> tuple[Device, list[Path]]:
     jobs: list[Path] = []
     local = open_device("local")
 
-    def run(folder: Path, on_line: Callable[[str], None]) -> Exit:
+    def link(folder: Path, command: Sequence[str], on_line: Callable[[str], None]) -> Exit:
         jobs.append(folder)
-        return local.run(folder, on_line)
+        return local.link(folder, command, on_line)
 
-    return replace(local, run=run, **changes), jobs
+    return replace(local, link=link, **changes), jobs
 
 
 def test_a_later_run_knows_what_an_earlier_one_was_told(tmp_path: Path) -> None:
@@ -61,12 +61,12 @@ def test_other_machines_are_always_asked(tmp_path: Path) -> None:
 
 
 def test_a_runtime_that_is_missing_is_no_answer(tmp_path: Path) -> None:
-    def missing(folder: Path, on_line: Callable[[str], None]) -> Exit:
+    def missing(folder: Path, command: Sequence[str], on_line: Callable[[str], None]) -> Exit:
         (folder / "result.json").write_text('{"error": {"kind": "missing", "message": "none", "artifact": null}}')
         return Exit(1, "")
 
     with pytest.raises(DeviceError):
-        ask_once(replace(open_device("local"), run=missing), "onnxruntime", Cache(tmp_path))
+        ask_once(replace(open_device("local"), link=missing), "onnxruntime", Cache(tmp_path))
     later, jobs = counting()
     ask_once(later, "onnxruntime", Cache(tmp_path))
     assert len(jobs) == 1

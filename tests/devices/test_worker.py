@@ -19,8 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.devices import worker
-from edgeq.devices.device import WORKER
+from edgeq.devices.link import WORKER
+from edgeq.on_device import FOLDER, worker
+from edgeq.on_device.openvino import mean_of_later
+from edgeq.runtimes import RUNTIMES
 
 pytest.importorskip("openvino")
 pytest.importorskip("ai_edge_litert")
@@ -32,7 +34,7 @@ def onnx_model(tmp_path: Path) -> Path:
 
 
 def run_job(folder: Path, task: str, runtime: str, **fields: Any) -> dict[str, Any]:
-    job = {"runtime": runtime, "task": task, "threads": 1, "artifacts": {}, **fields}
+    job = {"runtime": on_device(runtime), "task": task, "threads": 1, "artifacts": {}, **fields}
     (folder / "job.json").write_text(json.dumps(job))
     command = [sys.executable, str(WORKER), str(folder / "job.json")]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
@@ -40,6 +42,10 @@ def run_job(folder: Path, task: str, runtime: str, **fields: Any) -> dict[str, A
     assert done.returncode == (1 if "error" in result else 0), done.stderr
     result["stdout"] = done.stdout
     return result
+
+
+def on_device(runtime: str) -> str:
+    return str(RUNTIMES[runtime].on_device)
 
 
 def stage(folder: Path, **arrays: Any) -> dict[str, str]:
@@ -55,13 +61,14 @@ def artifact(path: Path, inputs: dict[str, str], **options: str) -> dict[str, An
 def test_openvino_reports_nothing_and_leaves_nothing_in_the_home(tmp_path: Path) -> None:
     # under CI it keeps quiet by itself
     bare = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    (tmp_path / "job.json").write_text('{"runtime": "openvino", "task": "environment", "threads": 1, "artifacts": {}}')
+    job = {"runtime": on_device("openvino"), "task": "environment", "threads": 1, "artifacts": {}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
     subprocess.run([sys.executable, str(WORKER), str(tmp_path / "job.json")], env=bare, check=True)
     assert {file.name for file in tmp_path.iterdir()} == {"job.json", "result.json"}
 
 
 def test_what_a_worker_sets_for_itself_is_not_set_for_those_who_import_it() -> None:
-    code = "import os; before = dict(os.environ); import edgeq.devices.worker; print(dict(os.environ) == before)"
+    code = "import os; before = dict(os.environ); import edgeq.on_device.worker; print(dict(os.environ) == before)"
     code = f"import edgeq; {code}"  # which sets what it wants to be set
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"]
@@ -69,9 +76,9 @@ def test_what_a_worker_sets_for_itself_is_not_set_for_those_who_import_it() -> N
 
 def test_started_ahead_it_does_the_job_that_it_is_told_of_or_none(tmp_path: Path, onnx_model: Path) -> None:
     inputs = stage(tmp_path, a=models.samples(7, 1), b=models.samples(7, 2))
-    job = {"runtime": "onnxruntime", "task": "outputs", "threads": 1, "artifacts": {"a": artifact(onnx_model, inputs)}}
+    job = {"runtime": "", "task": "outputs", "threads": 1, "artifacts": {"a": artifact(onnx_model, inputs)}}
     (tmp_path / "job.json").write_text(json.dumps({**job, "stop_at_eof": True}))
-    ahead = [sys.executable, str(WORKER), "--ahead", "onnxruntime"]
+    ahead = [sys.executable, str(WORKER), "--ahead", on_device("onnxruntime")]
     done = subprocess.run(ahead, input="", capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     child = subprocess.Popen(ahead, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -88,21 +95,22 @@ def test_what_lies_beside_it_is_not_imported(tmp_path: Path) -> None:
     shutil.copy(WORKER, tmp_path)
     for module in ("numpy", "onnxruntime"):
         (tmp_path / f"{module}.py").write_text("raise SystemExit('not meant')")
-    (tmp_path / "job.json").write_text(
-        '{"runtime": "onnxruntime", "task": "environment", "threads": 1, "artifacts": {}}'
-    )
+    shutil.copy(on_device("onnxruntime"), tmp_path / "known.py")
+    job = {"runtime": "known.py", "task": "environment", "threads": 1, "artifacts": {}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
     subprocess.run([sys.executable, "worker.py", "job.json"], cwd=tmp_path, check=True)
     assert "environment" in json.loads((tmp_path / "result.json").read_text())
 
 
-def test_speaks_python_3_8_and_knows_nothing_of_edgeq() -> None:
-    source = WORKER.read_text(encoding="utf-8")
-    tree = ast.parse(source, feature_version=(3, 8))
+@pytest.mark.parametrize("file", FOLDER.glob("*.py"), ids=lambda file: file.name)
+def test_speaks_python_3_8_and_knows_nothing_else_of_edgeq(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 8))
     imported = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    tops = {name.split(".")[0] for name in imported}
-    assert "edgeq" not in tops
-    assert tops - set(sys.stdlib_module_names) == {"numpy"}
+    assert {name for name in imported if name.split(".")[0] not in sys.stdlib_module_names} <= {
+        "numpy",
+        *(() if file == WORKER else ("edgeq.on_device.worker",)),
+    }
 
 
 @pytest.mark.parametrize("threads", [1, 3], ids=["one by one", "side by side"])
@@ -234,7 +242,7 @@ def test_openvino_runs_in_float32_unless_asked(tmp_path: Path, onnx_model: Path)
         job = {"m": artifact(onnx_model, files, precision=precision)}
         result = run_job(tmp_path, "placement", "openvino", artifacts=job, runs=2)
         if flag in told:
-            assert ("bf16" in {r["precision"] for r in result["rows"]["m"]}) == (precision == "bfloat16")
+            assert ("bf16" in {r["where"].rpartition("_")[2] for r in result["rows"]["m"]}) == (precision == "bfloat16")
         else:
             assert "no bfloat16" in result["error"]["message"]
 
@@ -259,7 +267,7 @@ def test_means_of_openvino_without_its_first_calls(later: list[float], slower: f
     """Whole microseconds are all that OpenVINO gives; what is left of the first, slower calls is the cut's error."""
     first = [slower * later[0]] * 5
     told = [float(int(np.mean(times))) for times in (first, [*first, *later])]
-    found = worker.mean_of_later(told[1], 5 + len(later), told[0], 5)
+    found = mean_of_later(told[1], 5 + len(later), told[0], 5)
     assert found == pytest.approx(np.mean(later), abs=0.5 * (10 + len(later)) / len(later) + 1e-6)
 
 
@@ -323,12 +331,14 @@ def test_a_broken_artifact_is_the_runtimes_message_in_one_line(tmp_path: Path, r
 def test_models_that_are_loaded_side_by_side_do_not_wait_for_one_another() -> None:
     """Eight threads ask OpenVINO for a NumPy type at the same moment, and change places all the time."""
     code = (
-        "import os, sys, threading, openvino; from edgeq.devices import worker; sys.setswitchinterval(1e-6); "
+        "import sys, threading; from edgeq.on_device import openvino, worker; sys.setswitchinterval(1e-6); "
         "met = threading.Barrier(8); worker.usable_cores = lambda: 8; "
-        "worker.LOADERS['openvino'] = lambda *_: (met.wait(), openvino.Type.f32.to_dtype()); "
+        "ov = openvino.RUNTIME.find()[0]; "
+        "runtime = openvino.RUNTIME._replace(load=lambda *_: (met.wait(), ov.Type.f32.to_dtype())); "
         "one = {'path': '', 'options': {}}; "
-        "job = {'runtime': 'openvino', 'task': 'latency', 'artifacts': {str(i): one for i in range(8)}}; "
-        "print(len([load() for load in worker.loading(job, worker.Setting(1, 1, True, False)).values()]))"
+        "job = {'task': 'latency', 'artifacts': {str(i): one for i in range(8)}}; "
+        "how = worker.Setting(1, 1, True, False); "
+        "print(len([load() for load in worker.loading(job, runtime, how).values()]))"
     )
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

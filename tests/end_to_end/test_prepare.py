@@ -12,9 +12,9 @@ from edgeq.cache import Cache
 from edgeq.case import Case
 from edgeq.data.dataset import make_dataset
 from edgeq.devices import Device
-from edgeq.devices.device import Exit
+from edgeq.devices.link import Exit
 from edgeq.errors import DeviceError, UsageError
-from edgeq.export import kept_onnx, kept_tflite
+from edgeq.export import onnx_format, tflite_format
 from edgeq.frontends.load import load
 from edgeq.limits import Limits
 from edgeq.lowering.assign import assign
@@ -50,7 +50,7 @@ def emulated() -> Device:
     def nothing_runs(*_: object) -> Exit:
         raise refuses()
 
-    return Device(name="slow", emulated=True, run=nothing_runs, missing=refuses)
+    return Device(name="slow", emulated=True, link=nothing_runs, missing=refuses)
 
 
 def test_aims_share_what_does_not_depend_on_them(case: Case) -> None:
@@ -141,7 +141,7 @@ def test_a_prepared_model_carries_calibration_samples(case: Case) -> None:
     assert [x.shape for x in job.model.example] == [x.shape for x in traced.example]
     assert all(np.array_equal(x, first[s.name]) for s, x in zip(job.model.inputs, job.model.example, strict=True))
     assert job.model.fingerprint == traced.fingerprint
-    assert kept_onnx.key(job.model) != kept_onnx.key(traced) and kept_tflite.key(job.model) != kept_tflite.key(traced)
+    assert all(form.key(job.model) != form.key(traced) for form in (onnx_format, tflite_format))
 
 
 def test_few_samples_are_repeated_for_a_larger_example(case: Case) -> None:

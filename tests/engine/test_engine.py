@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -404,11 +404,11 @@ def test_answers_are_the_same_whoever_shares_the_samples_out(engine: Engine, fil
     device = open_device("local")
     jobs: list[str] = []
 
-    def counted(folder: Path, on_line: Callable[[str], None]) -> object:
+    def counted(folder: Path, command: Sequence[str], on_line: Callable[[str], None]) -> object:
         jobs.append(folder.name)
-        return device.run(folder, on_line)
+        return device.link(folder, command, on_line)
 
-    watched: Device = replace(device, run=counted)  # type: ignore[arg-type]
+    watched: Device = replace(device, link=counted)  # type: ignore[arg-type]
     given = (data, reference, ends, Silent())
     alone = answers(Candidate(path, runtime.name), watched, *given)
     assert len(jobs) == 1

@@ -25,8 +25,7 @@ from torch import nn
 from edgeq.cli.app import run
 from edgeq.data.place import Place
 from edgeq.deploy import deploy
-from edgeq.devices import Candidate, Device
-from edgeq.devices.device import Files
+from edgeq.devices import Candidate, Device, Files
 from edgeq.errors import GateError, UsageError
 from edgeq.frontends.load import load
 from edgeq.limits import Limits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,8 +13,8 @@ import torch
 from pydantic import ValidationError
 
 from edgeq.cli.app import run
-from edgeq.devices import Device, open_device
-from edgeq.devices.device import Exit
+from edgeq.devices import open_device
+from edgeq.devices.link import Exit
 from edgeq.errors import DeviceError, UsageError
 from edgeq.frontends.load import load
 from edgeq.probing import evidence as kept
@@ -185,14 +186,14 @@ def test_a_crash_is_recorded_and_the_next_cell_is_tried() -> None:
     here = open_device("local")
     tasks: list[str] = []
 
-    def crash_once(folder: Path, on_line: Any) -> Exit:
+    def crash_once(folder: Path, command: Any, on_line: Any) -> Exit:
         task = json.loads((folder / "job.json").read_text())["task"]
         tasks.append(task)
         if task == "outputs" and tasks.count("outputs") == 1:
             return Exit(-11, "fault in /somewhere/secret/lib.so")
-        return here.run(folder, on_line)
+        return here.link(folder, command, on_line)
 
-    device = Device("local", False, crash_once, here.missing)
+    device = replace(here, link=crash_once)
     runtime = of("onnxruntime").model_copy(
         update={"kernels": [k.model_copy(update={"ops": ["mul"]}) for k in of("onnxruntime").kernels if "mul" in k.ops]}
     )
@@ -258,13 +259,13 @@ def test_other_silicon_is_no_evidence() -> None:
 def test_a_runtime_that_is_missing_is_passed_over_unless_asked_for() -> None:
     here = open_device("local")
 
-    def without_openvino(folder: Path, on_line: Any) -> Exit:
-        if json.loads((folder / "job.json").read_text())["runtime"] == "openvino":
+    def without_openvino(folder: Path, command: Any, on_line: Any) -> Exit:
+        if json.loads((folder / "job.json").read_text())["runtime"] == "openvino.py":
             (folder / "result.json").write_text('{"error": {"kind": "missing", "message": "", "artifact": null}}')
             return Exit(0, "")
-        return here.run(folder, on_line)
+        return here.link(folder, command, on_line)
 
-    device = Device("local", False, without_openvino, here.missing)
+    device = replace(here, link=without_openvino)
     heard: list[str] = []
 
     class Listening(Silent):

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgeq.calibration.calibration import Calibration
-from edgeq.devices import Candidate, Device
-from edgeq.devices.device import Inputs
+from edgeq.devices import Candidate, Device, Inputs
 from edgeq.engine import LOCAL, Engine
 from edgeq.evaluation.measure import Ends, ends_of, fed
-from edgeq.export.artifact import Converted, Exporter
+from edgeq.export.artifact import Exporter
 from edgeq.export.elsewhere import Written, fetch, write_for
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.boundaries import Edge, alternating
@@ -147,7 +147,7 @@ def _build(
     model: Model,
     runtime: Runtime,
     calibration: Calibration,
-    conversion: Converted,
+    conversion: Any,
     given: tuple[Mapping[str, str], Path | None],
 ) -> tuple[dict[str, str], Ends, Written]:
     """The choices as the exporter could follow them, and the artefact with its ends."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeq.cache import Entry, cached, content_key
-from edgeq.devices import Candidate
-from edgeq.devices.device import Inputs
+from edgeq.devices import Candidate, Inputs
 from edgeq.evaluation.alternating import alternating
 from edgeq.export.artifact import Exporter
 from edgeq.prepare import Job

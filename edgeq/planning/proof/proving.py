@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from edgeq.cache import Cache, Entry, cached, content_key, write_folder
 from edgeq.data.files import in_files
-from edgeq.devices import Candidate
-from edgeq.devices.device import Files
+from edgeq.devices import Candidate, Files
 from edgeq.engine import LOCAL
 from edgeq.evaluation.accuracy import AGREEMENT, TOP_1, compare
 from edgeq.evaluation.decided import Decisive, decisive

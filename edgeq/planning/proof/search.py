@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edgeq.cache import cached, content_key
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Device
 from edgeq.errors import UsageError
 from edgeq.evaluation.measure import Ends, ends_of
-from edgeq.export.artifact import Converted, Exporter
+from edgeq.export.artifact import Exporter
 from edgeq.export.elsewhere import Written, fetch, write_for
 from edgeq.limits import Limits
 from edgeq.lowering.assign import FLOAT
@@ -181,7 +181,7 @@ class Search:
         return self.made[self.name(choices)]
 
 
-def _write(model: Model, conversion: Converted, given: tuple[Quantized, Path | None]) -> Written:
+def _write(model: Model, conversion: Any, given: tuple[Quantized, Path | None]) -> Written:
     quantized, place = given
     return write_for(model, quantized, conversion, place)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.devices.worker import usable_cores
+from edgeq.on_device.worker import usable_cores
 
 Array = NDArray[Any]
 

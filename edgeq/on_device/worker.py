@@ -1,21 +1,21 @@
-"""Runs artefacts on a device. The one file that is copied there.
+"""Runs artefacts on a device. It is copied there with one more file, which knows the runtime and defines a `RUNTIME`.
 
     python worker.py JOB.json
-    python worker.py --ahead RUNTIME          imports it; the job's path comes on a line of standard input, as JSON
+    python worker.py --ahead RUNTIME.py       imports it; the job's path comes on a line of standard input, as JSON
 
-Needs Python 3.8 or newer, numpy, and the one runtime that the job names. Paths in the job are relative to its folder.
+Needs Python 3.8 or newer, numpy, and the runtime. Paths in the job are relative to its folder.
 The answer is `result.json` in the same folder, written beside and renamed, so that it is either whole or absent.
 Progress goes to standard output as lines of JSON, {"progress": [done, total]}; anything else there comes from the
 runtime.
 
 The job:
 
-    {"runtime": "onnxruntime" | "openvino" | "litert",
+    {"runtime": FILE.py,
      "task": "outputs" | "latency" | "placement" | "cold" | "interface" | "environment",
      "threads": N,                             0: every core that this process may use; for outputs, of all calls that
                                                run side by side, one thread each as far as there are enough calls
      "artifacts": {NAME: {"path": FILE,
-                          "options": {"precision": ..., "kernels": ...},
+                          "options": {"precision": ...},            those that the runtime's file lists
                           "inputs": {INPUT: FILE.npy}}},     or {"file", "offset", "dtype", "shape"}: part of a file
      "order": [INDEX, ...],                    for outputs: of the samples, if not one after the other
      "wanted": [CLASS, ...], "most": N,        for outputs, with one sample a call: leave off once the largest value of
@@ -38,16 +38,17 @@ import contextlib
 import functools
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import platform
 import queue
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+import types
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 if __name__ == "__main__":
     # Nothing beside this file is meant, whatever it is called.
@@ -55,6 +56,9 @@ if __name__ == "__main__":
     # NumPy multiplies nothing in a worker: threads that it keeps for that would only delay the start. It reads this
     # when it is imported.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    # This module, as the file that knows the runtime names it.
+    sys.modules.update({name: types.ModuleType(name) for name in ("edgeq", "edgeq.on_device")})
+    sys.modules["edgeq.on_device.worker"] = sys.modules[__name__]
 
 import numpy as np
 
@@ -105,6 +109,26 @@ class Setting(NamedTuple):
     profile: bool
 
 
+class Runtime(NamedTuple):
+    """One runtime, as its file defines it.
+
+    `find` imports it and says under which name; a WorkerError of kind "missing" where it is not installed. `load` loads
+    an artefact, `options` lists the values that each option of one may have. `environment` says more of the runtime
+    than its version. `by_order`: arrays are taken in order where the model knows not one of their names. `alone`:
+    models cannot be loaded side by side.
+
+    Operators are told by `Loaded.placement` as {"name", "op", "where", "integer", "microseconds"}: `where` is what runs
+    it there, `integer` is None where it only moves or converts data, or where the runtime does not say.
+    """
+
+    find: Callable[[], Tuple[Any, str]]
+    load: Callable[[str, Dict[str, str], Setting], Loaded]
+    options: Dict[str, List[str]]
+    environment: Callable[[], Dict[str, str]] = dict
+    by_order: bool = False
+    alone: bool = False
+
+
 class Binding(NamedTuple):
     """The calls that a job's arrays make, in the order of the model's inputs."""
 
@@ -112,342 +136,26 @@ class Binding(NamedTuple):
     call: Callable[[int], List[np.ndarray]]
 
 
-# --- ONNX Runtime ---------------------------------------------------------------------------------
-
-_ORT_TYPES = {"float": "float32", "double": "float64"}
-
-
-def load_onnxruntime(path: str, options: Dict[str, str], how: Setting) -> Loaded:
-    """One session, one inter-op thread, all graph optimizations, the CPU provider."""
-    refuse_options(options, {"precision": ["float32"]})
-    ort = find_runtime("onnxruntime")[0]
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = how.threads if how.threads == 1 else how.threads * how.calls  # one pool for all
-    settings.inter_op_num_threads = 1
-    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    settings.log_severity_level = 3
-    if how.threads > 1 and (how.others or how.calls > 1):  # whoever spins takes the cores from the next one
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if how.profile:
-        settings.enable_profiling = True
-        settings.profile_file_prefix = "profile"
-    session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-
-    def port(arg: Any) -> Port:
-        kind = arg.type[arg.type.find("(") + 1 : -1]
-        shape = [d if isinstance(d, int) else -1 for d in arg.shape]
-        return Port([arg.name], shape, _ORT_TYPES.get(kind, kind), None, None)
-
-    inputs, outputs = [port(a) for a in session.get_inputs()], [port(a) for a in session.get_outputs()]
-
-    def placement() -> List[Dict[str, Any]]:
-        with open(session.end_profiling(), encoding="utf-8") as file:
-            events = json.load(file)
-        rows: Dict[Any, Dict[str, Any]] = {}
-        for event in events:
-            if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-                continue
-            args, name = event["args"], event["name"][: -len("_kernel_time")]
-            row = rows.setdefault(
-                (args.get("node_index"), name),  # the index alone repeats inside the branches of control flow
-                {
-                    "name": name,
-                    "op": args["op_name"],
-                    "provider": args["provider"],
-                    "inputs": [t for shape in args.get("input_type_shape", []) for t in shape],
-                    "outputs": [t for shape in args.get("output_type_shape", []) for t in shape],
-                    "durations": [],
-                },
-            )
-            row["durations"].append(event["dur"])
-        for row in rows.values():
-            durations = row.pop("durations")
-            row["microseconds"] = float(np.median(durations[1:] or durations))
-        return list(rows.values())
-
-    def lane() -> Loaded:
-        binding = session.io_binding()
-
-        def feed(arrays: List[np.ndarray]) -> None:
-            for p, array in zip(inputs, arrays):
-                binding.bind_cpu_input(p.names[0], array)
-            binding.clear_binding_outputs()  # the shape of an output may follow the inputs
-            for p in outputs:
-                binding.bind_output(p.names[0])
-
-        def invoke() -> None:
-            session.run_with_iobinding(binding)
-
-        return Loaded(inputs, outputs, feed, invoke, binding.copy_outputs_to_cpu, placement, lane)
-
-    return lane()
-
-
-# --- OpenVINO -------------------------------------------------------------------------------------
-
-_OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-_OPENVINO_UNSETTLED = 5  # calls
-
-
-def load_openvino(path: str, options: Dict[str, str], how: Setting) -> Loaded:
-    """The CPU plugin, a stream for each call. Without an option float operators run in float32, not in the CPU's
-    default."""
-    refuse_options(options, {"precision": sorted(_OPENVINO_PRECISIONS)})
-    ov = find_runtime("openvino")[0]
-    precision = options.get("precision", "float32")
-    core = ov.Core()
-    config = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": how.calls,
-        "INFERENCE_NUM_THREADS": how.threads * how.calls,
-        "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision],
-        "PERF_COUNT": how.profile,
-    }
-    wanted = {"bfloat16": "BF16", "float16": "FP16"}.get(precision)
-    if wanted and wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise WorkerError("runtime", "this CPU has no %s arithmetic that OpenVINO uses" % precision)
-    compiled = core.compile_model(path, "CPU", config)
-    taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    if taken != _OPENVINO_PRECISIONS[precision]:
-        raise WorkerError("runtime", "asked for %s, OpenVINO took %s" % (precision, taken))
-
-    def port(value: Any) -> Port:
-        names = sorted(value.get_names()) or [value.get_node().get_friendly_name()]
-        shape = [d.get_length() if d.is_static else -1 for d in value.get_partial_shape()]
-        return Port(names, shape, value.get_element_type().to_dtype().name, None, None)
-
-    calls = [0]
-    first_means: Dict[str, float] = {}  # by operator, microseconds of the first calls
-
-    def runtime_rows() -> List[Tuple[Any, Dict[str, str]]]:
-        nodes = compiled.get_runtime_model().get_ordered_ops()
-        return [(node, {key: rt_text(value) for key, value in node.get_rt_info().items()}) for node in nodes]
-
-    def count() -> None:
-        calls[0] += 1
-        if calls[0] == _OPENVINO_UNSETTLED:
-            times = [(node.get_friendly_name(), info["execTimeMcs"]) for node, info in runtime_rows()]
-            first_means.update({name: float(spent) for name, spent in times if spent != "not_executed"})
-
-    def settled(name: str, spent: str) -> Optional[float]:
-        if spent == "not_executed":
-            return None
-        if name not in first_means:
-            return float(spent)
-        return mean_of_later(float(spent), calls[0], first_means[name], _OPENVINO_UNSETTLED)
-
-    def placement() -> List[Dict[str, Any]]:
-        rows = []
-        for node, info in runtime_rows():
-            if info["layerType"] in ("Input", "Const", "Output"):
-                continue
-            rows.append(
-                {
-                    "name": node.get_friendly_name(),
-                    "op": info["layerType"],
-                    "kernel": info["primitiveType"],
-                    "precision": info["runtimePrecision"],
-                    "covers": [name for name in info["originalLayersNames"].split(",") if name],
-                    "microseconds": settled(node.get_friendly_name(), info["execTimeMcs"]),
-                }
-            )
-        return rows
-
-    inputs, outputs = [port(v) for v in compiled.inputs], [port(v) for v in compiled.outputs]
-
-    def lane() -> Loaded:
-        request = compiled.create_infer_request()
-
-        def feed(arrays: List[np.ndarray]) -> None:
-            for value, array in zip(compiled.inputs, arrays):
-                request.set_tensor(value, ov.Tensor(array))
-
-        def invoke() -> None:
-            request.infer(share_outputs=True)
-            if how.profile:
-                count()
-
-        def fetch() -> List[np.ndarray]:
-            return [np.array(request.get_tensor(v).data) for v in compiled.outputs]
-
-        return Loaded(inputs, outputs, feed, invoke, fetch, placement, lane)
-
-    return lane()
-
-
-def mean_of_later(mean: float, calls: int, first_mean: float, first_calls: int) -> float:
-    """Mean of the calls after the first ones, which take up to twice as long, from the means of all and of the first.
-
-    OpenVINO cuts a mean to whole microseconds: half of one is what the cut takes away on average.
-    """
-    if calls <= first_calls:
-        return mean
-    return max(0.0, (calls * (mean + 0.5) - first_calls * (first_mean + 0.5)) / (calls - first_calls))
-
-
-def rt_text(value: Any) -> str:
-    return str(value.astype(str)) if hasattr(value, "astype") else str(value)
-
-
-# --- LiteRT ---------------------------------------------------------------------------------------
-
-_LITERT_KERNELS = {"xnnpack": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
-
-
-def load_litert(path: str, options: Dict[str, str], how: Setting) -> Loaded:
-    """The interpreter with its default delegate, or with the kernels that the option `kernels` names; one for each of
-    the calls side by side."""
-    refuse_options(options, {"precision": ["float32"], "kernels": sorted(_LITERT_KERNELS)})
-    kernels = options.get("kernels", "xnnpack")
-    module = find_runtime("litert")[0]
-    resolver = getattr(module, "OpResolverType", None) or module.experimental.OpResolverType
-    with captured_stderr() as log:
-        model = module.Interpreter(
-            model_path=path,
-            num_threads=how.threads,
-            experimental_op_resolver_type=getattr(resolver, _LITERT_KERNELS[kernels]),
-        )
-        model.allocate_tensors()
-    delegate = "XNNPACK delegate" if "XNNPACK delegate" in log[0] else "delegate"
-    own_inputs, own_outputs = model.get_input_details(), model.get_output_details()
-    signatures = model.get_signature_list()
-    given_in: Dict[int, str] = {}
-    given_out: Dict[int, str] = {}
-    if len(signatures) == 1:
-        runner = model.get_signature_runner(next(iter(signatures)))
-        given_in = {d["index"]: name for name, d in runner.get_input_details().items()}
-        given_out = {d["index"]: name for name, d in runner.get_output_details().items()}
-
-    def ports(details: List[Dict[str, Any]], given: Dict[int, str]) -> List[Port]:
-        found = []
-        for d in details:
-            scale, zero = d["quantization"]
-            names = ([given[d["index"]]] if d["index"] in given else []) + [d["name"]]
-            shape = d["shape_signature"] if len(d["shape_signature"]) else d["shape"]
-            quantization = (float(scale), int(zero)) if scale else (None, None)
-            found.append(Port(names, [int(n) for n in shape], np.dtype(d["dtype"]).name, *quantization))
-        return found
-
-    own_inputs = in_numbered_order(own_inputs, given_in)
-    own_outputs = in_numbered_order(own_outputs, given_out)
-    shapes = [tuple(d["shape"]) for d in own_inputs]
-
-    def feed(arrays: List[np.ndarray]) -> None:
-        if [a.shape for a in arrays] != shapes:
-            shapes[:] = [a.shape for a in arrays]
-            for d, array in zip(own_inputs, arrays):
-                model.resize_tensor_input(d["index"], array.shape)
-            model.allocate_tensors()
-        for d, array in zip(own_inputs, arrays):
-            model.set_tensor(d["index"], array)
-
-    def placement() -> List[Dict[str, Any]]:
-        ops, tensors = model._get_ops_details(), {d["index"]: d for d in model.get_tensor_details()}
-        delegated = replaced_by_delegates(ops)
-        return [
-            {
-                "name": tensors[op["outputs"][0]]["name"] if len(op["outputs"]) else op["op_name"],
-                "op": op["op_name"],
-                "where": delegate if op["index"] in delegated else kernels_text(kernels),
-                "inputs": [np.dtype(tensors[i]["dtype"]).name for i in op["inputs"] if i in tensors],
-                "outputs": [np.dtype(tensors[i]["dtype"]).name for i in op["outputs"] if i in tensors],
-                "microseconds": None,
-            }
-            for op in ops
-            if op["op_name"] != "DELEGATE"
-        ]
-
-    return Loaded(
-        ports(own_inputs, given_in),
-        ports(own_outputs, given_out),
-        feed,
-        model.invoke,
-        lambda: [model.get_tensor(d["index"]) for d in own_outputs],
-        placement,
-        lambda: load_litert(path, options, how),
-    )
-
-
-def kernels_text(kernels: str) -> str:
-    return "reference kernel" if kernels == "reference" else "builtin kernel"
-
-
-def in_numbered_order(details: List[Dict[str, Any]], given: Dict[int, str]) -> List[Dict[str, Any]]:
-    """Put tensors in the order of their signature names where those are numbered (`args_0`, `output_1`): converters may
-    list the tensors of a subgraph in another order than the model's own. Otherwise the subgraph's order stands."""
-    names = [given.get(d["index"], "") for d in details]
-    stems = {name.rpartition("_")[0] for name in names}
-    tails = [name.rpartition("_")[2] for name in names]
-    if len(stems) == 1 and all(tail.isdigit() for tail in tails):
-        return [d for _, d in sorted(zip(map(int, tails), details), key=lambda pair: pair[0])]
-    return details
-
-
-def replaced_by_delegates(ops: Sequence[Dict[str, Any]]) -> Set[int]:
-    """Indices of the operators that a delegate took over.
-
-    The interpreter lists them still, beside DELEGATE nodes that carry the borders of what they replaced: walk back from
-    each border output to the border inputs.
-    """
-    maker = {int(t): op for op in ops if op["op_name"] != "DELEGATE" for t in op["outputs"]}
-    found = set()
-    for delegate in ops:
-        if delegate["op_name"] != "DELEGATE":
-            continue
-        seen = {int(t) for t in delegate["inputs"]}
-        left = [int(t) for t in delegate["outputs"]]
-        while left:
-            tensor = left.pop()
-            if tensor in seen or tensor not in maker:
-                continue
-            seen.add(tensor)
-            found.add(int(maker[tensor]["index"]))
-            left.extend(int(t) for t in maker[tensor]["inputs"])
+def runtime_in(path: str) -> Runtime:
+    """The runtime that a file defines."""
+    spec = importlib.util.spec_from_file_location("edgeq_runtime", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: Runtime = module.RUNTIME
     return found
 
 
-@contextlib.contextmanager
-def captured_stderr() -> Iterator[List[str]]:
-    """What native code writes to standard error meanwhile: the only place where LiteRT names its delegate."""
-    text = [""]
-    with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
+def first_installed(*names: str) -> Tuple[Any, str]:
+    """A module, and the name that it was found under: the first of several that is installed."""
+    for name in names:
         try:
-            yield text
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            text[0] = file.read().decode("utf-8", "replace")
-            sys.stderr.write(text[0])
-
-
-# --- what the runtimes have in common -------------------------------------------------------------
-
-LOADERS = {"onnxruntime": load_onnxruntime, "openvino": load_openvino, "litert": load_litert}
-MODULES = {
-    "onnxruntime": ["onnxruntime"],
-    "openvino": ["openvino"],
-    "litert": ["ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite"],
-}
-
-
-def find_runtime(name: str) -> Tuple[Any, str]:
-    """The runtime's module and the name it was found under."""
-    if name == "openvino":
-        # What converts other frameworks' models is imported along unless it is missing. It takes longer than all the
-        # rest, and reports each import to its makers, with an id that it keeps in the user's home.
-        sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
-    for module in MODULES[name]:
-        try:
-            return importlib.import_module(module), module
+            return importlib.import_module(name), name
         except ModuleNotFoundError as error:
             # A module inside an installed package that is not found is a broken installation, not a missing one.
-            if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            if error.name is None or error.name.split(".")[0] != name.split(".")[0]:
                 raise
-    raise WorkerError("missing", "none of %s is installed" % ", ".join(m.split(".")[0] for m in MODULES[name]))
+    raise WorkerError("missing", "none of %s is installed" % ", ".join(name.split(".")[0] for name in names))
 
 
 def refuse_options(options: Dict[str, str], known: Dict[str, List[str]]) -> None:
@@ -626,8 +334,8 @@ def resident_bytes(peak: bool) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def describe_environment(runtime: str, threads: int) -> Dict[str, str]:
-    module, name = find_runtime(runtime)
+def describe_environment(runtime: Runtime, threads: int) -> Dict[str, str]:
+    name = runtime.find()[1]
     package = importlib.import_module(name.split(".")[0])
     found = {
         "runtime": name.split(".")[0],
@@ -639,10 +347,7 @@ def describe_environment(runtime: str, threads: int) -> Dict[str, str]:
         "threads": str(threads),
     }
     found.update(describe_cpu())
-    if runtime == "openvino":
-        found["runtime_version"] = distribution_version("openvino")
-        found["build"] = module.get_version()
-        found["capabilities"] = " ".join(module.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    found.update(runtime.environment())
     return found
 
 
@@ -674,29 +379,26 @@ def public_ports(loaded: Loaded) -> Dict[str, Any]:
     return {"inputs": [p._asdict() for p in loaded.inputs], "outputs": [p._asdict() for p in loaded.outputs]}
 
 
-def loading(job: Dict[str, Any], how: Setting) -> Dict[str, Callable[[], Loaded]]:
+def loading(job: Dict[str, Any], runtime: Runtime, how: Setting) -> Dict[str, Callable[[], Loaded]]:
     """By artefact, what waits until it is loaded, or loads it. Those that will take turns are compiled side by side."""
-    runtime, task, artifacts = job["runtime"], job["task"], job["artifacts"]
+    artifacts = job["artifacts"]
 
     def load(name: str) -> Loaded:
-        return LOADERS[runtime](artifacts[name]["path"], artifacts[name]["options"], how)
+        refuse_options(artifacts[name]["options"], runtime.options)
+        return runtime.load(artifacts[name]["path"], artifacts[name]["options"], how)
 
-    if task != "latency" or runtime == "litert":  # LiteRT is fast, and what it writes meanwhile belongs to one model
+    if job["task"] != "latency" or runtime.alone:
         return {name: functools.partial(load, name) for name in artifacts}
-    if runtime == "openvino":
-        # its table of NumPy types is made when the first one is asked for; threads that ask at the same time wait for
-        # one another for ever, one with the interpreter's lock and one with that of the table
-        find_runtime(runtime)[0].Type.f32.to_dtype()
     with concurrent.futures.ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         return {name: future.result for name, future in [(name, pool.submit(load, name)) for name in artifacts]}
 
 
-def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
+def execute(job: Dict[str, Any], ahead: Optional[Runtime], current: List[str]) -> Dict[str, Any]:
     """Do the job. `current[0]` is the artefact at hand, for the message should it fail."""
-    runtime, task = job["runtime"], job["task"]
-    threads = job["threads"] or usable_cores()
+    task, threads = job["task"], job["threads"] or usable_cores()
+    runtime = ahead or runtime_in(job["runtime"])
     begin = time.perf_counter()
-    find_runtime(runtime)
+    runtime.find()
     import_seconds = time.perf_counter() - begin
     if task == "environment":
         return {"environment": describe_environment(runtime, threads)}
@@ -713,13 +415,13 @@ def execute(job: Dict[str, Any], current: List[str]) -> Dict[str, Any]:
     rows: Dict[str, List[Dict[str, Any]]] = {}
     begin = time.perf_counter()
     load_seconds = 0.0
-    for name, load in loading(job, how).items():
+    for name, load in loading(job, runtime, how).items():
         current[0] = name
         loaded = load()
         load_seconds = time.perf_counter() - begin
         if task == "interface":
             return {"interface": public_ports(loaded)}
-        calls = bind(loaded, inputs[name], by_order=runtime == "litert")
+        calls = bind(loaded, inputs[name], by_order=runtime.by_order)
         if task == "placement":  # one after the other: a model that waits would only fill the memory
             rows[name] = run_placement(loaded, calls, job["runs"])
             report(len(rows), len(job["artifacts"]))
@@ -776,10 +478,10 @@ def stop_at_eof() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def job_to_come(runtime: str) -> Optional[str]:
+def job_to_come(runtime: Runtime) -> Optional[str]:
     """Imports a runtime, then waits for the path of a job; None where the host wants none, or is gone."""
     with contextlib.suppress(Exception):  # told again by the job
-        find_runtime(runtime)
+        runtime.find()
     line = sys.stdin.readline()
     return json.loads(line) if line else None
 
@@ -788,7 +490,8 @@ def main(arguments: List[str]) -> int:
     # ONNX Runtime's own builds report what they run to its makers, and keep an uploading thread and a database for it.
     # Models are their owners' business, and a measurement wants no uploads beside it. Read when the library is loaded.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    job_path = job_to_come(arguments[1]) if arguments[0] == "--ahead" else arguments[0]
+    ahead = runtime_in(arguments[1]) if arguments[0] == "--ahead" else None
+    job_path = job_to_come(ahead) if ahead else arguments[0]
     if job_path is None:
         return 0
     with open(job_path, encoding="utf-8") as file:
@@ -798,7 +501,7 @@ def main(arguments: List[str]) -> int:
         stop_at_eof()
     current = [""]
     try:
-        result = execute(job, current)
+        result = execute(job, ahead, current)
     except Exception as error:
         traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__

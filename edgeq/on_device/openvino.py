@@ -1,0 +1,158 @@
+"""OpenVINO on a device: the compiled execution graph names each kernel and the precision that it runs in."""
+
+# ruff: noqa: B905  (zip has no `strict` before Python 3.10)
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from edgeq.on_device.worker import Loaded, Port, Runtime, Setting, WorkerError, distribution_version, first_installed
+
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_UNSETTLED = 5  # calls
+
+_INTEGERS = frozenset({"i4", "u4", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"})
+_WEIGHTED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+_FLOAT_KERNELS = ("_f32", "_bf16", "_f16")
+_CONVERSIONS_AND_MOVES = frozenset(
+    {"Broadcast", "Concatenation", "Convert", "FakeQuantize", "Gather", "Pad", "Reorder", "Reshape", "ShapeOf", "Split",
+     "StridedSlice", "Tile", "Transpose", "MemoryInput", "MemoryOutput"}
+)  # fmt: skip
+
+
+def integer(op: str, precision: str, kernel: str) -> Optional[bool]:
+    """Whether a node computed on integers; None where it only moves or converts data.
+
+    Args:
+        op: `layerType` of the execution graph.
+        precision: its `runtimePrecision`, that of one of the node's inputs: of a product with compressed weights that
+            of the weights, although the kernel is one of floats.
+        kernel: its `primitiveType`, such as `brgemm_avx512_f32`.
+    """
+    if op in _CONVERSIONS_AND_MOVES:
+        return None
+    if op in _WEIGHTED and kernel.endswith(_FLOAT_KERNELS):
+        return False
+    return precision in _INTEGERS
+
+
+def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
+    """The CPU plugin, a stream for each call. Without an option float operators run in float32, not in the CPU's
+    default."""
+    ov = find()[0]
+    precision = options.get("precision", "float32")
+    core = ov.Core()
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": how.calls,
+        "INFERENCE_NUM_THREADS": how.threads * how.calls,
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        "PERF_COUNT": how.profile,
+    }
+    wanted = {"bfloat16": "BF16", "float16": "FP16"}.get(precision)
+    if wanted and wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise WorkerError("runtime", "this CPU has no %s arithmetic that OpenVINO uses" % precision)
+    compiled = core.compile_model(path, "CPU", config)
+    taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if taken != _PRECISIONS[precision]:
+        raise WorkerError("runtime", "asked for %s, OpenVINO took %s" % (precision, taken))
+
+    def port(value: Any) -> Port:
+        names = sorted(value.get_names()) or [value.get_node().get_friendly_name()]
+        shape = [d.get_length() if d.is_static else -1 for d in value.get_partial_shape()]
+        return Port(names, shape, value.get_element_type().to_dtype().name, None, None)
+
+    calls = [0]
+    first_means: Dict[str, float] = {}  # by operator, microseconds of the first calls
+
+    def runtime_rows() -> List[Tuple[Any, Dict[str, str]]]:
+        nodes = compiled.get_runtime_model().get_ordered_ops()
+        return [(node, {key: rt_text(value) for key, value in node.get_rt_info().items()}) for node in nodes]
+
+    def count() -> None:
+        calls[0] += 1
+        if calls[0] == _UNSETTLED:
+            times = [(node.get_friendly_name(), info["execTimeMcs"]) for node, info in runtime_rows()]
+            first_means.update({name: float(spent) for name, spent in times if spent != "not_executed"})
+
+    def settled(name: str, spent: str) -> Optional[float]:
+        if spent == "not_executed":
+            return None
+        if name not in first_means:
+            return float(spent)
+        return mean_of_later(float(spent), calls[0], first_means[name], _UNSETTLED)
+
+    def placement() -> List[Dict[str, Any]]:
+        return [
+            {
+                "name": node.get_friendly_name(),
+                "op": info["layerType"],
+                "where": "CPU " + info["primitiveType"],
+                "integer": integer(info["layerType"], info["runtimePrecision"], info["primitiveType"]),
+                "microseconds": settled(node.get_friendly_name(), info["execTimeMcs"]),
+            }
+            for node, info in runtime_rows()
+            if info["layerType"] not in ("Input", "Const", "Output")
+        ]
+
+    inputs, outputs = [port(v) for v in compiled.inputs], [port(v) for v in compiled.outputs]
+
+    def lane() -> Loaded:
+        request = compiled.create_infer_request()
+
+        def feed(arrays: List[np.ndarray]) -> None:
+            for value, array in zip(compiled.inputs, arrays):
+                request.set_tensor(value, ov.Tensor(array))
+
+        def invoke() -> None:
+            request.infer(share_outputs=True)
+            if how.profile:
+                count()
+
+        def fetch() -> List[np.ndarray]:
+            return [np.array(request.get_tensor(v).data) for v in compiled.outputs]
+
+        return Loaded(inputs, outputs, feed, invoke, fetch, placement, lane)
+
+    return lane()
+
+
+def mean_of_later(mean: float, calls: int, first_mean: float, first_calls: int) -> float:
+    """Mean of the calls after the first ones, which take up to twice as long, from the means of all and of the first.
+
+    OpenVINO cuts a mean to whole microseconds: half of one is what the cut takes away on average.
+    """
+    if calls <= first_calls:
+        return mean
+    return max(0.0, (calls * (mean + 0.5) - first_calls * (first_mean + 0.5)) / (calls - first_calls))
+
+
+def rt_text(value: Any) -> str:
+    return str(value.astype(str)) if hasattr(value, "astype") else str(value)
+
+
+def find() -> Tuple[Any, str]:
+    # What converts other frameworks' models is imported along unless it is missing. It takes longer than all the rest,
+    # and reports each import to its makers, with an id that it keeps in the user's home.
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
+    found = first_installed("openvino")
+    # Its table of NumPy types is made when the first one is asked for; threads that ask at the same time wait for one
+    # another for ever, one with the interpreter's lock and one with that of the table.
+    found[0].Type.f32.to_dtype()
+    return found
+
+
+def environment() -> Dict[str, str]:
+    ov = find()[0]
+    has = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {
+        "runtime_version": distribution_version("openvino"),
+        "build": ov.get_version(),
+        "capabilities": " ".join(has),
+    }
+
+
+RUNTIME = Runtime(find, load, {"precision": sorted(_PRECISIONS)}, environment)
