@@ -21,7 +21,7 @@ from edgeq.registry.load import load_profile, load_target
 from edgeq.registry.schema import Runtime
 from edgeq.report.build import failed_build
 from edgeq.report.conclude import Built, conclude, write_build
-from edgeq.request import Request, by_argument
+from edgeq.request import Request, takes_fields_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class DeployRequest(Request):
     overwrite: bool = False
 
 
-@by_argument(DeployRequest)
+@takes_fields_of(DeployRequest)
 def deploy(request: DeployRequest) -> Report:
     """Takes a trained model to an artefact that is proven on its target.
 

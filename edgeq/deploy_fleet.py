@@ -23,7 +23,7 @@ from edgeq.progress import Clock
 from edgeq.records.schema import Report
 from edgeq.registry.load import load_target
 from edgeq.report.conclude import VERSIONED, Built, conclude, write_build, write_reports
-from edgeq.request import by_argument
+from edgeq.request import takes_fields_of
 
 
 class FleetReport(BaseModel):
@@ -57,7 +57,7 @@ class FleetDeployRequest(Case):
     overwrite: bool = False
 
 
-@by_argument(FleetDeployRequest)
+@takes_fields_of(FleetDeployRequest)
 def deploy_fleet(request: FleetDeployRequest) -> FleetReport:
     """Builds every artefact of a fleet once, and validates each for every target that it serves and that runs here.
 

@@ -60,7 +60,9 @@ class PlanRequest(Sought, Request):
     """A case at one target that plans are sought for."""
 
 
-def by_argument(kind: Callable[Arguments, Asked]) -> Callable[[Callable[[Asked], Result]], Callable[Arguments, Result]]:
+def takes_fields_of(
+    kind: Callable[Arguments, Asked],
+) -> Callable[[Callable[[Asked], Result]], Callable[Arguments, Result]]:
     """Lets a function of one request be called with the request's fields, as arguments."""
 
     def decorated(function: Callable[[Asked], Result]) -> Callable[Arguments, Result]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from typing import Literal
 
@@ -26,7 +25,7 @@ from edgeq.plans.plan import Plan
 from edgeq.prepare import Job, aim_of, prepare
 from edgeq.progress import Clock, Progress
 from edgeq.registry.schema import Format, Runtime, RuntimeName
-from edgeq.request import PlanRequest, by_argument
+from edgeq.request import PlanRequest, takes_fields_of
 from edgeq.visible import writable
 
 WORST = 0.5
@@ -80,7 +79,7 @@ class FrontRequest(PlanRequest):
     points: int = 6
 
 
-@by_argument(FrontRequest)
+@takes_fields_of(FrontRequest)
 def front(request: FrontRequest) -> Front:
     """Plans along the trade of accuracy for latency or size, each one proved, beside the preferred kernels everywhere
     and float everywhere.
@@ -94,6 +93,10 @@ def front(request: FrontRequest) -> Front:
         raise UsageError("a front is over latency or size", remedy="choose --minimize latency or size")
     if request.limits is not None:
         raise UsageError("a front has no limits", remedy="leave --pareto or the limits away")
+    if aim.device is None:
+        raise UsageError(f"a front is measured, and {aim.no_device_because}", remedy="plan without --pareto")
+    if request.minimize == "latency" and aim.timed is None:
+        raise UsageError(f"no latency is measured on {aim.device.name}", remedy="choose --minimize size")
     (job,) = prepare(request, [aim], Clock(request.progress), engine=request.engine)
     with scratch_folder() as scratch, workers_ahead([job.device]):
         exporter = Exporter(job.model, scratch, job.cache)
@@ -118,13 +121,9 @@ def _wanted(job: Job, exporter: Exporter, request: FrontRequest) -> Iterator[tup
 
     caps: list[float] = []
     least: dict[tuple[str, int], float] = {}
-    wider = partial(str, "they may make points cheaper")
-    for kind, reason, found in in_kinds(job.runtimes[0], opened, wider, job.clock.progress.note):
+    why = "they may make points cheaper"
+    for kind, reason, found in in_kinds(job.runtimes[0], opened, lambda: why, job.clock.progress.note):
         for search in found:
-            if job.device is None:
-                raise UsageError(f"a front is measured, and {job.no_device_because}", remedy="plan without --pareto")
-            if request.minimize == "latency" and search.costs.latency_from != "measured":
-                raise UsageError(f"no latency is measured on {job.device.name}", remedy="choose --minimize size")
             caps = caps or _caps(search, request.points)
             yield search, _along(search, kind if reason else "", caps, least)
 

@@ -15,10 +15,10 @@ from edgeq.planning.proof.best import best_plan
 from edgeq.plans.plan import Plan
 from edgeq.prepare import aim_of, answered, prepare
 from edgeq.progress import Clock
-from edgeq.request import PlanRequest, by_argument
+from edgeq.request import PlanRequest, takes_fields_of
 
 
-@by_argument(PlanRequest)
+@takes_fields_of(PlanRequest)
 def plan(request: PlanRequest) -> Plan:
     """The best plan for a target, with the proof of it; without one where the target cannot be executed from here.
 

@@ -37,7 +37,7 @@ from edgeq.prepare import Aim, Job, prepare, take_aim
 from edgeq.progress import Clock
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
-from edgeq.request import Sought, by_argument
+from edgeq.request import Sought, takes_fields_of
 
 Verdicts = Mapping[str, Mapping[str, Verdict]]
 """By target and candidate."""
@@ -59,7 +59,7 @@ class FleetRequest(Sought):
     limits: Limits | Mapping[str, Limits] | None = None
 
 
-@by_argument(FleetRequest)
+@takes_fields_of(FleetRequest)
 def fleet(request: FleetRequest) -> tuple[Fleet, dict[str, Plan]]:
     """The fewest artefacts that serve all of several targets, and among equally few those that cost the targets least.
 
