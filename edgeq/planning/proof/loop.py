@@ -143,12 +143,7 @@ def find(search: Search) -> Outcome:
 
 def look(book: Book, searches: Iterable[Search]) -> None:
     """Adds plans of some searches to what was found."""
-    lines: dict[int, Line] = {}
-    for number, search in enumerate(searches):
-        try:
-            lines[number] = _line(search, book.allowed)
-        except EdgeqError as error:
-            book.failed(search.runtime, error)
+    lines = {number: _line(search, book.allowed) for number, search in enumerate(searches)}
     while lines:
         hopes = [hope for number, line in lines.items() for hope in _hopes(book, number, line)]
         why = {hope: _hopeless(book, lines[hope.number], hope) for hope in sorted(hopes)}
