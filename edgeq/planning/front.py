@@ -22,6 +22,7 @@ from edgeq.planning.proof.search import SAME, Search, cheapest, searches
 from edgeq.planning.proof.wider import in_kinds
 from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of
 from edgeq.plans.plan import Plan
+from edgeq.plans.rules import Rule
 from edgeq.prepare import Job, aim_of, prepare
 from edgeq.progress import Clock, Progress
 from edgeq.registry.schema import Format, Runtime, RuntimeName
@@ -103,9 +104,7 @@ def front(request: FrontRequest) -> Front:
         plans: dict[str, Plan] = {}
         for search, wanted in _wanted(job, exporter, request):
             with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
-                along = _proved(search, wanted, steps)
-                rules = list(request.rules)
-                plans |= {name: found.model_copy(update={"rules": rules}) for name, found in along.items()}
+                plans |= _proved(search, wanted, request.rules, steps)
     return _front(job, plans, "size" if request.minimize == "size" else "latency")
 
 
@@ -160,16 +159,14 @@ def _along(search: Search, wider: str, caps: Sequence[float], least: dict[tuple[
     return wanted
 
 
-def _proved(search: Search, wanted: Wanted, steps: Progress) -> dict[str, Plan]:
+def _proved(search: Search, wanted: Wanted, rules: Sequence[Rule], steps: Progress) -> dict[str, Plan]:
     build_unproved(search, [choices for choices, _ in wanted.values()])
     found: dict[str, Plan] = {}
-    seen: set[tuple[str, ...]] = set()
     for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
-        key = tuple(choices[group] for group in search.problem.options)
-        if key not in seen:
-            seen.add(key)
+        if search.name(choices) not in search.proofs:
             proof = prove(search, choices)
-            found[name] = written(Outcome(search, choices, proof, proof.size, solved, notes=search.notes))
+            plan = written(Outcome(search, choices, proof, proof.size, solved, notes=search.notes))
+            found[name] = plan.model_copy(update={"rules": list(rules)})
         steps.step(done, len(wanted))
     return found
 
@@ -177,31 +174,24 @@ def _proved(search: Search, wanted: Wanted, steps: Progress) -> dict[str, Plan]:
 def _front(job: Job, plans: dict[str, Plan], over: Literal["latency", "size"]) -> Front:
     proofs = {name: p.planned.proof for name, p in plans.items() if p.planned is not None and p.planned.proof}
     usual = float(np.median([p.latency_of["float32"] for p in proofs.values()])) if over == "latency" else 0.0
-    values, drops = {}, {}
+    at: dict[str, tuple[float, float]] = {}
     for name, proof in proofs.items():
         if proof.drop is None:
             raise UsageError("the outputs hold no answers to compare", remedy="pass labels or --metric")
-        values[name] = (
-            (proof.latency or 0.0) / proof.latency_of["float32"] * usual if over == "latency" else float(proof.size)
-        )
-        drops[name] = proof.drop
+        size, floats = float(proof.size), proof.latency_of.get("float32", 1.0)
+        at[name] = proof.drop, size if over == "size" else (proof.latency or 0.0) / floats * usual
     first = next(iter(plans.values()))
     points = [
         Point(
             name=name,
-            value=values[name],
-            drop=drops[name],
+            value=value,
+            drop=drop,
             drop_low=proofs[name].drop_low,
             drop_high=proofs[name].drop_high,
-            on_front=not any(
-                values[o] <= values[name]
-                and drops[o] <= drops[name]
-                and (values[o], drops[o]) != (values[name], drops[name])
-                for o in plans
-            ),
+            on_front=not any(o != (drop, value) and o[0] <= drop and o[1] <= value for o in at.values()),
             plan=plans[name],
         )
-        for name in sorted(plans, key=lambda n: (drops[n], values[n]))
+        for name, (drop, value) in sorted(at.items(), key=lambda item: item[1])
     ]
     return Front(
         model_hash=job.model.sha256,
