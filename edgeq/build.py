@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.devices import Candidate, Device
+from edgeq.devices import Candidate
 from edgeq.evaluation.measure import ends_of, fed, measure
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit, confirm
-from edgeq.planning.proof.describe import describe
+from edgeq.plans.describe import describe
 from edgeq.plans.plan import FloatPrecision, Plan, run_options
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
@@ -81,7 +81,7 @@ def judge(job: Job, runtime: Runtime, written: Written) -> Built:
         AuditError: the runtime did not run on integers what the file holds as integers.
     """
     net, quantized, audited, measured, sample = job.model, written.quantized, written.audit, None, None
-    if isinstance(job.device, Device) and job.evaluation is not None:
+    if job.device is not None and job.evaluation is not None:
         artifact = Candidate(written.files[0], runtime.name, run_options(written.plan.float_precision))
         sample = artifact, fed(job.evaluation.first(1), ends_of(net, quantized))
         with job.clock.stage(f"validate in {runtime.name}") as steps:
@@ -109,6 +109,7 @@ def judge(job: Job, runtime: Runtime, written: Written) -> Built:
         layers=written.layers,
         precision=written.plan.float_precision,
         quantized=bool(quantized.weights or quantized.activations),
+        no_device_because=job.no_device_because,
     )
     rounded = quantized.rounded
     outputs = [rounded[n].q if n in rounded else None for n in net.output_nodes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,7 @@ from edgeq.frontends.load import load
 from edgeq.model.model import Model
 from edgeq.model.ops import shape_of
 from edgeq.plans.plan import Given
-from edgeq.progress import Clock
+from edgeq.progress import Clock, Progress, Silent
 
 if TYPE_CHECKING:
     import torch
@@ -34,13 +34,23 @@ Smooth = Literal["auto", "off"]
 
 @dataclass(frozen=True)
 class Case:
-    """As the user gives it; the same arguments as those of `edgeq.deploy`.
+    """As the user gives it.
 
     Attributes:
-        smooth_quant: or, as a plan says it, the alphas by graph node (see `edgeq.quantization.smooth_quant`).
+        model: a file, a module or a loaded model.
+        calibration: samples that set the ranges (see `edgeq.data.load_data`).
+        evaluation: samples, with labels where there are any, that artefacts are judged on.
+        preprocess: how images become inputs: a preset or a TOML file.
+        metric: `package.module:function` or a loaded metric; top-1 where there are labels.
+        inputs, arch, trust_pickle: see `edgeq.load`.
+        smooth_quant: `off` leaves every value as it is; `auto` smooths those of transformers where that helps (see
+            `edgeq.quantization.smooth_quant`); or, as a plan says it, the alphas by graph node.
+        threads: of the latency runs.
+        progress: hears of stages and steps.
     """
 
     model: str | Path | torch.nn.Module | Model
+    _: KW_ONLY
     calibration: str | Path | Dataset
     evaluation: str | Path | Dataset | None = None
     preprocess: str | None = None
@@ -49,6 +59,8 @@ class Case:
     arch: str | None = None
     trust_pickle: bool = False
     smooth_quant: Smooth | Mapping[str, float] = "auto"
+    threads: int = 1
+    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)

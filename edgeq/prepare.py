@@ -35,8 +35,9 @@ from edgeq.limits import Limits
 from edgeq.lowering.assign import assign
 from edgeq.model.model import Model
 from edgeq.progress import Clock
-from edgeq.registry.load import profile_of
+from edgeq.registry.load import load_target, profile_of
 from edgeq.registry.schema import Profile, Runtime, Target
+from edgeq.request import Request
 from edgeq.runtimes import RUNTIMES
 from edgeq.smoothed import smoothed
 
@@ -50,22 +51,29 @@ class Aim:
 
     Attributes:
         runtimes: of the target, those to build for, the best first.
-        device: where to measure, or why there is no such place.
+        device: where artefacts run; None where they can be run nowhere.
         profile: the device of the target that is modelled where it cannot be timed; None if it has none.
         threads: of the latency runs.
         limits: what an artefact has to hold there.
+        no_device_because: why there is none.
     """
 
     target: Target
     runtimes: list[Runtime]
-    device: Device | str
+    device: Device | None
     profile: Profile | None
     threads: int
     limits: Limits
+    no_device_because: str = ""
+
+    @property
+    def timed(self) -> Device | None:
+        """The device, if it has a clock: an emulated one has none."""
+        return None if self.device is None or self.device.emulated else self.device
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class Job(Aim):
     """One case at one of its aims: what every build of the model is made from and judged by.
 
     Attributes:
@@ -80,22 +88,25 @@ class Job:
     """
 
     model: Model
-    target: Target
-    runtimes: list[Runtime]
     calibration: Calibration
     impact: Impact
     calibration_data: Dataset
     evaluation: Dataset | None
     reference: list[Array]
     metric: Metric | None
-    limits: Limits
-    device: Device | str
-    profile: Profile | None
-    threads: int
     clock: Clock
     cache: Cache
     warnings: list[str]
     engine: Engine = LOCAL
+
+    @property
+    def labels(self) -> Array | None:
+        return None if self.evaluation is None else self.evaluation.labels
+
+    @property
+    def data(self) -> dict[str, Dataset]:
+        """The samples by role."""
+        return {"calibration": self.calibration_data} | ({"evaluation": self.evaluation} if self.evaluation else {})
 
 
 def take_aim(
@@ -121,7 +132,20 @@ def take_aim(
     if threads < 1:
         raise UsageError(f"--threads {threads}", remedy="give 1 or more")
     runtimes, modelled = runtimes_for(target, form, io), profile_of(target, profile)
-    return Aim(target, runtimes, _device(target, runtimes, device), modelled, threads, limits or Limits())
+    where, because = _device(target, runtimes, device)
+    return Aim(target, runtimes, where, modelled, threads, limits or Limits(), because)
+
+
+def aim_of(request: Request) -> Aim:
+    """Likewise, for what is asked for; the errors as well."""
+    return take_aim(
+        load_target(request.target),
+        request.format,
+        device=request.device,
+        profile=request.profile,
+        threads=request.threads,
+        limits=request.limits,
+    )
 
 
 def prepare(
@@ -142,7 +166,7 @@ def prepare(
     """
     cache = cache or open_cache(clock.progress.note)
     with ThreadPoolExecutor(max_workers=2) as beside:
-        there = [(aim.device, r.name) for aim in aims for r in aim.runtimes if isinstance(aim.device, Device)]
+        there = [(aim.device, r.name) for aim in aims for r in aim.runtimes if aim.device is not None]
         for device, runtime in {(device.name, runtime): (device, runtime) for device, runtime in there}.values():
             beside.submit(ask_once, device, runtime, cache)  # it keeps them; what is wrong is told when they are needed
         return _prepared(case, aims, clock, cache, engine)
@@ -162,7 +186,7 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
         for text in warnings[len(loaded.warnings) :]:
             clock.progress.note(text)
         reference: list[Array] = []
-        if evals is not None and isinstance(aim.device, Device):
+        if evals is not None and aim.device is not None:
             if aim.device.emulated and len(evals) > EMULATED_SAMPLES:
                 warnings.append(
                     f"{aim.device.name} is emulated: judged on {EMULATED_SAMPLES} of {len(evals)} evaluation samples"
@@ -174,23 +198,18 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
             reference = references[evals.sha256]
         jobs.append(
             Job(
-                loaded.model,
-                aim.target,
-                aim.runtimes,
-                calibration,
-                impact,
-                loaded.calibration,
-                evals,
-                reference,
-                loaded.metric,
-                aim.limits,
-                aim.device,
-                aim.profile,
-                aim.threads,
-                clock,
-                cache,
-                warnings,
-                engine,
+                **vars(aim),
+                model=loaded.model,
+                calibration=calibration,
+                impact=impact,
+                calibration_data=loaded.calibration,
+                evaluation=evals,
+                reference=reference,
+                metric=loaded.metric,
+                clock=clock,
+                cache=cache,
+                warnings=warnings,
+                engine=engine,
             )
         )
     # answers that are there anyway serve also those jobs that nothing can be run for
@@ -202,7 +221,7 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
 
 def _of_another_class(aim: Aim) -> list[str]:
     """Says of the aim's device that its CPU is not of the target's class, where that is so."""
-    if isinstance(aim.device, Device):
+    if aim.device is not None:
         for runtime in aim.runtimes:
             with contextlib.suppress(DeviceError):  # a runtime that is missing is told when it is needed
                 text = unlike(aim.target, aim.device, aim.device.environment(runtime.name))
@@ -300,17 +319,17 @@ def _answers(model: Model, evals: Dataset, clock: Clock, cache: Cache) -> list[A
         )
 
 
-def _device(target: Target, runtimes: Sequence[Runtime], asked: str | None) -> Device | str:
+def _device(target: Target, runtimes: Sequence[Runtime], asked: str | None) -> tuple[Device | None, str]:
     """The device to measure on, or why there is none. A device that was asked for must be there."""
     if asked is not None:
-        return open_device(asked)
+        return open_device(asked), ""
     unknown = [r.name for r in runtimes if r.name not in RUNTIMES]
     if target.execution == "none" or unknown:
-        return f"{target.name} cannot be executed from this machine"
+        return None, f"{target.name} cannot be executed from this machine"
     try:
-        return open_device(DEVICES[target.execution])
+        return open_device(DEVICES[target.execution]), ""
     except DeviceError as error:
-        return f"{error.cause}; {error.remedy}"
+        return None, f"{error.cause}; {error.remedy}"
 
 
 def _never_stored(model: Model, runtimes: Sequence[Runtime]) -> set[str]:

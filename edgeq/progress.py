@@ -40,6 +40,12 @@ class Clock:
         self.progress = progress
         self.seconds: dict[str, float] = {}
 
+    def copy(self) -> Clock:
+        """One that goes on from here by itself."""
+        other = Clock(self.progress)
+        other.seconds |= self.seconds
+        return other
+
     @contextmanager
     def stage(self, name: str) -> Iterator[Progress]:
         self.progress.start(name)

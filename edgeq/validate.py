@@ -12,7 +12,7 @@ from edgeq.data.load import load_data
 from edgeq.devices import Candidate, Device, Port, open_device
 from edgeq.devices.likeness import unlike
 from edgeq.errors import UnsupportedError, UsageError
-from edgeq.evaluation.measure import DEVICES, Ends, integer_ends, measure
+from edgeq.evaluation.measure import DEVICES, Ends, Measured, integer_ends, measure
 from edgeq.evaluation.metric import Metric, load_metric
 from edgeq.evaluation.reference import reference_outputs
 from edgeq.export.artifact import Exporter
@@ -69,9 +69,9 @@ def validate(
     clock, limits = Clock(progress or Silent()), limits or Limits()
     aim = load_target(target)
     chosen = _runtime(aim, path)
-    judge_by = load_metric(metric) if isinstance(metric, str) else metric
     if device is None and aim.execution not in DEVICES:
         raise UsageError(f"{aim.name} cannot be executed from this machine", remedy="name a device with --device")
+    judge_by = load_metric(metric) if isinstance(metric, str) else metric
     where = open_device(device or DEVICES[aim.execution])
     with scratch_folder() as scratch:
         with clock.stage("load"):
@@ -84,24 +84,8 @@ def validate(
             if judge_by is None:
                 check_classes(net, data)
             ends = _ends(where, Candidate(path, chosen.name), net)
-        with clock.stage("float model") as steps:
-            reference = reference_outputs(net, data, steps)
-        with clock.stage(f"export float {chosen.format}"):
-            exporter = Exporter(net.with_samples(data), scratch)
-            baseline = [] if where.emulated else exporter.float_model(chosen.format)
-        with clock.stage(f"validate in {chosen.name}") as steps:
-            found = measure(
-                Candidate(path, chosen.name),
-                baseline[0] if baseline else None,
-                where,
-                data,
-                reference,
-                ends,
-                heads=net.heads,
-                metric=judge_by,
-                threads=threads,
-                progress=steps,
-            )
+        exporter = Exporter(net.with_samples(data), scratch)
+        found, baseline = _measured(path, chosen, where, exporter, data, ends, judge_by, threads, clock)
         files = [path, *(f for f in runtime(chosen.name).companions(path) if f.is_file())]
         build = describe_build(chosen, where, files, found, limits, float_files=baseline)
     other = unlike(aim, where, where.environment(chosen.name))
@@ -109,6 +93,38 @@ def validate(
     return conclude(
         net, aim, None, [build], keep_all=False, warnings=warnings, data={"evaluation": data}, seconds=clock.seconds
     )
+
+
+def _measured(
+    path: Path,
+    chosen: Runtime,
+    where: Device,
+    exporter: Exporter,
+    data: Dataset,
+    ends: Ends,
+    metric: Metric | None,
+    threads: int,
+    clock: Clock,
+) -> tuple[Measured, list[Path]]:
+    """What was measured, and the files of the float model that it was measured beside, if anything can be timed."""
+    with clock.stage("float model") as steps:
+        reference = reference_outputs(exporter.model, data, steps)
+    with clock.stage(f"export float {chosen.format}"):
+        baseline = [] if where.emulated else exporter.float_model(chosen.format)
+    with clock.stage(f"validate in {chosen.name}") as steps:
+        found = measure(
+            Candidate(path, chosen.name),
+            baseline[0] if baseline else None,
+            where,
+            data,
+            reference,
+            ends,
+            heads=exporter.model.heads,
+            metric=metric,
+            threads=threads,
+            progress=steps,
+        )
+    return found, baseline
 
 
 def _runtime(target: Target, path: Path) -> Runtime:

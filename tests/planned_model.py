@@ -21,9 +21,9 @@ from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import state
 from edgeq.planning.costs.timing import Timing
 from edgeq.planning.explain.follow import job_of
-from edgeq.planning.proof.describe import describe
 from edgeq.planning.sensitivity.damages import measure_sensitivity
 from edgeq.planning.solver.problem import check, cost_of
+from edgeq.plans.describe import describe
 from edgeq.plans.plan import Condition, Conversion, Given, Plan, Planned
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import quantize_model

@@ -43,6 +43,7 @@ ORDER = [
     "evaluation",
     "plans",
     "case",
+    "request",
     "smoothed",
     "prepare",
     "probing",

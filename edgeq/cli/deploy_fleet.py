@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from edgeq.cli.options import BuildLimits
 from edgeq.cli.plan_fleet import limits_by_target
 from edgeq.cli.shell import Shell
 from edgeq.errors import GateError, UsageError
@@ -17,52 +18,32 @@ if TYPE_CHECKING:
 
 
 def deploy_fleet(
-    shell: Shell,
-    model: str,
-    path: Path,
-    single: Mapping[str, object],
-    data: Mapping[str, Any],
-    limits: tuple[str | None, str | None, str | None, str | None, bool, bool],
-    how: dict[str, Any],
+    shell: Shell, model: str, path: Path, alone: Mapping[str, object], limits: BuildLimits, how: Mapping[str, Any]
 ) -> int:
     """Builds a fleet and shows the report of each target.
 
     Args:
         path: the fleet file.
-        single: options that make sense for one target only, as they were given.
-        data: what `edgeq.deploy_fleet.deploy_fleet` is to read; where it is None, what the fleet was planned with.
-        limits: as they stand on the command line.
-        how: what it is called with besides.
+        alone: options that make sense for one target only, as they were given.
+        how: what `edgeq.deploy_fleet.deploy_fleet` is called with besides; where data is None, it is what the fleet was
+            planned with.
     """
     from edgeq.plans.fleet import read_fleet
-    from edgeq.plans.remembered import data_of, metric_of
+    from edgeq.plans.remembered import completed
 
-    for option, value in single.items():
+    for option, value in alone.items():
         if value is not None:
             raise UsageError(
                 f"{option} goes with one target, and {path.name} is a fleet",
                 remedy=f"leave {option} away, or give --plan one of the plans beside it",
             )
     fleet, plans = read_fleet(path)
-    given = fleet.given
-    how |= {
-        "calibration": data_of(given, "--calib", data["calibration"], "calibration"),
-        "evaluation": data_of(given, "--eval", data["evaluation"], "evaluation"),
-        "preprocess": data["preprocess"] or given.preprocess,
-        "metric": metric_of(given, data["metric"]),
-    }
-    by_target = limits_by_target([member.given for member in fleet.targets], *limits)
+    how = completed(fleet.given, how)
+    by_target = limits_by_target([member.given for member in fleet.targets], limits)
     with shell.stages() as stages:
         from edgeq.deploy_fleet import deploy_fleet as build
 
-        report = build(
-            model,
-            fleet=fleet,
-            plans=plans,
-            limits=by_target,
-            progress=stages,
-            **how,
-        )
+        report = build(model, fleet=fleet, plans=plans, limits=by_target, progress=stages, **how)
     if not shell.quiet:
         _show(shell, report, how["out"])
     if shell.json:

@@ -30,6 +30,7 @@ _ATTRIBUTION = "What the loss comes from (simulated)"
 
 def explain(
     shell: Shell,
+    *,
     file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of `edgeq plan`.")],
     layer: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Only layers whose name matches, such as features.1*.")
@@ -59,10 +60,7 @@ def explain(
         str | None, typer.Option("--target", metavar="T", help="The plan's target, where it is a .toml file of yours.")
     ] = None,
     calib: o.Calibration = None,
-    preprocess: o.Preprocess = None,
-    inputs: o.Inputs = [],  # noqa: B006
-    arch: o.Arch = None,
-    trust_pickle: o.TrustPickle = False,
+    read: o.Reading,
 ) -> int:
     """Say why each layer got its choice, what each alternative would cost, and what to change next.
 
@@ -74,7 +72,7 @@ def explain(
     from edgeq.plans.plan import read_plan
     from edgeq.registry.load import load_target
 
-    if model is None and (samples or every or calib or preprocess or inputs or arch or trust_pickle):
+    if model is None and (samples or every or calib or any(vars(read).values())):
         raise UsageError("this needs the plan's model", remedy="give --model, or leave the other options away")
     plan, aim = read_plan(file), load_target(target) if target else None
     if model is None:
@@ -88,17 +86,7 @@ def explain(
         from edgeq.planning.explain.attribution import GUILTIEST, SAMPLES, attribute
         from edgeq.planning.explain.follow import job_of
 
-        job = job_of(
-            plan,
-            model,
-            target=aim,
-            calibration=calib,
-            preprocess=preprocess,
-            inputs=inputs,
-            arch=arch,
-            trust_pickle=trust_pickle,
-            progress=stages,
-        )
+        job = job_of(plan, model, target=aim, calibration=calib, progress=stages, **vars(read))
         why = attribute(job, plan, samples=samples or SAMPLES, pattern=layer, most=None if every else GUILTIEST)
     told = None
     if plan.planned is not None:

@@ -1,7 +1,8 @@
-"""Options that several commands take, as types for their signatures."""
+"""Options that several commands take, as types for their signatures: one option each, or a group (see `command`)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
@@ -161,6 +162,41 @@ AllowUnrecognizable = Annotated[
         rich_help_panel=_LIMITS,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model and its data are read."""
+
+    preprocess: Preprocess = None
+    inputs: Inputs = ()  # type: ignore[assignment]  # a dataclass takes no list
+    arch: Arch = None
+    trust_pickle: TrustPickle = False
+
+
+@dataclass(frozen=True)
+class Judging(Reading):
+    """Also how answers are judged."""
+
+    metric: MetricName = None
+
+
+@dataclass(frozen=True)
+class PlanLimits:
+    """What a plan is held against."""
+
+    max_drop: MaxDrop = None
+    max_latency: MaxLatency = None
+    max_size: MaxSize = None
+    allow_unrecognizable: AllowUnrecognizable = False
+
+
+@dataclass(frozen=True)
+class BuildLimits(PlanLimits):
+    """What a build is held against."""
+
+    min_speedup: MinSpeedup = None
+    allow_slower: AllowSlower = False
 
 
 def _known_format(name: str) -> str:

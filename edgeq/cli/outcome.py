@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeq.cli.options import PlanLimits
 from edgeq.cli.shell import Shell
 from edgeq.errors import GateError
 
@@ -13,29 +14,15 @@ if TYPE_CHECKING:
     from edgeq.records.schema import Report
 
 
-def limits_from(
-    max_drop: str | None,
-    max_latency: str | None,
-    max_size: str | None,
-    min_speedup: str | None,
-    allow_slower: bool,
-    allow_unrecognizable: bool,
-) -> Limits:
-    """The limits as they stand on the command line.
+def limits_from(told: PlanLimits) -> Limits:
+    """The limits as they stand on the command line. A plan is free to be slower than float.
 
     Raises:
         UsageError: one of them cannot be read.
     """
     from edgeq.limits import Limits
 
-    return Limits.parse(
-        max_drop=max_drop,
-        max_latency=max_latency,
-        max_size=max_size,
-        min_speedup=min_speedup,
-        allow_slower=allow_slower,
-        allow_unrecognizable=allow_unrecognizable,
-    )
+    return Limits.parse(**{"allow_slower": True, **vars(told)})
 
 
 def conclude(shell: Shell, report: Report, folder: Path | None) -> int:

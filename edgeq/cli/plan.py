@@ -34,6 +34,7 @@ class Minimize(str, Enum):
 
 def plan(
     shell: Shell,
+    *,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -65,17 +66,13 @@ def plan(
         Path | None,
         typer.Option(metavar="PLAN", help="Cost an edited plan anew, without a build; nothing else is done."),
     ] = None,
-    preprocess: o.Preprocess = None,
-    metric: o.MetricName = None,
     format: o.FormatName = "auto",
     device: o.DeviceName = None,
     profile: o.ProfileName = None,
     threads: o.Threads = 1,
     workers: o.Workers = None,
     engine: o.EngineName = None,
-    inputs: o.Inputs = [],  # noqa: B006
-    arch: o.Arch = None,
-    trust_pickle: o.TrustPickle = False,
+    read: o.Judging,
     smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
     pareto: Annotated[
         int | None,
@@ -85,10 +82,7 @@ def plan(
             help="Measure N plans along the trade of accuracy for latency or size.",
         ),
     ] = None,
-    max_drop: o.MaxDrop = None,
-    max_latency: o.MaxLatency = None,
-    max_size: o.MaxSize = None,
-    allow_unrecognizable: o.AllowUnrecognizable = False,
+    limits: o.PlanLimits,
 ) -> int:
     """Find the best plan that the device allows: measured costs, measured sensitivity, solved, built and proved.
 
@@ -100,24 +94,50 @@ def plan(
     4 not supported; 5 device or runtime failed.
     """
     several = len(target) > 1
-    single = {"--check": check, "--pareto": pareto, "--device": device, "--profile": profile}
-    if several and (told := [option for option, value in single.items() if value is not None]):
+    alone = {"--check": check, "--pareto": pareto, "--device": device, "--profile": profile}
+    if several and (told := [option for option, value in alone.items() if value is not None]):
         raise UsageError(f"{told[0]} goes with one target, not with {len(target)}", remedy="give --target once")
     if check is not None:
         return plan_check(shell, check, target[0] if target else None)
     for value, option in ((model, "MODEL"), (target, "--target"), (calib, "--calib"), (evaluation, "--eval")):
         if not value:
             raise UsageError(f"{option} is missing", remedy="see edgeq plan --help")
-    assert model is not None and calib is not None and evaluation is not None
-    if pareto is not None and (max_drop or max_latency or max_size):
+    assert model is not None
+    how: dict[str, Any] = {
+        "calibration": calib,
+        "evaluation": evaluation,
+        "format": format,
+        "threads": threads,
+        "smooth_quant": smooth_quant.value,
+        "minimize": minimize.value,
+        **vars(read),
+    }
+    how |= {"targets": target} if several else {"target": target[0], "device": device, "profile": profile}
+    if pareto is None:
+        how["limits"] = limits_by_target(target, limits) if several else limits_from(limits)
+    elif limits.max_drop or limits.max_latency or limits.max_size:
         raise UsageError("a front has no limits", remedy="leave --pareto or the limits away")
-    if several:
-        limits: Any = limits_by_target(
-            target, max_drop, max_latency, max_size, allow_unrecognizable=allow_unrecognizable
-        )
-    else:
-        limits = limits_from(max_drop, max_latency, max_size, None, True, allow_unrecognizable)
-    with shell.stages() as stages:
+    return _find(shell, out, model, how, pareto, {"name": engine, "workers": workers}, rules)
+
+
+def _find(
+    shell: Shell,
+    out: Path,
+    model: str,
+    how: dict[str, Any],
+    pareto: int | None,
+    engine: dict[str, Any],
+    rules: Path | None,
+) -> int:
+    """Plans for one target or several, or measures a front.
+
+    Args:
+        how: what finds it is called with.
+        pareto: points of a front.
+        engine: what `open_engine` is called with.
+        rules: their file.
+    """
+    with shell.stages() as how["progress"]:
         from edgeq.cache import open_cache
         from edgeq.data.kept import begin_reading
         from edgeq.files import refuse_unwritable
@@ -125,34 +145,18 @@ def plan(
         if pareto is not None and out.suffix == ".html":
             raise UsageError("that is the name of its page", where=str(out), remedy="give --out a name in .json")
         # a front or a fleet writes a plan for each of its members too, and a front a page
-        refuse_unwritable(out, f"{escape(out.stem)}.*" if several or pareto is not None else "")
-        begin_reading({"calibration": calib, "evaluation": evaluation}, open_cache())  # while the rest is imported
-        from edgeq.engine import open_engine
+        refuse_unwritable(out, f"{escape(out.stem)}.*" if "targets" in how or pareto is not None else "")
+        begin_reading({role: how[role] for role in ("calibration", "evaluation")}, open_cache())
+        from edgeq.engine import open_engine  # while the data is read
         from edgeq.plans.rules import read_rules
 
-        ruled = read_rules(rules) if rules else []
-        how: dict[str, Any] = {
-            "calibration": calib,
-            "evaluation": evaluation,
-            "format": format,
-            "preprocess": preprocess,
-            "metric": metric,
-            "threads": threads,
-            "inputs": inputs,
-            "arch": arch,
-            "trust_pickle": trust_pickle,
-            "smooth_quant": smooth_quant.value,
-            "rules": ruled,
-            "progress": stages,
-        }
-        with open_engine(engine, workers) as how["engine"]:
-            if several:
-                how |= {"targets": target, "minimize": minimize.value, "limits": limits}
+        how["rules"] = read_rules(rules) if rules else []
+        with open_engine(**engine) as how["engine"]:
+            if "targets" in how:
                 return plan_fleet(shell, out, model, how)
-            how |= {"target": target[0], "device": device, "profile": profile}
             if pareto is not None:
-                return plan_front(shell, out, model, pareto, minimize.value, how)
-            return _plan_one(shell, out, model, how | {"minimize": minimize.value, "limits": limits})
+                return plan_front(shell, out, model, pareto, how)
+            return _plan_one(shell, out, model, how)
 
 
 def _plan_one(shell: Shell, out: Path, model: str, how: dict[str, Any]) -> int:

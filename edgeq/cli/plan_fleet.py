@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from edgeq.cli.options import PlanLimits
 from edgeq.cli.outcome import limits_from
 from edgeq.cli.plan_show import cost_text
 from edgeq.cli.shell import Shell
@@ -50,15 +52,7 @@ def plan_fleet(shell: Shell, out: Path, model: str, how: dict[str, Any]) -> int:
     )
 
 
-def limits_by_target(
-    targets: Sequence[str],
-    max_drop: str | None,
-    max_latency: str | None,
-    max_size: str | None,
-    min_speedup: str | None = None,
-    allow_slower: bool = True,
-    allow_unrecognizable: bool = False,
-) -> dict[str, Limits]:
+def limits_by_target(targets: Sequence[str], told: PlanLimits) -> dict[str, Limits]:
     """The limits of each target: `1%` counts for all, `phone=2%` for one, and `1%,phone=2%` for all with one exception.
 
     Args:
@@ -70,23 +64,16 @@ def limits_by_target(
     from edgeq.registry.load import load_target
 
     names = [load_target(target).name for target in targets]
-    told = {
-        "--max-drop": max_drop,
-        "--max-latency": max_latency,
-        "--max-size": max_size,
-        "--min-speedup": min_speedup,
-    }
-    drops, latencies, sizes, speedups = (_by_target(option, text, names) for option, text in told.items())
+    texts = {limit: text for limit, text in vars(told).items() if isinstance(text, str)}
+    own = {limit: _by_target(f"--{limit.replace('_', '-')}", text, names) for limit, text in texts.items()}
     return {
-        name: limits_from(drops[name], latencies[name], sizes[name], speedups[name], allow_slower, allow_unrecognizable)
+        name: limits_from(replace(told, **{limit: of_target[name] for limit, of_target in own.items()}))
         for name in names
     }
 
 
-def _by_target(option: str, text: str | None, names: Sequence[str]) -> dict[str, str | None]:
+def _by_target(option: str, text: str, names: Sequence[str]) -> dict[str, Any]:
     found: dict[str, str | None] = dict.fromkeys(names)
-    if text is None:
-        return found
     # the rule for all counts first, wherever it stands
     parts = sorted((part.rpartition("=") for part in text.split(",")), key=lambda part: bool(part[1]))
     for name, equals, value in parts:

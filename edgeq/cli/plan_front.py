@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.text import Text
 
 from edgeq.cli.plan_show import show_front
 from edgeq.cli.shell import Shell
-from edgeq.errors import UsageError
 
 
-def plan_front(shell: Shell, out: Path, model: str, points: int, minimize: str, how: dict[str, Any]) -> int:
+def plan_front(shell: Shell, out: Path, model: str, points: int, how: dict[str, Any]) -> int:
     """Measures a front, and writes it, a page, and a plan for each of its points.
 
     Args:
@@ -22,10 +21,7 @@ def plan_front(shell: Shell, out: Path, model: str, points: int, minimize: str, 
     from edgeq.planning.front import front
     from edgeq.report.html import render_front
 
-    if minimize in ("loss", "energy"):
-        raise UsageError("a front is over latency or size", remedy="choose --minimize latency or size")
-    over: Literal["latency", "size"] = "size" if minimize == "size" else "latency"
-    found = front(model, points=points, over=over, **how)
+    found = front(model, points=points, **how)
     write_json(out, found)
     plans = [out.with_name(f"{out.stem}.{number}.json") for number in range(1, len(found.points) + 1)]
     for point, path in zip(found.points, plans, strict=True):

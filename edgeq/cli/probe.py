@@ -76,16 +76,15 @@ def probe(
         _show(shell, found)
         for file in files:
             shell.console.print(str(file), markup=False, soft_wrap=True)
+    return _told(shell, found, f"{aim.name} on {where.name}")
+
+
+def _told(shell: Shell, found: list[Evidence], where: str) -> int:
     missed = [f"{cell.op} {cell.kernel} in {evidence.runtime}" for evidence, cell in _unproven(found)]
     if not missed:
         return 0
-    return shell.tell(
-        GateError(
-            f"not proven: {', '.join(missed)}",
-            where=f"{aim.name} on {where.name}",
-            remedy="take these kernels out of the table, or out of plans",
-        )
-    )
+    remedy = "take these kernels out of the table, or out of plans"
+    return shell.tell(GateError(f"not proven: {', '.join(missed)}", where=where, remedy=remedy))
 
 
 def _check_ops(target: Target, runtime: str | None, ops: list[str]) -> None:

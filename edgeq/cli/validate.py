@@ -14,29 +14,21 @@ from edgeq.cli.shell import Shell
 
 def validate(
     shell: Shell,
+    *,
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A .onnx, .xml or .tflite file.")],
     model: Annotated[str, typer.Option(metavar="MODEL", help="The float model that it was made from.")],
     target: o.TargetName,
     evaluation: o.NeededEvaluation,
-    preprocess: o.Preprocess = None,
-    metric: o.MetricName = None,
     device: o.DeviceName = None,
     threads: o.Threads = 1,
-    inputs: o.Inputs = [],  # noqa: B006
-    arch: o.Arch = None,
-    trust_pickle: o.TrustPickle = False,
-    max_drop: o.MaxDrop = None,
-    max_latency: o.MaxLatency = None,
-    max_size: o.MaxSize = None,
-    min_speedup: o.MinSpeedup = None,
-    allow_slower: o.AllowSlower = False,
-    allow_unrecognizable: o.AllowUnrecognizable = False,
+    read: o.Judging,
+    limits: o.BuildLimits,
 ) -> int:
     """Measure an artefact that is there already against the float model.
 
     Exit codes are those of `edgeq deploy`.
     """
-    limits = limits_from(max_drop, max_latency, max_size, min_speedup, allow_slower, allow_unrecognizable)
+    held = limits_from(limits)
     with shell.stages() as stages:
         from edgeq.validate import validate as measure
 
@@ -45,14 +37,10 @@ def validate(
             model=model,
             target=target,
             evaluation=evaluation,
-            preprocess=preprocess,
-            metric=metric,
-            limits=limits,
+            limits=held,
             device=device,
             threads=threads,
-            inputs=inputs,
-            arch=arch,
-            trust_pickle=trust_pickle,
             progress=stages,
+            **vars(read),
         )
     return conclude(shell, report, None)

@@ -298,13 +298,13 @@ class Device:
 
 
 @contextmanager
-def workers_ahead(devices: Iterable[Device | str]) -> Iterator[None]:
+def workers_ahead(devices: Iterable[Device | None]) -> Iterator[None]:
     """Within it, devices may expect jobs (see `Device.expect`); those that are not there are skipped."""
     try:
         yield
     finally:
         for device in devices:
-            if isinstance(device, Device):
+            if device is not None:
                 device.dismiss()
 
 

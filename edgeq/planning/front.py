@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import inf
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from edgeq.case import Case, Smooth
-from edgeq.data.dataset import Dataset
 from edgeq.devices import workers_ahead
-from edgeq.engine import LOCAL, Engine
-from edgeq.errors import EdgeqError, UsageError
-from edgeq.evaluation.metric import Metric
+from edgeq.errors import UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.choices import by_activations, uniform
-from edgeq.model.model import Model
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.proving import build_unproved, prove
 from edgeq.planning.proof.record import written
 from edgeq.planning.proof.search import SAME, Search, cheapest, searches
-from edgeq.planning.proof.wider import in_vain
+from edgeq.planning.proof.wider import in_kinds
 from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of
 from edgeq.plans.plan import Plan
 from edgeq.plans.rules import Rule
-from edgeq.prepare import Job, prepare, take_aim
-from edgeq.progress import Clock, Progress, Silent
-from edgeq.registry.load import load_target
-from edgeq.registry.schema import Format, RuntimeName
+from edgeq.prepare import Job, aim_of, prepare
+from edgeq.progress import Clock, Progress
+from edgeq.registry.schema import Format, Runtime, RuntimeName
+from edgeq.request import PlanRequest, takes_fields_of
 from edgeq.visible import writable
-
-if TYPE_CHECKING:
-    import torch
 
 WORST = 0.5
 """Largest expected loss of a point: the outputs moved by half of their own power answer little."""
@@ -77,98 +68,68 @@ class Front(_Strict):
     points: list[Point]
 
 
-def front(
-    model: str | Path | torch.nn.Module | Model,
-    *,
-    target: str,
-    calibration: str | Path | Dataset,
-    evaluation: str | Path | Dataset,
-    format: str,
-    points: int = 6,
-    over: Literal["latency", "size"] = "latency",
-    preprocess: str | None = None,
-    metric: str | Metric | None = None,
-    device: str | None = None,
-    profile: str | None = None,
-    threads: int = 1,
-    inputs: Sequence[str] = (),
-    arch: str | None = None,
-    trust_pickle: bool = False,
-    smooth_quant: Smooth = "auto",
-    rules: Sequence[Rule] = (),
-    engine: Engine = LOCAL,
-    progress: Progress | None = None,
-) -> Front:
+@dataclass(frozen=True, kw_only=True)
+class FrontRequest(PlanRequest):
+    """What a front is made from: one format, since it compares what one runtime can do, and no limits.
+
+    Attributes:
+        minimize: what accuracy is traded for, `latency` or `size`.
+        points: plans to solve for.
+    """
+
+    points: int = 6
+
+
+@takes_fields_of(FrontRequest)
+def front(request: FrontRequest) -> Front:
     """Plans along the trade of accuracy for latency or size, each one proved, beside the preferred kernels everywhere
     and float everywhere.
 
-    Args:
-        format: one format; a front compares what one runtime can do.
-        points: plans to solve for.
-        over: what accuracy is traded for.
-
-    The other arguments and the errors are those of `edgeq.planning.planner.plan`.
+    The arguments are the fields of `FrontRequest`, the errors those of `edgeq.planning.planner.plan`.
     """
-    aim = take_aim(load_target(target), format, device=device, profile=profile, threads=threads)
-    if len(aim.runtimes) != 1 or points < 1:
+    aim = aim_of(request)
+    if len(aim.runtimes) != 1 or request.points < 1:
         raise UsageError("a front is of one format, and has points", remedy="choose --format onnx, openvino or tflite")
-    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth_quant)
-    (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
+    if request.minimize not in ("latency", "size"):
+        raise UsageError("a front is over latency or size", remedy="choose --minimize latency or size")
+    if request.limits is not None:
+        raise UsageError("a front has no limits", remedy="leave --pareto or the limits away")
+    if aim.device is None:
+        raise UsageError(f"a front is measured, and {aim.no_device_because}", remedy="plan without --pareto")
+    if request.minimize == "latency" and aim.timed is None:
+        raise UsageError(f"no latency is measured on {aim.device.name}", remedy="choose --minimize size")
+    (job,) = prepare(request, [aim], Clock(request.progress), engine=request.engine)
     with scratch_folder() as scratch, workers_ahead([job.device]):
         exporter = Exporter(job.model, scratch, job.cache)
-        folder = scratch / "front"
-        folder.mkdir()
         plans: dict[str, Plan] = {}
-        for search, wanted in _wanted(job, exporter, folder, points, over, rules):
+        for search, wanted in _wanted(job, exporter, request):
             with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
-                along = _proved(search, wanted, steps)
-                plans |= {name: found.model_copy(update={"rules": list(rules)}) for name, found in along.items()}
-    return _front(job, plans, over)
+                plans |= _proved(search, wanted, request.rules, steps)
+    return _front(job, plans, "size" if request.minimize == "size" else "latency")
 
 
 Wanted = dict[str, tuple[dict[str, str], Solution | None]]
 """Plans to be proved by the name of their point; those that were solved for with their solution."""
 
 
-def _wanted(
-    job: Job, exporter: Exporter, folder: Path, points: int, over: str, rules: Sequence[Rule]
-) -> Iterator[tuple[Search, Wanted]]:
+def _wanted(job: Job, exporter: Exporter, request: FrontRequest) -> Iterator[tuple[Search, Wanted]]:
     """The points of every search; with activations of more bits those alone that they make cheaper."""
+
+    def opened(typed: Runtime) -> list[Search]:
+        return searches(job, typed, exporter, request.minimize, request.rules)
+
     caps: list[float] = []
-    found: list[Search] = []
     least: dict[tuple[str, int], float] = {}
-    refused: UsageError | None = None
-    for kind, typed in by_activations(job.runtimes[0]).items():
-        place, wider = folder / kind, bool(caps)
-        place.mkdir()
-        try:
-            if wider and (vain := in_vain(found[0], typed, folder / f"{kind}-everywhere")):
-                job.clock.progress.note(f"{kind} activations were not tried: {vain}")
-                continue
-            found = searches(job, typed, exporter, place, over, rules)
-        except EdgeqError as error:
-            if wider:  # the points without these stand
-                job.clock.progress.note(f"{kind} activations: {error.cause}")
-                return
-            if not isinstance(error, UsageError):
-                raise
-            refused = refused or error  # the rules leave nothing of these
-            continue
+    why = "they may make points cheaper"
+    for kind, reason, found in in_kinds(job.runtimes[0], opened, lambda: why, job.clock.progress.note):
         for search in found:
-            if search.where is None:
-                raise UsageError(f"a front is measured, and {job.device}", remedy="plan without --pareto")
-            if over == "latency" and search.costs.latency_from != "measured":
-                raise UsageError(f"no latency is measured on {search.where.name}", remedy="choose --minimize size")
-            caps = caps or _caps(search, points)
-            yield search, _along(search, kind if wider else "", caps, least)
-    if not caps:
-        assert refused is not None
-        raise refused
+            caps = caps or _caps(search, request.points)
+            yield search, _along(search, kind if reason else "", caps, least)
 
 
 def _caps(search: Search, points: int) -> list[float]:
     """Losses to solve within, from an eighth of that of the preferred kernels everywhere."""
-    everywhere = max(cost_of(search.problem, uniform(search.allowed))["loss"], 1e-9)
+    everywhere = max(cost_of(search.problem, search.usual)["loss"], 1e-9)
     most = sum(max(c.get("loss", 0.0) for c in offered.values()) for offered in search.problem.options.values())
     return [float(cap) for cap in np.geomspace(everywhere / 8, max(min(most, WORST), everywhere), points)]
 
@@ -180,7 +141,7 @@ def _along(search: Search, wider: str, caps: Sequence[float], least: dict[tuple[
         wider: the type of the activations, if not the preferred one.
         least: by precision and number of the cap, what the cheapest plan so far costs.
     """
-    problem, preferred = search.problem, uniform(search.allowed)
+    problem, preferred = search.problem, search.usual
     suffix = "".join(f", {name}" for name in (wider, search.precision) if name not in ("", FLOAT))
     wanted: Wanted = {}
     for name, other in (("preferred", dict(preferred)), (FLOAT, dict.fromkeys(preferred, FLOAT))):
@@ -198,16 +159,14 @@ def _along(search: Search, wider: str, caps: Sequence[float], least: dict[tuple[
     return wanted
 
 
-def _proved(search: Search, wanted: Wanted, steps: Progress) -> dict[str, Plan]:
+def _proved(search: Search, wanted: Wanted, rules: Sequence[Rule], steps: Progress) -> dict[str, Plan]:
     build_unproved(search, [choices for choices, _ in wanted.values()])
     found: dict[str, Plan] = {}
-    seen: set[tuple[str, ...]] = set()
     for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
-        key = tuple(choices[group] for group in search.problem.options)
-        if key not in seen:
-            seen.add(key)
+        if search.name(choices) not in search.proofs:
             proof = prove(search, choices)
-            found[name] = written(Outcome(search, choices, proof, proof.size, solved, notes=search.notes))
+            plan = written(Outcome(search, choices, proof, proof.size, solved, notes=search.notes))
+            found[name] = plan.model_copy(update={"rules": list(rules)})
         steps.step(done, len(wanted))
     return found
 
@@ -215,31 +174,24 @@ def _proved(search: Search, wanted: Wanted, steps: Progress) -> dict[str, Plan]:
 def _front(job: Job, plans: dict[str, Plan], over: Literal["latency", "size"]) -> Front:
     proofs = {name: p.planned.proof for name, p in plans.items() if p.planned is not None and p.planned.proof}
     usual = float(np.median([p.latency_of["float32"] for p in proofs.values()])) if over == "latency" else 0.0
-    values, drops = {}, {}
+    at: dict[str, tuple[float, float]] = {}
     for name, proof in proofs.items():
         if proof.drop is None:
             raise UsageError("the outputs hold no answers to compare", remedy="pass labels or --metric")
-        values[name] = (
-            (proof.latency or 0.0) / proof.latency_of["float32"] * usual if over == "latency" else float(proof.size)
-        )
-        drops[name] = proof.drop
+        size, floats = float(proof.size), proof.latency_of.get("float32", 1.0)
+        at[name] = proof.drop, size if over == "size" else (proof.latency or 0.0) / floats * usual
     first = next(iter(plans.values()))
     points = [
         Point(
             name=name,
-            value=values[name],
-            drop=drops[name],
+            value=value,
+            drop=drop,
             drop_low=proofs[name].drop_low,
             drop_high=proofs[name].drop_high,
-            on_front=not any(
-                values[o] <= values[name]
-                and drops[o] <= drops[name]
-                and (values[o], drops[o]) != (values[name], drops[name])
-                for o in plans
-            ),
+            on_front=not any(o != (drop, value) and o[0] <= drop and o[1] <= value for o in at.values()),
             plan=plans[name],
         )
-        for name in sorted(plans, key=lambda n: (drops[n], values[n]))
+        for name, (drop, value) in sorted(at.items(), key=lambda item: item[1])
     ]
     return Front(
         model_hash=job.model.sha256,

@@ -6,67 +6,26 @@ learned, until the limits hold. The result is a plan; `edgeq deploy --plan` make
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from edgeq.case import Case, Smooth, given
-from edgeq.data.dataset import Dataset
+from edgeq.case import given
 from edgeq.devices import workers_ahead
-from edgeq.engine import LOCAL, Engine
 from edgeq.errors import UsageError
-from edgeq.evaluation.metric import Metric
 from edgeq.export.artifact import Exporter, import_ahead
 from edgeq.files import scratch_folder
-from edgeq.limits import Limits
-from edgeq.model.model import Model
 from edgeq.planning.proof.best import best_plan
 from edgeq.plans.plan import Plan
-from edgeq.plans.rules import Rule
-from edgeq.prepare import answered, prepare, take_aim
-from edgeq.progress import Clock, Progress, Silent
-from edgeq.registry.load import load_target
-
-if TYPE_CHECKING:
-    import torch
+from edgeq.prepare import aim_of, answered, prepare
+from edgeq.progress import Clock
+from edgeq.request import PlanRequest, takes_fields_of
 
 
-def plan(
-    model: str | Path | torch.nn.Module | Model,
-    *,
-    target: str,
-    calibration: str | Path | Dataset,
-    evaluation: str | Path | Dataset,
-    minimize: str = "latency",
-    limits: Limits | None = None,
-    format: str = "auto",
-    preprocess: str | None = None,
-    metric: str | Metric | None = None,
-    device: str | None = None,
-    profile: str | None = None,
-    threads: int = 1,
-    inputs: Sequence[str] = (),
-    arch: str | None = None,
-    trust_pickle: bool = False,
-    smooth_quant: Smooth = "auto",
-    rules: Sequence[Rule] = (),
-    engine: Engine = LOCAL,
-    progress: Progress | None = None,
-) -> Plan:
+@takes_fields_of(PlanRequest)
+def plan(request: PlanRequest) -> Plan:
     """The best plan for a target, with the proof of it; without one where the target cannot be executed from here.
 
-    Args:
-        minimize: `latency`, `size`, `loss` or `energy`, within the limits on the others.
-        limits: without a largest drop, a plan may lose what uniform INT8 is expected to lose.
-        format: of several formats (`auto`) the plan that measured best is kept; what is predicted to be far slower than
-            one that holds is not built.
-        profile: the device of the target whose time and energy are modelled where they cannot be measured; the target's
-            own if not given.
-        rules: what some layers have to be, whatever it costs.
-        engine: where builds and sensitivities are worked out (see `edgeq.engine.open_engine`); the plan does not
-            depend on it.
-
-    The other arguments are those of `edgeq.deploy`.
+    The arguments are the fields of `edgeq.request.PlanRequest`. Without a limit on the
+    drop, a plan may lose what uniform INT8 is expected to lose. Of several formats (`auto`) the plan that measured best
+    is kept; what is predicted to be far slower than one that holds is not built. The profile is the device whose time
+    and energy are modelled where they cannot be measured.
 
     Returns:
         A plan whose `planned.held` says whether every limit held that could be judged; `planned.unvalidated` has the
@@ -78,15 +37,15 @@ def plan(
         DeviceError: a device or runtime failed.
         GateError: no plan is possible at all under the rules, or none reaches a latency that is only modelled.
     """
-    if minimize not in ("latency", "size", "loss", "energy"):
-        raise UsageError(f"cannot minimize {minimize!r}", remedy="choose latency, size, loss or energy")
-    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth_quant)
-    aim = take_aim(load_target(target), format, device=device, profile=profile, threads=threads, limits=limits)
+    if request.minimize not in ("latency", "size", "loss", "energy"):
+        raise UsageError(f"cannot minimize {request.minimize!r}", remedy="choose latency, size, loss or energy")
+    aim = aim_of(request)
     import_ahead(runtime.format for runtime in aim.runtimes)  # while the data is read
-    (job,) = prepare(case, [aim], Clock(progress or Silent()), engine=engine)
+    (job,) = prepare(request, [aim], Clock(request.progress), engine=request.engine)
     if job.limits.max_drop is not None:
         job = answered(job)  # a drop has to be put into the loss that it allows, also where nothing can be run
     with scratch_folder() as scratch, workers_ahead([job.device]):
         exporter = Exporter(job.model, scratch, job.cache)
-        best = best_plan(job, exporter, scratch, minimize, rules)
-    return best.model_copy(update={"given": given(case, job.calibration_data, device), "rules": list(rules)})
+        best = best_plan(job, exporter, request.minimize, request.rules)
+    remembered = given(request, job.calibration_data, request.device)
+    return best.model_copy(update={"given": remembered, "rules": list(request.rules)})

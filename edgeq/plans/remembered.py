@@ -3,11 +3,28 @@ have written, and code is run only where the user names it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgeq.data.load import names_function
 from edgeq.errors import UsageError
 from edgeq.plans.plan import Given
+
+
+def completed(given: Given | None, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user gave, with what the plan remembers of data where that is None.
+
+    Raises:
+        UsageError: the plan was made with code of the user's, which was not given.
+    """
+    return {
+        **told,
+        "calibration": data_of(given, "--calib", told["calibration"], "calibration"),
+        "evaluation": data_of(given, "--eval", told["evaluation"], "evaluation"),
+        "preprocess": told["preprocess"] or (given.preprocess if given else None),
+        "metric": metric_of(given, told["metric"]),
+    }
 
 
 def data_of(given: Given | None, option: str, told: str | Path | None, role: str) -> str | Path | None:

@@ -16,7 +16,7 @@ from edgeq.runtimes import RUNTIMES
 
 def describe_build(
     runtime: Runtime,
-    device: Device | str,
+    device: Device | None,
     files: Sequence[Path],
     measured: Measured | None,
     limits: Limits,
@@ -26,21 +26,22 @@ def describe_build(
     layers: Sequence[Layer] = (),
     precision: str = "float32",
     quantized: bool = True,
+    no_device_because: str = "",
 ) -> Build:
     """Judges the artefact and says what is known of it.
 
     Args:
-        device: where it was measured, or why there is no such device.
+        device: where it was measured; None where nothing could be.
         files: of the artefact.
         measured: None where it was not run.
         limits: what it must hold.
         precision: what the runtime was told to compute in where layers are in float.
         float_files: of the float model in the same format.
         quantized: whether anything in the artefact is.
+        no_device_because: why there is no device.
     """
-    there = device if isinstance(device, Device) else None
-    emulated = there is not None and there.emulated
-    why_not = None if measured else "no evaluation data was given" if there else str(device)
+    emulated = device is not None and device.emulated
+    why_not = None if measured else no_device_because or "no evaluation data was given"
     no_speed = measured.no_speed_because if measured else why_not
     accuracy, speed = (measured.accuracy, measured.speed) if measured else (None, None)
     size = sum(file.stat().st_size for file in files)
@@ -50,7 +51,7 @@ def describe_build(
         runtime=runtime.name,
         runtime_version=(info.version() or "not installed") if info else "not run here",
         precision=precision,
-        device=there.name if there else "none",
+        device=device.name if device else "none",
         emulated=emulated,
         files={file.name: file.stat().st_size for file in files},
         size_bytes=size,
@@ -78,14 +79,14 @@ def describe_build(
     )
 
 
-def failed_build(runtime: Runtime, device: Device | str, error: EdgeqError) -> Build:
+def failed_build(runtime: Runtime, device: Device | None, error: EdgeqError) -> Build:
     """A format that could not be built, and why."""
     return Build(
         format=runtime.format,
         runtime=runtime.name,
         runtime_version="",
-        device=device.name if isinstance(device, Device) else "none",
-        emulated=isinstance(device, Device) and device.emulated,
+        device=device.name if device else "none",
+        emulated=device is not None and device.emulated,
         files={},
         size_bytes=0,
         validated=False,

@@ -65,7 +65,11 @@ def test_reports_and_plans_carry_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     target = load_target("x86-avx512")
     aim = replace(take_aim(target, "onnx"), device=old())
-    (job,) = prepare(Case(folder / "model.pt2", folder / "calib.npz", folder / "eval.npz"), [aim], Clock(Heard()))
+    (job,) = prepare(
+        Case(folder / "model.pt2", calibration=folder / "calib.npz", evaluation=folder / "eval.npz"),
+        [aim],
+        Clock(Heard()),
+    )
     told = unlike(target, old(), AVX2)
     assert job.warnings == [told] and told in notes
 

@@ -39,7 +39,7 @@ class Stages(Silent):
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = trained_model.make(tmp_path_factory.mktemp("case"))
-    return Case(folder / "model.pt2", folder / "calib.npz", folder / "eval.npz")
+    return Case(folder / "model.pt2", calibration=folder / "calib.npz", evaluation=folder / "eval.npz")
 
 
 def refuses(*_: object) -> DeviceError:
@@ -60,7 +60,12 @@ def test_aims_share_what_does_not_depend_on_them(case: Case) -> None:
     assert stages.seen == ["load", "calibrate", "float model"]
     assert first.calibration is second.calibration and first.impact is second.impact and first.model is second.model
     assert (first.limits, second.limits) == (Limits(), Limits(max_size=9))
-    assert isinstance(second.device, str) and second.reference is first.reference and len(first.reference) == 1
+    assert (
+        second.device is None
+        and second.no_device_because
+        and second.reference is first.reference
+        and len(first.reference) == 1
+    )
     (away,) = prepare(case, aims[1:], Clock(stages))
     assert away.reference == []
     assert np.array_equal(answered(away).reference[0], first.reference[0])
@@ -70,7 +75,7 @@ def test_aims_share_what_does_not_depend_on_them(case: Case) -> None:
 
 def test_calibration_for_several_targets_is_that_for_each(case: Case) -> None:
     names = ("x86-avx512", "x86-avx2", "arm-neon")
-    aims = [Aim(t, t.runtimes, "not here", None, 1, Limits()) for t in map(load_target, names)]
+    aims = [Aim(t, t.runtimes, None, None, 1, Limits(), "not here") for t in map(load_target, names)]
     together = prepare(case, aims, Clock(Silent()))
     for aim, job in zip(aims, together, strict=True):
         (alone,) = prepare(case, [aim], Clock(Silent()))

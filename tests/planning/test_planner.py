@@ -450,7 +450,7 @@ def test_all_proofs_read_the_evaluation_data_where_it_is_or_where_it_was_written
         evaluation=evaluation,
         format="onnx",
         points=2,
-        over="size",
+        minimize="size",
     )
     linked = [place for place, *_ in seen]
     assert len(seen) >= 2

@@ -183,7 +183,7 @@ def test_a_front_has_16_bits_where_they_are_smaller_than_float(tmp_path: Path) -
     kernels = KERNEL.format("int8", "asymmetric", "int32"), KERNEL.format("int16", "symmetric", "int64")
     target.write_text("".join([NO_WEIGHTS_ALONE, *kernels]))
     where = {"target": str(target), "format": "tflite", "inputs": ["1x3x10x10"], **data(tmp_path)}
-    found = front(uneven(tmp_path), over="size", points=4, **where)  # type: ignore[arg-type]
+    found = front(uneven(tmp_path), minimize="size", points=4, **where)  # type: ignore[arg-type]
     by_name = {point.name: point for point in found.points}
     wider = {name for name, point in by_name.items() if wide(point.plan)}
     assert wider and wider == {name for name in by_name if name.endswith(", int16")}

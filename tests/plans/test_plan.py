@@ -26,10 +26,10 @@ from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import state
 from edgeq.planning.costs.timing import Timing
 from edgeq.planning.explain.explain import explain, guiltiest, recost
-from edgeq.planning.proof.describe import describe
 from edgeq.planning.sensitivity.value import Sensitivity
 from edgeq.planning.solver.problem import Problem, check, cost_of
 from edgeq.planning.solver.restate import restate
+from edgeq.plans.describe import describe
 from edgeq.plans.plan import Condition, Conversion, Plan, Planned, read_plan, refuse_other
 from edgeq.quantization.quantize import quantize_model
 

@@ -17,7 +17,7 @@ from edgeq.model.operators import operator_of
 from edgeq.model.ops import WEIGHTED, channel_axis_of_output
 from edgeq.numerics.fake import fake_quantize
 from edgeq.numerics.weights import BIAS_HEADROOM
-from edgeq.planning.proof.describe import describe
+from edgeq.plans.describe import describe
 from edgeq.plans.plan import Plan
 from edgeq.quantization.quantize import quantize_model
 from edgeq.quantization.simulate import simulate

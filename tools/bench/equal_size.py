@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from edgeq.case import Case
-from edgeq.devices import Candidate, Device
+from edgeq.devices import Candidate
 from edgeq.evaluation.accuracy import compare
 from edgeq.evaluation.measure import answers, ends_of
 from edgeq.export.artifact import Exporter
@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=5)
     given = parser.parse_args()
     aim = take_aim(load_target(given.target), given.format, device=given.device)
-    (job,) = prepare(Case(given.model, given.calib, given.eval), [aim], Clock(Silent()))
+    (job,) = prepare(Case(given.model, calibration=given.calib, evaluation=given.eval), [aim], Clock(Silent()))
     runtime, model, device = with_preferred(job.runtimes[0]), job.model, job.device
-    if not isinstance(device, Device):
-        parser.error(f"{device}, or give --device")
+    if device is None:
+        parser.error(f"{job.no_device_because}, or give --device")
     assert job.evaluation is not None
     offered = ladder(model, runtime, job.calibration.histograms)
     options = {name: tuple(c for c in found if c != FLOAT) or found for name, found in offered.items()}
@@ -50,10 +50,10 @@ def main() -> None:
         costs = measure_costs(job, runtime, exporter, Path(scratch) / "table", offered)
         whole = costs.problems["float32"]
         left = {n: {c: whole.options[n][c] for c in found} for n, found in options.items()}
-        problem = Problem(left, whole.boundaries, whole.needs, (), whole.fixed)
+        problem = Problem(left, whole.boundaries, whole.needs, whole.fixed)
 
         def show(name: str, choices: dict[str, str]) -> None:
-            assert isinstance(device, Device) and job.evaluation is not None
+            assert job.evaluation is not None
             quantized = quantize_model(
                 model, runtime, job.calibration, job.impact, choices=choices, ranges=costs.ranges
             )

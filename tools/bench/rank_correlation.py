@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--format", default="onnx")
     given = parser.parse_args()
     aim = take_aim(load_target(given.target), given.format)
-    (job,) = prepare(Case(given.model, given.calib), [aim], Clock(Silent()))
+    (job,) = prepare(Case(given.model, calibration=given.calib), [aim], Clock(Silent()))
     runtime, model, inputs = with_preferred(job.runtimes[0]), job.model, job.calibration_data.inputs
     offered, ranges = ladder(model, runtime, job.calibration.histograms), Ranges()
     alternatives = {

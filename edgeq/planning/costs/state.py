@@ -50,7 +50,6 @@ def state(
         costs,
         [b for edge in edges for b in _conversions(edge, choices, sensitivity, tables, sizes)],
         _needs(model, choices, edges),
-        (),
         {"size": sizes.fixed},
     )
 

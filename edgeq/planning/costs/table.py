@@ -59,7 +59,7 @@ class Costs:
 
 def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder) -> Costs:
     """One pass for the losses, a few builds for times and sizes; what cannot be timed is modelled."""
-    clock, model, device, profile = job.clock, job.model, job.device, job.profile
+    clock, model, device, profile = job.clock, job.model, job.timed, job.profile
     found_edges = edges(model, runtime)
     losses = measure_losses(job, runtime, options)
     with clock.stage(f"builds for {runtime.name}") as steps:
@@ -67,7 +67,7 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
         built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps, job.engine)
     labels = exporter.labels(runtime.format)
     timings: dict[FloatPrecision, Timing] = {}
-    if isinstance(device, Device) and not device.emulated:
+    if device is not None:
         one = job.calibration_data.first(1)
         for precision in precisions(runtime, device):
             with clock.stage(f"times in {runtime.name}, {precision}") as steps:
@@ -76,7 +76,7 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
                 timings[precision] = fit(model, found_edges, ran)
         estimates = modelled_energy(model, runtime, options, found_edges, profile, list(timings))
     else:
-        reduced = not isinstance(device, Device)  # an emulated device computes in float32
+        reduced = job.device is None  # an emulated device computes in float32
         with clock.stage(f"model of {profile.name}" if profile else "model of the device"):
             estimates = modelled(
                 model, runtime, options, found_edges, built, labels, profile, job.threads, reduced=reduced
@@ -175,6 +175,5 @@ def _unpack_problem(kept: dict[str, Any]) -> Problem:
             Need(group, frozenset(choices), tuple((o, frozenset(v)) for o, v in any_of))
             for group, choices, any_of in kept["needs"]
         ],
-        (),
         kept["fixed"],
     )

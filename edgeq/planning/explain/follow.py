@@ -59,14 +59,20 @@ def job_of(
     aim = target or load_target(plan.target)
     runtime = runtime_of(plan, aim)
     case = Case(
-        model, data, preprocess=how, inputs=inputs, arch=arch, trust_pickle=trust_pickle, smooth_quant=plan.smooth_quant
+        model,
+        calibration=data,
+        preprocess=how,
+        inputs=inputs,
+        arch=arch,
+        trust_pickle=trust_pickle,
+        smooth_quant=plan.smooth_quant,
     )
     clock = Clock(progress or Silent())
     cache = open_cache(clock.progress.note)
     with clock.stage("model"):  # first of all: data of another model would be blamed for not fitting this one
         net = load_model(case, cache)
         refuse_other(plan, model_hash=net.sha256, layers=[group.name for group in net.groups])
-    nowhere = Aim(aim, [runtime], "nothing is run", None, 1, Limits())
+    nowhere = Aim(aim, [runtime], None, None, 1, Limits(), "nothing is run")
     (job,) = prepare(replace(case, model=net), [nowhere], clock, cache)
     return job
 

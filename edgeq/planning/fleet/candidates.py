@@ -14,7 +14,6 @@ from edgeq.devices import Device
 from edgeq.errors import EdgeqError, GateError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.limits import Limits, exceeded
-from edgeq.lowering.choices import by_activations, uniform
 from edgeq.planning.fleet.offered import offered_too, refusal
 from edgeq.planning.proof.allowed import allowed_loss
 from edgeq.planning.proof.loop import find
@@ -22,7 +21,7 @@ from edgeq.planning.proof.outcome import Outcome, rank
 from edgeq.planning.proof.proving import prove
 from edgeq.planning.proof.record import written
 from edgeq.planning.proof.search import Search, searches
-from edgeq.planning.proof.wider import in_vain, why_wider
+from edgeq.planning.proof.wider import in_kinds, why_wider
 from edgeq.planning.sensitivity.losses import arithmetic
 from edgeq.plans.fleet import Considered, Verdict
 from edgeq.plans.plan import Plan, Proof, TensorPlan
@@ -109,12 +108,12 @@ def judged(candidate: Candidate, jobs: Sequence[Job], shop: Workshop) -> dict[st
     """By target, what a candidate is there: measured if the target's device is here, and else what its file says and
     what was measured on the others."""
     found: dict[str, Verdict] = {}
-    for job in sorted(jobs, key=lambda job: not isinstance(job.device, Device)):
+    for job in sorted(jobs, key=lambda job: job.device is None):
         name, runtime = job.target.name, _reader(candidate.runtime, job)
         because = _not_offered(candidate, job, runtime)
         if runtime is None or because:
             found[name] = Verdict(target=name, status="not offered", because=because, runtime=None, device=None)
-        elif isinstance(job.device, Device):
+        elif job.device is not None:
             found[name] = _measured(candidate, job, job.device, runtime, shop)
         else:
             found[name] = _away(candidate, job, runtime, [v.proof for v in found.values() if v.proof is not None])
@@ -153,7 +152,7 @@ def _away(candidate: Candidate, job: Job, runtime: Runtime, elsewhere: Sequence[
     return Verdict(
         target=job.target.name,
         status="missed" if missed else "not validated",
-        because=f"{job.device}; {told}{unknown}",
+        because=f"{job.no_device_because}; {told}{unknown}",
         runtime=runtime.name,
         device=None,
         doubtful=doubtful,
@@ -177,9 +176,9 @@ def considered(candidate: Candidate, verdicts: Sequence[Verdict]) -> Considered:
     )
 
 
-def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime, shop: Workshop) -> Search:
-    """The candidate's search, moved to another device: the same artefacts, run there."""
-    assert job.evaluation is not None
+def at_device(candidate: Candidate, job: Job, runtime: Runtime, shop: Workshop) -> Search:
+    """The candidate's search, moved to another job's device: the same artefacts, run there."""
+    assert job.device is not None
     key = content_key(
         "elsewhere",
         1,
@@ -188,18 +187,16 @@ def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime, 
         stored=stored(candidate.plan),
         guarded=candidate.runtime.rounds_float_layers,
         # beside the artefact, the preferred kernels of its own runtime are timed
-        preferred=None if device.emulated else arithmetic(candidate.runtime),
+        preferred=None if job.timed is None else arithmetic(candidate.runtime),
         runtime=runtime.name,
-        device=device.name,
-        environment=device.environment(runtime.name),
+        device=job.device.name,
+        environment=job.device.environment(runtime.name),
         threads=job.threads,
     )
     return replace(
         candidate.search,
         job=job,
         runtime=candidate.search.runtime.model_copy(update={"name": runtime.name}),
-        where=device,
-        evaluation=job.evaluation,
         folder=next(shop.folders),
         key=key,
         made={},
@@ -241,28 +238,23 @@ def _of_runtime(
     others = [other for other in jobs if other is not job]
     own: list[Outcome] = []
     common: list[Outcome] = []
-    refused: UsageError | None = None
-    for kind, typed in by_activations(runtime).items():
-        bests = [min(group, key=rank) for group in (own, common) if group]
-        if bests and not any(map(why_wider, bests)):
-            break
+    note = job.clock.progress.note
+
+    def opened(typed: Runtime) -> list[Search]:
+        return _searches(_plannable(job), typed, shop, minimize, rules)
+
+    def why() -> str:
+        return next(filter(None, (why_wider(min(group, key=rank)) for group in (own, common) if group)), "")
+
+    for _, _, searched in in_kinds(runtime, opened, why, note):
         try:
-            if bests and (vain := in_vain(bests[0].search, typed, next(shop.folders) / "everywhere")):
-                job.clock.progress.note(f"{kind} activations were not tried: {vain}")
-                continue
-            searched = _searches(_plannable(job), typed, shop, minimize, rules)
             own += map(_found, searched)
             common += [_found(left) for one in searched if (left := _of_all(one, runtime, others, shop)) is not None]
         except EdgeqError as error:
-            if own:  # what was found without these stands
-                job.clock.progress.note(f"{job.target.name}, {runtime.format}: {error.cause}")
-                break
-            if not isinstance(error, UsageError):
+            if not own:
                 raise
-            refused = refused or error  # the rules leave nothing of these
-    if not own:
-        assert refused is not None
-        raise refused
+            note(f"{job.target.name}, {runtime.format}: {error.cause}")  # what was found without these stands
+            break
     found = []
     for group, is_common in ((own, False), (common, True)):
         if group:
@@ -276,19 +268,18 @@ def _searches(job: Job, runtime: Runtime, shop: Workshop, minimize: str, rules: 
     """The searches of a runtime; without a limit on latency where nobody knows that of the device, which then is not
     validated in any case."""
     try:
-        return searches(job, runtime, shop.exporter, next(shop.folders), minimize, rules)
+        return searches(job, runtime, shop.exporter, minimize, rules)
     except UsageError as error:
-        timed = isinstance(job.device, Device) and not job.device.emulated
-        if timed or job.limits.max_latency is None:
+        if job.timed is not None or job.limits.max_latency is None:
             raise
         job.clock.progress.note(f"{error.cause}; planned without that limit")
         untimed = replace(job, limits=replace(job.limits, max_latency=None))
-        return searches(untimed, runtime, shop.exporter, next(shop.folders), minimize, rules)
+        return searches(untimed, runtime, shop.exporter, minimize, rules)
 
 
 def _plannable(job: Job) -> Job:
     """The job of a target whose emulator is not set up as that of one that nothing can run."""
-    if isinstance(job.device, Device):
+    if job.device is not None:
         return job
     away = replace(job, target=job.target.model_copy(update={"execution": "none"}))
     return answered(away) if job.limits.max_drop is not None else away
@@ -299,8 +290,8 @@ def _found(search: Search) -> Outcome:
     try:
         return find(search)
     except GateError as refused:
-        choices, notes = uniform(search.allowed), [*search.notes, refused.cause]
-        proof = None if search.where is None else prove(search, choices)
+        choices, notes = search.usual, [*search.notes, refused.cause]
+        proof = None if search.job.device is None else prove(search, choices)
         return Outcome(search, choices, proof, search.built(choices).size if proof is None else proof.size, notes=notes)
 
 
@@ -312,10 +303,10 @@ def _of_all(search: Search, runtime: Runtime, others: Sequence[Job], shop: Works
         for other in others
         if (reader := _reader(runtime, other)) is not None and not refusal(runtime, reader, search.precision)
     ]
-    left = {name: tuple(offered) for name, offered in search.allowed.items()}
+    left = search.allowed
     for _, reader in readers:
         left = offered_too(search.job.model, runtime, reader, left)
-    if left == {name: tuple(offered) for name, offered in search.allowed.items()} or not all(left.values()):
+    if left == search.allowed or not all(left.values()):
         return None
     problem = search.problem
     options = {name: {choice: problem.options[name][choice] for choice in left[name]} for name in problem.options}
@@ -323,7 +314,6 @@ def _of_all(search: Search, runtime: Runtime, others: Sequence[Job], shop: Works
     return replace(
         search,
         job=replace(search.job, limits=_tightest(limits)),
-        allowed=left,
         problem=replace(problem, options=options),
         folder=next(shop.folders),
         made={},
@@ -370,8 +360,8 @@ def _not_offered(candidate: Candidate, job: Job, reader: Runtime | None) -> str:
 
 def _proved_at(candidate: Candidate, job: Job, device: Device, reader: Runtime, shop: Workshop) -> Proof:
     search, proof = candidate.search, candidate.proof
-    same = search.where is not None and (search.where.name, search.runtime.name) == (device.name, reader.name)
-    if same and proof is not None:
+    there = search.job.device
+    if there is not None and (there.name, search.runtime.name) == (device.name, reader.name) and proof is not None:
         return proof
     with job.clock.stage(f"{candidate.name} on {device.name}"):
-        return prove(at_device(candidate, job, device, reader, shop), candidate.choices)
+        return prove(at_device(candidate, job, reader, shop), candidate.choices)

@@ -7,23 +7,18 @@ smallest set that serves all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgeq.cache import Cache, open_cache
-from edgeq.case import Case, Smooth, given
-from edgeq.data.dataset import Dataset
-from edgeq.devices import Device, workers_ahead
-from edgeq.engine import LOCAL, Engine
+from edgeq.case import given
+from edgeq.devices import workers_ahead
 from edgeq.errors import UsageError
 from edgeq.evaluation.measure import fed
-from edgeq.evaluation.metric import Metric
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
 from edgeq.limits import Limits
-from edgeq.model.model import Model
 from edgeq.planning.fleet.candidates import (
     Candidate,
     Workshop,
@@ -38,52 +33,41 @@ from edgeq.planning.fleet.cover import cover
 from edgeq.planning.proof.proving import PROOF_ROUNDS, PROOF_SECONDS
 from edgeq.plans.fleet import Artefact, Fleet, Gain, Member, Verdict
 from edgeq.plans.plan import Plan
-from edgeq.plans.rules import Rule
 from edgeq.prepare import Aim, Job, prepare, take_aim
-from edgeq.progress import Clock, Progress, Silent
+from edgeq.progress import Clock
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
-
-if TYPE_CHECKING:
-    import torch
+from edgeq.request import Sought, takes_fields_of
 
 Verdicts = Mapping[str, Mapping[str, Verdict]]
 """By target and candidate."""
 
 
-def fleet(
-    model: str | Path | torch.nn.Module | Model,
-    *,
-    targets: Sequence[str],
-    calibration: str | Path | Dataset,
-    evaluation: str | Path | Dataset,
-    minimize: str = "latency",
-    limits: Limits | Mapping[str, Limits] | None = None,
-    format: str = "auto",
-    preprocess: str | None = None,
-    metric: str | Metric | None = None,
-    threads: int = 1,
-    inputs: Sequence[str] = (),
-    arch: str | None = None,
-    trust_pickle: bool = False,
-    smooth_quant: Smooth = "auto",
-    rules: Sequence[Rule] = (),
-    engine: Engine = LOCAL,
-    progress: Progress | None = None,
-) -> tuple[Fleet, dict[str, Plan]]:
+@dataclass(frozen=True, kw_only=True)
+class FleetRequest(Sought):
+    """What a fleet is planned from.
+
+    Attributes:
+        targets: names or target files.
+        format: of every artefact, if not whatever is best.
+        minimize: `latency`, `size` or `loss`; where a target has no clock, size stands for latency.
+        limits: of every target, or of each by the target's name.
+    """
+
+    targets: Sequence[str]
+    format: str = "auto"
+    limits: Limits | Mapping[str, Limits] | None = None
+
+
+@takes_fields_of(FleetRequest)
+def fleet(request: FleetRequest) -> tuple[Fleet, dict[str, Plan]]:
     """The fewest artefacts that serve all of several targets, and among equally few those that cost the targets least.
 
     An artefact serves a target if the target's own file offers every kernel that it was made for, and if it holds the
     target's limits when it is measured on the target's device. A target whose device is not here is served by what its
     file offers, and is `not validated`. A target whose limits nothing holds gets what comes closest.
 
-    Args:
-        targets: names or target files.
-        minimize: `latency`, `size` or `loss`; where a target has no clock, size stands for latency.
-        limits: of every target, or of each by the target's name.
-        format: of every artefact, if not whatever is best.
-
-    The other arguments are those of `edgeq.planning.planner.plan`.
+    The arguments are the fields of `FleetRequest`, `edgeq.request.Sought` and `edgeq.case.Case`.
 
     Returns:
         The fleet, for `edgeq.plans.fleet.write_fleet`, and the plan of each of its artefacts by name.
@@ -93,11 +77,11 @@ def fleet(
         UnsupportedError: the model cannot be handled, or not for one of the targets.
         DeviceError: a device or runtime failed.
     """
+    minimize = request.minimize
     if minimize not in ("latency", "size", "loss"):
         raise UsageError(f"cannot minimize {minimize!r} for several targets", remedy="choose latency, size or loss")
-    aims = _aims(targets, format, threads, limits)
-    case = Case(model, calibration, evaluation, preprocess, metric, inputs, arch, trust_pickle, smooth_quant)
-    clock = Clock(progress or Silent())
+    aims = _aims(request)
+    clock = Clock(request.progress)
     with (
         scratch_folder() as scratch,
         workers_ahead([aim.device for aim in aims]),
@@ -105,18 +89,18 @@ def fleet(
         cache = open_cache(clock.progress.note)
         if cache.root is None:  # what targets share is computed once all the same
             cache = Cache(scratch / "results")
-        jobs = prepare(case, aims, clock, cache, engine)
+        jobs = prepare(request, aims, clock, cache, request.engine)
         shop = workshop(Exporter(jobs[0].model, scratch, cache), scratch)
-        found = {one.name: one for one in candidates(jobs, shop, minimize, rules)}
+        found = {one.name: one for one in candidates(jobs, shop, minimize, request.rules)}
         verdicts = {name: judged(one, jobs, shop) for name, one in found.items()}
         at = {job.target.name: {name: verdicts[name][job.target.name] for name in found} for job in jobs}
         serving = cover({target: _serving(at[target], found, minimize) for target in at})
         alone = {job.target.name: _gain(job, serving[job.target.name], found, at, minimize, shop) for job in jobs}
-    return _written(case, jobs, targets, found, at, serving, alone, minimize, rules)
+    return _written(request, jobs, found, at, serving, alone)
 
 
-def _aims(targets: Sequence[str], form: str, threads: int, limits: Limits | Mapping[str, Limits] | None) -> list[Aim]:
-    loaded = [load_target(name) for name in targets]
+def _aims(request: FleetRequest) -> list[Aim]:
+    loaded, limits = [load_target(name) for name in request.targets], request.limits
     names = [target.name for target in loaded]
     if not names:
         raise UsageError("a fleet has targets", remedy="give --target once for each")
@@ -126,9 +110,9 @@ def _aims(targets: Sequence[str], form: str, threads: int, limits: Limits | Mapp
     by_target = limits if isinstance(limits, Mapping) else dict.fromkeys(names, limits or Limits())
     if unknown := sorted(by_target.keys() - set(names)):
         raise UsageError(f"limits for {unknown[0]}, which is no target here", remedy=f"one of: {', '.join(names)}")
-    aims = [take_aim(t, form, threads=threads, limits=by_target.get(t.name)) for t in loaded]
-    if not any(isinstance(aim.device, Device) for aim in aims):
-        why = "; ".join(str(aim.device) for aim in aims)
+    aims = [take_aim(t, request.format, threads=request.threads, limits=by_target.get(t.name)) for t in loaded]
+    if all(aim.device is None for aim in aims):
+        why = "; ".join(aim.no_device_because for aim in aims)
         raise UsageError(f"nothing can be measured for these targets: {why}", remedy="add a target that can run here")
     return aims
 
@@ -195,14 +179,14 @@ def _gain(
 
 def _in_turns(job: Job, shared: Candidate, own: Candidate, shop: Workshop) -> float | None:
     """Seconds that a target's own artefact takes less than the shared one; None where they cannot take turns."""
-    device = job.device
-    if not isinstance(device, Device) or device.emulated or shared.runtime.format != own.runtime.format:
+    device = job.timed
+    if device is None or shared.runtime.format != own.runtime.format:
         return None
     reader: Runtime = next(r for r in job.runtimes if r.format == own.runtime.format)
     assert job.evaluation is not None
     with job.clock.stage(f"shared or own on {device.name}") as steps:
         made = {
-            name: at_device(one, job, device, reader, shop).built(one.choices)
+            name: at_device(one, job, reader, shop).built(one.choices)
             for name, one in (("shared", shared), ("own", own))
         }
         built = {name: one.candidate for name, one in made.items()}
@@ -215,19 +199,16 @@ def _in_turns(job: Job, shared: Candidate, own: Candidate, shop: Workshop) -> fl
 
 
 def _written(
-    case: Case,
+    request: FleetRequest,
     jobs: Sequence[Job],
-    targets: Sequence[str],
     found: Mapping[str, Candidate],
     at: Verdicts,
     serving: Mapping[str, str],
     alone: Mapping[str, Gain | None],
-    minimize: str,
-    rules: Sequence[Rule],
 ) -> tuple[Fleet, dict[str, Plan]]:
     names = _names([found[name] for name in dict.fromkeys(serving.values())])
     first = jobs[0]
-    made_from = given(case, first.calibration_data)
+    made_from = given(request, first.calibration_data)
     artefacts = [
         Artefact(
             name=name,
@@ -249,12 +230,12 @@ def _written(
             verdict=at[job.target.name][serving[job.target.name]],
             alone=alone[job.target.name],
         )
-        for job, typed in zip(jobs, targets, strict=True)
+        for job, typed in zip(jobs, request.targets, strict=True)
     ]
     result = Fleet(
         model_hash=first.model.sha256,
         data_hash=first.calibration_data.sha256,
-        minimize=minimize,
+        minimize=request.minimize,
         why=_why(len(artefacts), len(jobs), len(found)),
         artefacts=artefacts,
         targets=members,
@@ -263,7 +244,7 @@ def _written(
         notes=list(dict.fromkeys(text for job in jobs for text in job.warnings)),
     )
     plans = {
-        name: found[candidate].plan.model_copy(update={"given": made_from, "rules": list(rules)})
+        name: found[candidate].plan.model_copy(update={"given": made_from, "rules": list(request.rules)})
         for candidate, name in names.items()
     }
     return result, plans

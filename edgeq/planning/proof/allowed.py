@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -45,15 +46,11 @@ def allowed_loss(job: Job, searches: Sequence[Search] = ()) -> float | None:
     most = most_lost(job)
     if most is None:
         return None
-    errors = [(search, found) for search in searches if (found := trial_errors(search))]
-    labels = None if job.evaluation is None else job.evaluation.labels
-
-    def drop(outputs: Sequence[Array]) -> float:
-        return quick_drop(job.reference, outputs, labels, job.metric, job.model.heads) or 0.0
+    errors = {(search.key, search.precision): found for search in searches if (found := trial_errors(search))}
 
     def damage() -> float:
-        slow = job.metric is not None
-        return allowed_damage(job.reference, drop, most, errors=[found for _, found in errors], slow=slow)
+        drop = partial(_drop, job)
+        return allowed_damage(job.reference, drop, most, errors=list(errors.values()), slow=job.metric is not None)
 
     judge = identity(job.metric)
     key = content_key(
@@ -63,13 +60,18 @@ def allowed_loss(job: Job, searches: Sequence[Search] = ()) -> float | None:
         evaluation=None if job.evaluation is None else job.evaluation.sha256,
         metric=judge,
         most=most,
-        errors=[[search.key, search.precision] for search, _ in errors],
+        errors=list(errors),
         **installed("torch"),
     )
     cache = job.cache if judge else Cache(None)
     with job.clock.stage("loss that is allowed"):
         allowed: float = cached(cache, "allowed", key, damage, Entry, lambda entry: float(entry.values))
     return allowed
+
+
+def _drop(job: Job, outputs: Sequence[Array]) -> float:
+    """What outputs lose of the metric; nothing where there are no answers to compare."""
+    return quick_drop(job.reference, outputs, job.labels, job.metric, job.model.heads) or 0.0
 
 
 def trial(search: Search) -> dict[str, str]:
@@ -93,7 +95,7 @@ def trial_errors(search: Search) -> list[Array]:
     It is the same whatever the limits and the rules are, so that it is found and run once.
     """
     job = search.job
-    if search.where is None or search.where.emulated:
+    if job.timed is None:
         return []
     key = content_key(
         "errors",
@@ -127,12 +129,11 @@ def most_lost(job: Job) -> float | None:
     limit = job.limits.max_drop
     if limit is None:
         return None
-    labels = None if job.evaluation is None else job.evaluation.labels
     check_outputs(job.reference, job.reference)
     metric = job.metric
-    of_metric = None if metric is None or not limit.percent else metric.score(per_sample(job.reference), labels)
+    of_metric = None if metric is None or not limit.percent else metric.score(per_sample(job.reference), job.labels)
     most = drop_limit(limit, "%" if metric is None else metric.unit, of_metric)
-    if most is None or quick_drop(job.reference, job.reference, labels, metric, job.model.heads) is None:
+    if most is None or quick_drop(job.reference, job.reference, job.labels, metric, job.model.heads) is None:
         raise UsageError(
             f"a drop of at most {limit} cannot be judged: the outputs hold no answers to compare",
             remedy="pass labels or --metric package.module:function",

@@ -15,12 +15,10 @@ from typing import NamedTuple
 from edgeq.errors import EdgeqError, GateError
 from edgeq.limits import Limits
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.choices import uniform
 from edgeq.planning.proof.allowed import allowed_loss
 from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome, Rank, rank
-from edgeq.planning.proof.proving import held, judge, prove, size_of
+from edgeq.planning.proof.proving import held, judge, loses_too_much, prove, size_of
 from edgeq.planning.proof.search import NEAR, SAME, Search, cheapest, float_seconds
-from edgeq.planning.proof.unproved import without_proof
 from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of, least, solve
 from edgeq.plans.plan import Attempt, Proof
 from edgeq.prepare import Job
@@ -70,7 +68,7 @@ class Line:
         caps: by measure, the most that the next plan may be predicted to cost.
         bound: what no such plan has less of, of what is minimized; infinite where there is none.
         solution: that plan, once it was solved for.
-        eased: by measure, the limits that no plan is predicted to hold beside those before them.
+        eased: the limits that no plan is predicted to hold beside those before them.
         solved, attempts: what was solved for and proved.
         usual: what anyone would try first, by name, as long as it was not tried.
         open: whether another plan may be solved for.
@@ -83,7 +81,7 @@ class Line:
     usual: dict[str, dict[str, str]]
     bound: float | None = None
     solution: Solution | None = None
-    eased: dict[str, float] = field(default_factory=dict)
+    eased: set[str] = field(default_factory=set)
     solved: set[tuple[str, ...]] = field(default_factory=set)
     attempts: list[Attempt] = field(default_factory=list)
     open: bool = True
@@ -117,12 +115,12 @@ class Book:
         return rank(one, self.beside.get(one.search.runtime.name, 1.0))
 
     def failed(self, runtime: Runtime, error: EdgeqError) -> None:
-        """Another search may find something.
+        """What was found before stands, and another search may find something.
 
         Raises:
             EdgeqError: none will: it is not that limits are too tight, and this is the only runtime.
         """
-        if len(self.job.runtimes) == 1 and not isinstance(error, GateError):
+        if len(self.job.runtimes) == 1 and not self.found and not isinstance(error, GateError):
             raise error
         self.job.clock.progress.note(f"{runtime.format}: {error.cause}")
         self.errors.append(error)
@@ -145,23 +143,13 @@ def find(search: Search) -> Outcome:
 
 def look(book: Book, searches: Iterable[Search]) -> None:
     """Adds plans of some searches to what was found."""
-    lines: dict[int, Line] = {}
-    for number, search in enumerate(searches):
-        try:
-            line = _line(search, book.allowed)
-            if search.where is None:
-                _solve(line)
-                book.found.append(without_proof(search, line.caps, line.notes, ATTEMPTS))
-            else:
-                lines[number] = line
-        except EdgeqError as error:
-            book.failed(search.runtime, error)
+    lines = {number: _line(search, book.allowed) for number, search in enumerate(searches)}
     while lines:
         hopes = [hope for number, line in lines.items() for hope in _hopes(book, number, line)]
-        why = {hope.number: _hopeless(book, lines[hope.number], hope) for hope in sorted(hopes, reverse=True)}
-        hope = min((one for one in hopes if not _hopeless(book, lines[one.number], one)), default=None)
+        why = {hope: _hopeless(book, lines[hope.number], hope) for hope in sorted(hopes)}
+        hope = next((one for one, text in why.items() if not text), None)
         if hope is None:
-            for number, text in why.items():
+            for number, text in {one.number: text for one, text in reversed(why.items())}.items():
                 _tell_passed(book, lines[number], text)
             break
         line = lines[hope.number]
@@ -172,16 +160,13 @@ def look(book: Book, searches: Iterable[Search]) -> None:
                 _prove(book, line, hope)
         except EdgeqError as error:
             del lines[hope.number]
-            if not line.search.proofs:
-                book.failed(line.search.runtime, error)
-            else:  # what it found before stands
-                book.job.clock.progress.note(f"{line.search.runtime.format}: {error.cause}")
+            book.failed(line.search.runtime, error)
     _complete(book)
 
 
 def _line(search: Search, allowed: float | None) -> Line:
     """A search at its beginning."""
-    limits, notes, preferred = search.job.limits, list(search.notes), uniform(search.allowed)
+    limits, notes, preferred = search.job.limits, list(search.notes), search.usual
     if allowed is None:
         allowed = cost_of(search.problem, preferred)["loss"]
         notes.append("no largest drop was given: no more may be lost than the preferred kernels everywhere would lose")
@@ -191,8 +176,9 @@ def _line(search: Search, allowed: float | None) -> Line:
     if limits.max_size is not None:
         caps["size"] = float(limits.max_size)
     usual = {"preferred kernels": preferred, "float": dict.fromkeys(preferred, FLOAT)}
-    allowed_by_rules = {name: choices for name, choices in usual.items() if not check(search.problem, choices)}
-    return Line(search, caps, notes, dict(caps), allowed_by_rules)
+    able = search.job.device is not None  # to run them, which is how they are tried
+    usual = {name: choices for name, choices in usual.items() if able and not check(search.problem, choices)}
+    return Line(search, caps, notes, dict(caps), usual)
 
 
 def _hopes(book: Book, number: int, line: Line) -> Iterator[Hope]:
@@ -291,60 +277,66 @@ def _solve(line: Line) -> None:
     try:
         line.solution = cheapest(search.problem, search.minimize, line.caps)
     except Infeasible as refused:
-        modelled = "latency" in refused.conflict and search.costs.latency_from == "modelled"
-        if modelled:
+        if "latency" in refused.conflict and search.costs.latency_from == "modelled":
             cause = f"{refused.cause} (the latency is modelled, not measured)"
             raise Infeasible(cause, refused.remedy, refused.least, refused.conflict) from refused
         if not refused.conflict:
             raise
         if not line.eased:
             line.notes.append(f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}")
-        line.caps, line.eased = _eased(line)
+        caps = _eased(line)
+        line.eased |= {measure for measure, cap in caps.items() if cap > line.caps[measure]}
+        line.caps = caps
         line.solution = cheapest(search.problem, search.minimize, line.caps)
 
 
-def _eased(line: Line) -> tuple[dict[str, float], dict[str, float]]:
+def _eased(line: Line) -> dict[str, float]:
     """The caps on size and latency, each as it is or else the least of any plan that holds those before it (see
-    `EASED`); and those that are not as they were. The loss gives way by itself (see `cheapest`)."""
+    `EASED`). The loss gives way by itself (see `cheapest`)."""
     caps: dict[str, float] = {}
-    eased: dict[str, float] = {}
     for measure in EASED:
         if measure in line.caps:
             best = solve(line.search.problem, minimize=measure, limits=caps, gap=NEAR).costs[measure]
-            caps[measure] = line.caps[measure]
-            if best > caps[measure]:
-                caps[measure] = best * (1 + SAME)
-                if measure != "loss":
-                    eased[measure] = caps[measure]
-    return {**caps, "loss": line.caps["loss"]}, eased
+            caps[measure] = line.caps[measure] if best <= line.caps[measure] else best * (1 + SAME)
+    return {**caps, "loss": line.caps["loss"]}
 
 
 def _prove(book: Book, line: Line, hope: Hope) -> None:
-    """Builds and measures a plan, and learns from what it was."""
-    search, solution = line.search, line.solution
-    stage = f"search in {search.runtime.name}, {search.precision}"
+    """Builds and measures a plan, and learns from what it was. Where nothing can be run, its files are all there is."""
+    search, solution, proof = line.search, line.solution, None
+    stage, runs = f"search in {search.runtime.name}, {search.precision}", search.job.device is not None
     if hope.usual:
         choices = line.usual.pop(hope.usual)
         with search.job.clock.stage(f"{stage}: {hope.usual} everywhere"):
             _noted(book, line, choices, judge(search, choices), None)
         return
     assert solution is not None
+    name = search.name(solution.choices)
     with search.job.clock.stage(f"{stage}: plan {len(line.attempts) + 1}"):
-        if search.name(solution.choices) in line.solved:  # nothing else is left
+        if name in line.solved:  # nothing else is left
             line.open = False
             return
-        line.solved.add(search.name(solution.choices))
-        most = search.provable.max_size
-        if most is not None and (size := size_of(search, solution.choices)) > most and "size" not in line.eased:
-            smaller = min(line.caps["size"], most * solution.costs["size"] / size) * 0.999
-            if smaller >= least(search.problem, minimize="size", limits={}):
-                line.caps = {**line.caps, "size": smaller}  # a build is cheap beside a proof
-                line.solution = line.bound = None
-                return
-        proof = search.proofs.get(search.name(solution.choices)) or judge(search, solution.choices)
-    _noted(book, line, solution.choices, proof, solution)
-    line.open = len(line.attempts) < ATTEMPTS and not held(_uneased(line), proof)
-    line.caps, line.solution, line.bound = _tightened(line, solution, proof), None, None
+        line.solved.add(name)
+        caps = _fitting(line, solution)
+        if runs and caps is None:
+            proof = search.proofs.get(name) or judge(search, solution.choices)
+    if caps is None or not runs:
+        _noted(book, line, solution.choices, proof, solution)
+        line.open = len(line.attempts) < ATTEMPTS
+    if caps is None:
+        line.open = line.open and proof is not None and not held(_uneased(line), proof)
+        caps = line.caps if proof is None else _tightened(line, solution, proof)
+    line.caps, line.solution, line.bound = caps, None, None
+
+
+def _fitting(line: Line, found: Solution) -> dict[str, float] | None:
+    """The caps for another plan, where the files of one are too large and smaller ones are possible: a build is cheap
+    beside a proof."""
+    most, problem = line.search.provable.max_size, line.search.problem
+    if most is None or "size" in line.eased or (size := size_of(line.search, found.choices)) <= most:
+        return None
+    smaller = min(line.caps["size"], most * found.costs["size"] / size) * 0.999
+    return {**line.caps, "size": smaller} if smaller >= least(problem, minimize="size", limits={}) else None
 
 
 def _uneased(line: Line) -> Limits:
@@ -357,20 +349,21 @@ def _uneased(line: Line) -> Limits:
     )
 
 
-def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof, solution: Solution | None) -> None:
-    search, preferred, remark = line.search, uniform(line.search.allowed), ""
-    loss = cost_of(search.problem, choices)["loss"]
+def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof | None, solution: Solution | None) -> None:
+    search, preferred, remark = line.search, line.search.usual, ""
     if solution is not None:
         changed = sum(solution.choices[name] != choice for name, choice in preferred.items())
         line.attempts.append(
             Attempt(loss_limit=line.caps["loss"], predicted=solution.costs, changed=changed, proof=proof)
         )
-    if loss > line.most["loss"] * (1 + SAME) and (proof.held or solution is not None):
-        remark = KNOWN_TO_HOLD if proof.held else LOSES_LEAST
+    holds = proof is not None and proof.held
+    if cost_of(search.problem, choices)["loss"] > line.most["loss"] * (1 + SAME) and (holds or solution is not None):
+        remark = KNOWN_TO_HOLD if holds else LOSES_LEAST
+    size = size_of(search, choices) if proof is None else proof.size
     book.found = [one for one in book.found if one.search is not search or one.choices != choices]
     # what will still be noted of the search goes for this plan as well
     notes, caps = line.notes, dict(line.caps)
-    book.found.append(Outcome(search, choices, proof, proof.size, solution, caps, line.attempts, notes, remark))
+    book.found.append(Outcome(search, choices, proof, size, solution, caps, line.attempts, notes, remark))
 
 
 def _tightened(line: Line, found: Solution, proof: Proof) -> dict[str, float]:
@@ -385,7 +378,7 @@ def _tightened(line: Line, found: Solution, proof: Proof) -> dict[str, float]:
         known = measure in result and measure not in line.eased
         if known and measured is not None and most is not None and measured > most:
             result[measure] = min(result[measure], most * found.costs[measure] / measured) * 0.999
-    if found.costs["loss"] <= result["loss"] and not held(replace(limits, max_latency=None, max_size=None), proof):
+    if found.costs["loss"] <= result["loss"] and loses_too_much(limits, proof):
         result["loss"] = found.costs["loss"] * TIGHTER
     return result
 
@@ -394,9 +387,9 @@ def _complete(book: Book) -> None:
     """Where nothing holds the limits, measures to the end what was given up early, as far as it takes to tell which
     plan comes nearest."""
     while (best := book.best()) is not None and best.proof is not None and not best.held:
-        if best.proof.at_least or (best.proof.latency is None and not best.search.device.emulated):
+        if best.proof.at_least or (best.proof.latency is None and book.job.timed is not None):
             with book.job.clock.stage("what comes nearest to the limits"):
-                proof = prove(best.search, best.choices)
+                proof = prove(best.search, best.choices, None if best.proof.at_least else best.proof)
             book.found = [one._replace(proof=proof) if one is best else one for one in book.found]
         else:
             break

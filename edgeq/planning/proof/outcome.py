@@ -9,7 +9,7 @@ from typing import NamedTuple
 from edgeq.limits import Limits, exceeded
 from edgeq.planning.proof.search import Search, float_seconds
 from edgeq.planning.solver.solve import Solution, cost_of
-from edgeq.plans.plan import Attempt, Compiled, Proof
+from edgeq.plans.plan import Attempt, Proof
 
 Rank = tuple[bool, tuple[float, ...]]
 """What plans are put in order by, smaller is better: whether a limit is missed, and by what they are compared then."""
@@ -38,7 +38,6 @@ class Outcome(NamedTuple):
     attempts: Sequence[Attempt] = ()
     notes: Sequence[str] = ()
     remark: str = ""
-    compiled: Compiled | None = None
 
     @property
     def predicted(self) -> dict[str, float]:
@@ -61,24 +60,23 @@ def rank(found: Outcome, beside: float | None = 1.0) -> Rank:
     """Also of plans that nothing could be run of.
 
     Args:
-        beside: what a latency in units of the float model's is multiplied by, the same for plans of one runtime; None
-            where it is not known, and seconds have to do.
+        beside: see `proof_rank`.
     """
-    minimize, proof, predicted = found.search.minimize, found.proof, found.predicted
-    if proof is None:
-        if not found.held or found.loses_too_much:
-            return True, (predicted["loss"] if found.held else inf, float(found.size))
-        return False, (float(found.size) if minimize == "size" else predicted[minimize], predicted["loss"])
-    if beside is None:
-        proof = proof.model_copy(update={"latency_of": {}})
-    found_rank = proof_rank(proof, minimize, predicted, found.search.provable, float_seconds(found.search))
-    failed, (value, *others) = found_rank
-    in_units = not failed and minimize == "latency" and "float32" in proof.latency_of
-    return (failed, (value * (beside or 1.0), *others)) if in_units else found_rank
+    search, proof, predicted = found.search, found.proof, found.predicted
+    if proof is not None:
+        return proof_rank(proof, search.minimize, predicted, search.provable, float_seconds(search), beside)
+    if not found.held or found.loses_too_much:
+        return True, (predicted["loss"] if found.held else inf, float(found.size))
+    return False, (float(found.size) if search.minimize == "size" else predicted[search.minimize], predicted["loss"])
 
 
 def proof_rank(
-    proof: Proof, minimize: str, predicted: Mapping[str, float], limits: Limits, usual: float | None = None
+    proof: Proof,
+    minimize: str,
+    predicted: Mapping[str, float],
+    limits: Limits,
+    usual: float | None = None,
+    beside: float | None = 1.0,
 ) -> Rank:
     """Limits held, then what is minimized, then the drop; where they are not, how far the size is over, then the drop,
     then the latency, then the drop itself: what does not fit a device is of no use there, and what is wrong is of none
@@ -89,18 +87,20 @@ def proof_rank(
 
     Args:
         usual: seconds that the float model usually takes, for latencies that are over a limit (see `float_seconds`).
+        beside: what a latency in units of the float model's is multiplied by, the same for plans of one runtime; None
+            where it is not known, and seconds have to do.
     """
     drop = proof.drop if proof.drop is not None else 0.0
+    floats = None if beside is None else proof.latency_of.get("float32")
     if not proof.held:
         latency = proof.latency if proof.latency is not None else predicted.get("latency", 0.0)
-        if proof.latency is not None and usual and "float32" in proof.latency_of:
-            latency *= usual / proof.latency_of["float32"]
+        if proof.latency is not None and usual and floats:
+            latency *= usual / floats
         too_large, too_slow = (
             0.0 if most is None else max(0.0, value / most - 1)
             for value, most in ((float(proof.size), limits.max_size), (latency, limits.max_latency))
         )
         return True, (too_large, exceeded(limits, proof.measured).get("drop", 0.0), too_slow, drop)
     measured = {"latency": proof.latency, "size": float(proof.size), "loss": drop}.get(minimize)
-    value = predicted.get(minimize, float("inf")) if measured is None else measured
-    beside = proof.latency_of.get("float32") if minimize == "latency" else None
-    return False, (value / beside if beside else value, drop)
+    value = predicted.get(minimize, inf) if measured is None else measured
+    return False, (value / floats * beside if minimize == "latency" and floats and beside else value, drop)

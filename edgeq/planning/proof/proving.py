@@ -1,9 +1,8 @@
-"""What a plan measures in its runtime, whether that holds the limits, and which proof of a search ranks first."""
+"""What a plan measures in its runtime, and whether that holds the limits."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.cache import Cache, Entry, cached, content_key, write_folder
-from edgeq.data.place import Place
+from edgeq.data.files import in_files
 from edgeq.devices import Candidate, Files
 from edgeq.engine import LOCAL
 from edgeq.evaluation.accuracy import AGREEMENT, TOP_1, compare
@@ -32,91 +31,107 @@ from edgeq.records.summary import shown_drop
 from edgeq.runtimes import runtime as runtime_info
 
 Array = NDArray[Any]
+Choices = Mapping[str, str]
 
 PROOF_ROUNDS = 200
 PROOF_SECONDS = 1.2
 PROOF_VERSION = 4
 """To be raised whenever what is measured for a proof, or how it is kept, changes."""
 
-MISSED_VERSION = 1
-"""Likewise of what is given up early."""
-
 TURNS_VERSION = 1
 """Likewise of the artefact that plans take turns with."""
 
 
-def prove(search: Search, choices: Mapping[str, str]) -> Proof:
-    """What a plan measures in its runtime, beside the preferred kernels everywhere and the float model."""
-    return _noted(search, choices, _known(search, choices, timed=True) or _kept(search, choices, "proof", _timed))
+def held(limits: Limits, proof: Proof) -> bool:
+    """Whether a build can be recognized, and holds the user's limits on drop, latency and size."""
+    return not exceeded(limits, proof.measured)
 
 
-def judge(search: Search, choices: Mapping[str, str]) -> Proof:
+def loses_too_much(limits: Limits, proof: Proof) -> bool:
+    return not held(replace(limits, max_latency=None, max_size=None), proof)
+
+
+def prove(search: Search, choices: Choices, answered: Proof | None = None) -> Proof:
+    """What a plan measures in its runtime, beside the preferred kernels everywhere and the float model.
+
+    Args:
+        answered: what it is known to answer.
+    """
+
+    def timed() -> Proof:
+        """The clock runs when all is built, the plan has given its answers, and every worker rests."""
+        judged = answered or _keep(search, choices, "answers", lambda: _judged(search, choices))
+        latency, others = _in_turns(search, choices) or _latencies(search, choices)
+        return judged.model_copy(update={"latency": latency, "latency_of": others})
+
+    return _noted(search, choices, _keep(search, choices, "proof", timed))
+
+
+def judge(search: Search, choices: Choices) -> Proof:
     """The same without the times of a plan that loses too much, nor the samples that are left once that is certain:
     nobody wants them if another one loses less."""
-    found = _known(search, choices, timed=False) or _answered(search, choices)
-    if held(replace(search.provable, max_latency=None, max_size=None), found):
-        return prove(search, choices)
-    return _noted(search, choices, found)
+    found = _answered(search, choices)
+    return _noted(search, choices, found) if loses_too_much(search.provable, found) else prove(search, choices, found)
 
 
-def errors_of(search: Search, choices: Mapping[str, str]) -> list[Array]:
+def errors_of(search: Search, choices: Choices) -> list[Array]:
     """By how much a plan's artefact misses the float model's outputs on the evaluation data, in its runtime: per output
     [N, ...], float16, in units of the output's root mean square in each sample (see `relative`)."""
-    proof, outputs = _answered_with(search, choices)
-    cache, key = _kept_as(search, choices)
-    _keep(cache, "answers", key, lambda: proof)
+    proof, outputs = _run(search, choices)
+    _keep(search, choices, "answers", lambda: proof)
     return [relative(found, wanted) for found, wanted in zip(outputs, search.job.reference, strict=True)]
 
 
-def build_unproved(search: Search, plans: Sequence[Mapping[str, str]]) -> None:
+def build_unproved(search: Search, plans: Sequence[Choices]) -> None:
     """Builds, before they are proved one after the other, those of the plans that no earlier run proved."""
-    unknown = [choices for choices in plans if _known(search, choices, timed=True) is None]
-    if unknown and not search.device.emulated:
+    unknown = [choices for choices in plans if _kept(search, choices, "proof") is None]
+    if unknown and search.job.timed is not None:
         unknown.append(search.preferred)
     search.build(unknown)
 
 
-def size_of(search: Search, choices: Mapping[str, str]) -> int:
+def size_of(search: Search, choices: Choices) -> int:
     """Bytes of a plan's files, which are built if no earlier run did."""
-    known = _known(search, choices, timed=False)
-    if known is not None:
+    if known := search.proofs.get(search.name(choices)) or _kept(search, choices, "answers"):
         return known.size
-    cache, key = _kept_as(search, choices)
-    size: int = cached(cache, "size", key, lambda: _made(search, choices).size, Entry, lambda entry: entry.values)
+    cache, key = _place(search, choices)
+    size: int = cached(cache, "size", key, lambda: search.built(choices).size, Entry, lambda entry: entry.values)
     return size
 
 
-def _noted(search: Search, choices: Mapping[str, str], proof: Proof) -> Proof:
+def _noted(search: Search, choices: Choices, proof: Proof) -> Proof:
     search.proofs[search.name(choices)] = found = proof.model_copy(update={"held": held(search.provable, proof)})
     return found
 
 
-def _known(search: Search, choices: Mapping[str, str], *, timed: bool) -> Proof | None:
-    """The proof of a plan, from this search or an earlier run.
+def _place(search: Search, choices: Choices, **more: int) -> tuple[Cache, str]:
+    """Where what is measured of a plan is kept: nowhere if its metric cannot be named."""
+    judge = identity(search.job.metric)
+    key = content_key(
+        "proof",
+        PROOF_VERSION,
+        costs=search.key,
+        choices=list(search.name(choices)),
+        precision=search.precision,
+        evaluation=search.evaluation.sha256,
+        metric=judge,
+        **more,
+    )
+    return search.job.cache if judge else Cache(None), key
 
-    Args:
-        timed: only one with the times that the device can measure.
-    """
-    here = search.proofs.get(search.name(choices))
-    if here is not None and not here.at_least and (here.latency is not None or search.device.emulated or not timed):
-        return here
-    cache, key = _kept_as(search, choices)
-    for stage in ("proof",) if timed else ("proof", "answers"):
-        entry = cache.get(stage, key)
-        with contextlib.suppress(ValueError):  # of another kind: it is measured again, and said so
-            if entry is not None:
-                return Proof.model_validate(entry.values)
+
+def _kept(search: Search, choices: Choices, stage: str, **more: int) -> Proof | None:
+    """What an earlier run measured of a plan."""
+    cache, key = _place(search, choices, **more)
+    entry = cache.get(stage, key)
+    with contextlib.suppress(ValueError):  # of another kind: it is measured again
+        return None if entry is None else Proof.model_validate(entry.values)
     return None
 
 
-def _kept(
-    search: Search, choices: Mapping[str, str], stage: str, measure: Callable[[Search, Mapping[str, str]], Proof]
-) -> Proof:
-    cache, key = _kept_as(search, choices)
-    return _keep(cache, stage, key, lambda: measure(search, choices))
-
-
-def _keep(cache: Cache, stage: str, key: str, measure: Callable[[], Proof]) -> Proof:
+def _keep(search: Search, choices: Choices, stage: str, measure: Callable[[], Proof], **more: int) -> Proof:
+    """The same, measured if none did."""
+    cache, key = _place(search, choices, **more)
     return cached(
         cache,
         stage,
@@ -127,32 +142,20 @@ def _keep(cache: Cache, stage: str, key: str, measure: Callable[[], Proof]) -> P
     )
 
 
-def _answered(search: Search, choices: Mapping[str, str]) -> Proof:
+def _answered(search: Search, choices: Choices) -> Proof:
     """Size and answers of a plan, as far as it takes to see that it loses too much."""
-    limit, job = search.provable.max_drop, search.job
-    within = None
+    limit, job, within = search.provable.max_drop, search.job, None
     if limit is not None and job.metric is None and not search.fresh:
         within = decisive(job.reference, search.evaluation.labels, limit.value, job.model.heads)
     if within is None:
-        return _kept(search, choices, "answers", _judged)
-    cache, key = _kept_as(search, choices)
-    missed = content_key("missed", MISSED_VERSION, proof=key, most=within.most)
-    entry = cache.get("missed", missed)
-    with contextlib.suppress(ValueError):  # of another kind: it is measured again, and said so
-        if entry is not None:
-            return Proof.model_validate(entry.values)
+        return _keep(search, choices, "answers", lambda: _judged(search, choices))
+    known = _kept(search, choices, "answers") or _kept(search, choices, "missed", most=within.most)
+    if known is not None:
+        return known
     found = _judged(search, choices, within)
-    return _keep(cache, *(("missed", missed) if found.at_least else ("answers", key)), lambda: found)
-
-
-def _made(search: Search, choices: Mapping[str, str]) -> Made:
-    """The artefact of a plan, and what it will be fed with."""
-    _expect(search, 1)
-    with ThreadPoolExecutor(max_workers=1) as beside:  # writing leaves the interpreter free
-        samples = beside.submit(_sample_files, search)
-        made = search.built(choices)
-        samples.result()
-    return made
+    if found.at_least:
+        return _keep(search, choices, "missed", lambda: found, most=within.most)
+    return _keep(search, choices, "answers", lambda: found)
 
 
 def _expect(search: Search, jobs: int) -> None:
@@ -164,25 +167,24 @@ def _expect(search: Search, jobs: int) -> None:
 def _taking_turns(search: Search) -> Made:
     """The preferred kernels everywhere, for their time alone. Their files are kept: building them takes seconds of the
     processor away from every plan's answers."""
-    name = search.name(search.preferred)
-    if search.turns is None and (name in search.made or search.runtime.io != "float"):
-        search.turns = search.built(search.preferred)
-    if search.turns is not None:
-        return search.turns
+    if search.turns is None:
+        search.turns = _turns_kept(search) if search.runtime.io == "float" else search.built(search.preferred)
+    return search.turns
 
+
+def _turns_kept(search: Search) -> Made:
     def made() -> dict[str, np.ndarray]:
         path = search.built(search.preferred).candidate.path
         rest = sorted(file for file in path.parent.iterdir() if file != path)
         return {file.name: np.fromfile(file, np.uint8) for file in (path, *rest)}
 
-    key = content_key("turns", TURNS_VERSION, costs=search.key, choices=list(name))
+    key = content_key("turns", TURNS_VERSION, costs=search.key, choices=list(search.name(search.preferred)))
     files = cached(search.job.cache, "turns", key, made, lambda some: Entry(None, some), lambda entry: entry.arrays)
     folder = search.folder / "turns"
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(files, folder)
     candidate = Candidate(folder / next(iter(files)), search.runtime.name, run_options(search.precision))
-    search.turns = Made(candidate, Ends({}, [], []), sum(content.size for content in files.values()))
-    return search.turns
+    return Made(candidate, Ends({}, [], []), sum(content.size for content in files.values()))
 
 
 def _others_in_turns(search: Search) -> tuple[Made, Path]:
@@ -191,59 +193,14 @@ def _others_in_turns(search: Search) -> tuple[Made, Path]:
 
 
 def _sample_files(search: Search) -> Files | None:
-    """The evaluation data in files, linked or else written once: jobs are given links, not 300 MB for every proof. None
-    where they are given parts of it, or integers."""
-    data = search.evaluation
+    """The evaluation data in files: jobs are given links, not 300 MB for every proof. None where they are given parts
+    of it, or integers."""
     if search.job.engine is not LOCAL or search.runtime.io != "float":
         return None
-    folder = search.exporter.scratch / "samples" / data.sha256[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Path | Place] = {}
-    for number, name in enumerate(data.inputs):
-        place = _linked(data.places.get(name), folder / f"{number}.link")
-        found[name] = place or folder / f"{number}.npy"
-        if place is None and not (folder / f"{number}.npy").exists():
-            part = folder / f"{number}.part.npy"
-            np.save(part, data.inputs[name], allow_pickle=False)
-            part.replace(folder / f"{number}.npy")
-    return found
+    return in_files(search.evaluation, search.exporter.scratch / "samples")
 
 
-def _linked(place: Place | None, link: Path) -> Place | None:
-    """The place in a link that stays when the file is replaced; None if there is none, or the file was written to since
-    it was read: what is in memory counts."""
-    if place is None:
-        return None
-    if not link.exists():
-        with contextlib.suppress(OSError):  # another file system, or links are not allowed
-            os.link(place.path, link)
-    kept = place._replace(path=link)
-    return kept if kept.unchanged() else None
-
-
-def _kept_as(search: Search, choices: Mapping[str, str]) -> tuple[Cache, str]:
-    """Where the proof of a plan is kept: nowhere if its metric cannot be named."""
-    judge = identity(search.job.metric)
-    key = content_key(
-        "proof",
-        PROOF_VERSION,
-        costs=search.key,
-        choices=list(search.name(choices)),
-        precision=search.precision,
-        evaluation=search.evaluation.sha256,
-        metric=judge,
-    )
-    return search.job.cache if judge else Cache(None), key
-
-
-def _timed(search: Search, choices: Mapping[str, str]) -> Proof:
-    """The clock runs when all is built, the plan has given its answers, and every worker rests."""
-    judged = _known(search, choices, timed=False) or _kept(search, choices, "answers", _judged)
-    latency, others = _in_turns(search, choices) or _latencies(search, choices)
-    return judged.model_copy(update={"latency": latency, "latency_of": others})
-
-
-def _in_turns(search: Search, choices: Mapping[str, str]) -> tuple[float, dict[str, float]] | None:
+def _in_turns(search: Search, choices: Choices) -> tuple[float, dict[str, float]] | None:
     """What the preferred kernels everywhere took in turns with the plan before them. To be told from that one they need
     no turns of their own, which the machine would give at another speed."""
     if search.name(choices) != search.name(search.preferred):
@@ -252,28 +209,27 @@ def _in_turns(search: Search, choices: Mapping[str, str]) -> tuple[float, dict[s
     return None if latest is None else (latest["preferred"], dict(latest))
 
 
-def _judged(search: Search, choices: Mapping[str, str], within: Decisive | None = None) -> Proof:
+def _judged(search: Search, choices: Choices, within: Decisive | None = None) -> Proof:
     """Size and answers of a plan.
 
     Args:
         within: samples are left out once it is certain that the plan loses more.
     """
-    proof, _ = _answered_with(search, choices, within)
-    return proof
+    return _run(search, choices, within)[0]
 
 
-def _answered_with(
-    search: Search, choices: Mapping[str, str], within: Decisive | None = None
-) -> tuple[Proof, list[Array]]:
+def _run(search: Search, choices: Choices, within: Decisive | None = None) -> tuple[Proof, list[Array]]:
     """The same, and the outputs, none where samples were left out; what will take turns with the plan is built
     meanwhile."""
-    job, timed = search.job, not search.device.emulated
+    job, timed = search.job, search.job.timed is not None
     if job.engine is not LOCAL:
         search.build([choices, search.preferred] if timed else [choices])
-    artifact, ends, size = _made(search, choices)
-    with ThreadPoolExecutor(max_workers=1) as beside:  # the answers come from another process
+    _expect(search, 1)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # writing leaves the interpreter free, and answers are elsewhere
+        samples = beside.submit(_sample_files, search)
+        artifact, ends, size = search.built(choices)
+        files = samples.result()
         rest = beside.submit(_others_in_turns, search) if timed else None
-        files = _sample_files(search)
         import_ahead((runtime.format for runtime in job.runtimes), JUDGES)
         _expect(search, 2 if timed else 1)
         outputs = answers(
@@ -321,10 +277,10 @@ def _given_up(search: Search, size: int, within: Decisive) -> Proof:
     )
 
 
-def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None, dict[str, float]]:
+def _latencies(search: Search, choices: Choices) -> tuple[float | None, dict[str, float]]:
     """Median seconds of a plan's artefact, and of what took turns with it."""
-    job, device = search.job, search.device
-    if device.emulated:
+    job, device = search.job, search.job.timed
+    if device is None:
         return None, {}
     info = runtime_info(search.runtime.name)
     preferred, baseline = _others_in_turns(search)
@@ -341,8 +297,3 @@ def _latencies(search: Search, choices: Mapping[str, str]) -> tuple[float | None
     )
     medians = {name: float(np.median(seconds)) for name, seconds in runs.items()}
     return medians.pop("plan"), medians
-
-
-def held(limits: Limits, proof: Proof) -> bool:
-    """Whether a build can be recognized, and holds the user's limits on drop, latency and size."""
-    return not exceeded(limits, proof.measured)

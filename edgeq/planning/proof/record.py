@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeq.errors import UnsupportedError
+from edgeq.planning.costs.estimates import asked_of_vela
 from edgeq.planning.costs.memory import peak_memory
-from edgeq.planning.proof.describe import describe
+from edgeq.planning.costs.vela import estimate
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.search import Search
 from edgeq.planning.solver.problem import Change, changes_of
-from edgeq.plans.plan import Condition, Conversion, Plan, Planned
+from edgeq.plans.describe import describe
+from edgeq.plans.plan import Compiled, Condition, Conversion, Plan, Planned
 from edgeq.records.wording import seconds_text
 
 
@@ -24,6 +27,9 @@ def written(found: Outcome) -> Plan:
     )
     every = search.costs.problems[search.precision].options
     changes, lost = changes_of(problem, choices), predicted["loss"]
+    compiled, told = (None, list[str]()) if found.proof is not None else _compiled(search, choices)
+    if found.proof is None:
+        told.append("not validated: no accuracy, latency or energy of this plan was measured")
     layers = [
         layer.model_copy(
             update={
@@ -50,9 +56,9 @@ def written(found: Outcome) -> Plan:
         size=found.size,
         held=found.held,
         peak_memory=peak_memory(job.model, quantized, search.precision),
-        compiled=found.compiled,
+        compiled=compiled,
         unvalidated=search.unvalidated,
-        notes=[*found.notes, *filter(None, [found.remark]), *_over(search, predicted)],
+        notes=[*found.notes, *told, *filter(None, [found.remark]), *_over(search, predicted)],
         conditions=[
             Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
             for n in problem.needs
@@ -68,6 +74,22 @@ def written(found: Outcome) -> Plan:
         ],
     )
     return basis.model_copy(update={"layers": layers, "planned": planned})
+
+
+def _compiled(search: Search, choices: Mapping[str, str]) -> tuple[Compiled | None, list[str]]:
+    """What Vela says of the plan's own file, which nothing can run, or why it does not."""
+    profile = search.job.profile
+    version = asked_of_vela(search.runtime, profile)
+    if version is None or profile is None or profile.vela is None:
+        return None, []
+    with search.job.clock.stage(f"compile for {profile.name}"):
+        try:
+            said = estimate(search.built(choices).candidate.path, profile.vela)
+        except UnsupportedError as error:
+            return None, [f"{error.cause}; {error.remedy}"]
+    left = [row.name for row in said.rows if row.where == "CPU"]
+    found = Compiled(by=f"Vela {version}", seconds=said.seconds, sram=said.sram, flash=said.flash, left_to_cpu=left)
+    return found, []
 
 
 def _over(search: Search, predicted: Mapping[str, float]) -> list[str]:

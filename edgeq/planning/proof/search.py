@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 from edgeq.cache import cached, content_key
@@ -26,16 +27,12 @@ from edgeq.planning.costs.table import COSTS_VERSION, Costs, measure_costs, pack
 from edgeq.planning.proof.proven import proven_choices
 from edgeq.planning.solver.program import relative_gap
 from edgeq.planning.solver.solve import Infeasible, Problem, Solution, check, cost_of, solve
-from edgeq.plans.plan import (
-    FloatPrecision,
-    Proof,
-    run_options,
-)
+from edgeq.plans.plan import FloatPrecision, Proof, run_options
 from edgeq.plans.rules import Rule, idle, narrowed
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.records.wording import seconds_text
-from edgeq.registry.schema import Profile, Runtime
+from edgeq.registry.schema import Runtime
 from edgeq.runtimes import RUNTIMES
 
 SAME = 0.01
@@ -46,6 +43,9 @@ CAREFUL = 0.2
 
 NEAR = SAME / 2
 """How far a plan may be from the best, of what is minimized: proving the rest takes most of a search's time."""
+
+FEW = 5
+"""Layers that a note names."""
 
 
 class Made(NamedTuple):
@@ -61,8 +61,10 @@ class Search:
     """What the plans of one search share.
 
     Attributes:
-        where: the device that plans are proved on; None where nothing can be run.
-        profile: the device that is modelled.
+        folder: for builds.
+        costs: of every choice that the runtime has.
+        problem: what the rules leave of it.
+        key: what the costs depend on.
         fresh: whether this run measured the costs. It takes minutes then, and leaves nothing to later ones that they
             would have to measure under another limit.
         turns: what every plan takes turns with, for its time.
@@ -70,13 +72,8 @@ class Search:
 
     job: Job
     runtime: Runtime
-    where: Device | None
-    profile: Profile | None
-    evaluation: Dataset
     exporter: Exporter
     folder: Path
-    options: Ladder
-    allowed: Ladder
     costs: Costs
     problem: Problem
     precision: FloatPrecision
@@ -90,17 +87,23 @@ class Search:
 
     @property
     def device(self) -> Device:
-        assert self.where is not None
-        return self.where
+        """That plans are proved on, where there is one."""
+        assert self.job.device is not None
+        return self.job.device
+
+    @property
+    def evaluation(self) -> Dataset:
+        assert self.job.evaluation is not None
+        return self.job.evaluation
 
     @property
     def provable(self) -> Limits:
         """The user's limits that a build can be held against here; the others are only solved for."""
-        limits, where = self.job.limits, self.where
+        limits = self.job.limits
         modelled = self.costs.latency_from == "modelled"
         return replace(
             limits,
-            max_drop=None if where is None else limits.max_drop,
+            max_drop=None if self.job.device is None else limits.max_drop,
             max_latency=None if modelled else limits.max_latency,
         )
 
@@ -120,9 +123,24 @@ class Search:
         return found
 
     @property
+    def options(self) -> Ladder:
+        """What the runtime has for every layer."""
+        return _offered(self.costs.problems[self.precision])
+
+    @property
+    def allowed(self) -> Ladder:
+        """What the rules leave of it."""
+        return _offered(self.problem)
+
+    @property
     def preferred(self) -> dict[str, str]:
         """The preferred kernels everywhere, to take turns with."""
         return uniform(self.options)
+
+    @property
+    def usual(self) -> dict[str, str]:
+        """The same as far as the rules allow."""
+        return uniform(self.allowed)
 
     def name(self, choices: Mapping[str, str]) -> tuple[str, ...]:
         """A plan's choices in the order of the layers."""
@@ -168,93 +186,83 @@ def _write(model: Model, conversion: Any, given: tuple[Quantized, Path | None]) 
     return write_for(model, quantized, conversion, place)
 
 
-def searches(
-    job: Job,
-    runtime: Runtime,
-    exporter: Exporter,
-    folder: Path,
-    minimize: str,
-    rules: Sequence[Rule],
-) -> list[Search]:
+def _offered(problem: Problem) -> Ladder:
+    return {name: tuple(costs) for name, costs in problem.options.items()}
+
+
+def searches(job: Job, runtime: Runtime, exporter: Exporter, minimize: str, rules: Sequence[Rule]) -> list[Search]:
     """One search for each precision that the runtime may compute in where layers stay in float, with costs that are
     measured, or modelled where there is no clock.
 
     Raises:
         UsageError: the device is not set up, or what is to be minimized or limited is not known of it.
     """
-    model, device, profile = job.model, job.device, job.profile
-    assert job.evaluation is not None
-    if not isinstance(device, Device) and job.target.execution != "none" and runtime.name in RUNTIMES:
-        raise UsageError(f"a plan for {runtime.name} cannot be proved here: {device}", remedy="choose another target")
-    where = device if isinstance(device, Device) else None
-    if minimize == "energy" and (profile is None or isinstance(energies(profile), str)):
+    if job.device is None and job.target.execution != "none" and runtime.name in RUNTIMES:
+        why = job.no_device_because
+        raise UsageError(f"a plan for {runtime.name} cannot be proved here: {why}", remedy="choose another target")
+    if minimize == "energy" and (job.profile is None or isinstance(energies(job.profile), str)):
+        name = "a target without a profile" if job.profile is None else job.profile.name
         raise UsageError(
-            f"energy cannot be modelled for {'a target without a profile' if profile is None else profile.name}: "
-            "its figures are not known",
+            f"energy cannot be modelled for {name}: its figures are not known",
             remedy="give a --profile with energy_per_byte, energy_per_mac_int8 and so on, or minimize something else",
         )
-    options, warnings = proven_choices(job.target, runtime, model, job.calibration.histograms)
-    ops = {group.name: group.op for group in model.groups}
+    options, told = proven_choices(job.target, runtime, job.model, job.calibration.histograms)
+    ops = {group.name: group.op for group in job.model.groups}
     allowed = narrowed(options, ops, rules, runtime)
-    key = _key_of_costs(job, runtime, where, options)
-    fresh = False
+    key, folder = _key_of_costs(job, runtime, options), Path(mkdtemp(dir=exporter.scratch))
+    fresh: list[Costs] = []
 
     def measure() -> Costs:
-        nonlocal fresh
-        fresh = True
-        return measure_costs(job, runtime, exporter, folder, options)
+        fresh.append(measure_costs(job, runtime, exporter, folder, options))
+        return fresh[0]
 
     costs = cached(job.cache, "costs", key, measure, pack_costs, unpack_costs)
-    notes = [*job.warnings, *warnings, *costs.notes, *_origins(job, where, costs)]
+    notes = [*job.warnings, *told, *costs.notes, *_origins(job, costs)]
     if costs.latency_from is None and minimize == "latency":
         minimize = "size"
         notes.append("size was minimized instead of latency")
     for text in idle(options, ops, rules, runtime):
         notes.append(text)
         job.clock.progress.note(text)
-    counted = [m for m in ("latency", "energy") if m == minimize or (m == "latency" and job.limits.max_latency)]
     found = []
-    for precision, whole in costs.problems.items():
-        of_precision, told = allowed, list(notes)
-        for counts in counted:
-            if counts == "energy" or costs.latency_from == "modelled":
-                of_precision, nothing = known(whole, of_precision, counts)
-                told += _unknown(counts, allowed, of_precision, nothing)
-        left = replace(whole, options={n: {c: whole.options[n][c] for c in of_precision[n]} for n in allowed})
+    for precision in costs.problems:
+        left, unknown = _left(job, costs, precision, allowed, minimize)
+        all_notes, place = (*notes, *unknown), folder / precision
         found.append(
-            Search(
-                job,
-                runtime,
-                where,
-                profile,
-                job.evaluation,
-                exporter,
-                folder / precision,
-                options,
-                of_precision,
-                costs,
-                left,
-                precision,
-                key,
-                minimize,
-                tuple(told),
-                fresh,
-            )
+            Search(job, runtime, exporter, place, costs, left, precision, key, minimize, all_notes, bool(fresh))
         )
     return found
 
 
-def _key_of_costs(job: Job, runtime: Runtime, where: Device | None, options: Ladder) -> str:
+def _left(
+    job: Job, costs: Costs, precision: FloatPrecision, allowed: Ladder, minimize: str
+) -> tuple[Problem, list[str]]:
+    """The program of what the rules allow and, where a model counts, knows; and what to tell of what it does not know:
+    choices that were left out, and layers that it has no number for at all."""
+    whole, left, told = costs.problems[precision], allowed, list[str]()
+    for measure in ("latency", "energy"):
+        counts = measure == minimize or (measure == "latency" and job.limits.max_latency)
+        if counts and (measure == "energy" or costs.latency_from == "modelled"):
+            left, nothing = known(whole, left, measure)
+            if out := dict.fromkeys(c for name, offered in allowed.items() for c in offered if c not in left[name]):
+                told.append(f"{', '.join(out)} was left out: its {measure} cannot be modelled")
+            if nothing:
+                more = f" and {len(nothing) - FEW} more" if len(nothing) > FEW else ""
+                told.append(f"the modelled {measure} is without that of {', '.join(nothing[:FEW])}{more}")
+    return replace(whole, options={n: {c: whole.options[n][c] for c in left[n]} for n in allowed}), told
+
+
+def _key_of_costs(job: Job, runtime: Runtime, options: Ladder) -> str:
     """What the costs of a runtime depend on; the proofs of its plans as well."""
-    profile = job.profile
+    profile, device = job.profile, job.device
     return content_key(
         "costs",
         COSTS_VERSION,
         model=job.model.fingerprint,
         calibration=job.calibration_data.sha256,
         runtime=runtime.model_dump(mode="json"),
-        device=None if where is None else where.name,
-        environment=None if where is None else where.environment(runtime.name),
+        device=None if device is None else device.name,
+        environment=None if device is None else device.environment(runtime.name),
         threads=job.threads,
         profile=None if profile is None else profile.model_dump(mode="json", exclude={"summary", "notes"}),
         vela=asked_of_vela(runtime, profile),
@@ -262,13 +270,13 @@ def _key_of_costs(job: Job, runtime: Runtime, where: Device | None, options: Lad
     )
 
 
-def _origins(job: Job, where: Device | None, costs: Costs) -> list[str]:
+def _origins(job: Job, costs: Costs) -> list[str]:
     """Says of latency and energy that they are modelled, or not known, where that is so.
 
     Raises:
         UsageError: a latency is limited of which nothing is known.
     """
-    name, notes = job.target.name if where is None else where.name, []
+    name, notes = job.target.name if job.device is None else job.device.name, []
     if costs.latency_by is not None:
         notes.append(
             f"latency is modelled, not measured: by {costs.latency_by.by} for {costs.latency_by.profile}; "
@@ -286,13 +294,6 @@ def _origins(job: Job, where: Device | None, costs: Costs) -> list[str]:
     return notes
 
 
-def _unknown(measure: str, before: Ladder, after: Ladder, nothing: Sequence[str]) -> list[str]:
-    """Says what a model does not know: choices that were left out, and layers that it has no number for at all."""
-    left_out = dict.fromkeys(c for name, offered in before.items() for c in offered if c not in after[name])
-    found = [f"{', '.join(left_out)} was left out: its {measure} cannot be modelled"] if left_out else []
-    return found + ([f"the modelled {measure} is without that of {listed(nothing)}"] if nothing else [])
-
-
 def float_seconds(search: Search) -> float | None:
     """What the float model is predicted to take in float32; None where no clock was read or a layer cannot be float."""
     if search.costs.latency_from != "measured":
@@ -300,12 +301,6 @@ def float_seconds(search: Search) -> float | None:
     floats = search.costs.problems["float32"]
     everywhere = dict.fromkeys(floats.options, FLOAT)
     return None if check(floats, everywhere) else cost_of(floats, everywhere)["latency"] or None
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """A few names, and how many more there are."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def cheapest(problem: Problem, minimize: str, caps: Mapping[str, float]) -> Solution:

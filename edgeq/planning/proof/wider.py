@@ -1,21 +1,23 @@
-"""When activations of more bits than the preferred ones are tried: it takes a search, builds and proofs."""
+"""Which types of activations are tried: those of more bits than the preferred ones take a search, builds and proofs."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 
 from edgeq.cache import Entry, cached, content_key
+from edgeq.errors import EdgeqError, UsageError
 from edgeq.evaluation.measure import fed
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.choices import uniform
+from edgeq.lowering.choices import by_activations, uniform
 from edgeq.lowering.form import form, on_integers
 from edgeq.planning.costs.builds import build_all
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.proven import proven_choices
-from edgeq.planning.proof.proving import held
+from edgeq.planning.proof.proving import loses_too_much
 from edgeq.planning.proof.search import SAME, Search
 from edgeq.planning.solver.solve import solve
 from edgeq.records.wording import seconds_text
@@ -35,8 +37,7 @@ def why_wider(best: Outcome) -> str:
     """What is wrong with the best plan so far that activations of more bits may mend; empty if nothing is."""
     search, measure = best.search, best.search.minimize
     if best.proof is not None:
-        enough = held(replace(search.job.limits, max_latency=None, max_size=None), best.proof)
-        return "" if enough else "without them the best plan loses too much"
+        return "without them the best plan loses too much" if loses_too_much(search.job.limits, best.proof) else ""
     if not best.held:  # it is too large, whatever it may lose
         return ""
     if best.loses_too_much:
@@ -46,7 +47,50 @@ def why_wider(best: Outcome) -> str:
     return f"without them the limit on the loss is paid for in {measure}" if cost > least * (1 + SAME) else ""
 
 
-def in_vain(search: Search, typed: Runtime, folder: Path) -> str:
+def in_kinds(
+    runtime: Runtime,
+    opened: Callable[[Runtime], list[Search]],
+    why: Callable[[], str],
+    note: Callable[[str], None],
+) -> Iterator[tuple[str, str, list[Search]]]:
+    """Searches of a runtime with the first type of activations that the rules leave something of; then, as long as that
+    may mend something, with each wider type as well. By the type, and what it may mend.
+
+    Args:
+        opened: makes the searches.
+        why: what wider ones may mend of what was found so far; empty if nothing.
+        note: hears of types that were not tried.
+
+    Raises:
+        EdgeqError: there are no searches.
+    """
+    found: list[Search] = []
+    refused: UsageError | None = None
+    for kind, typed in by_activations(runtime).items():
+        reason = why() if found else ""
+        if found and not reason:
+            return
+        try:
+            if found and (vain := in_vain(found[0], typed)):
+                note(f"{kind} activations were not tried: {vain}")
+                continue
+            if found:
+                found[0].job.clock.progress.note(f"{kind} activations are tried as well: {reason}")
+            found = opened(typed)
+        except EdgeqError as error:
+            if found:  # what was found without them stands
+                note(f"{kind} activations were tried as well: {reason}; {error.cause}")
+                continue
+            if not isinstance(error, UsageError):
+                raise
+            refused = refused or error
+            continue
+        yield kind, reason, found
+    if refused is not None and not found:
+        raise refused
+
+
+def in_vain(search: Search, typed: Runtime) -> str:
     """Why wider activations are of no use, by the device's clock; empty if they may be of some, or nobody knows.
 
     A layer takes them where it loses too much with narrow ones and takes too long in float. The same weights stored
@@ -56,13 +100,12 @@ def in_vain(search: Search, typed: Runtime, folder: Path) -> str:
     Args:
         search: among the narrower ones, of the same runtime.
         typed: that runtime with the wider ones as well (see `by_activations`).
-        folder: for the builds, not there yet.
 
     Raises:
         DeviceError: the runtime refused a build, or crashed.
     """
     job = search.job
-    if search.where is None or search.where.emulated or search.minimize == "energy":
+    if job.timed is None or search.minimize == "energy":
         return ""
     options, _ = proven_choices(job.target, typed, job.model, job.calibration.histograms)
     known = {form(choice) for offered in search.options.values() for choice in offered}
@@ -78,7 +121,7 @@ def in_vain(search: Search, typed: Runtime, folder: Path) -> str:
         return "no layer of this model has a kernel for them"
 
     def timed() -> dict[str, float]:
-        folder.mkdir()
+        folder = Path(mkdtemp(dir=search.exporter.scratch))
         with job.clock.stage(f"wider activations in {typed.name}, everywhere") as steps:
             built = build_all(job.model, typed, job.calibration, plans, search.exporter, folder, steps, job.engine)
             one = job.calibration_data.first(1)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, isfinite
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 Costs = Mapping[str, float]
 """By measure: `latency` in seconds, `size` in bytes, `loss`, `energy`, or any other name. An absent measure costs 0."""
-
-Relation: TypeAlias = "Boundary | Need | frozenset[str]"
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,12 @@ class Problem:
 
     Attributes:
         options: by group in the model's order, what each of its choices costs.
-        ties: groups that take the same choice: one may take a choice only if all others that offer it take it too.
         fixed: what every plan costs on top.
     """
 
     options: Mapping[str, Mapping[str, Costs]]
     boundaries: Sequence[Boundary] = ()
     needs: Sequence[Need] = ()
-    ties: Sequence[frozenset[str]] = ()
     fixed: Costs = field(default_factory=dict)
 
 
@@ -63,7 +59,7 @@ class Change(NamedTuple):
 
     Attributes:
         added: by measure, what it costs more.
-        allowed: whether no need and no tie is broken by it that holds now.
+        allowed: whether no need is broken by it that holds now.
     """
 
     added: dict[str, float]
@@ -77,18 +73,18 @@ def changes_of(problem: Problem, choices: Mapping[str, str]) -> dict[str, dict[s
     Args:
         choices: a whole plan.
     """
-    near: dict[str, list[Relation]] = {group: [] for group in problem.options}
+    near: dict[str, list[Boundary | Need]] = {group: [] for group in problem.options}
     for item in relations(problem):
         for group in touched(item):
             near[group].append(item)
 
     def nearby(group: str, taken: Mapping[str, str]) -> tuple[list[Costs], set[int]]:
-        """What a group and all that touches it cost, and which needs and ties of those are broken."""
+        """What a group and all that touches it cost, and which needs of those are broken."""
         paid, broken = [problem.options[group][taken[group]]], set()
         for number, item in enumerate(near[group]):
             if isinstance(item, Boundary):
                 paid += [item.costs] * crossed(item, taken)
-            elif not (met(item, taken) if isinstance(item, Need) else tied(problem, item, taken)):
+            elif not met(item, taken):
                 broken.add(number)
         return paid, broken
 
@@ -120,10 +116,6 @@ def check(problem: Problem, choices: Mapping[str, str]) -> list[str]:
             ways = [f"{other} is {' or '.join(sorted(wanted))}" for other, wanted in need.any_of if wanted]
             condition = f"only if {' or '.join(ways)}" if ways else "never"
             faults.append(f"{need.group} can be {choices[need.group]} {condition}")
-    for tie in problem.ties:
-        if not tied(problem, tie, choices):
-            held = ", ".join(f"{group} is {choices[group]}" for group in sorted(tie))
-            faults.append(f"these must take the same choice: {held}")
     return faults
 
 
@@ -151,14 +143,14 @@ def measures(problem: Problem) -> list[str]:
     return list(dict.fromkeys(measure for costs in _entries(problem) for measure in costs))
 
 
-def relations(problem: Problem) -> list[Relation]:
-    return [*problem.boundaries, *problem.needs, *problem.ties]
+def relations(problem: Problem) -> list[Boundary | Need]:
+    return [*problem.boundaries, *problem.needs]
 
 
-def touched(item: Relation) -> set[str]:
+def touched(item: Boundary | Need) -> set[str]:
     if isinstance(item, Boundary):
         return {*item.readers, *([item.producer] if item.producer is not None else [])}
-    return {item.group, *(group for group, _ in item.any_of)} if isinstance(item, Need) else set(item)
+    return {item.group, *(group for group, _ in item.any_of)}
 
 
 def crossed(boundary: Boundary, choices: Mapping[str, str]) -> bool:
@@ -168,11 +160,6 @@ def crossed(boundary: Boundary, choices: Mapping[str, str]) -> bool:
 
 def met(need: Need, choices: Mapping[str, str]) -> bool:
     return choices[need.group] not in need.choices or any(choices[g] in wanted for g, wanted in need.any_of)
-
-
-def tied(problem: Problem, tie: frozenset[str], choices: Mapping[str, str]) -> bool:
-    taken = {choices[group] for group in tie}
-    return all(taken.intersection(problem.options[group]) == {choices[group]} for group in tie)
 
 
 def over(costs: Costs, limits: Costs) -> dict[str, float]:

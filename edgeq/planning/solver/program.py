@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from itertools import pairwise
 from math import fsum, inf, isfinite
 from typing import NamedTuple
 
 import numpy as np
 
-from edgeq.planning.solver.highs import Answer, Rows, State, Vector, dense_rows, minimized, rows, stacked
+from edgeq.planning.solver.highs import Rows, State, Vector, dense_rows, minimized, rows, stacked
 from edgeq.planning.solver.problem import Costs, Problem, cost_of, measures, over
 
 # The program. A column for every choice of every group, one for every boundary, and a last one that is always 1 and
@@ -50,14 +49,11 @@ class Found(NamedTuple):
 def build(problem: Problem) -> Program:
     columns = {key: i for i, key in enumerate((g, c) for g, offered in problem.options.items() for c in offered)}
     size = len(columns) + len(problem.boundaries) + 1
-    equal: list[tuple[dict[int, float], float]] = []
     below: list[tuple[dict[int, float], float]] = []
 
     def taken(group: str | None, choices: Iterable[str]) -> list[int]:
         return [columns[group, c] for c in sorted(choices) if (group, c) in columns] if group is not None else []
 
-    for group, offered in problem.options.items():
-        equal.append((dict.fromkeys(taken(group, offered), 1.0), 1.0))
     for place, boundary in enumerate(problem.boundaries, start=len(columns)):
         # The column may stay continuous: its cost pushes it down on to these rows, which leave it 0 or 1.
         leaves = taken(boundary.producer, boundary.leaves)
@@ -71,13 +67,10 @@ def build(problem: Problem) -> Program:
         for column in {column for other, wanted in need.any_of for column in taken(other, wanted)}:
             row[column] = row.get(column, 0.0) - 1.0
         below.append((row, 0.0))
-    for tie in problem.ties:
-        for choice in sorted({c for group in tie for c in problem.options[group]}):
-            sharing = [column for group in sorted(tie) for column in taken(group, [choice])]
-            equal += [({one: 1.0, other: -1.0}, 0.0) for one, other in pairwise(sharing)]
 
-    entries, limits = [row for row, _ in (*equal, *below)], [limit for _, limit in (*equal, *below)]
-    kept = rows(entries, [*limits[: len(equal)], *[-inf] * len(below)], limits)
+    one_each = [dict.fromkeys(taken(group, offered), 1.0) for group, offered in problem.options.items()]
+    lows, highs = [1.0] * len(one_each) + [-inf] * len(below), [1.0] * len(one_each) + [most for _, most in below]
+    kept = rows([*one_each, *(row for row, _ in below)], lows, highs)
     costs: dict[str, Vector] = {}
     base: dict[str, float] = {}
     for measure in measures(problem):
@@ -91,13 +84,7 @@ def build(problem: Problem) -> Program:
     return Program(problem, columns, costs, base, kept)
 
 
-def search(
-    program: Program,
-    minimize: str,
-    limits: Costs,
-    gap: float,
-    seconds: float,
-) -> Found:
+def search(program: Program, minimize: str, limits: Costs, gap: float, seconds: float) -> Found:
     """Runs HiGHS, nearly always once, until what it returns is true of `cost_of`.
 
     If all it finds exceeds a limit by less than its tolerance, the answer is `infeasible`.
@@ -137,13 +124,7 @@ def relaxed(program: Program, minimize: str, limits: Costs, seconds: float) -> f
 
 
 def _run(
-    program: Program,
-    minimize: str,
-    limits: Costs,
-    ceiling: float,
-    gap: float,
-    seconds: float,
-    relax: bool = False,
+    program: Program, minimize: str, limits: Costs, ceiling: float, gap: float, seconds: float, relax: bool = False
 ) -> Found:
     """One search in a scaled program without what alone breaks a limit or costs more than the ceiling.
 
@@ -173,36 +154,16 @@ def _run(
         objective += possible[measure] * (share * weight / sum(weights.values()) / possible[measure].sum())
     objective[-1] = least
 
-    scaled = _Scaled(objective * scale, upper, kept, limited, 0 if relax else len(columns))
-    answer = _integers(scaled, gap * 0.98, seconds)
+    lower = np.zeros(len(upper))
+    lower[-1] = 1.0
+    within, whole = stacked(kept, dense_rows(limited, _ROW)), 0 if relax else len(columns)
+    answer = minimized(objective * scale, lower, upper, within, integers=whole, gap=gap * 0.98, seconds=seconds)
     unseen = (_TOLERANCE + _PRICE_TOLERANCE * len(upper)) / scale
     bound, values = answer.proved / scale - share - unseen, answer.values
     if values is None:
         return Found(answer.state, None, bound)
     picked = {g: max(offered, key=lambda c: values[columns[g, c]]) for g, offered in problem.options.items()}
     return Found(answer.state, picked, bound, unseen)
-
-
-class _Scaled(NamedTuple):
-    """Minimize `objective` over columns from 0 to `upper`, the last fixed at 1, the first `whole` of them integers.
-
-    Attributes:
-        kept: rows of needs, ties and boundaries.
-        limited: for each limit, what every column uses of the `_ROW` that all of them may use together.
-    """
-
-    objective: Vector
-    upper: Vector
-    kept: Rows
-    limited: list[Vector]
-    whole: int
-
-
-def _integers(scaled: _Scaled, gap: float, seconds: float) -> Answer:
-    lower = np.zeros(len(scaled.upper))
-    lower[-1] = 1.0
-    within = stacked(scaled.kept, dense_rows(scaled.limited, _ROW))
-    return minimized(scaled.objective, lower, scaled.upper, within, integers=scaled.whole, gap=gap, seconds=seconds)
 
 
 def relative_gap(value: float, bound: float) -> float:

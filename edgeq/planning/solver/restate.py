@@ -24,6 +24,5 @@ def restate(plan: Plan) -> Problem:
             Need(c.layer, frozenset(c.choices), tuple((o, frozenset(v)) for o, v in c.any_of.items()))
             for c in plan.planned.conditions
         ],
-        (),
         plan.planned.fixed,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -41,7 +40,6 @@ class Solution:
     bound: float
     gap: float
     method: Literal["optimal", "time limit"]
-    seconds: float
 
 
 class Infeasible(GateError):
@@ -50,7 +48,7 @@ class Infeasible(GateError):
     Attributes:
         least: by limited measure, the least that any plan reaches if nothing else is limited.
         conflict: the limits that no plan reaches even alone; if there are none, a set that cannot be held together,
-            though it can without any one of them. Empty if needs and ties leave no plan at all.
+            though it can without any one of them. Empty if needs leave no plan at all.
     """
 
     def __init__(self, cause: str, remedy: str, least: Costs | None = None, conflict: Sequence[str] = ()) -> None:
@@ -60,12 +58,7 @@ class Infeasible(GateError):
 
 
 def solve(
-    problem: Problem,
-    *,
-    minimize: str,
-    limits: Costs | None = None,
-    time_limit: float | None = None,
-    gap: float = 1e-4,
+    problem: Problem, *, minimize: str, limits: Costs | None = None, time_limit: float | None = None, gap: float = 1e-4
 ) -> Solution:
     """The plan with the least of one measure that keeps others within limits, as `cost_of` judges it.
 
@@ -86,7 +79,6 @@ def solve(
         ValueError: a group is unknown or has no choices, a cost is not finite, a limit is not a number, or the cost
             of a boundary is negative.
     """
-    begin = time.perf_counter()
     limits = dict(limits or {})
     if time_limit is None:
         time_limit = SECONDS * max(1.0, len(problem.options) / 1000)
@@ -108,7 +100,7 @@ def solve(
     bound = min(found.bound, value)
     left = relative_gap(value, bound)
     method: Literal["optimal", "time limit"] = "optimal" if found.state == "optimal" or left <= gap else "time limit"
-    return Solution(choices, costs, bound, left, method, time.perf_counter() - begin)
+    return Solution(choices, costs, bound, left, method)
 
 
 def least(problem: Problem, *, minimize: str, limits: Costs) -> float:
@@ -129,7 +121,7 @@ def _explain(program: Program, limits: Costs, gap: float, seconds: float) -> Inf
 
     least = {m: value for m in limits if (value := least_of(m, {})) is not None}
     if len(least) < len(limits) or not limits:
-        return Infeasible("no plan is possible: needs and ties contradict one another", "offer the groups more choices")
+        return Infeasible("no plan is possible: needs contradict one another", "offer the groups more choices")
     listed = ", ".join(f"{m} {_show(m, limits[m])} (least of any plan {_show(m, least[m])})" for m in limits)
     head = f"no plan keeps within the limits: {listed}"
     beyond = [m for m in limits if least[m] > limits[m]]

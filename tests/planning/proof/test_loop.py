@@ -47,7 +47,8 @@ class Made:
         self.sizes: dict[str, int] = {}
         self.searches: list[Search] = []
         self.broken: dict[str, Exception] = {}
-        job: Any = SimpleNamespace(limits=limits, clock=Clock(Silent()), runtimes=[])
+        device = SimpleNamespace(emulated=False)
+        job: Any = SimpleNamespace(limits=limits, clock=Clock(Silent()), runtimes=[], device=device, timed=device)
         self.book = Book(job, allowed)
         monkeypatch.setattr(loop, "judge", self._judge)
         monkeypatch.setattr(loop, "prove", self._prove)
@@ -63,16 +64,13 @@ class Made:
         """
         scaled = {c: cost["latency"] * (1 if c == "float32" else times) for c, cost in COSTS.items()}
         costs = {c: {**cost, "latency": scaled[c]} for c, cost in COSTS.items()}
-        problem, device = Problem({"layer": costs}), SimpleNamespace(emulated=False)
+        problem = Problem({"layer": costs})
         table: Any = SimpleNamespace(latency_from=by, latency_by=None, problems={"float32": problem})
         runtime: Any = SimpleNamespace(name=name, format=name)
-        ladder, none, of_device = {"layer": tuple(costs)}, None, device
         self.took[name] = scaled | given.get("took", {})
         self.drops[name] = DROPS | given.get("drops", {})
-        found = Search(
-            self.book.job, runtime, of_device, none, none, none, Path(), ladder, ladder, table, problem, "float32",
-            "", minimize,
-        )  # type: ignore[arg-type]  # fmt: skip
+        exporter: Any = None
+        found = Search(self.book.job, runtime, exporter, Path(), table, problem, "float32", "", minimize)
         self.book.job.runtimes.append(runtime)
         self.book.beside = {**self.book.beside, name: 1.0}  # type: ignore[dict-item]
         self.searches.append(found)
@@ -100,7 +98,7 @@ class Made:
         search.proofs[choice,] = proof
         return proof
 
-    def _prove(self, search: Search, choices: Mapping[str, str]) -> Proof:
+    def _prove(self, search: Search, choices: Mapping[str, str], answered: Proof | None) -> Proof:
         self.whole.append(f"{search.runtime.name} {choices['layer']}")
         return self._proof(search, choices["layer"])
 
@@ -132,7 +130,7 @@ def test_a_plan_says_that_it_was_measured_to_hold_what_it_was_predicted_to_miss(
     """Float is all that is predicted to hold the drop; the preferred kernels are faster, and are tried."""
     made = one(monkeypatch, DROP, allowed=0.01)
     found = made.run()
-    assert made.judged == ["a w8a8"] and found.held and found.notes == [KNOWN_TO_HOLD]
+    assert made.judged == ["a w8a8"] and found.held and found.remark == KNOWN_TO_HOLD
 
 
 def test_what_was_faster_in_the_same_turns_is_tried_whatever_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +190,7 @@ def test_a_plan_that_is_too_large_is_no_answer_to_a_limit_on_the_size(monkeypatc
     made = one(monkeypatch, limits)
     found = made.run()
     assert made.judged == ["a w4a8"] and found.choices == {"layer": "w4a8"} and not found.held
-    assert LOSES_LEAST in found.notes
+    assert found.remark == LOSES_LEAST
     assert made.whole == ["a w4a8"], "it is what comes nearest: all of it is measured"
 
 
@@ -211,7 +209,7 @@ def test_limits_give_way_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None
         ({"loss": 0.1, "latency": 1.5, "size": 1.0}, {"loss": 0.1, "latency": 1.5, "size": pytest.approx(5.05)}),
     ):
         line: Any = SimpleNamespace(search=SimpleNamespace(problem=Problem({"layer": COSTS})), caps=caps)
-        assert loop._eased(line)[0] == eased
+        assert loop._eased(line) == eased
 
 
 # ---------------------------------------------------------------- several searches

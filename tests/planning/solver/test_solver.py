@@ -9,6 +9,7 @@ import subprocess
 import sys
 from math import fsum
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -40,7 +41,7 @@ TICK = 2.0**-20
 
 
 def plans(problem: Problem) -> list[dict[str, str]]:
-    """Every plan that breaks no need and no tie."""
+    """Every plan that breaks no need."""
     every = itertools.product(*problem.options.values())
     found = [dict(zip(problem.options, taken, strict=True)) for taken in every]
     return [choices for choices in found if not check(problem, choices)]
@@ -78,8 +79,7 @@ def problems(draw: st.DrawFn) -> Problem:
     for _ in range(draw(st.integers(0, 2))):
         about, others = draw(group), draw(st.lists(group, max_size=2))
         needs.append(Need(about, some(about), tuple((g, some(g)) for g in others)))
-    ties = draw(st.lists(st.frozensets(group, min_size=2, max_size=3), max_size=1)) if len(names) > 1 else []
-    return Problem(options, boundaries, needs, ties, fixed=costs())
+    return Problem(options, boundaries, needs, fixed=costs())
 
 
 @st.composite
@@ -190,7 +190,7 @@ def test_if_neither_finds_a_plan_in_time_the_error_says_so() -> None:
     problem = Problem(options, needs=needs)
     assert solve(problem, minimize="size", limits={"size": 4.0}).choices == {"a": "int8", "b": "int8"}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(GateError, match="within 5 s") as caught:
-        patch.setattr(program, "_integers", lambda *_: Answer("time limit", None, -float("inf")))
+        patch.setattr(program, "minimized", lambda *_, **__: Answer("time limit", None, -float("inf")))
         solve(problem, minimize="size", limits={"size": 4.0}, time_limit=5)
     assert not isinstance(caught.value, Infeasible)
 
@@ -198,14 +198,14 @@ def test_if_neither_finds_a_plan_in_time_the_error_says_so() -> None:
 def test_a_plan_that_highs_has_when_time_is_up_is_used_with_its_gap() -> None:
     problem, limits = network(40), {"loss": 1e-3}
     best = solve(problem, minimize="latency", limits=limits)
-    real = program._integers
+    real = program.minimized
 
-    def interrupted(scaled: program._Scaled, gap: float, seconds: float) -> Answer:
-        answer = real(scaled, gap, seconds)
+    def interrupted(*given: Any, **how: Any) -> Answer:
+        answer = real(*given, **how)
         return answer._replace(state="time limit", proved=answer.proved * 0.9)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "_integers", interrupted)
+        patch.setattr(program, "minimized", interrupted)
         found = solve(problem, minimize="latency", limits=limits)
     assert found.method == "time limit"
     assert found.costs["latency"] == pytest.approx(best.costs["latency"], rel=1e-4)
@@ -285,11 +285,9 @@ def test_among_equal_plans_the_more_accurate_one_is_taken() -> None:
     options = {
         "alone": {"a": {"latency": 1.0, "loss": 0.2, "size": 1.0}, "b": {"latency": 1.0, "loss": 0.1, "size": 9.0}},
         "same loss": {"a": {"latency": 1.0, "size": 2.0}, "b": {"latency": 1.0, "size": 1.0}},
-        "front": {"a": {"latency": 2.0, "loss": 0.3}, "b": {"latency": 1.0, "loss": 0.1}},
-        "back": {"a": {"latency": 1.0, "loss": 0.3}, "b": {"latency": 2.0, "loss": 0.1}},
     }
-    found = solve(Problem(options, ties=[frozenset({"front", "back"})]), minimize="latency")
-    assert found.choices == {"alone": "b", "same loss": "b", "front": "b", "back": "b"}
+    found = solve(Problem(options), minimize="latency")
+    assert found.choices == {"alone": "b", "same loss": "b"}
 
 
 def test_accuracy_never_costs_more_than_the_gap() -> None:
@@ -379,11 +377,6 @@ def test_check_says_what_an_edited_plan_breaks() -> None:
         "conv does not offer int2, only float, int8",
         "tail has no choice",
     ]
-    tied = Problem(problem.options, ties=[frozenset(problem.options)])
-    assert check(tied, single) == []
-    assert check(tied, {**single, "conv": "int8"}) == [
-        "these must take the same choice: conv is int8, head is float, tail is float"
-    ]
     never = Problem(problem.options, needs=[Need("conv", frozenset({"int8"}), ())])
     assert check(never, {**single, "conv": "int8"}) == ["conv can be int8 never"]
 
@@ -417,7 +410,7 @@ def test_limits_that_contradict_one_another_are_told_from_those_that_do_not() ->
 
 def test_needs_that_leave_no_plan_are_no_matter_of_limits() -> None:
     never = [Need("tail", frozenset({"float"}), (("conv", frozenset({"int2"})),))]
-    with pytest.raises(Infeasible, match="needs and ties contradict"):
+    with pytest.raises(Infeasible, match="needs contradict"):
         solve(Problem(two_layers().options, needs=never), minimize="loss", limits={"size": 100.0})
 
 
@@ -431,7 +424,7 @@ def test_a_limit_set_to_the_number_shown_can_be_held(value: float) -> None:
     ("problem", "message"),
     [
         (Problem({"a": {}}), "no choices for a"),
-        (Problem({"a": {"x": {}}}, ties=[frozenset({"a", "b"})]), "there is no group b"),
+        (Problem({"a": {"x": {}}}, needs=[Need("a", frozenset("x"), (("b", frozenset("x")),))]), "there is no group b"),
         (Problem({"a": {"x": {"loss": float("nan")}}}), "not finite"),
         (Problem({"a": {"x": {}}}, [Boundary("a", frozenset("x"), {"a": frozenset("x")}, {"loss": -1.0})]), "negative"),
     ],
@@ -456,9 +449,8 @@ PRINT_A_PLAN = """
 from test_solver import floats, network, solve
 from edgeq.planning.solver.solve import Need, Problem
 n = network(150)
-ties = [frozenset({f"g{i}" for i in range(k, 150, 37)}) for k in range(5)]
 needs = [Need("g50", frozenset({"int8", "int4"}), (("g51", frozenset({"int8", "int4"})),))]
-problem = Problem(n.options, n.boundaries, needs, ties)
+problem = Problem(n.options, n.boundaries, needs)
 limits = {"loss": 0.01, "size": 0.5 * floats(problem)["size"]}
 print(solve(problem, minimize="latency", limits=limits, time_limit=60).choices)
 """
