@@ -61,22 +61,6 @@ def compare(
         UsageError: no samples; the float model itself gives NaN or infinity; labels do not fit; the metric fails.
     """
     check_outputs(reference, measured)
-    n = len(reference[0])
-    score: float | None = None
-    float_score: float | None = None
-    drop: Interval | None = None
-    name, unit, higher_is_better = AGREEMENT, "%", True
-    if metric is not None:
-        if labels is not None and len(labels) != n:
-            raise UsageError(f"{len(labels)} labels for {n} samples")
-        name, unit, higher_is_better = metric.name, metric.unit, metric.higher_is_better
-        float_score, score, drop = _judge(metric, reference, measured, labels, seed, seconds)
-    elif labels is not None:
-        name = TOP_1
-        wanted = check_labels(labels, reference[0].shape, reference[0].dtype)
-        before, after = (answers(o[0]).reshape(n) == wanted for o in (reference, measured))
-        float_score, score = 100 * float(before.mean()), 100 * float(after.mean())
-        drop = paired_drop(before, after)
     rows = []
     for i, (expected, got) in enumerate(zip(reference, measured, strict=True)):
         head = heads[i] if heads else None
@@ -84,11 +68,12 @@ def compare(
         rows.append(score_output(head.name if head else f"output {i}", expected, got, reading))
         if i == 0:
             tied = None if reading.kind == "numbers" else tied_percent(got, reading.axis)
+    float_score, score, drop = _scores(reference, measured, labels, metric, seed, seconds)
     return Accuracy(
-        metric=name,
-        unit=unit,
-        higher_is_better=higher_is_better,
-        samples=n,
+        metric=metric.name if metric else AGREEMENT if labels is None else TOP_1,
+        unit=metric.unit if metric else "%",
+        higher_is_better=metric.higher_is_better if metric else True,
+        samples=len(reference[0]),
         float_score=float_score,
         score=score,
         drop=drop,
@@ -98,6 +83,27 @@ def compare(
         saturated_percent=_saturated(reference, measured, limits),
         outputs=rows,
     )
+
+
+def _scores(
+    reference: Sequence[Array],
+    measured: Sequence[Array],
+    labels: Array | None,
+    metric: Metric | None,
+    seed: int,
+    seconds: float,
+) -> tuple[float | None, float | None, Interval | None]:
+    """The scores of the float model and of the artefact, and the drop between them; None where nothing gives one."""
+    n = len(reference[0])
+    if metric is not None:
+        if labels is not None and len(labels) != n:
+            raise UsageError(f"{len(labels)} labels for {n} samples")
+        return _judge(metric, reference, measured, labels, seed, seconds)
+    if labels is None:
+        return None, None, None
+    wanted = check_labels(labels, reference[0].shape, reference[0].dtype)
+    before, after = (answers(o[0]).reshape(n) == wanted for o in (reference, measured))
+    return 100 * float(before.mean()), 100 * float(after.mean()), paired_drop(before, after)
 
 
 def quick_drop(

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeq.errors import EdgeqError
 from edgeq.export.stored import Stored
+from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics.weights import bias_scale, quantize_bias
 from edgeq.quantization.quantize import Quantized
@@ -32,42 +33,52 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
     Raises:
         AuditError: the first difference, with its layer.
     """
-    checked = bytes_checked = 0
-    for group in model.groups:
-        weight = quantized.weights.get(group.name)
-        if weight is None:
-            continue
-        where = f"layer {group.name}"
-        found = stored.weights.get(group.name)
-        if found is None:
-            raise AuditError(where, "its weight is not stored as integers")
-        wanted = weight.integers
-        if found.dtype != weight.q.scheme.dtype or not np.array_equal(found.integers, wanted):
-            raise AuditError(where, f"other weights ({found.dtype} {found.integers.shape})")
-        scale, zero = weight.q.scale.reshape(-1), weight.q.zero_point.reshape(-1)
-        if not np.array_equal(found.scale.reshape(-1), scale):
-            raise AuditError(where, "other weight scales")
-        if not np.array_equal(np.broadcast_to(found.zero_point.reshape(-1), zero.shape), zero):
-            raise AuditError(where, "other weight zero points")
-        bias = quantized.biases[group.name]
-        expected: np.ndarray = bias
-        kernel = quantized.assignment.kernel(group.name)
-        kind = None if kernel is None else kernel.bias
-        if kind in ("int32", "int64"):
-            input_scale = quantized.input_scale(group)
-            expected = quantize_bias(bias, input_scale, weight.q).astype(kind)
-            wanted_scales = bias_scale(input_scale, weight.q, len(bias))
-            if found.bias_scale is not None and not np.array_equal(found.bias_scale.reshape(-1), wanted_scales):
-                raise AuditError(where, "other bias scales")
-        if (
-            found.bias is None
-            or found.bias.dtype != expected.dtype
-            or not np.array_equal(found.bias.reshape(-1), expected)
-        ):
-            raise AuditError(where, f"another bias ({found.bias_dtype or 'none'})")
-        checked += 2
-        weight_bytes = -(-wanted.size * weight.q.scheme.stored_bits // 8)
-        bytes_checked += weight_bytes + expected.nbytes + scale.nbytes
+    weighted = [group for group in model.groups if group.name in quantized.weights]
+    sizes = [_same_weight(quantized, stored, group) for group in weighted]
+    return Audit(
+        tensors_checked=2 * len(sizes) + _same_tensors(model, quantized, stored),
+        bytes_checked=sum(sizes),
+        integer_mac_percent=_share(model, stored.integer_groups),
+        float_operators=_left_in_float(model, quantized, stored.integer_groups),
+    )
+
+
+def _same_weight(quantized: Quantized, stored: Stored, group: Group) -> int:
+    """Compares the weight and the bias of a layer; how many bytes these are.
+
+    Raises:
+        AuditError: they differ.
+    """
+    where, weight, found = f"layer {group.name}", quantized.weights[group.name], stored.weights.get(group.name)
+    if found is None:
+        raise AuditError(where, "its weight is not stored as integers")
+    if found.dtype != weight.q.scheme.dtype or not np.array_equal(found.integers, weight.integers):
+        raise AuditError(where, f"other weights ({found.dtype} {found.integers.shape})")
+    scale, zero = weight.q.scale.reshape(-1), weight.q.zero_point.reshape(-1)
+    if not np.array_equal(found.scale.reshape(-1), scale):
+        raise AuditError(where, "other weight scales")
+    if not np.array_equal(np.broadcast_to(found.zero_point.reshape(-1), zero.shape), zero):
+        raise AuditError(where, "other weight zero points")
+    bias: np.ndarray = quantized.biases[group.name]
+    kernel = quantized.assignment.kernel(group.name)
+    if kernel is not None and kernel.bias in ("int32", "int64"):
+        input_scale = quantized.input_scale(group)
+        wanted_scales = bias_scale(input_scale, weight.q, len(bias))
+        bias = quantize_bias(bias, input_scale, weight.q).astype(kernel.bias)
+        if found.bias_scale is not None and not np.array_equal(found.bias_scale.reshape(-1), wanted_scales):
+            raise AuditError(where, "other bias scales")
+    if found.bias is None or found.bias.dtype != bias.dtype or not np.array_equal(found.bias.reshape(-1), bias):
+        raise AuditError(where, f"another bias ({found.bias_dtype or 'none'})")
+    return -(-weight.integers.size * weight.q.scheme.stored_bits // 8) + bias.nbytes + scale.nbytes
+
+
+def _same_tensors(model: Model, quantized: Quantized, stored: Stored) -> int:
+    """Compares the grids of activations; how many these are.
+
+    Raises:
+        AuditError: one differs.
+    """
+    checked = 0
     again = ((node, tensor) for (node, _), tensor in quantized.again.items())
     readers: dict[str, set[str]] = {}
     for group in model.groups:
@@ -82,12 +93,7 @@ def audit(model: Model, quantized: Quantized, stored: Stored) -> Audit:
         if not any(form.holds(tensor.q) for form in forms):
             raise AuditError(f"tensor {node}", " and ".join(sorted(map(str, forms))) or "it is not quantized")
         checked += 1
-    return Audit(
-        tensors_checked=checked,
-        bytes_checked=bytes_checked,
-        integer_mac_percent=_share(model, stored.integer_groups),
-        float_operators=_left_in_float(model, quantized, stored.integer_groups),
-    )
+    return checked
 
 
 def confirm(model: Model, quantized: Quantized, written: Audit, placements: Sequence[Placement]) -> Audit:

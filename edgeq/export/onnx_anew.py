@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -89,26 +89,37 @@ def read_anew(model: Model, quantized: Quantized, values: Mapping[str, ir.Value]
             grids[name] = read.q
             ways.setdefault((name, held), []).append((group.name, way))
     found: list[Anew] = []
-    pairs: Counter[str] = Counter()
+    names: Counter[str] = Counter()
     for (name, held), several in ways.items():
-        passed = {place for _, way in several for place in way}
-        by_value: dict[int, Anew] = {}
-        for layer, way in several:
-            value = _to_round(way, values[source.values[held]], passed)
-            if value is None:
-                raise UnsupportedError(
-                    "what it reads is not to be found in the exported ONNX model",
-                    where=f"layer {layer}",
-                    remedy="give it the choice of the layer that it reads from",
-                )
-            if id(value) not in by_value:
-                numbered = f"{name}/{pairs[name]}" if pairs[name] else name
-                by_value[id(value)] = Anew(held, value, numbered, grids[name], [])
-                pairs[name] += 1
-            one = by_value[id(value)]
-            one.readers.extend(place for place in way if _at(place) is value and place not in one.readers)
-        found += by_value.values()
+        found += _rounded_for(several, held, name, grids[name], values[source.values[held]], names)
     return found
+
+
+def _rounded_for(
+    several: Sequence[tuple[str, list[_Place]]], node: str, name: str, q: QParams, value: ir.Value, names: Counter[str]
+) -> Iterable[Anew]:
+    """One value on one grid, for the readers of several ways; at each place where these part from others.
+
+    Args:
+        several: layers, and their ways from the value.
+        names: how many are called so already.
+    """
+    passed = {place for _, way in several for place in way}
+    by_value: dict[int, Anew] = {}
+    for layer, way in several:
+        at = _to_round(way, value, passed)
+        if at is None:
+            raise UnsupportedError(
+                "what it reads is not to be found in the exported ONNX model",
+                where=f"layer {layer}",
+                remedy="give it the choice of the layer that it reads from",
+            )
+        if id(at) not in by_value:
+            by_value[id(at)] = Anew(node, at, f"{name}/{names[name]}" if names[name] else name, q, [])
+            names[name] += 1
+        one = by_value[id(at)]
+        one.readers.extend(place for place in way if _at(place) is at and place not in one.readers)
+    return by_value.values()
 
 
 _MOVES = frozenset({"Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from edgeq.export.onnx_constant import COMPUTED_ONCE
 from edgeq.export.packing import BITS
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.graph import Node
+from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.model.shuffled import gathered, shape_of_weight, shuffle_of
@@ -24,32 +26,46 @@ _MOVES_INTEGERS = ("DepthToSpace", "Slice")
 """What stands between a QuantizeLinear and its DequantizeLinear (see `edgeq.export.onnx_shuffled`)."""
 
 
+class _File(NamedTuple):
+    """An ONNX graph, and what is asked of it.
+
+    Attributes:
+        nodes: in order.
+        constants, types: values and names of types of the initializers.
+        producer: by name of a value, what computes it.
+        readers: by name of a value, what reads it.
+    """
+
+    nodes: Sequence[onnx.NodeProto]
+    constants: dict[str, np.ndarray]
+    types: dict[str, str]
+    producer: dict[str, onnx.NodeProto]
+    readers: dict[str, list[onnx.NodeProto]]
+
+
+def _open(path: Path) -> _File:
+    graph = onnx.load(path).graph
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return _File(
+        nodes=graph.node,
+        constants={i.name: _values(i) for i in graph.initializer},
+        types={i.name: onnx.TensorProto.DataType.Name(i.data_type).lower() for i in graph.initializer},
+        producer={name: node for node in graph.node for name in node.output},
+        readers=readers,
+    )
+
+
 def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
     """Everything quantized in the file.
 
     Args:
         values: name of the ONNX value for each graph node (see `FloatOnnx`).
     """
-    graph = onnx.load(path).graph
-    constants = {i.name: _values(i) for i in graph.initializer}
-    types = {i.name: onnx.TensorProto.DataType.Name(i.data_type).lower() for i in graph.initializer}
-    producer = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    by_name = {node.name: node for node in graph.node}
-
-    tensors: dict[str, frozenset[StoredTensor | StoredRange]] = {}
-    for graph_node, value in values.items():
-        forms: set[StoredTensor] = set()
-        pairs = [(n.input[1], n.input[2]) for n in _quantizations(value, readers, producer)]
-        pairs += [(f"{name}_scale", f"{name}_zero_point") for name in names_anew(graph_node)]
-        for scale, zero in [(constants[s], constants[z]) for s, z in pairs if s in constants]:
-            forms |= {StoredTensor(str(zero.dtype), s, z) for s, z in _steps(scale, zero)}
-        if forms:
-            tensors[graph_node] = frozenset(forms)
-
+    file = _open(path)
+    by_name = {node.name: node for node in file.nodes}
     weights: dict[str, StoredWeight] = {}
     integer: set[str] = set()
     floats: list[tuple[str, str, str]] = []
@@ -58,48 +74,66 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
         if node is None:
             continue
         if group.op == "matmul":
-            if all(_dequantized(name, producer) for name in node.input):
+            if all(_dequantized(name, file.producer) for name in node.input):
                 integer.add(group.name)
             continue
-        turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
-        dequantize = producer.get(node.input[1])
-        if dequantize is None or dequantize.op_type != "DequantizeLinear":
-            expanded = _expanded(node.input[1], constants, types, producer, turned)
-            if expanded is not None:
-                bias, _ = _bias(node, constants, producer, readers)
-                weights[group.name] = replace(
-                    expanded,
-                    integers=expanded.integers.reshape(model.state[group.weight or ""].shape),
-                    bias=bias,
-                    bias_dtype="" if bias is None else str(bias.dtype),
-                )
-            floats.append((node.op_type, group.name, "" if expanded is None else "its weights alone are integers"))
-            continue
-        stored = _stored(dequantize.input[0], constants, producer)
-        integers, dtype = constants[stored], types[stored]
-        scale, zero = (constants[name] for name in dequantize.input[1:])
-        if turned:
-            integers = integers.T
-        bias, bias_scale = _bias(node, constants, producer, readers)
-        weights[group.name] = StoredWeight(
-            integers, dtype, scale, zero, bias, "" if bias is None else str(bias.dtype), bias_scale
-        )
-        if group.op == "conv_transpose2d" and node.op_type == "Conv":
-            weights[group.name] = _unshuffled(model.nodes[group.root], weights[group.name])
-        if not _dequantized(node.input[0], producer):
-            floats.append((node.op_type, group.name, "its input is not quantized"))
-        elif types.get(dequantize.input[0]) in BITS:
-            floats.append((node.op_type, group.name, "its weight is not widened to int8"))
-        else:
+        weight, in_float = _read_layer(model, group, node, file)
+        if weight is not None:
+            weights[group.name] = weight
+        if in_float is None:
             integer.add(group.name)
+        else:
+            floats.append((node.op_type, group.name, in_float))
     floats += [
         (n.op_type, n.name, "")
-        for n in graph.node
+        for n in file.nodes
         if n.op_type not in _INVISIBLE
-        and not _on_integers(n, producer, readers)
-        and not _constant(n.output[0], constants, producer)
+        and not _on_integers(n, file.producer, file.readers)
+        and not _constant(n.output[0], file.constants, file.producer)
     ]
+    tensors = _read_tensors(file, values)
     return Stored(weights, tensors, frozenset(values), integer, [f for f in floats if f[1] not in integer])
+
+
+def _read_tensors(file: _File, values: Mapping[str, str]) -> dict[str, frozenset[StoredTensor | StoredRange]]:
+    """By graph node, the integers that its value is stored in."""
+    tensors: dict[str, frozenset[StoredTensor | StoredRange]] = {}
+    for graph_node, value in values.items():
+        forms: set[StoredTensor] = set()
+        pairs = [(n.input[1], n.input[2]) for n in _quantizations(value, file.readers, file.producer)]
+        pairs += [(f"{name}_scale", f"{name}_zero_point") for name in names_anew(graph_node)]
+        for scale, zero in [(file.constants[s], file.constants[z]) for s, z in pairs if s in file.constants]:
+            forms |= {StoredTensor(str(zero.dtype), s, z) for s, z in _steps(scale, zero)}
+        if forms:
+            tensors[graph_node] = frozenset(forms)
+    return tensors
+
+
+def _read_layer(
+    model: Model, group: Group, node: onnx.NodeProto, file: _File
+) -> tuple[StoredWeight | None, str | None]:
+    """The weight of a layer, if it is stored as integers; and why it computes in float, None if it does not."""
+    constants, types, producer = file.constants, file.types, file.producer
+    turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
+    bias, bias_scale = _bias(node, constants, producer, file.readers)
+    bias_dtype = "" if bias is None else str(bias.dtype)
+    dequantize = producer.get(node.input[1])
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        alone = _expanded(node.input[1], constants, types, producer, turned)
+        if alone is None:
+            return None, ""
+        integers = alone.integers.reshape(model.state[group.weight or ""].shape)
+        weight = replace(alone, integers=integers, bias=bias, bias_dtype=bias_dtype)
+        return weight, "its weights alone are integers"
+    stored = _stored(dequantize.input[0], constants, producer)
+    integers, (scale, zero) = constants[stored], (constants[name] for name in dequantize.input[1:])
+    integers = integers.T if turned else integers
+    weight = StoredWeight(integers, types[stored], scale, zero, bias, bias_dtype, bias_scale)
+    if group.op == "conv_transpose2d" and node.op_type == "Conv":
+        weight = _unshuffled(model.nodes[group.root], weight)
+    if not _dequantized(node.input[0], producer):
+        return weight, "its input is not quantized"
+    return weight, "its weight is not widened to int8" if types.get(dequantize.input[0]) in BITS else None
 
 
 def _unshuffled(root: Node, stored: StoredWeight) -> StoredWeight:

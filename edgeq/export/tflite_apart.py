@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from edgeq.export.tflite_forms import INTEGER_FORMS
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import KNOWN, laid_out, makers, origins
-from edgeq.export.tflite_quantize import INTEGER_FORMS
 from edgeq.export.tflite_tidy import ACTIVATIONS, drop_dead
 from edgeq.export.tflite_weights import merged_into
 from edgeq.model.groups import Group

@@ -10,6 +10,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeq.errors import UnsupportedError
+from edgeq.export.tflite_forms import INTEGER_FORMS, JOINS, KEEPS_SCALE, TAKES_CONSTANTS
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import MOVERS, makers, origins, owners, source
 from edgeq.export.tflite_pointwise import pointwise_as_product
@@ -19,39 +20,6 @@ from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.numerics import QParams
 from edgeq.quantization.quantize import Quantized
-
-INTEGER_FORMS: dict[str, frozenset[str]] = {
-    "conv1d": frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"}),
-    "conv2d": frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"}),
-    "depthwise_conv2d": frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"}),
-    "conv3d": frozenset({"CONV_3D"}),
-    "conv_transpose2d": frozenset({"TRANSPOSE_CONV"}),
-    "linear": frozenset({"FULLY_CONNECTED"}),
-    "matmul": frozenset({"BATCH_MATMUL"}),
-    "add": frozenset({"ADD"}),
-    "sub": frozenset({"SUB"}),
-    "mul": frozenset({"MUL"}),
-    "relu": frozenset({"RELU"}),
-    "relu6": frozenset({"RELU6"}),
-    "hardswish": frozenset({"HARD_SWISH"}),
-    "gelu": frozenset({"GELU"}),
-    "sigmoid": frozenset({"LOGISTIC"}),
-    "tanh": frozenset({"TANH"}),
-    "softmax": frozenset({"SOFTMAX"}),
-    "leaky_relu": frozenset({"LEAKY_RELU"}),
-    "mean": frozenset({"MEAN", "AVERAGE_POOL_2D"}),
-    "avg_pool2d": frozenset({"AVERAGE_POOL_2D"}),
-    "resize_bilinear": frozenset({"RESIZE_BILINEAR"}),
-}
-"""The one TFLite operator that each operator class becomes; what the converter splits into several stays in float."""
-
-_KEEPS_SCALE = frozenset({"AVERAGE_POOL_2D", "RESIZE_BILINEAR"})
-"""Kernels that compute new values, and write them with the scale that they read."""
-
-_TAKES_CONSTANTS = frozenset({"ADD", "SUB", "MUL", "BATCH_MATMUL"})
-"""Kernels whose operands may be constants: of integers like the others."""
-
-_JOINS = frozenset({"CONCATENATION", "PACK"})
 
 _ACTIVATION_TYPES = ("int8", "int16")
 
@@ -176,9 +144,9 @@ class _Rewriter:
         inputs = [int(i) for i in operator.inputs]
         for slot in reads:
             inputs[slot] = self._form(inputs[slot], plan.reads[slot] if plan else None)
-        if plan is not None and self.graph.kind(operator) in _TAKES_CONSTANTS:
+        if plan is not None and self.graph.kind(operator) in TAKES_CONSTANTS:
             inputs = [i if s in reads else self._integer_constant(i, plan.writes.dtype) for s, i in enumerate(inputs)]
-        if plan is not None and self.graph.kind(operator) in _JOINS:
+        if plan is not None and self.graph.kind(operator) in JOINS:
             inputs = [i if s in reads else self._constant_on(i, plan.writes) for s, i in enumerate(inputs)]
         operator.inputs = np.array(inputs, dtype=np.int32)
         if group is not None and group.op in WEIGHTED and self.graph.kind(operator) in INTEGER_FORMS[group.op]:
@@ -233,7 +201,7 @@ class _Rewriter:
         kind = self.graph.kind(operator)
         tensors = [int(operator.inputs[slot]) for slot in reads]
         constants = [int(i) for i in operator.inputs if int(i) >= 0 and int(i) not in self.floats]
-        if kind not in ("PADV2", *_JOINS) and any(self.graph.dtype(i) == "float32" for i in constants):
+        if kind not in ("PADV2", *JOINS) and any(self.graph.dtype(i) == "float32" for i in constants):
             return None
         node = self.nodes.get(writes[0])
         group = self.owner.get(node) if node is not None and node != self.source.get(tensors[0]) else None
@@ -242,7 +210,7 @@ class _Rewriter:
             return self.grids[node]
         if group is not None and not planned and self.quantized.runtime.kernel(group.op) is None:
             return None
-        if kind in _JOINS:
+        if kind in JOINS:
             grids = {self.native[i] for i in tensors}
             grids |= {None} if any(self.graph.dtype(i) == "float32" for i in constants) else set()
             return grids.pop() if group is None and len(grids) == 1 else None
@@ -283,7 +251,7 @@ class _Rewriter:
         given = self._inputs(operator, [group.root] if alone else list(group.inputs), reads, wanted.dtype, alone)
         if given is None:
             return None
-        keeps = kind in _KEEPS_SCALE
+        keeps = kind in KEEPS_SCALE
         return _Integer(given, given[reads[0]] if keeps else wanted, wanted)
 
     def _only_activated(self, index: int, activation: str) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
+from edgeq.export.tflite_forms import INTEGER_FORMS
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import MOVERS
-from edgeq.export.tflite_quantize import INTEGER_FORMS
 from edgeq.export.tflite_transposed import gathered, spacing
 from edgeq.export.tflite_weights import data_slot
 from edgeq.model.groups import Group

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import tempfile
@@ -64,16 +65,6 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
         given_in = {d["index"]: name for name, d in runner.get_input_details().items()}
         given_out = {d["index"]: name for name, d in runner.get_output_details().items()}
 
-    def ports(details: List[Dict[str, Any]], given: Dict[int, str]) -> List[Port]:
-        found = []
-        for d in details:
-            scale, zero = d["quantization"]
-            names = ([given[d["index"]]] if d["index"] in given else []) + [d["name"]]
-            shape = d["shape_signature"] if len(d["shape_signature"]) else d["shape"]
-            quantization = (float(scale), int(zero)) if scale else (None, None)
-            found.append(Port(names, [int(n) for n in shape], np.dtype(d["dtype"]).name, *quantization))
-        return found
-
     own_inputs = in_numbered_order(own_inputs, given_in)
     own_outputs = in_numbered_order(own_outputs, given_out)
     shapes = [tuple(d["shape"]) for d in own_inputs]
@@ -87,35 +78,48 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
         for d, array in zip(own_inputs, arrays):
             model.set_tensor(d["index"], array)
 
-    def placement() -> List[Dict[str, Any]]:
-        ops, tensors = model._get_ops_details(), {d["index"]: d for d in model.get_tensor_details()}
-        delegated = replaced_by_delegates(ops)
-        rows = []
-        for op in ops:
-            if op["op_name"] == "DELEGATE":
-                continue
-            inputs, outputs = ([tensors[i] for i in op[key] if i in tensors] for key in ("inputs", "outputs"))
-            kinds = ([np.dtype(tensor["dtype"]).name for tensor in some] for some in (inputs, outputs))
-            rows.append(
-                {
-                    "name": outputs[0]["name"] if outputs else op["op_name"],
-                    "op": op["op_name"],
-                    "where": delegate if op["index"] in delegated else own,
-                    "integer": integer(op["op_name"], *kinds),
-                    "microseconds": None,
-                }
-            )
-        return rows
-
     return Loaded(
-        ports(own_inputs, given_in),
-        ports(own_outputs, given_out),
+        _ports(own_inputs, given_in),
+        _ports(own_outputs, given_out),
         feed,
         model.invoke,
         lambda: [model.get_tensor(d["index"]) for d in own_outputs],
-        placement,
+        functools.partial(_placement, model, delegate, own),
         lambda: load(path, options, how),
     )
+
+
+def _ports(details: List[Dict[str, Any]], given: Dict[int, str]) -> List[Port]:
+    found = []
+    for d in details:
+        scale, zero = d["quantization"]
+        names = ([given[d["index"]]] if d["index"] in given else []) + [d["name"]]
+        shape = d["shape_signature"] if len(d["shape_signature"]) else d["shape"]
+        quantization = (float(scale), int(zero)) if scale else (None, None)
+        found.append(Port(names, [int(n) for n in shape], np.dtype(d["dtype"]).name, *quantization))
+    return found
+
+
+def _placement(model: Any, delegate: str, own: str) -> List[Dict[str, Any]]:
+    """Where operators ran: in the delegate, or by the interpreter's own kernels, as these are called."""
+    ops, tensors = model._get_ops_details(), {d["index"]: d for d in model.get_tensor_details()}
+    delegated = replaced_by_delegates(ops)
+    rows = []
+    for op in ops:
+        if op["op_name"] == "DELEGATE":
+            continue
+        inputs, outputs = ([tensors[i] for i in op[key] if i in tensors] for key in ("inputs", "outputs"))
+        kinds = ([np.dtype(tensor["dtype"]).name for tensor in some] for some in (inputs, outputs))
+        rows.append(
+            {
+                "name": outputs[0]["name"] if outputs else op["op_name"],
+                "op": op["op_name"],
+                "where": delegate if op["index"] in delegated else own,
+                "integer": integer(op["op_name"], *kinds),
+                "microseconds": None,
+            }
+        )
+    return rows
 
 
 def in_numbered_order(details: List[Dict[str, Any]], given: Dict[int, str]) -> List[Dict[str, Any]]:

@@ -43,62 +43,9 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     """The CPU plugin, a stream for each call. Without an option float operators run in float32, not in the CPU's
     default."""
     ov = find()[0]
-    precision = options.get("precision", "float32")
-    core = ov.Core()
-    config = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": how.calls,
-        "INFERENCE_NUM_THREADS": how.threads * how.calls,
-        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-        "PERF_COUNT": how.profile,
-    }
-    wanted = {"bfloat16": "BF16", "float16": "FP16"}.get(precision)
-    if wanted and wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise WorkerError("runtime", "this CPU has no %s arithmetic that OpenVINO uses" % precision)
-    compiled = core.compile_model(path, "CPU", config)
-    taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    if taken != _PRECISIONS[precision]:
-        raise WorkerError("runtime", "asked for %s, OpenVINO took %s" % (precision, taken))
-
-    def port(value: Any) -> Port:
-        names = sorted(value.get_names()) or [value.get_node().get_friendly_name()]
-        shape = [d.get_length() if d.is_static else -1 for d in value.get_partial_shape()]
-        return Port(names, shape, value.get_element_type().to_dtype().name, None, None)
-
-    calls = [0]
-    first_means: Dict[str, float] = {}  # by operator, microseconds of the first calls
-
-    def runtime_rows() -> List[Tuple[Any, Dict[str, str]]]:
-        nodes = compiled.get_runtime_model().get_ordered_ops()
-        return [(node, {key: rt_text(value) for key, value in node.get_rt_info().items()}) for node in nodes]
-
-    def count() -> None:
-        calls[0] += 1
-        if calls[0] == _UNSETTLED:
-            times = [(node.get_friendly_name(), info["execTimeMcs"]) for node, info in runtime_rows()]
-            first_means.update({name: float(spent) for name, spent in times if spent != "not_executed"})
-
-    def settled(name: str, spent: str) -> Optional[float]:
-        if spent == "not_executed":
-            return None
-        if name not in first_means:
-            return float(spent)
-        return mean_of_later(float(spent), calls[0], first_means[name], _UNSETTLED)
-
-    def placement() -> List[Dict[str, Any]]:
-        return [
-            {
-                "name": node.get_friendly_name(),
-                "op": info["layerType"],
-                "where": "CPU " + info["primitiveType"],
-                "integer": integer(info["layerType"], info["runtimePrecision"], info["primitiveType"]),
-                "microseconds": settled(node.get_friendly_name(), info["execTimeMcs"]),
-            }
-            for node, info in runtime_rows()
-            if info["layerType"] not in ("Input", "Const", "Output")
-        ]
-
-    inputs, outputs = [port(v) for v in compiled.inputs], [port(v) for v in compiled.outputs]
+    compiled = _compiled(ov, path, options.get("precision", "float32"), how)
+    profile = Profile(compiled)
+    inputs, outputs = [_port(v) for v in compiled.inputs], [_port(v) for v in compiled.outputs]
 
     def lane() -> Loaded:
         request = compiled.create_infer_request()
@@ -110,14 +57,79 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
         def invoke() -> None:
             request.infer(share_outputs=True)
             if how.profile:
-                count()
+                profile.count()
 
         def fetch() -> List[np.ndarray]:
             return [np.array(request.get_tensor(v).data) for v in compiled.outputs]
 
-        return Loaded(inputs, outputs, feed, invoke, fetch, placement, lane)
+        return Loaded(inputs, outputs, feed, invoke, fetch, profile.placement, lane)
 
     return lane()
+
+
+def _compiled(ov: Any, path: str, precision: str, how: Setting) -> Any:
+    core = ov.Core()
+    wanted = {"bfloat16": "BF16", "float16": "FP16"}.get(precision)
+    if wanted and wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise WorkerError("runtime", "this CPU has no %s arithmetic that OpenVINO uses" % precision)
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": how.calls,
+        "INFERENCE_NUM_THREADS": how.threads * how.calls,
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        "PERF_COUNT": how.profile,
+    }
+    compiled = core.compile_model(path, "CPU", config)
+    taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if taken != _PRECISIONS[precision]:
+        raise WorkerError("runtime", "asked for %s, OpenVINO took %s" % (precision, taken))
+    return compiled
+
+
+def _port(value: Any) -> Port:
+    names = sorted(value.get_names()) or [value.get_node().get_friendly_name()]
+    shape = [d.get_length() if d.is_static else -1 for d in value.get_partial_shape()]
+    return Port(names, shape, value.get_element_type().to_dtype().name, None, None)
+
+
+class Profile:
+    """The execution graph of a compiled model. Its times are means over all calls; the first ones are taken out."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._calls = 0
+        self._first_means: Dict[str, float] = {}  # by operator, microseconds of the first calls
+
+    def count(self) -> None:
+        """Another call was made."""
+        self._calls += 1
+        if self._calls == _UNSETTLED:
+            times = [(node.get_friendly_name(), info["execTimeMcs"]) for node, info in self._rows()]
+            self._first_means = {name: float(spent) for name, spent in times if spent != "not_executed"}
+
+    def placement(self) -> List[Dict[str, Any]]:
+        return [
+            {
+                "name": node.get_friendly_name(),
+                "op": info["layerType"],
+                "where": "CPU " + info["primitiveType"],
+                "integer": integer(info["layerType"], info["runtimePrecision"], info["primitiveType"]),
+                "microseconds": self._settled(node.get_friendly_name(), info["execTimeMcs"]),
+            }
+            for node, info in self._rows()
+            if info["layerType"] not in ("Input", "Const", "Output")
+        ]
+
+    def _rows(self) -> List[Tuple[Any, Dict[str, str]]]:
+        nodes = self._compiled.get_runtime_model().get_ordered_ops()
+        return [(node, {key: rt_text(value) for key, value in node.get_rt_info().items()}) for node in nodes]
+
+    def _settled(self, name: str, spent: str) -> Optional[float]:
+        if spent == "not_executed":
+            return None
+        if name not in self._first_means:
+            return float(spent)
+        return mean_of_later(float(spent), self._calls, self._first_means[name], _UNSETTLED)
 
 
 def mean_of_later(mean: float, calls: int, first_mean: float, first_calls: int) -> float:

@@ -44,7 +44,7 @@ def describe_build(
     why_not = None if measured else no_device_because or "no evaluation data was given"
     no_speed = measured.no_speed_because if measured else why_not
     accuracy, speed = (measured.accuracy, measured.speed) if measured else (None, None)
-    size = sum(file.stat().st_size for file in files)
+    sizes = {file.name: file.stat().st_size for file in files}
     info = RUNTIMES.get(runtime.name)
     return Build(
         format=runtime.format,
@@ -53,8 +53,8 @@ def describe_build(
         precision=precision,
         device=device.name if device else "none",
         emulated=emulated,
-        files={file.name: file.stat().st_size for file in files},
-        size_bytes=size,
+        files=sizes,
+        size_bytes=sum(sizes.values()),
         validated=measured is not None,
         not_validated_because=why_not,
         accuracy=accuracy,
@@ -69,7 +69,7 @@ def describe_build(
             limits,
             accuracy=accuracy,
             speed=speed,
-            size_bytes=size,
+            size_bytes=sum(sizes.values()),
             emulated=emulated,
             quantized=quantized,
             not_validated_because=why_not,
