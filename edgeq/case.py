@@ -90,12 +90,22 @@ def load_case(case: Case, clock: Clock, cache: Cache) -> Loaded:
         net = load_model(case, cache)
         calib, evals = _both(case, net, cache)
         warnings = _warnings(net, calib, evals, cache)
-        if evals is not None and evals.labels is not None and metric is None:
-            first = shape_of(net.nodes[net.output_nodes[0]])
-            check_labels(evals.labels, (len(evals), *first[1:]))
+        if evals is not None and metric is None:
+            check_classes(net, evals)
         for text in warnings:
             clock.progress.note(text)
     return Loaded(net, calib, evals, metric, warnings)
+
+
+def check_classes(net: Model, data: Dataset) -> None:
+    """Refuses labels that are no classes of the model's first output, before any long work.
+
+    Raises:
+        UsageError: see `check_labels`.
+    """
+    if data.labels is not None:
+        first = shape_of(net.nodes[net.output_nodes[0]])
+        check_labels(data.labels, (len(data), *first[1:]))
 
 
 def given(case: Case, calibration: Dataset, device: str | None = None) -> Given:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeq.case import check_classes
 from edgeq.data.dataset import Dataset
 from edgeq.data.load import load_data
 from edgeq.devices import Candidate, Device, Port, open_device
@@ -80,6 +81,8 @@ def validate(
             data = evaluation
             if not isinstance(data, Dataset):
                 data = load_data(data, net.inputs, preprocess=preprocess, role="evaluation")
+            if judge_by is None:
+                check_classes(net, data)
             ends = _ends(where, Candidate(path, chosen.name), net)
         exporter = Exporter(net.with_samples(data), scratch)
         found, baseline = _measured(path, chosen, where, exporter, data, ends, judge_by, threads, clock)

@@ -36,6 +36,7 @@ ORDER = [
     "engine",
     "calibration",
     "lowering",
+    "methods",
     "quantization",
     "devices",
     "export",

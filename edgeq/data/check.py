@@ -66,22 +66,20 @@ def spread(total: int, limit: int | None) -> np.ndarray:
 
 
 def fit_labels(labels: np.ndarray, count: int, *, where: str) -> np.ndarray:
-    """Class indices `[count]` as int64.
+    """Numbers, [count, ...]; integers as int64. What they have to be is up to what judges by them: class indices where
+    that is top-1 (see `edgeq.evaluation.accuracy.check_labels`).
 
     Raises:
-        UsageError: another rank or length, not integers, or negative.
+        UsageError: not one entry for each sample, or no numbers.
     """
-    remedy = f"give one non-negative class index a sample: an integer array of shape [{count}]"
-    if labels.dtype.kind not in "iu":
-        raise UsageError(f"labels are {labels.dtype}, not integers", remedy=remedy, where=where)
-    if labels.shape != (count,):
+    remedy = f"give one class index for each sample, an integer array of shape [{count}], or what your metric takes"
+    if labels.dtype.kind not in "iuf":
+        raise UsageError(f"labels are {labels.dtype}, not numbers", remedy=remedy, where=where)
+    if labels.ndim == 0 or len(labels) != count:
         raise UsageError(
             f"labels have shape {show_shape(labels.shape)} for {count} samples", remedy=remedy, where=where
         )
-    if count and labels.min() < 0:
-        index = int(np.argmax(labels < 0))
-        raise UsageError(f"label {int(labels[index])} of sample {index} is negative", remedy=remedy, where=where)
-    return labels.astype(np.int64)
+    return labels if labels.dtype.kind == "f" else labels.astype(np.int64)
 
 
 def _fit_shape(array: np.ndarray, spec: InputSpec, at: str, notes: list[str]) -> np.ndarray:

@@ -68,19 +68,24 @@ def identity(metric: Metric | None) -> str:
 
 
 def load_metric(spec: str) -> Metric:
-    """Import a metric by its name, from installed packages or the current folder.
+    """One of edgeq's metrics, or a function that is imported from installed packages or the current folder.
 
     The function may carry the attributes `higher_is_better` (True if missing) and `unit` ("" if missing).
 
     Args:
-        spec: `package.module:function`.
+        spec: a name in `edgeq.evaluation.metrics.METRICS`, or `package.module:function`.
 
     Raises:
         UsageError: the text has another form, or there is no such module or function.
     """
+    from edgeq.evaluation.metrics import METRICS
+
+    if spec in METRICS:
+        return METRICS[spec]
     module_name, _, function_name = spec.partition(":")
     if not module_name or not function_name:
-        raise UsageError(f"{spec!r} does not name a function", remedy="write it as package.module:function")
+        remedy = f"one of {', '.join(METRICS)}, or package.module:function"
+        raise UsageError(f"{spec!r} is no metric", remedy=remedy)
     # Last on the path: a file of the user's must not shadow a package that is imported later.
     here = os.getcwd()
     if here not in sys.path:

@@ -10,8 +10,8 @@ import numpy as np
 from edgeq.errors import EdgeqError
 from edgeq.export.stored import Stored
 from edgeq.model.model import Model
+from edgeq.numerics.weights import bias_scale, quantize_bias
 from edgeq.quantization.quantize import Quantized
-from edgeq.quantization.weights import bias_scale, quantize_bias
 from edgeq.records.schema import Audit, FloatOperator, Placement
 
 

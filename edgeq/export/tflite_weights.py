@@ -12,8 +12,8 @@ from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_transposed import Spacing, spacing, spread
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
+from edgeq.numerics.weights import bias_scale, quantize_bias
 from edgeq.quantization.quantize import Quantized
-from edgeq.quantization.weights import bias_scale, quantize_bias
 
 WEIGHT_SLOT = 1
 

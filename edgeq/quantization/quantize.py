@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.impact import Impact
+from edgeq.errors import UnsupportedError
 from edgeq.lowering.assign import Assignment, Version, assign
+from edgeq.methods import METHODS, NEAREST
+from edgeq.methods.bias_correction import bias_shift
+from edgeq.methods.method import Seen, Wanted
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
+from edgeq.numerics.weights import QuantizedWeight
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
-from edgeq.quantization.bias_correction import bias_shift
-from edgeq.quantization.weights import QuantizedWeight, quantize_weight
 from edgeq.registry.schema import Runtime
 
 
@@ -32,6 +35,7 @@ class Quantized:
         again: by graph node and type, rounded anew for those that read another type.
         weights: by group name.
         biases: float32, corrected, by group name; also of groups that stay in float.
+        methods: by group name, how its weights were rounded (see `edgeq.methods`).
     """
 
     runtime: Runtime
@@ -40,6 +44,7 @@ class Quantized:
     again: dict[Version, QuantizedTensor]
     weights: dict[str, QuantizedWeight]
     biases: dict[str, NDArray[np.float32]]
+    methods: dict[str, str]
 
     def read(self, group: Group, node: str) -> QuantizedTensor | None:
         """A value as a group reads it; None where that is float."""
@@ -85,6 +90,7 @@ def quantize_model(
     *,
     choices: Mapping[str, str] | None = None,
     estimator: str = "auto",
+    methods: Mapping[str, str] | None = None,
     correct_bias: bool = True,
     ranges: Ranges | None = None,
 ) -> Quantized:
@@ -93,27 +99,44 @@ def quantize_model(
     Args:
         impact: what the choice of ranges minimizes (see `edgeq.calibration.impact`).
         choices: by group name, the name of a kernel or `float32`, where it is not the runtime's preferred kernel.
+        methods: by group name, how its weights are rounded, where that is not to nearest (see `edgeq.methods`).
         estimator: see `quantize_activations`.
         ranges: see `quantize_activations`; a search over many plans of one model and runtime keeps them here.
         correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
     """
     assignment = assign(model, runtime, calibration.histograms, choices)
     activations, again = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
-    state = model.state
-    result = Quantized(runtime, assignment, activations, again, weights={}, biases={})
-    weights, biases = result.weights, result.biases
+    result = Quantized(runtime, assignment, activations, again, weights={}, biases={}, methods={})
+    by_method: dict[str, dict[str, Wanted]] = {}
     for group in model.groups:
         if group.op not in WEIGHTED or group.weight is None or group.bias is None or not group.inputs:
             continue  # computed weights are no constants; a layer that reads constants alone is one itself
-        weight, bias = state[group.weight], state[group.bias]
-        biases[group.name] = bias
+        weight, bias = model.state[group.weight], model.state[group.bias]
+        result.biases[group.name] = bias
         kernel = assignment.kernel(group.name)
         if kernel is None or kernel.weight_scheme is None:
             continue
-        axis = output_channels_axis(group.op)
         input_scale = result.input_scale(group) if kernel.bias in ("int32", "int64") else None
-        weights[group.name] = quantize_weight(weight, bias, kernel.weight_scheme, axis, input_scale)
-        if correct_bias:
-            error = weights[group.name].real - weight
-            biases[group.name] = bias - bias_shift(group.op, error, calibration.mean_patches[group.root])
+        wanted = Wanted(group.name, weight, bias, kernel.weight_scheme, output_channels_axis(group.op), input_scale)
+        method = (methods or {}).get(group.name, NEAREST)
+        by_method.setdefault(method, {})[group.name] = wanted
+        result.methods[group.name] = method
+    groups = {group.name: group for group in model.groups}
+    for method, layers in by_method.items():
+        change = METHODS[method](model, list(layers.values()), Seen(calibration, impact))
+        for name, wanted in layers.items():
+            found = change.weights.get(name)
+            if found is None or found.q.scheme != wanted.scheme or found.integers.shape != wanted.weight.shape:
+                raise UnsupportedError(
+                    f"the method {method!r} does not give what is stored, {wanted.scheme}",
+                    where=f"layer {name}",
+                    remedy="take another method for it, such as nearest",
+                )
+            result.weights[name] = found
+            if name in change.biases:
+                result.biases[name] = change.biases[name]
+            elif correct_bias:
+                error = found.real - wanted.weight
+                patch = calibration.mean_patches[groups[name].root]
+                result.biases[name] = wanted.bias - bias_shift(groups[name].op, error, patch)
     return result

@@ -31,13 +31,13 @@ from edgeq.calibration.patches import mean_patch
 from edgeq.errors import UnsupportedError
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import is_masked
+from edgeq.methods.bias_correction import bias_shift
 from edgeq.model.batches import batches
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, channel_axis_of_output, op_class
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 from edgeq.numerics.fake import fake_quantize
-from edgeq.quantization.bias_correction import bias_shift
 
 UINT8 = Scheme("uint8")
 values = st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=1, max_size=40)

@@ -87,7 +87,7 @@ def test_the_batch_axis_of_each_sample_is_dropped(tmp_path: Path) -> None:
 def test_labels_are_for_evaluation_only(tmp_path: Path) -> None:
     path = npz(tmp_path, x=PIXELS, labels=np.array(["a"] * 7))
     assert load(path, role="calibration").labels is None
-    assert "not integers" in refused(path)
+    assert "not numbers" in refused(path)
 
 
 def test_a_limit_spreads_over_the_file(tmp_path: Path) -> None:
@@ -134,9 +134,6 @@ def with_value(value: float) -> np.ndarray:
         ({"x": np.full(PIXELS.shape, "a")}, "<U1"),
         ({"y": PIXELS, "z": PIXELS}, "the model takes x, the file has y, z"),
         ({"x": PIXELS, "labels": np.arange(6)}, "[6] for 7 samples"),
-        ({"x": PIXELS, "labels": np.zeros((7, 10), int)}, "[7, 10] for 7 samples"),
-        ({"x": PIXELS, "labels": np.zeros(7)}, "float64, not integers"),
-        ({"x": PIXELS, "labels": np.arange(7) - 1}, "label -1 of sample 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
@@ -294,7 +291,6 @@ def test_a_list_of_labels(pictures: Path) -> None:
         ("dog/a.png x\n", "line 1"),
         ("dog/b.png 1\n", "no image 'dog/b.png'"),
         ("dog/a.png 1\ndog/a.png 2\n", "twice"),
-        ("dog/a.png -1\ncat/a.png 1\ncat/b.png 1\n", "negative"),
     ]:
         table.write_text(text)
         assert says in refused(pictures, preprocess="[0,1]")

@@ -18,9 +18,9 @@ from edgeq.errors import UnsupportedError
 from edgeq.frontends.load import load
 from edgeq.model.model import Model
 from edgeq.numerics import quantize, sqnr_db
+from edgeq.numerics.weights import bias_scale, quantize_bias
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate
-from edgeq.quantization.weights import bias_scale, quantize_bias
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edgeq.methods.nearest import quantize_weight
 from edgeq.numerics import QParams, Scheme, dequantize, per_tensor, qparams, quantize, sqnr_db
 from edgeq.numerics.fake import fake_quantize
 from edgeq.numerics.quantize import SMALLEST_SCALE
 from edgeq.numerics.scheme import DType
-from edgeq.quantization.weights import BIAS_HEADROOM, bias_scale, quantize_bias, quantize_weight
+from edgeq.numerics.weights import BIAS_HEADROOM, bias_scale, quantize_bias
 
 settings.register_profile("edgeq", deadline=None)
 settings.load_profile("edgeq")

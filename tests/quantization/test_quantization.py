@@ -11,16 +11,16 @@ import torch
 
 from edgeq.calibration.gradients import measure_impact
 from edgeq.data.dataset import make_dataset
+from edgeq.methods.bias_correction import bias_shift
 from edgeq.model.graph import Node
 from edgeq.model.operators import operator_of
 from edgeq.model.ops import WEIGHTED, channel_axis_of_output
 from edgeq.numerics.fake import fake_quantize
+from edgeq.numerics.weights import BIAS_HEADROOM
 from edgeq.plans.describe import describe
 from edgeq.plans.plan import Plan
-from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.quantize import quantize_model
 from edgeq.quantization.simulate import simulate
-from edgeq.quantization.weights import BIAS_HEADROOM
 from edgeq.report.layers import layer_table
 
 BY = small.runtime("onnxruntime")
@@ -112,7 +112,7 @@ def test_a_channel_of_tiny_weights_and_a_big_bias_keeps_its_bias() -> None:
         net[0].bias[1] = 500.0
     from edgeq.calibration.calibrate import calibrate
     from edgeq.frontends.load import load
-    from edgeq.quantization.weights import quantize_bias
+    from edgeq.numerics.weights import quantize_bias
 
     x = torch.randn(16, 4)
     model = load(net, example=(x,))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.patches import mean_patch
+from edgeq.methods.bias_correction import bias_shift
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.graph import Node
 from edgeq.model.groups import Group
@@ -33,7 +34,6 @@ from edgeq.numerics import QParams, same_steps
 from edgeq.planning.explain.counterfactual import Edit, Rounding, clipped, copies, exact, rounded, unclipped
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.activations import QuantizedTensor
-from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.simulate import simulate
 

@@ -24,10 +24,13 @@ from edgeq.errors import UsageError
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder, uniform
+from edgeq.methods.bias_correction import bias_shift
+from edgeq.methods.nearest import quantize_weight
 from edgeq.model import execute
 from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
+from edgeq.numerics.weights import QuantizedWeight
 from edgeq.planning.explain import counterfactual
 from edgeq.planning.explain.attribution import CAUSES, Measured, attribute, measure_causes
 from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
@@ -46,10 +49,8 @@ from edgeq.planning.sensitivity.damages import damage
 from edgeq.planning.solver.problem import cost_of
 from edgeq.planning.solver.restate import restate
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
-from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate
-from edgeq.quantization.weights import QuantizedWeight, quantize_weight
 
 BY = small.runtime("onnxruntime")
 NETS = [

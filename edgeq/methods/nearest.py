@@ -1,4 +1,4 @@
-"""Weights to integers: round to nearest, one scale for each output channel, or for each few weights of it.
+"""Round to nearest, one scale for each output channel, or for each few weights of it.
 
 Where there are many integers, the largest weight sets the scale. Where there are few, the scale with the least squared
 error does: cutting off the largest weights then costs less than rounding all the others coarsely.
@@ -6,16 +6,16 @@ error does: cutting off the largest weights then costs less than rounding all th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
-
-BIAS_HEADROOM = 2.0**29
-"""Largest bias in units of its integer scale: int32 holds it, and the accumulator adds to it."""
+from edgeq.methods.method import Change, Seen, Wanted
+from edgeq.model.model import Model
+from edgeq.numerics import Scheme, dequantize, qparams, quantize
+from edgeq.numerics.weights import BIAS_HEADROOM, QuantizedWeight, rows
 
 FEW_BITS = 2
 """Up to so many bits, weights are cut off where that lowers their squared error. At 4 bits it helps some networks and
@@ -25,28 +25,9 @@ CUTS = tuple(0.9**step for step in range(20))
 """The parts of the largest weight that are tried, down to an eighth of it: four levels for weights with long tails."""
 
 
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """Integers in PyTorch's layout with their scales.
-
-    Attributes:
-        integers: the storage type of `q.scheme`, int8 for fewer bits, in the weight's shape.
-        q: scale float32 [channels] (or []), zero point; of groups [channels * groups], channel by channel, each for
-            a row of `integers.reshape(-1, group)`.
-    """
-
-    integers: NDArray[Any]
-    q: QParams
-
-    @property
-    def real(self) -> NDArray[np.float32]:
-        """What the integers stand for, float32."""
-        return dequantize(_rows(self.integers, self.q.scheme), self.q).reshape(self.integers.shape)
-
-
-def _rows(weight: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
-    """[rows, group] where groups share a scale; else the weight as it is."""
-    return weight if scheme.group is None else weight.reshape(-1, scheme.group)
+def nearest(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+    """Rounds every weight by itself."""
+    return Change({w.layer: quantize_weight(w.weight, w.bias, w.scheme, w.axis, w.input_scale) for w in wanted})
 
 
 def quantize_weight(
@@ -69,9 +50,9 @@ def quantize_weight(
         input_scale: scale of the layer's input, where the bias is stored as integers.
     """
     if scheme.group is not None:
-        rows = _rows(weight, scheme)
-        q = qparams(*_range(rows, scheme, 0), scheme, 0)
-        return QuantizedWeight(quantize(rows, q).reshape(weight.shape), q)
+        grouped = rows(weight, scheme)
+        q = qparams(*_range(grouped, scheme, 0), scheme, 0)
+        return QuantizedWeight(quantize(grouped, q).reshape(weight.shape), q)
     channel_axis = None if scheme.granularity == "tensor" else axis
     low, high = _range(weight, scheme, channel_axis)
     if input_scale is not None:
@@ -116,15 +97,3 @@ def least_squared_error(
     best = np.stack([error(part) for part in CUTS]).argmin(axis=0)
     parts: NDArray[np.float32] = np.array(CUTS, np.float32)[best]
     return parts
-
-
-def quantize_bias(bias: NDArray[np.float32], input_scale: NDArray[np.float32], weight: QParams) -> NDArray[np.int32]:
-    """int32 [channels]: the bias in units of the accumulator, `input_scale * weight_scale`."""
-    scale = bias_scale(input_scale, weight, len(bias))
-    limit = 2**31 - 1
-    return np.clip(np.rint(bias.astype(np.float64) / scale.astype(np.float64)), -limit, limit).astype(np.int32)
-
-
-def bias_scale(input_scale: NDArray[np.float32], weight: QParams, channels: int) -> NDArray[np.float32]:
-    """float32 [channels]: the product of the two scales, as the runtimes compute it."""
-    return np.ascontiguousarray(np.broadcast_to(input_scale * weight.scale, (channels,)))

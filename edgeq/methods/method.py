@@ -1,0 +1,73 @@
+"""What a method is: a way from float weights to integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.calibration.calibration import Calibration
+from edgeq.calibration.impact import Impact
+from edgeq.model.model import Model
+from edgeq.numerics import Scheme
+from edgeq.numerics.weights import QuantizedWeight
+
+
+class Wanted(NamedTuple):
+    """A layer whose weights are to become integers.
+
+    Attributes:
+        layer: the name of its group in the model.
+        weight: float32, in PyTorch's layout.
+        bias: float32 [channels].
+        scheme: the integers, and what shares a scale.
+        axis: of the output channels in `weight`.
+        input_scale: [], the scale of the layer's input where the bias is stored as integers of `input_scale` times the
+            weights' scales; else None.
+    """
+
+    layer: str
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    scheme: Scheme
+    axis: int
+    input_scale: NDArray[np.float32] | None
+
+
+class Seen(NamedTuple):
+    """What was observed of the float model on calibration data.
+
+    Attributes:
+        calibration: a histogram of every tensor, and the mean of what each layer's weights meet.
+        impact: how much the outputs move when a tensor does; None where that was not asked for.
+    """
+
+    calibration: Calibration
+    impact: Impact | None
+
+
+class Change(NamedTuple):
+    """What a method makes of layers.
+
+    Attributes:
+        weights: by layer.
+        biases: float32 [channels], by layer, where the method has its own; the others are corrected by what the rounded
+            weights add to the layer's mean (see `edgeq.methods.bias_correction`).
+    """
+
+    weights: Mapping[str, QuantizedWeight]
+    biases: Mapping[str, NDArray[np.float32]] = {}
+
+
+class Method(Protocol):
+    """A way to round weights (docs/methods.md)."""
+
+    def __call__(self, model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+        """Makes the weights of all these layers integers of their schemes.
+
+        Args:
+            model: the float model. `model.example` holds a few calibration samples.
+            wanted: layers in the model's order; others take other methods, or stay in float.
+        """

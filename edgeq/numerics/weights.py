@@ -1,0 +1,51 @@
+"""Weights and biases as integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.numerics.quantize import QParams, dequantize
+from edgeq.numerics.scheme import Scheme
+
+BIAS_HEADROOM = 2.0**29
+"""Largest bias in units of its integer scale: int32 holds it, and the accumulator adds to it."""
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Integers in PyTorch's layout with their scales.
+
+    Attributes:
+        integers: the storage type of `q.scheme`, int8 for fewer bits, in the weight's shape.
+        q: scale float32 [channels] (or []), zero point; of groups [channels * groups], channel by channel, each for
+            a row of `integers.reshape(-1, group)`.
+    """
+
+    integers: NDArray[Any]
+    q: QParams
+
+    @property
+    def real(self) -> NDArray[np.float32]:
+        """What the integers stand for, float32."""
+        return dequantize(rows(self.integers, self.q.scheme), self.q).reshape(self.integers.shape)
+
+
+def rows(weight: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
+    """[rows, group] where groups share a scale; else the weight as it is."""
+    return weight if scheme.group is None else weight.reshape(-1, scheme.group)
+
+
+def quantize_bias(bias: NDArray[np.float32], input_scale: NDArray[np.float32], weight: QParams) -> NDArray[np.int32]:
+    """int32 [channels]: the bias in units of the accumulator, `input_scale * weight_scale`."""
+    scale = bias_scale(input_scale, weight, len(bias))
+    limit = 2**31 - 1
+    return np.clip(np.rint(bias.astype(np.float64) / scale.astype(np.float64)), -limit, limit).astype(np.int32)
+
+
+def bias_scale(input_scale: NDArray[np.float32], weight: QParams, channels: int) -> NDArray[np.float32]:
+    """float32 [channels]: the product of the two scales, as the runtimes compute it."""
+    return np.ascontiguousarray(np.broadcast_to(input_scale * weight.scale, (channels,)))
