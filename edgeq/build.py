@@ -59,7 +59,7 @@ def write(
     """
     net = job.model
     with job.clock.stage(f"quantize for {runtime.name}"):
-        quantized = quantize_model(net, runtime, job.calibration, job.impact, choices=choices)
+        quantized = quantize_model(net, runtime, job.calibration, job.impact, choices=choices, methods=job.methods)
     with job.clock.stage(f"export {runtime.format}"):
         files = exporter.write(quantized, folder)
         audited = audit(net, quantized, exporter.read_back(quantized, files[0]))

@@ -89,8 +89,9 @@ def deploy_fleet(request: FleetDeployRequest) -> FleetReport:
         exporter = Exporter(net, scratch, every[0].cache)
         found: dict[str, tuple[Path, Report]] = {}
         for artefact in fleet.artefacts:
-            job = replace(made_by[artefact.name], clock=clock.copy())
-            found |= _build(artefact, plans[artefact.name], job, jobs, exporter, folder / artefact.name)
+            plan = plans[artefact.name]
+            job = replace(made_by[artefact.name], clock=clock.copy(), methods=plan.methods)
+            found |= _build(artefact, plan, job, jobs, exporter, folder / artefact.name)
         artefacts = [a.model_copy(update={"plan": f"{a.name}/plan.json"}) for a in fleet.artefacts]
         built = fleet.model_copy(update={"artefacts": artefacts})
         _seal(folder, built, every[0])

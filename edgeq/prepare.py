@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ from edgeq.evaluation.metric import Metric
 from edgeq.installed import installed
 from edgeq.limits import Limits
 from edgeq.lowering.assign import assign
+from edgeq.methods import NEAREST, method
 from edgeq.model.model import Model
 from edgeq.progress import Clock
 from edgeq.registry.load import load_target, profile_of
@@ -83,6 +84,7 @@ class Job(Aim):
         cache: of results of earlier runs.
         warnings: what the user should know.
         engine: what builds and sensitivities are spread over.
+        methods: by layer, how its weights are rounded, where that is not to nearest.
 
     The other attributes are those of `Aim` and `edgeq.case.Loaded`.
     """
@@ -98,6 +100,7 @@ class Job(Aim):
     cache: Cache
     warnings: list[str]
     engine: Engine = LOCAL
+    methods: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> Array | None:
@@ -173,12 +176,14 @@ def prepare(
 
 
 def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engine: Engine) -> list[Job]:
+    method(case.method)  # one that there is not is told before all the work
     # of all formats of a target, so that a plan for another one finds it
     every = [r for aim in aims for r in (*aim.runtimes, *aim.target.runtimes)]
     loaded = smoothed(load_case(case, clock, cache), every, case.smooth_quant, clock, cache)
     # exporters find the model's values in their files by what they are on real samples
     loaded = replace(loaded, model=loaded.model.with_samples(loaded.calibration))
     calibration, impact = _calibrated(loaded, every, clock, cache)
+    methods = {} if case.method == NEAREST else {group.name: case.method for group in loaded.model.groups}
     references: dict[str, list[Array]] = {}
     jobs = []
     for aim in aims:
@@ -210,6 +215,7 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
                 cache=cache,
                 warnings=warnings,
                 engine=engine,
+                methods=methods,
             )
         )
     # answers that are there anyway serve also those jobs that nothing can be run for

@@ -47,6 +47,7 @@ def deploy(
     ] = None,
     read: o.Judging,
     smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
+    method: o.MethodName = "nearest",
     limits: o.BuildLimits,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier build in --out.")] = False,
 ) -> int:
@@ -74,6 +75,7 @@ def deploy(
             alone = {"--target": target, "--device": device, "--profile": profile, "--io": io}
             alone["--format"] = None if format == "auto" else format
             alone["--smooth-quant"] = None if smooth_quant is o.SmoothChoice.auto else smooth_quant
+            alone["--method"] = None if method == "nearest" else method
             return deploy_fleet(shell, model, plan, alone, limits, how)
         made = read_plan(plan)
         how = completed(made.given, how)
@@ -89,6 +91,7 @@ def deploy(
         "profile": profile,
         "io": None if io is None else "integer" if io is o.IoChoice.int8 else "float",
         "smooth_quant": smooth_quant.value,
+        "method": method,
         "plan": made,
     }
     return _build(shell, model, how, {"calibration": calib, "evaluation": evaluation})

@@ -66,6 +66,10 @@ SmoothQuant = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+MethodName = Annotated[
+    str,
+    typer.Option("--method", metavar="NAME", help="How weights are rounded.", rich_help_panel=_MODEL),
+]
 TargetName = Annotated[
     str, typer.Option("--target", metavar="T", help="What to build for: a name from `edgeq targets`, or a .toml file.")
 ]

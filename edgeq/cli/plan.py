@@ -74,6 +74,7 @@ def plan(
     engine: o.EngineName = None,
     read: o.Judging,
     smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
+    method: o.MethodName = "nearest",
     pareto: Annotated[
         int | None,
         typer.Option(
@@ -109,6 +110,7 @@ def plan(
         "format": format,
         "threads": threads,
         "smooth_quant": smooth_quant.value,
+        "method": method,
         "minimize": minimize.value,
         **vars(read),
     }

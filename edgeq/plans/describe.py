@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from edgeq.methods import NEAREST
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.plans.plan import FloatPrecision, LayerPlan, Plan, TensorPlan, WeightPlan
@@ -64,7 +65,12 @@ def _tensor(node: str, tensor: QuantizedTensor) -> TensorPlan:
     )
 
 
+_ROUNDED = {NEAREST: "round to nearest"}
+"""What methods are called in words, where that is more than their name."""
+
+
 def _weight(quantized: Quantized, group: Group, alpha: float | None) -> WeightPlan | None:
+    method = quantized.methods.get(group.name, NEAREST)
     weight, kernel = quantized.weights.get(group.name), quantized.assignment.kernel(group.name)
     if weight is None or kernel is None:
         return None
@@ -76,7 +82,8 @@ def _weight(quantized: Quantized, group: Group, alpha: float | None) -> WeightPl
         granularity=weight.q.scheme.granularity,
         axis=weight.q.axis or 0,
         algorithm=("" if alpha is None else f"SmoothQuant (alpha {alpha:g}), ")
-        + "round to nearest, analytic bias correction",
+        + f"{_ROUNDED.get(method, method)}, analytic bias correction",
+        method=method,
         sha256=digest.hexdigest(),
         bias=kernel.bias,
     )

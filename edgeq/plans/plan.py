@@ -47,6 +47,8 @@ class WeightPlan(_Strict):
     granularity: Granularity
     axis: int
     algorithm: str
+    method: str = "nearest"
+    """How it is rounded: a name in `edgeq.methods`."""
     sha256: str
     """Over the int values in PyTorch's layout, then the float32 scales."""
     bias: Literal["int32", "int64", "float32"] | None = None
@@ -241,6 +243,11 @@ class Plan(_Strict):
     given: Given | None = None
     planned: Planned | None = None
     """None where every layer simply has the runtime's preferred kernel."""
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """By layer, how its weights are rounded."""
+        return {layer.name: layer.weight.method for layer in self.layers if layer.weight is not None}
 
     @property
     def named(self) -> set[str]:

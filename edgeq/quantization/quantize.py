@@ -12,7 +12,7 @@ from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.impact import Impact
 from edgeq.errors import UnsupportedError
 from edgeq.lowering.assign import Assignment, Version, assign
-from edgeq.methods import METHODS, NEAREST
+from edgeq.methods import NEAREST, method
 from edgeq.methods.bias_correction import bias_shift
 from edgeq.methods.method import Seen, Wanted
 from edgeq.model.groups import Group
@@ -118,17 +118,16 @@ def quantize_model(
             continue
         input_scale = result.input_scale(group) if kernel.bias in ("int32", "int64") else None
         wanted = Wanted(group.name, weight, bias, kernel.weight_scheme, output_channels_axis(group.op), input_scale)
-        method = (methods or {}).get(group.name, NEAREST)
-        by_method.setdefault(method, {})[group.name] = wanted
-        result.methods[group.name] = method
+        result.methods[group.name] = (methods or {}).get(group.name, NEAREST)
+        by_method.setdefault(result.methods[group.name], {})[group.name] = wanted
     groups = {group.name: group for group in model.groups}
-    for method, layers in by_method.items():
-        change = METHODS[method](model, list(layers.values()), Seen(calibration, impact))
+    for by, layers in by_method.items():
+        change = method(by)(model, list(layers.values()), Seen(calibration, impact))
         for name, wanted in layers.items():
             found = change.weights.get(name)
             if found is None or found.q.scheme != wanted.scheme or found.integers.shape != wanted.weight.shape:
                 raise UnsupportedError(
-                    f"the method {method!r} does not give what is stored, {wanted.scheme}",
+                    f"the method {by!r} does not give what is stored, {wanted.scheme}",
                     where=f"layer {name}",
                     remedy="take another method for it, such as nearest",
                 )

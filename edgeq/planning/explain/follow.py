@@ -74,7 +74,7 @@ def job_of(
         refuse_other(plan, model_hash=net.sha256, layers=[group.name for group in net.groups])
     nowhere = Aim(aim, [runtime], None, None, 1, Limits(), "nothing is run")
     (job,) = prepare(replace(case, model=net), [nowhere], clock, cache)
-    return job
+    return replace(job, methods=plan.methods)
 
 
 def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:

@@ -149,7 +149,13 @@ class Search:
     def quantize(self, choices: Mapping[str, str]) -> Quantized:
         job = self.job
         return quantize_model(
-            job.model, self.runtime, job.calibration, job.impact, choices=choices, ranges=self.costs.ranges
+            job.model,
+            self.runtime,
+            job.calibration,
+            job.impact,
+            choices=choices,
+            methods=job.methods,
+            ranges=self.costs.ranges,
         )
 
     def build(self, plans: Sequence[Mapping[str, str]]) -> None:
@@ -267,6 +273,7 @@ def _key_of_costs(job: Job, runtime: Runtime, options: Ladder) -> str:
         profile=None if profile is None else profile.model_dump(mode="json", exclude={"summary", "notes"}),
         vela=asked_of_vela(runtime, profile),
         options=options,
+        methods=dict(job.methods),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -53,6 +54,7 @@ def measure_losses(job: Job, runtime: Runtime, options: Ladder) -> Losses:
             model=job.model.fingerprint,
             calibration=job.calibration_data.sha256,
             runtime=arithmetic(runtime),
+            methods=dict(job.methods),
             choices={name: list(offered) for name, offered in options.items()},
             **installed("torch"),
         ),
@@ -105,12 +107,8 @@ def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
     model, ranges = job.model, Ranges()
     with job.clock.stage(f"sensitivity for {runtime.name}") as steps:
         kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
-        alternatives = {
-            name: quantize_model(
-                model, runtime, job.calibration, job.impact, choices=uniform(options, name), ranges=ranges
-            )
-            for name in kernels
-        }
+        rounded = partial(quantize_model, model, runtime, job.calibration, job.impact, methods=job.methods)
+        alternatives = {name: rounded(choices=uniform(options, name), ranges=ranges) for name in kernels}
         sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps, job.engine)
         predicted = predicted_losses(model, runtime, options, sensitivity)
         # a layer without weights has one and the same rounding whatever the other layers choose
