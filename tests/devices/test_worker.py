@@ -114,21 +114,6 @@ def test_speaks_python_3_8_and_knows_nothing_else_of_edgeq(file: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3], ids=["one by one", "side by side"])
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_outputs_are_bound_by_name_and_come_in_model_order(
-    tmp_path: Path, onnx_model: Path, runtime: str, threads: int
-) -> None:
-    a, b = models.samples(7, 1), models.samples(7, 2)
-    files = stage(tmp_path, a=a, b=b)  # the model's own order is b, a
-    result = run_job(tmp_path, "outputs", runtime, threads=threads, artifacts={"m": artifact(onnx_model, files)})
-    got = [np.load(tmp_path / name) for name in result["files"]]
-    for have, want in zip(got, models.float_answer(a, b), strict=True):
-        np.testing.assert_allclose(have, want, rtol=1e-6)
-    assert json.loads(result["stdout"].splitlines()[-1]) == {"progress": [7, 7]}
-    assert [p["names"][0] for p in result["interface"]["outputs"]] == ["sum", "product"]
-
-
-@pytest.mark.parametrize("threads", [1, 3], ids=["one by one", "side by side"])
 @pytest.mark.parametrize("kernels", ["xnnpack", "builtin", "reference"])
 def test_litert_runs_integers_bit_exactly_and_reports_quantization(tmp_path: Path, kernels: str, threads: int) -> None:
     path = models.write_tflite(tmp_path / "m.tflite", signature=True)
@@ -224,17 +209,6 @@ def test_litert_takes_strange_names_in_order(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.load(tmp_path / name), models.tflite_answer(array))
 
 
-def test_latency_times_every_artifact_in_every_round(tmp_path: Path, onnx_model: Path) -> None:
-    files = stage(tmp_path, a=models.samples(2), b=models.samples(2))
-    both = {name: artifact(onnx_model, files) for name in ("one", "two")}
-    for seconds, rounds in ((1e9, 9), (0.0, 4)):
-        asked = {"rounds": 9, "seconds": seconds, "fewest": 4, "warmup": 2}
-        result = run_job(tmp_path, "latency", "onnxruntime", artifacts=both, **asked)
-        assert {name: len(runs) for name, runs in result["seconds"].items()} == {"one": rounds, "two": rounds}
-        assert all(0 < s < 1 for runs in result["seconds"].values() for s in runs)
-        assert json.dumps({"progress": [rounds, rounds]}) in result["stdout"]
-
-
 def test_openvino_runs_in_float32_unless_asked(tmp_path: Path, onnx_model: Path) -> None:
     files = stage(tmp_path, a=models.samples(1), b=models.samples(1))
     told = run_job(tmp_path, "environment", "openvino")["environment"]["capabilities"].split()
@@ -245,21 +219,6 @@ def test_openvino_runs_in_float32_unless_asked(tmp_path: Path, onnx_model: Path)
             assert ("bf16" in {r["where"].rpartition("_")[2] for r in result["rows"]["m"]}) == (precision == "bfloat16")
         else:
             assert "no bfloat16" in result["error"]["message"]
-
-
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_placements_of_several_artifacts_are_those_of_each_alone(tmp_path: Path, onnx_model: Path, name: str) -> None:
-    files = stage(tmp_path, a=models.samples(2), b=models.samples(2))
-    both = {key: artifact(onnx_model, files) for key in ("one", "two")}
-    result = run_job(tmp_path, "placement", name, artifacts=both, runs=3)
-    (alone,) = run_job(tmp_path, "placement", name, artifacts={"one": both["one"]}, runs=3)["rows"].values()
-
-    def known(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-        return [(row["name"], row["op"]) for row in rows]
-
-    assert list(result["rows"]) == ["one", "two"] and alone
-    assert all(known(rows) == known(alone) for rows in result["rows"].values())
-    assert json.dumps({"progress": [2, 2]}) in result["stdout"]
 
 
 @given(st.lists(st.floats(1, 50), min_size=20, max_size=40), st.floats(1, 4))
@@ -279,27 +238,6 @@ def test_openvino_profiles_the_calls_that_were_asked_for(tmp_path: Path, onnx_mo
     assert any(r["microseconds"] is not None for r in many)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"a": np.zeros((2, 4), np.float32)}, "2 inputs, 1 were given"),
-        ({"a": np.zeros((2, 4), np.float32), "c": np.zeros((2, 4), np.float32)}, "no array for input 'b'"),
-        ({"a": np.zeros((2, 4), np.float64), "b": np.zeros((2, 4), np.float32)}, "'a' wants float32"),
-        ({"a": np.zeros((2, 5), np.float32), "b": np.zeros((2, 4), np.float32)}, "given float32 of shape [2, 5]"),
-        ({"a": np.zeros((3, 4), np.float32), "b": np.zeros((2, 4), np.float32)}, "different numbers of samples"),
-        ({"a": np.zeros((0, 4), np.float32), "b": np.zeros((0, 4), np.float32)}, "shape [0, 4]"),
-    ],
-)
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_arrays_that_do_not_fit_are_refused(
-    tmp_path: Path, onnx_model: Path, runtime: str, inputs: dict[str, Any], message: str
-) -> None:
-    files = stage(tmp_path, **inputs)
-    error = run_job(tmp_path, "outputs", runtime, artifacts={"m": artifact(onnx_model, files)})["error"]
-    assert error["kind"] == "input" and error["artifact"] == "m"
-    assert message in error["message"]
-
-
 @pytest.mark.parametrize("shape", [(5,), (5, 4), (1, 4), (2, 3, 4)])
 def test_samples_are_whole_inputs_or_rows_of_them(shape: tuple[int, ...]) -> None:
     port = worker.Port(["x"], list(shape), "float32", None, None)
@@ -310,22 +248,6 @@ def test_samples_are_whole_inputs_or_rows_of_them(shape: tuple[int, ...]) -> Non
         assert bound.total == 3
         for index in range(3):
             np.testing.assert_array_equal(bound.call(index)[0], whole[index])
-
-
-def test_unknown_options_are_refused(tmp_path: Path, onnx_model: Path) -> None:
-    job = {"m": artifact(onnx_model, {}, precision="int3")}
-    error = run_job(tmp_path, "interface", "onnxruntime", artifacts=job)["error"]
-    assert "precision=int3" in error["message"]
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "litert"])
-def test_a_broken_artifact_is_the_runtimes_message_in_one_line(tmp_path: Path, runtime: str) -> None:
-    suffix = {"onnxruntime": "onnx", "openvino": "xml", "litert": "tflite"}[runtime]
-    broken = tmp_path / f"broken.{suffix}"
-    broken.write_bytes(b"\x08\x99nothing that anyone reads")
-    error = run_job(tmp_path, "interface", runtime, artifacts={"m": artifact(broken, {})})["error"]
-    assert error["kind"] == "runtime"
-    assert error["message"] and "\n" not in error["message"]
 
 
 def test_models_that_are_loaded_side_by_side_do_not_wait_for_one_another() -> None:
