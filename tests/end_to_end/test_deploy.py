@@ -412,7 +412,7 @@ def test_a_format_that_fails_takes_no_file_of_another_with_it(
     two = target.model_copy(update={"runtimes": [r for r in target.runtimes if r.format in ("openvino", "tflite")]})
     monkeypatch.setattr("edgeq.deploy.load_target", lambda _: two)
     monkeypatch.setenv("EDGEQ_CACHE", "off")
-    monkeypatch.setattr("edgeq.export.tflite.export_float", boom)
+    monkeypatch.setattr("edgeq.export.tflite_format.export_float", boom)
     report = build(files, tmp_path / "out", format="all")
     assert [b.format for b in report.builds if b.error is None] == ["openvino"]
     assert (tmp_path / "out" / "model.bin").is_file() and verify(tmp_path / "out").ok

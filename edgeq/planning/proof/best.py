@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from edgeq.cache import Entry, cached, content_key
+from edgeq.devices import Candidate, Inputs
 from edgeq.errors import EdgeqError
+from edgeq.evaluation.alternating import alternating
 from edgeq.export.artifact import Exporter
-from edgeq.planning.proof.across import beside_floats
 from edgeq.planning.proof.allowed import allowed_loss, most_lost
 from edgeq.planning.proof.loop import Book, look
 from edgeq.planning.proof.record import written
@@ -18,6 +20,10 @@ from edgeq.plans.plan import Plan
 from edgeq.plans.rules import Rule
 from edgeq.prepare import Job
 from edgeq.registry.schema import Runtime
+from edgeq.runtimes import runtime as runtime_info
+
+FLOATS_VERSION = 2
+"""To be raised whenever the float models are timed in another way."""
 
 
 def best_plan(job: Job, exporter: Exporter, minimize: str, rules: Sequence[Rule]) -> Plan:
@@ -43,7 +49,7 @@ def best_plan(job: Job, exporter: Exporter, minimize: str, rules: Sequence[Rule]
         except EdgeqError as error:
             book.failed(runtime, error)
     runtimes = [runtime for runtime in job.runtimes if runtime.name in entered]
-    book.beside = beside_floats(job, exporter, runtimes)
+    book.beside = _beside_floats(job, exporter, runtimes)
     every = [search for some in entered.values() for search in some]
     book.allowed = allowed_loss(job, every)
     look(book, every)
@@ -58,6 +64,35 @@ def best_plan(job: Job, exporter: Exporter, minimize: str, rules: Sequence[Rule]
     if best is None:
         raise book.errors[0]
     return written(best._replace(notes=[*best.notes, *told[best.search.runtime.name], *book.passed]))
+
+
+def _beside_floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> dict[str, float | None]:
+    """By runtime, what a latency in units of its own float model's is multiplied by, to be compared with the others',
+    which are measured minutes apart on a machine that drifts: 1 for one runtime alone; for several what their float
+    models took in turns, None where nothing can be timed."""
+    device, evaluation = job.timed, job.evaluation
+    if len(runtimes) < 2 or device is None or evaluation is None:
+        return {runtime.name: 1.0 if len(runtimes) == 1 else None for runtime in runtimes}
+
+    def measured() -> dict[str, float]:
+        made: dict[str, tuple[Candidate, Inputs]] = {}
+        for runtime in runtimes:
+            options = runtime_info(runtime.name).baselines(device.environment(runtime.name))["float32"]
+            candidate = Candidate(exporter.float_model(runtime.format)[0], runtime.name, options)
+            made[runtime.name] = candidate, evaluation.first(1)
+        with job.clock.stage("float model in every runtime") as steps:
+            return alternating(device, made, steps, threads=job.threads)
+
+    key = content_key(
+        "floats",
+        FLOATS_VERSION,
+        model=job.model.fingerprint,
+        device=device.name,
+        runtimes=[[runtime.name, device.environment(runtime.name)] for runtime in runtimes],
+        threads=job.threads,
+    )
+    taken: dict[str, float] = cached(job.cache, "floats", key, measured, Entry, lambda entry: entry.values)
+    return {runtime.name: taken.get(runtime.name) for runtime in runtimes}
 
 
 def _why_wider(book: Book, runtime: Runtime) -> str:

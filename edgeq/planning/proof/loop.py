@@ -93,7 +93,7 @@ class Book:
 
     Attributes:
         allowed: the loss that a plan may be predicted at; None where no drop is limited.
-        beside: by runtime, what makes latencies comparable (see `beside_floats`).
+        beside: by runtime, what makes latencies comparable (see `edgeq.planning.proof.best`).
         found: every plan that was proved; where nothing can be run, counted.
         passed: why nothing, or nothing more, was built for a search.
         errors: of searches that found nothing.

@@ -115,7 +115,7 @@ def test_runtimes_take_turns(tmp_path: Path) -> None:
 def test_an_emulated_device_has_no_speed(tmp_path: Path) -> None:
     path = models.write_quantized_onnx(tmp_path / "q.onnx")
     emulated = Device(
-        name="slow", emulated=True, run=lambda *_: pytest.fail("it ran"), missing=lambda _: DeviceError("")
+        name="slow", emulated=True, link=lambda *_: pytest.fail("it ran"), missing=lambda _: DeviceError("")
     )  # type: ignore[arg-type]
     with pytest.raises(DeviceError, match="emulated"):
         alternating(emulated, {"a": (Candidate(path, "onnxruntime"), SAMPLE)}, Silent(), threads=1)
