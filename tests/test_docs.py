@@ -5,7 +5,7 @@ is that file. A comment before a block, which readers do not see, says what does
 
     <!-- not run: it needs a phone -->
     <!-- slow: it starts eight processes -->    run by `make docs`
-    <!-- arm64: the emulated machine -->        run where that machine is set up
+    <!-- arm64: the emulated machine -->        run where that machine is set up; also `slow, arm64`
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ ROOT = Path(__file__).parent.parent
 FIRST = [ROOT / "docs" / "tutorial.md", ROOT / "README.md", ROOT / "docs" / "planning.md"]
 PAGES = FIRST + sorted(set((ROOT / "docs").rglob("*.md")) - set(FIRST))
 BLOCK = re.compile(
-    r"(?:<!-- (?P<mark>not run|slow|arm64): [^\n]+ -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+    r"(?:<!-- (?P<mark>not run|slow|arm64|slow, arm64): [^\n]+ -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$",
+    re.M | re.S,
 )
 KINDS = {"bash", "python", "toml", "text", "kotlin", "mermaid"}
 JUDGES = ("deploy", "plan", "validate")
@@ -66,7 +67,8 @@ def runs(block: Shown, *, own: bool) -> bool:
     if block.kind not in ("bash", "python") or (own and block.kind == "python"):
         return False
     arm64 = any(device.name == "arm64" and device.ready for device in device_status())
-    return {"not run": False, "slow": "EDGEQ_SLOW_DOCS" in os.environ, "arm64": arm64}.get(block.mark, True)
+    here = {"": True, "not run": False, "slow": "EDGEQ_SLOW_DOCS" in os.environ, "arm64": arm64}
+    return all(here[mark] for mark in block.mark.split(", "))
 
 
 def options(command: Any) -> set[str]:
