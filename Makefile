@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint wheel venv
+.PHONY: help demo test docs lint wheel venv
 
 help:
 	@echo "make demo   train a small network, deploy it, show the report"
 	@echo "make test   run the tests"
+	@echo "make docs   run what README and docs show, with the blocks that take long"
 	@echo "make lint   ruff and mypy"
 	@echo "make wheel  build dist/edgeq-*.whl"
 
@@ -17,6 +18,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+docs: $(READY)
+	EDGEQ_SLOW_DOCS=1 $(BIN)/python -m pytest tests/test_docs.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

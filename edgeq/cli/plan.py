@@ -60,7 +60,7 @@ def plan(
         Minimize, typer.Option(help="What to have the least of, within the limits.")
     ] = Minimize.latency,
     rules: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .toml file with [[rules]]: what some layers have to be.")
+        Path | None, typer.Option(metavar="FILE", help="A .toml file of rules: what some layers have to be.")
     ] = None,
     check: Annotated[
         Path | None,

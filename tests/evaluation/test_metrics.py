@@ -53,12 +53,20 @@ def test_a_metric_of_the_users_judges(tmp_path: Path, monkeypatch: pytest.Monkey
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1)).eval()
     x = np.random.default_rng(2).normal(size=(64, 8)).astype(np.float32)
-    torch.export.save(torch.export.export(network, (torch.from_numpy(x[:1]),)), "model.pt2")
+    torch.export.save(torch.export.export(network, (torch.from_numpy(x[:1]),)), "model.pt")
     answers = network(torch.from_numpy(x)).detach().numpy()[:, 0]
     np.savez("calib.npz", input=x)
     np.savez("eval.npz", input=x, labels=answers + 1)
     (command,) = re.findall(r"```bash\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
-    words = [*command.split()[1:], "--format", "onnx", "--allow-slower", "--quiet", "--out", "build"]
+    words = [
+        *command.replace("\\\n", " ").split()[1:],
+        "--format",
+        "onnx",
+        "--allow-slower",
+        "--quiet",
+        "--out",
+        "build",
+    ]
     assert run(words) == 0
     (build,) = json.loads(Path("build/report.json").read_text())["builds"]
     accuracy = build["accuracy"]
