@@ -31,8 +31,7 @@ from edgeq.planning.costs.size import fit_sizes
 from edgeq.planning.costs.state import state
 from edgeq.planning.costs.timing import Observed, fit
 from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
-from edgeq.planning.sensitivity.predicted import predicted_losses
-from edgeq.planning.sensitivity.value import contenders
+from edgeq.planning.sensitivity.value import contenders, predicted_losses
 from edgeq.planning.solver.solve import cost_of, solve
 from edgeq.prepare import runtimes_for
 from edgeq.progress import Silent

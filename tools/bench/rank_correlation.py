@@ -14,8 +14,7 @@ from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder, uniform, with_preferred
 from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
 from edgeq.planning.sensitivity.losses import rank_correlation
-from edgeq.planning.sensitivity.predicted import predicted_losses
-from edgeq.planning.sensitivity.value import Choice, contenders
+from edgeq.planning.sensitivity.value import Choice, contenders, predicted_losses
 from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
 from edgeq.quantization.activations import Ranges

@@ -4,12 +4,11 @@ for the device, a roofline over the figures of its profile elsewhere, or nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.export.onnx_names import layer_of
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.boundaries import Edge, Kind
+from edgeq.lowering.boundaries import Edge
 from edgeq.lowering.choices import Ladder
 from edgeq.model.model import Model
 from edgeq.planning.costs.builds import Built
@@ -17,7 +16,7 @@ from edgeq.planning.costs.modelled import (
     ENERGY,
     LATENCY,
     Roofline,
-    conversion_table,
+    conversions,
     energies,
     roofline,
     table,
@@ -28,22 +27,8 @@ from edgeq.planning.costs.vela import estimate, version
 from edgeq.plans.plan import FloatPrecision, ModelledBy
 from edgeq.registry.schema import Profile, Runtime, VelaSystem
 
-
-@dataclass(frozen=True)
-class Estimates:
-    """What was modelled.
-
-    Attributes:
-        latency, energy: by the precision of what stays in float; empty where the profile knows too little.
-        latency_by, energy_by: what computed them.
-        notes: what a reader of the numbers has to know.
-    """
-
-    latency: dict[FloatPrecision, Timing] = field(default_factory=dict)
-    energy: dict[FloatPrecision, Timing] = field(default_factory=dict)
-    latency_by: ModelledBy | None = None
-    energy_by: ModelledBy | None = None
-    notes: tuple[str, ...] = ()
+Tables = dict[FloatPrecision, Timing]
+"""By the precision of what stays in float; empty where the profile knows too little."""
 
 
 def modelled_energy(
@@ -52,17 +37,18 @@ def modelled_energy(
     options: Ladder,
     edges: Sequence[Edge],
     profile: Profile | None,
-    precisions: Sequence[FloatPrecision],
-) -> Estimates:
-    """Energies alone, for a device whose latency is measured."""
-    by = "profile" if profile is None else energies(profile)
-    if profile is None or isinstance(by, str):
-        return Estimates()
-    found = {p: table(model, runtime, options, edges, by, p) for p in precisions}
-    return Estimates(energy=found, energy_by=_by("operations and bytes moved", profile, ENERGY))
+    wanted: Sequence[FloatPrecision],
+) -> tuple[Tables, ModelledBy | None]:
+    """Joules, and what computed them."""
+    by = None if profile is None else energies(profile)
+    if profile is None or by is None:
+        return {}, None
+    figures = used_figures(profile, ENERGY)
+    told = ModelledBy(by="operations and bytes moved", profile=profile.name, figures=figures)
+    return {p: table(model, runtime, options, edges, by, p) for p in wanted}, told
 
 
-def modelled(
+def modelled_latency(
     model: Model,
     runtime: Runtime,
     options: Ladder,
@@ -71,38 +57,32 @@ def modelled(
     labels: Mapping[str, str],
     profile: Profile | None,
     threads: int,
-    *,
-    reduced: bool,
-) -> Estimates:
-    """Latencies and energies of a device without a clock.
+    wanted: Sequence[FloatPrecision],
+) -> tuple[Tables, ModelledBy | None, list[str]]:
+    """Seconds on a device without a clock, what computed them, and what a reader of them has to know.
 
     Args:
         built: see `probing_plans`; what Vela compiles.
         labels: see `Exporter.labels`.
-        reduced: try the float types of the runtime besides float32 as well.
     """
     if profile is None:
-        return Estimates(notes=("the target has no profile to model a latency from: --profile names a device",))
+        return {}, None, ["the target has no profile to model a latency from: --profile names a device"]
     roof = roofline(profile, threads)
-    wanted: list[FloatPrecision] = ["float32", *(runtime.float_alternatives if reduced else ())]
-    if isinstance(roof, Roofline):
-        wanted = [p for p in wanted if p in roof.rates] or ["float32"]
-    energy = modelled_energy(model, runtime, options, edges, profile, wanted)
-    latency: dict[FloatPrecision, Timing] = {}
-    by: ModelledBy | None = None
     notes = []
     if runtime.name == "vela" and profile.vela is not None:
         try:
             layers = _by_vela(model, built, labels, profile.vela)
-            latency, by = {"float32": Timing(layers, _between(edges, runtime, roof))}, _vela(profile, profile.vela)
+            # conversions are the CPU's: they take no time where nothing is known of it
+            between = conversions(edges, runtime, roof if isinstance(roof, Roofline) else None, "float32")
+            return {"float32": Timing(layers, between)}, _vela(profile, profile.vela), []
         except EdgeqError as error:
             notes.append(f"there is no estimate of Vela's: {error.cause}; {error.remedy}")
-    if by is None and isinstance(roof, Roofline):
-        latency = {p: table(model, runtime, options, edges, roof, p) for p in wanted}
-        by = _by("a roofline", profile, LATENCY)
-    elif by is None:
+    if isinstance(roof, str):
         notes.append(f"latency cannot be modelled for {profile.name}: its profile does not give {roof}")
-    return Estimates(latency, energy.energy, by, energy.energy_by, tuple(notes))
+        return {}, None, notes
+    known: Sequence[FloatPrecision] = [p for p in wanted if p in roof.rates] or ["float32"]
+    told = ModelledBy(by="a roofline", profile=profile.name, figures=used_figures(profile, LATENCY))
+    return {p: table(model, runtime, options, edges, roof, p) for p in known}, told, notes
 
 
 def asked_of_vela(runtime: Runtime, profile: Profile | None) -> str | None:
@@ -110,20 +90,9 @@ def asked_of_vela(runtime: Runtime, profile: Profile | None) -> str | None:
     return version() if runtime.name == "vela" and profile is not None and profile.vela is not None else None
 
 
-def _by(what: str, profile: Profile, heads: tuple[str, ...]) -> ModelledBy:
-    return ModelledBy(by=what, profile=profile.name, figures=used_figures(profile, heads))
-
-
 def _vela(profile: Profile, system: VelaSystem) -> ModelledBy:
     what = f"{system.accelerator}, system {system.system}, memory mode {system.memory} of {system.config}"
     return ModelledBy(by=f"Vela {version()}", profile=profile.name, figures=[what])
-
-
-def _between(edges: Sequence[Edge], runtime: Runtime, roof: Roofline | str) -> dict[str, dict[Kind, float]]:
-    """Seconds of conversions, which are the CPU's; 0 where nothing is known."""
-    if isinstance(roof, Roofline):
-        return conversion_table(edges, runtime, roof, "float32")
-    return {edge.tensor: {"quantize": 0.0, "dequantize": 0.0, "requantize": 0.0} for edge in edges}
 
 
 def _by_vela(
@@ -137,15 +106,12 @@ def _by_vela(
     """
     uniform = {"preferred", *(choice for one in built.values() for choice in one.choices.values())} - {FLOAT}
     found: dict[str, dict[str, float]] = {}
-    for name, one in built.items():
-        if name not in uniform:
-            continue
+    for one in (one for name, one in built.items() if name in uniform):
         said = estimate(one.candidate.path, system)
         seconds = attribute(model, said.rows, labels, one.choices, said.seconds).seconds
-        by_npu = {layer_of(row.name, labels) for row in said.rows if row.where == "NPU"}
-        by_cpu = {layer_of(row.name, labels) for row in said.rows if row.where == "CPU"} - by_npu
+        by_npu, by_cpu = ({layer_of(r.name, labels) for r in said.rows if r.where == where} for where in ("NPU", "CPU"))
         for group, choice in one.choices.items():
-            if choice != FLOAT and group not in by_cpu:
+            if choice != FLOAT and group not in by_cpu - by_npu:
                 found.setdefault(group, {}).setdefault(choice, seconds[group])
     if not found:
         raise UnsupportedError("it leaves every operator to the CPU", remedy="see vela --supported-ops-report")

@@ -31,7 +31,7 @@ from edgeq.model.model import Model
 from edgeq.planning.costs.size import stored_bytes
 from edgeq.planning.costs.timing import Timing
 from edgeq.plans.plan import FloatPrecision
-from edgeq.registry.figures import BYTES_A_SECOND, HERTZ, JOULES, MACS_A_SECOND, PER_CORE
+from edgeq.registry.figures import BYTES_A_SECOND, HERTZ, JOULES, MACS_A_SECOND, PER_CORE, PER_DEVICE
 from edgeq.registry.schema import Figure, Profile, Runtime
 
 WIDTHS: Mapping[str, float] = {
@@ -64,19 +64,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Roofline:
-    """A device as the model sees it.
-
-    Attributes:
-        rates: multiply-accumulates a second by type.
-        bandwidth: bytes a second.
-        weight_bandwidth: of a bus that only weights come over, where there is one.
-    """
+    """A device's seconds: multiply-accumulates a second by type, bytes a second, and those of a bus that only weights
+    come over, where there is one."""
 
     rates: Mapping[str, float]
     bandwidth: float
     weight_bandwidth: float | None = None
 
-    def seconds(self, work: Work) -> float | None:
+    @property
+    def of_byte(self) -> float:
+        return 1 / self.bandwidth
+
+    def price(self, work: Work) -> float | None:
         """None where the profile does not know how fast the device multiplies this type."""
         if work.macs and work.dtype not in self.rates:
             return None
@@ -88,16 +87,17 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Energies:
-    """Joules of a multiply-accumulate by type, and of moving a byte."""
+    """A device's joules: of a multiply-accumulate by type, and of moving a byte."""
 
     macs: Mapping[str, float]
-    byte: float
+    of_byte: float
 
-    def joules(self, work: Work) -> float | None:
+    def price(self, work: Work) -> float | None:
         """None where the profile does not know what the device needs for this type."""
         if work.macs and work.dtype not in self.macs:
             return None
-        return (work.macs * self.macs[work.dtype] if work.macs else 0.0) + (work.values + work.weights) * self.byte
+        compute = work.macs * self.macs[work.dtype] if work.macs else 0.0
+        return compute + (work.values + work.weights) * self.of_byte
 
 
 def roofline(profile: Profile, threads: int) -> Roofline | str:
@@ -108,33 +108,28 @@ def roofline(profile: Profile, threads: int) -> Roofline | str:
     """
     if profile.bandwidth is None:
         return "bandwidth"
-    rates = {dtype: peak.value * MACS_A_SECOND[peak.unit] for dtype, peak in _by_type(profile, "peak_").items()}
+    rates = _by_type(profile, "peak_", MACS_A_SECOND)
     if profile.clock is not None:
+        hertz = profile.clock.value * HERTZ[profile.clock.unit]
         working = min(threads, profile.cores.value) if profile.cores is not None else 1.0
-        for dtype, cycle in _by_type(profile, "macs_per_cycle_").items():
-            cores = working if cycle.unit == PER_CORE else 1.0
-            rates.setdefault(dtype, cycle.value * cores * profile.clock.value * HERTZ[profile.clock.unit])
+        cycles = {PER_CORE: working * hertz, PER_DEVICE: hertz}
+        rates = _by_type(profile, "macs_per_cycle_", cycles) | rates
     if not rates:
         return "multiply-accumulates a second (clock and macs_per_cycle_int8, or peak_int8, and so on)"
+    bandwidth = profile.bandwidth.value * BYTES_A_SECOND[profile.bandwidth.unit]
     weights = profile.figures.get("weight_bandwidth")
-    return Roofline(
-        rates,
-        profile.bandwidth.value * BYTES_A_SECOND[profile.bandwidth.unit],
-        None if weights is None else weights.value * BYTES_A_SECOND[weights.unit],
-    )
+    return Roofline(rates, bandwidth, None if weights is None else weights.value * BYTES_A_SECOND[weights.unit])
 
 
-def energies(profile: Profile) -> Energies | str:
-    """What operations cost on the device of a profile, or what the profile does not know that would be needed."""
-    byte = profile.figures.get("energy_per_byte")
-    if byte is None:
-        return "energy_per_byte"
-    macs = {dtype: one.value * JOULES[one.unit] for dtype, one in _by_type(profile, "energy_per_mac_").items()}
-    return Energies(macs, byte.value * JOULES[byte.unit]) if macs else "energy_per_mac_int8, and so on"
+def energies(profile: Profile) -> Energies | None:
+    """What operations cost on the device of a profile; None where that does not know it."""
+    byte, macs = profile.figures.get("energy_per_byte"), _by_type(profile, "energy_per_mac_", JOULES)
+    return Energies(macs, byte.value * JOULES[byte.unit]) if byte is not None and macs else None
 
 
-def _by_type(profile: Profile, head: str) -> dict[str, Figure]:
-    return {name.removeprefix(head): figure for name, figure in profile.figures.items() if name.startswith(head)}
+def _by_type(profile: Profile, head: str, units: Mapping[str, float]) -> dict[str, float]:
+    found = {name.removeprefix(head): figure for name, figure in profile.figures.items() if name.startswith(head)}
+    return {dtype: figure.value * units[figure.unit] for dtype, figure in found.items()}
 
 
 LATENCY = ("cores", "clock", "bandwidth", "macs_per_cycle_", "peak_", "weight_bandwidth")
@@ -169,30 +164,17 @@ def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision
         dtype = f"{dtype}_{kernel.weights.removeprefix('u')}"
     written = read if kernel is None or writes_integers(model, runtime, group) else WIDTHS[precision]
     weights = WIDTHS[precision] * group.parameters if kernel is None else stored_bytes(model, group, kernel)
-    node = model.nodes[group.root]
-    if group.op == "reshape" or node.target == "operator.getitem":  # another view of the same numbers
-        return Work(group.macs, dtype, weights, 0.0)
     values = read * sum(elements(model, name) for name in group.inputs) + written * elements(model, group.output)
+    if group.op == "reshape" or model.nodes[group.root].target == "operator.getitem":
+        values = 0.0  # another view of the same numbers
     return Work(group.macs, dtype, weights, values)
 
 
-def layer_table(
-    model: Model, runtime: Runtime, options: Ladder, by: Roofline | Energies, precision: FloatPrecision
-) -> dict[str, dict[str, float]]:
-    """By group and choice, seconds or joules; choices that the profile has no figure for are absent."""
-    price = by.seconds if isinstance(by, Roofline) else by.joules
-    found: dict[str, dict[str, float]] = {}
-    for group in model.groups:
-        priced = {c: price(work_of(model, runtime, group, c, precision)) for c in options[group.name]}
-        found[group.name] = {choice: value for choice, value in priced.items() if value is not None}
-    return found
-
-
-def conversion_table(
-    edges: Sequence[Edge], runtime: Runtime, by: Roofline | Energies, precision: FloatPrecision
+def conversions(
+    edges: Sequence[Edge], runtime: Runtime, by: Roofline | Energies | None, precision: FloatPrecision
 ) -> dict[str, dict[Kind, float]]:
-    """By tensor and kind, seconds or joules of reading one form and writing the other."""
-    price = 1 / by.bandwidth if isinstance(by, Roofline) else by.byte
+    """By tensor and kind, seconds or joules of reading one form and writing the other; 0 where nothing is known."""
+    price = 0.0 if by is None else by.of_byte
     widths = [WIDTHS[k.activations.removeprefix("u")] for k in runtime.kernels if not k.weight_only] or [0.0]
     both = WIDTHS[precision] + widths[0]
     bytes_of: dict[Kind, float] = {"quantize": both, "dequantize": both, "requantize": min(widths) + max(widths)}
@@ -212,5 +194,10 @@ def table(
     by: Roofline | Energies,
     precision: FloatPrecision,
 ) -> Timing:
-    """Everything that a plan of this runtime can consist of, in seconds or joules."""
-    return Timing(layer_table(model, runtime, options, by, precision), conversion_table(edges, runtime, by, precision))
+    """Everything that a plan of this runtime can consist of, in seconds or joules; choices that the profile has no
+    figure for are absent."""
+    layers: dict[str, dict[str, float]] = {}
+    for group in model.groups:
+        priced = {c: by.price(work_of(model, runtime, group, c, precision)) for c in options[group.name]}
+        layers[group.name] = {choice: value for choice, value in priced.items() if value is not None}
+    return Timing(layers, conversions(edges, runtime, by, precision))

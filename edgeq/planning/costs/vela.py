@@ -8,7 +8,6 @@ import csv
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -80,25 +79,23 @@ def _read(summary: Path, layers: Path) -> Estimate:
     with summary.open(newline="", encoding="utf-8") as file:
         network = next(csv.DictReader(file))
     clock = float(network["core_clock"])
-    kibibytes = {name: float(network[f"{name}_memory_used"]) for name in ("sram", "dram", "on_chip_flash")}
-    kibibytes["off_chip_flash"] = float(network["off_chip_flash_memory_used"])
-    sram = kibibytes.pop("sram")
+    sram, *others = (
+        1024 * float(network[f"{name}_memory_used"]) for name in ("sram", "dram", "on_chip_flash", "off_chip_flash")
+    )
+    rows = []
     with layers.open(newline="", encoding="utf-8") as file:
-        rows = list(_rows(csv.DictReader(file), clock))
-    seconds = float(network["cycles_total"]) / clock
-    return Estimate(seconds, round(1024 * sram), round(1024 * sum(kibibytes.values())), rows)
-
-
-def _rows(found: csv.DictReader[str], clock: float) -> Iterator[Placement]:
-    for row in found:
-        npu = row["Target"].strip() == "NPU"
-        yield Placement(
-            name=row["Name"].strip(),
-            op=row["Original Operator"].strip(),
-            where="NPU" if npu else "CPU",
-            integer=npu or None,
-            microseconds=1e6 * float(row["Op Cycles"]) / clock if npu else None,
-        )
+        for row in csv.DictReader(file):
+            npu = row["Target"].strip() == "NPU"
+            rows.append(
+                Placement(
+                    name=row["Name"].strip(),
+                    op=row["Original Operator"].strip(),
+                    where="NPU" if npu else "CPU",
+                    integer=npu or None,
+                    microseconds=1e6 * float(row["Op Cycles"]) / clock if npu else None,
+                )
+            )
+    return Estimate(float(network["cycles_total"]) / clock, round(sram), round(sum(others)), rows)
 
 
 def _refused(why: str) -> UnsupportedError:

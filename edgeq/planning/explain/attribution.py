@@ -20,17 +20,18 @@ from edgeq.lowering.choices import ladder, of_choices
 from edgeq.lowering.form import form_of
 from edgeq.model.model import Model
 from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
-from edgeq.planning.explain.counterfactual import Edit, Outcome, difference, run_edits
+from edgeq.planning.explain.counterfactual import Outcome, difference, run_edits
 from edgeq.planning.explain.explain import explain, runtime_of
 from edgeq.planning.explain.follow import planned_choices
 from edgeq.planning.explain.fusion import Charged, LostFusion, charged, lost_fusion
 from edgeq.planning.sensitivity.damages import measure_sensitivity
+from edgeq.planning.sensitivity.edits import Edit
 from edgeq.planning.solver.restate import restate
 from edgeq.planning.solver.solve import Problem
 from edgeq.plans.plan import Plan
 from edgeq.plans.rules import narrowed
 from edgeq.prepare import Job
-from edgeq.progress import Progress, Silent
+from edgeq.progress import Progress
 from edgeq.quantization.activations import Ranges, quantize_activations
 from edgeq.quantization.quantize import Quantized, quantize_model
 
@@ -182,10 +183,9 @@ def attribute(
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}", remedy="give 1 or more")
-    model, clock = job.model, job.clock
+    model, clock, inputs = job.model, job.clock, job.calibration_data.inputs
     listed = next((r for r in job.runtimes if r.name == plan.runtime), None)
     runtime = of_choices(listed, plan.named) if listed else runtime_of(plan, job.target)
-    inputs = job.calibration_data.inputs
     known = len(job.warnings)
     with clock.stage("quantize"):
         choices = planned_choices(plan, job, runtime)
@@ -195,34 +195,35 @@ def attribute(
     conversions = charged(model, quantized, choices, problem)
     every = places(model, quantized)
     with clock.stage("expected losses") as steps:
-        expected = _expected(model, quantized, choices, problem, conversions, every, inputs, steps)
+        if problem is None:
+            expected = _expected_anew(model, quantized, every, inputs, steps)
+        else:
+            expected = _expected(problem, choices, conversions, every)
     picked = _picked(every, expected, pattern, most)
-    offered = narrowed(
-        ladder(model, runtime, job.calibration.histograms), {g.name: g.op for g in model.groups}, plan.rules, runtime
-    )
     with clock.stage("alternatives") as steps:
-        alternatives: dict[tuple[str, str], Edit] = {}
-        layers = [place.name for place in picked if place.group is not None]
-        for done, name in enumerate(layers, start=1):
-            for choice in offered[name]:
-                wanted = {**choices, name: choice}
-                if choice == choices[name]:
-                    continue
-                other = quantize_model(model, runtime, job.calibration, job.impact, choices=wanted, ranges=ranges)
-                # a neighbour that cannot follow would be changed as well
-                if followed(other) == followed(quantized) | {name: choice}:
-                    alternatives[name, choice] = difference(model, quantized, other)
-            steps.step(done, len(layers))
+        alternatives = _alternatives(job, plan, quantized, choices, ranges, picked, steps)
     with clock.stage("causes (simulated)") as steps:
         measured = measure_causes(model, quantized, job.calibration, inputs, picked, alternatives, samples, steps)
     told = explain(plan, target=job.target) if plan.planned is not None else None
-    ops = {layer.name: layer.op for layer in plan.layers}
-    whole = sum(expected.values())
     notes = job.warnings[known:]
     if plan.float_precision != "float32":
         notes.append(f"what is in float was simulated in float32, not in {plan.float_precision}")
     if pattern is None and len(picked) < len(every):
         notes.append(f"{len(picked)} of {len(every)} places with the most expected loss; --all looks into the others")
+    ops = {layer.name: layer.op for layer in plan.layers}
+    whole = sum(expected.values())
+    layers = [
+        AttributedLayer(
+            name=place.name,
+            op=ops.get(place.name, "input"),
+            choice=choices.get(place.name, ""),
+            expected=expected[place.name] / whole if whole else 0.0,
+            causes=measured.causes[place.name],
+            reach=_reach(place, quantized, job.calibration),
+            instead=[Instead(choice=c, recovered=r) for (n, c), r in measured.instead.items() if n == place.name],
+        )
+        for place in picked
+    ]
     return Attribution(
         model_hash=model.sha256,
         data_hash=job.calibration_data.sha256,
@@ -233,24 +234,9 @@ def attribute(
         error=measured.error,
         predicted_loss=plan.planned.predicted.get("loss") if plan.planned is not None else None,
         places=len(every),
-        layers=[
-            AttributedLayer(
-                name=place.name,
-                op=ops.get(place.name, "input"),
-                choice=choices.get(place.name, ""),
-                expected=expected[place.name] / whole if whole else 0.0,
-                causes=measured.causes[place.name],
-                reach=_reach(place, quantized, job.calibration),
-                instead=[
-                    Instead(choice=choice, recovered=measured.instead[name, choice])
-                    for name, choice in alternatives
-                    if name == place.name
-                ],
-            )
-            for place in picked
-        ],
+        layers=layers,
         together=measured.together,
-        added=sum(measured.causes[place.name].all.share for place in picked),
+        added=sum(layer.causes.all.share for layer in layers),
         lost_fusion=lost_fusion(model, quantized, choices, conversions, told),
         notes=notes,
     )
@@ -284,75 +270,92 @@ def measure_causes(
         picked: places of `edgeq.planning.explain.causes.places`, in their order.
         alternatives: by a place's name and anything, another change to run there.
     """
-    progress = progress or Silent()
     asked = alternatives or {}
     seen = observe(model, quantized, calibration, spread(inputs, LOOKED_AT), picked)
     widest = quantize_activations(
         model, quantized.runtime, quantized.assignment, calibration, estimator="min-max"
     ).tensors
-    edits: dict[tuple[str, str], Edit] = {}
+    edits: dict[tuple[str, str, str], Edit] = {}
     together = Edit()
     for place in picked:
         removed = removals(model, quantized, place, seen)
         together = together.and_also(removed["all"])
-        edits |= {(place.name, cause): edit for cause, edit in removed.items()}
         if wider := widening(model, quantized, widest, place):
-            edits[place.name, "widened"] = wider
-        edits |= {(name, f"choice {choice}"): edit for (name, choice), edit in asked.items() if name == place.name}
+            removed["widened"] = wider
+        edits |= {("cause", place.name, cause): edit for cause, edit in removed.items()}
+        edits |= {("choice", *key): edit for key, edit in asked.items() if key[0] == place.name}
     plan, *found = run_edits(model, quantized, spread(inputs, samples), [*edits.values(), together], progress)
     outcomes = dict(zip(edits, found, strict=False))
     recovered = {key: _recovered(plan, outcome) for key, outcome in outcomes.items()}
-    ends = set(model.output_nodes)
-    return Measured(
-        len(plan.losses),
-        float(plan.losses.mean()),
-        _standard_error(plan.losses),
-        {
-            place.name: _causes(
-                {cause: value for (name, cause), value in recovered.items() if name == place.name},
-                seen.at_ends.get(place.tensors[-1]) if place.tensors else None,
-                _ties(plan, outcomes[place.name, "all"]) if ends.intersection(place.tensors) else None,
-            )
-            for place in picked
-        },
-        {(name, choice): recovered[name, f"choice {choice}"] for name, choice in asked},
-        _recovered(plan, found[-1]),
-    )
+    causes: dict[str, Causes] = {}
+    for place in picked:
+        own = {cause: r for (kind, name, cause), r in recovered.items() if (kind, name) == ("cause", place.name)}
+        ends = seen.at_ends.get(place.tensors[-1]) if place.tensors else None
+        answers = not set(model.output_nodes).isdisjoint(place.tensors)
+        ties = _ties(plan, outcomes["cause", place.name, "all"]) if answers else None
+        causes[place.name] = _causes(own, ends, ties)
+    instead = {key: recovered["choice", *key] for key in asked}
+    loss, error = float(plan.losses.mean()), _standard_error(plan.losses)
+    return Measured(len(plan.losses), loss, error, causes, instead, _recovered(plan, found[-1]))
 
 
-def followed(quantized: Quantized) -> dict[str, str]:
+def _alternatives(
+    job: Job,
+    plan: Plan,
+    quantized: Quantized,
+    choices: Mapping[str, str],
+    ranges: Ranges,
+    picked: Sequence[Place],
+    progress: Progress,
+) -> dict[tuple[str, str], Edit]:
+    """By layer and choice, what turns the plan into the one with that choice; without those that a neighbour cannot
+    follow, which would be changed as well."""
+    model, runtime = job.model, quantized.runtime
+    ops = {group.name: group.op for group in model.groups}
+    offered = narrowed(ladder(model, runtime, job.calibration.histograms), ops, plan.rules, runtime)
+    found: dict[tuple[str, str], Edit] = {}
+    layers = [place.name for place in picked if place.group is not None]
+    for done, name in enumerate(layers, start=1):
+        for choice in (c for c in offered[name] if c != choices[name]):
+            wanted = {**choices, name: choice}
+            other = quantize_model(model, runtime, job.calibration, job.impact, choices=wanted, ranges=ranges)
+            if _followed(other) == _followed(quantized) | {name: choice}:
+                found[name, choice] = difference(model, quantized, other)
+        progress.step(done, len(layers))
+    return found
+
+
+def _followed(quantized: Quantized) -> dict[str, str]:
     """What each layer really became."""
     return {name: quantized.assignment.choice(name) for name in quantized.assignment.reasons}
 
 
 def _expected(
-    model: Model,
-    quantized: Quantized,
-    choices: Mapping[str, str],
-    problem: Problem | None,
-    conversions: Charged,
-    every: Sequence[Place],
-    inputs: Mapping[str, np.ndarray],
-    progress: Progress,
+    problem: Problem, choices: Mapping[str, str], conversions: Charged, every: Sequence[Place]
 ) -> dict[str, float]:
-    """What each place is expected to lose: by the plan's own costs, or else by one Gauss-Newton pass."""
-    if problem is None:
-        kernels = set(followed(quantized).values()) - {FLOAT}
-        found = measure_sensitivity(model, inputs, dict.fromkeys(kernels, quantized), progress)
-        return {
-            place.name: sum(found.weights.get(place.name, {}).values())
-            + sum(
-                found.tensors.get((node, form_of(quantized.activations[node].q.scheme)), 0.0) for node in place.tensors
-            )
-            for place in every
-        }
+    """What each place is expected to lose by the plan's own costs."""
     converted: dict[str, float] = {}
     for crossing, entry in conversions:
         loss = 0.0 if entry is None else entry.costs.get("loss", 0.0)
         converted[crossing.edge.tensor] = converted.get(crossing.edge.tensor, 0.0) + loss
     own = {name: problem.options[name].get(choice, {}).get("loss", 0.0) for name, choice in choices.items()}
+    return {p.name: own.get(p.name, 0.0) + sum(converted.get(node, 0.0) for node in p.tensors) for p in every}
+
+
+def _expected_anew(
+    model: Model,
+    quantized: Quantized,
+    every: Sequence[Place],
+    inputs: Mapping[str, np.ndarray],
+    progress: Progress,
+) -> dict[str, float]:
+    """The same by one Gauss-Newton pass."""
+    kernels = set(_followed(quantized).values()) - {FLOAT}
+    found = measure_sensitivity(model, inputs, dict.fromkeys(kernels, quantized), progress)
+    forms = {node: form_of(tensor.q.scheme) for node, tensor in quantized.activations.items()}
     return {
-        place.name: own.get(place.name, 0.0) + sum(converted.get(node, 0.0) for node in place.tensors)
+        place.name: sum(found.weights.get(place.name, {}).values())
+        + sum(found.tensors.get((node, forms[node]), 0.0) for node in place.tensors)
         for place in every
     }
 
@@ -373,15 +376,13 @@ def _picked(
 def _causes(found: Mapping[str, Recovered], ends: tuple[float, float] | None, ties: Ties | None) -> Causes:
     parts: dict[Cause, Recovered] = {cause: found[cause] for cause in CAUSES if cause in found}
     most = max(parts, key=lambda cause: parts[cause].share)
+    undone = found.get("correction")
     return Causes(
+        **parts,
         all=found["all"],
-        clipping=parts.get("clipping"),
-        weights=parts.get("weights"),
-        activations=parts.get("activations"),
-        bias=parts.get("bias"),
         interaction=found["all"].share - sum(part.share for part in parts.values()),
         largest=most if parts[most].share > 0 and parts[most].beyond_chance else None,
-        bias_corrected=_negative(found["correction"]) if "correction" in found else None,
+        bias_corrected=None if undone is None else Recovered(share=-undone.share, error=undone.error),
         widened=found.get("widened"),
         saturation=None if ends is None else Saturation(low=ends[0], high=ends[1]),
         ties=ties,
@@ -390,19 +391,13 @@ def _causes(found: Mapping[str, Recovered], ends: tuple[float, float] | None, ti
 
 def _recovered(plan: Outcome, outcome: Outcome) -> Recovered:
     """Pair by pair of one sample: what they have in common is not in the error."""
-    saved, whole = plan.losses - outcome.losses, float(plan.losses.mean())
-    error = _standard_error(saved)
-    if whole == 0.0:
-        return Recovered(share=0.0, error=None if error is None else 0.0)
+    saved = plan.losses - outcome.losses
+    whole, error = float(plan.losses.mean()) or 1.0, _standard_error(saved)
     return Recovered(share=float(saved.mean()) / whole, error=None if error is None else error / whole)
 
 
 def _standard_error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-
-
-def _negative(one: Recovered) -> Recovered:
-    return Recovered(share=-one.share, error=one.error)
 
 
 def _ties(plan: Outcome, without: Outcome) -> Ties | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +29,8 @@ from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, same_steps
-from edgeq.planning.explain.counterfactual import Edit, Rounding, clipped, copies, exact, rounded, unclipped
+from edgeq.planning.explain.counterfactual import clipped, copies, exact, unclipped
+from edgeq.planning.sensitivity.edits import Edit, Rounding, rounded, weight_and_bias
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.bias_correction import bias_shift
@@ -102,39 +102,34 @@ def observe(
     sources = {g.root: model.nodes[g.root].all_input_nodes[0].name for g in groups}
     read, looked_at = set(sources.values()), {node for place in wanted for node in place.tensors}
 
-    def look(batch: list[torch.Tensor]) -> _Look:
-        found = _Look({}, {}, {})
+    def look(batch: list[torch.Tensor]) -> dict[tuple[str, str], np.ndarray]:
+        found: dict[tuple[str, str], np.ndarray] = {}
 
         def see(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
             value = values[0]
             if node.name in read:
-                found.sums[node.name] = value.double().sum(0, keepdim=True)
-                found.rows[node.name] = len(value)
+                found["sum", node.name] = value.double().sum(0, keepdim=True).numpy()
+                found["rows", node.name] = np.array(len(value))
             if node.name in looked_at and node.name in calibration.histograms:
                 q = quantized.activations[node.name].q
                 half, float_values = float(q.scale) / 2, calibration.histograms[node.name]
                 low = float((value < q.low + half).sum()) if float_values.low < q.low - half else 0.0
                 high = float((value > q.high - half).sum()) if float_values.high > q.high + half else 0.0
-                found.ends[node.name] = np.array([low, high, value.numel()])
+                found["ends", node.name] = np.array([low, high, value.numel()])
             return values
 
         simulate(model, quantized, batch, see)
         return found
 
     given = list(batches(model, inputs))
-    sums: dict[str, torch.Tensor] = {}
-    rows: dict[str, int] = {}
-    ends: dict[str, np.ndarray] = {}
+    totals: dict[tuple[str, str], np.ndarray] = {}
     for done, found in enumerate(side_by_side(look, given), start=1):
-        for node, total in found.sums.items():
-            sums[node] = sums[node] + total if node in sums else total
-            rows[node] = rows.get(node, 0) + found.rows[node]
-        for node, counts in found.ends.items():
-            ends[node] = ends.get(node, 0) + counts
+        for key, counted in found.items():
+            totals[key] = totals.get(key, 0) + counted
         progress.step(done, len(given))
-    means = {root: (sums[source] / rows[source]).float() for root, source in sources.items()}
-    patches = {root: mean_patch(model.nodes[root], mean) for root, mean in means.items()}
-    return Seen(patches, {node: (float(low / total), float(high / total)) for node, (low, high, total) in ends.items()})
+    means = {root: torch.from_numpy(totals["sum", node] / totals["rows", node]) for root, node in sources.items()}
+    ends = {node: (float(n[0] / n[2]), float(n[1] / n[2])) for (what, node), n in totals.items() if what == "ends"}
+    return Seen({root: mean_patch(model.nodes[root], mean.float()) for root, mean in means.items()}, ends)
 
 
 def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> dict[str, Edit]:
@@ -156,7 +151,7 @@ def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> di
         found["activations"] = changed(clipped)
     group = place.group
     if group is not None and group.name in quantized.weights:
-        _, weight_node, bias_node = (node.name for node in model.nodes[group.root].all_input_nodes[:3])
+        weight_node, bias_node = weight_and_bias(model, group)
         weight, bias = (model.state[name or ""] for name in (group.weight, group.bias))
         used = quantized.biases[group.name]
         error = quantized.weights[group.name].real - weight
@@ -180,16 +175,15 @@ def widening(model: Model, quantized: Quantized, widest: Mapping[str, QuantizedT
     Args:
         widest: by graph node, the scale for the true extremes.
     """
-    also_float = quantized.assignment.also_float
     shares = {(own.share, own.q.scheme) for node in place.tensors for own in [quantized.activations[node]]}
 
-    def wider(node: str, tensor: QuantizedTensor) -> Rounding | None:
-        alike = (tensor.share, tensor.q.scheme) in shares and not same_steps(tensor.q, widest[node].q)
-        return rounded(widest[node].q) if alike else None
+    def wider(node: str, tensor: QuantizedTensor) -> bool:
+        return (tensor.share, tensor.q.scheme) in shares and not same_steps(tensor.q, widest[node].q)
 
-    tensors = {node: way for node, tensor in quantized.rounded.items() if (way := wider(node, tensor))}
-    read = quantized.rounded_by_readers(model)
-    reads = {pair: way for pair, t in read.items() if pair[1] in also_float and (way := wider(pair[1], t))}
+    tensors = {node: rounded(widest[node].q) for node, t in quantized.rounded.items() if wider(node, t)}
+    also_float = quantized.assignment.also_float
+    read = {pair: t for pair, t in quantized.rounded_by_readers(model).items() if pair[1] in also_float}
+    reads = {pair: rounded(widest[pair[1]].q) for pair, t in read.items() if wider(pair[1], t)}
     return Edit(tensors, {}, reads) if tensors or reads else None
 
 
@@ -198,11 +192,3 @@ def spread(inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray
     available = len(next(iter(inputs.values())))
     kept: Sequence[int] = np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist()
     return {name: array[kept] for name, array in inputs.items()}
-
-
-class _Look(NamedTuple):
-    """Of one batch, by graph node: sums of inputs, how many they are of, and counts at the ends and altogether."""
-
-    sums: dict[str, torch.Tensor]
-    rows: dict[str, int]
-    ends: dict[str, np.ndarray]

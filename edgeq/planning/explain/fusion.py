@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -41,25 +41,20 @@ Charged = list[tuple[Crossing, Boundary | None]]
 
 def charged(model: Model, quantized: Quantized, choices: Mapping[str, str], problem: Problem | None) -> Charged:
     """The conversions that these choices need, and what the plan says of their costs."""
-    Forms = tuple[str | None, str | None]  # before and after
-    known: dict[tuple[str | None, frozenset[str]], dict[Forms, list[Boundary]]] = {}
-    for boundary in problem.boundaries if problem else ():
-        before = next(map(form, boundary.leaves), None)
-        after = next((form(c) for entering in boundary.readers.values() for c in entering), None)
-        alike = known.setdefault((boundary.producer, frozenset(boundary.readers)), {})
-        alike.setdefault((before, after), []).append(boundary)
-    found: dict[str, dict[Forms, Boundary]] = {}
-    every = edges(model, quantized.runtime)
-    for edge in every:  # entries that look alike stand in the order of the edges
+    known: dict[tuple[Any, ...], list[Boundary]] = {}
+    for one in problem.boundaries if problem else ():
+        before = next(map(form, one.leaves), None)
+        after = next((form(c) for entering in one.readers.values() for c in entering), None)
+        known.setdefault((one.producer, frozenset(one.readers), before, after), []).append(one)
+    found: Charged = []
+    for crossing in crossings(edges(model, quantized.runtime), choices):
+        edge = crossing.edge
         producer = None if edge.float_anyway else edge.producer
-        same = known.get((producer, frozenset(edge.readers)), {})
-        found[edge.tensor] = {forms: entries.pop(0) for forms, entries in same.items() if entries}
-
-    def entry(one: Crossing) -> Boundary | None:
-        before = None if one.edge.float_anyway else form(choices[one.edge.producer or ""])
-        return found[one.edge.tensor].get((before, one.form))
-
-    return [(one, entry(one)) for one in crossings(every, choices)]
+        before = None if producer is None else form(choices[producer])
+        alike = known.get((producer, frozenset(edge.readers), before, crossing.form))
+        # tensors on the same way cross together: their entries stand in the order of the edges
+        found.append((crossing, alike.pop(0) if alike else None))
+    return found
 
 
 def lost_fusion(

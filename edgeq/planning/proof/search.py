@@ -131,7 +131,7 @@ class Search:
     def quantize(self, choices: Mapping[str, str]) -> Quantized:
         job = self.job
         return quantize_model(
-            job.model, self.runtime, job.calibration, job.impact, choices=choices, ranges=self.costs.ranges
+            job.model, self.runtime, job.calibration, job.impact, choices=choices, ranges=self.costs.losses.ranges
         )
 
     def build(self, plans: Sequence[Mapping[str, str]]) -> None:
@@ -187,7 +187,7 @@ def searches(
     if not isinstance(device, Device) and job.target.execution != "none" and runtime.name in RUNTIMES:
         raise UsageError(f"a plan for {runtime.name} cannot be proved here: {device}", remedy="choose another target")
     where = device if isinstance(device, Device) else None
-    if minimize == "energy" and (profile is None or isinstance(energies(profile), str)):
+    if minimize == "energy" and (profile is None or energies(profile) is None):
         raise UsageError(
             f"energy cannot be modelled for {'a target without a profile' if profile is None else profile.name}: "
             "its figures are not known",

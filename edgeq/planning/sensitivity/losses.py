@@ -6,23 +6,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from edgeq.cache import Entry, cached, content_key
 from edgeq.installed import installed
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import Ladder, uniform
-from edgeq.numerics import Scheme, per_tensor
-from edgeq.planning.sensitivity.predicted import predicted_losses
-from edgeq.planning.sensitivity.value import Sensitivity, contenders
+from edgeq.numerics import QParams, Scheme, per_tensor
+from edgeq.planning.sensitivity.value import Sensitivity, contenders, predicted_losses
 from edgeq.plans.plan import AloneLoss
 from edgeq.prepare import Job
 from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 
-LOSSES_VERSION = 7
+LOSSES_VERSION = 8
 """To be raised whenever what is measured, or how it is kept, changes."""
+
+
+def _pack(ranges: Ranges) -> list[Any]:
+    def grid(q: QParams) -> list[Any]:
+        return [asdict(q.scheme), float(q.scale), int(q.zero_point)]
+
+    return [
+        [estimator, asdict(scheme), fixed, list(names), {**asdict(tensor), "q": grid(tensor.q)}]
+        for (estimator, scheme, fixed, names), tensor in ranges.items()
+    ]
+
+
+def _unpack(kept: Any) -> Ranges:
+    def tensor(q: Any, **rest: Any) -> QuantizedTensor:
+        scheme, scale, zero_point = q
+        return QuantizedTensor(per_tensor(Scheme(**scheme), scale, zero_point), **rest)
+
+    return {
+        (estimator, Scheme(**scheme), fixed, tuple(names)): tensor(**found)
+        for estimator, scheme, fixed, names, found in kept
+    }
 
 
 @dataclass(frozen=True)
@@ -38,27 +60,31 @@ class Losses:
 
     sensitivity: Sensitivity
     alone: list[AloneLoss]
-    ranges: Ranges
+    ranges: Annotated[Ranges, PlainSerializer(_pack), PlainValidator(_unpack)]
     correlation: float | None
+
+
+_KEPT = TypeAdapter(Losses)
 
 
 def measure_losses(job: Job, runtime: Runtime, options: Ladder) -> Losses:
     """One pass for all choices, then some of them one by one; or what an earlier run kept of it."""
+    key = content_key(
+        "losses",
+        LOSSES_VERSION,
+        model=job.model.fingerprint,
+        calibration=job.calibration_data.sha256,
+        runtime=arithmetic(runtime),
+        choices={name: list(offered) for name, offered in options.items()},
+        **installed("torch"),
+    )
     return cached(
         job.cache,
         "losses",
-        content_key(
-            "losses",
-            LOSSES_VERSION,
-            model=job.model.fingerprint,
-            calibration=job.calibration_data.sha256,
-            runtime=arithmetic(runtime),
-            choices={name: list(offered) for name, offered in options.items()},
-            **installed("torch"),
-        ),
+        key,
         lambda: _measure(job, runtime, options),
-        _pack,
-        _unpack,
+        lambda found: Entry(_KEPT.dump_python(found, mode="json")),
+        lambda entry: _KEPT.validate_python(entry.values),
     )
 
 
@@ -83,20 +109,6 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
     found = float(spearmanr(first, second).statistic)
     return found if isfinite(found) else None
-
-
-def pack_ranges(ranges: Ranges) -> list[object]:
-    return [
-        [estimator, asdict(scheme), fixed, list(names), _pack_tensor(tensor)]
-        for (estimator, scheme, fixed, names), tensor in ranges.items()
-    ]
-
-
-def unpack_ranges(kept: Any) -> Ranges:
-    return {
-        (estimator, Scheme(**scheme), fixed, tuple(names)): _unpack_tensor(tensor)
-        for estimator, scheme, fixed, names, tensor in kept
-    }
 
 
 def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
@@ -126,37 +138,3 @@ def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
     ]
     correlation = rank_correlation([one.predicted for one in alone], [one.simulated for one in alone])
     return Losses(sensitivity, alone, ranges, correlation)
-
-
-def _pack(found: Losses) -> Entry:
-    return Entry(
-        {
-            "weights": found.sensitivity.weights,
-            "tensors": [[node, form, value] for (node, form), value in found.sensitivity.tensors.items()],
-            "alone": [one.model_dump() for one in found.alone],
-            "ranges": pack_ranges(found.ranges),
-            "correlation": found.correlation,
-        }
-    )
-
-
-def _unpack(entry: Entry) -> Losses:
-    kept = entry.values
-    return Losses(
-        Sensitivity(kept["weights"], {(node, form): value for node, form, value in kept["tensors"]}),
-        [AloneLoss.model_validate(one) for one in kept["alone"]],
-        unpack_ranges(kept["ranges"]),
-        kept["correlation"],
-    )
-
-
-def _pack_tensor(tensor: QuantizedTensor) -> list[object]:
-    q = tensor.q
-    grid = [asdict(q.scheme), float(q.scale), int(q.zero_point)]
-    return [*grid, tensor.low, tensor.high, tensor.estimator, tensor.share, tensor.reason]
-
-
-def _unpack_tensor(kept: list[object]) -> QuantizedTensor:
-    scheme, scale, zero_point, low, high, estimator, share, reason = kept
-    q = per_tensor(Scheme(**scheme), scale, zero_point)  # type: ignore[arg-type]
-    return QuantizedTensor(q, low, high, estimator, share, reason)  # type: ignore[arg-type]

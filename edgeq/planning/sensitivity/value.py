@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import PlainSerializer, PlainValidator
+
+from edgeq.lowering.assign import FLOAT, writes_integers
+from edgeq.lowering.choices import Ladder
+from edgeq.lowering.form import form
+from edgeq.model.groups import only_moves
+from edgeq.model.model import Model
+from edgeq.registry.schema import Runtime
 
 CONTENDERS = 32
 
@@ -30,7 +39,32 @@ class Sensitivity:
     """
 
     weights: dict[str, dict[str, float]]
-    tensors: dict[Rounded, float]
+    tensors: Annotated[
+        dict[Rounded, float],
+        PlainSerializer(lambda found: [[*key, value] for key, value in found.items()]),
+        PlainValidator(lambda kept: {(node, one): value for node, one, value in kept}),
+    ]
+
+
+def predicted_losses(
+    model: Model, runtime: Runtime, choices: Ladder, sensitivity: Sensitivity
+) -> dict[tuple[str, str], float]:
+    """By group and choice other than float: the damage of its weights, and of the values that it leaves behind where
+    those are integers. What only moves values from a scale to the same scale rounds nothing: whoever made the
+    integers has paid for them."""
+    moved = {g.output for g in model.groups if g.op in runtime.shared_scale and only_moves(g, model.nodes[g.root])}
+    left_behind = {g.output for g in model.groups if writes_integers(model, runtime, g)} - moved
+    found: dict[tuple[str, str], float] = {}
+    for group in model.groups:
+        written = [node for node in group.members if node != group.output or node in left_behind]
+        weights = sensitivity.weights.get(group.name, {})
+        found |= {
+            (group.name, c): weights.get(c, 0.0)
+            + sum(sensitivity.tensors.get((n, form(c) or ""), 0.0) for n in written)
+            for c in choices[group.name]
+            if c != FLOAT
+        }
+    return found
 
 
 def contenders(predicted: Mapping[Choice, float], count: int = CONTENDERS) -> list[Choice]:
@@ -42,7 +76,5 @@ def contenders(predicted: Mapping[Choice, float], count: int = CONTENDERS) -> li
         worst.setdefault(key[0], key)
     first = list(worst.values())[: count // 2]
     rest = [key for key in ranked if key not in first]
-    spread = (
-        sorted({round(i) for i in np.linspace(0, len(rest) - 1, min(len(rest), count - len(first)))}) if rest else []
-    )
-    return first + [rest[i] for i in spread]
+    spread = np.linspace(0, len(rest) - 1, min(len(rest), count - len(first)))
+    return first + [rest[i] for i in sorted({round(i) for i in spread})]
