@@ -12,19 +12,11 @@ from edgeq.lowering.boundaries import Edge
 from edgeq.lowering.choices import Ladder
 from edgeq.model.model import Model
 from edgeq.planning.costs.builds import Built
-from edgeq.planning.costs.modelled import (
-    ENERGY,
-    LATENCY,
-    Roofline,
-    conversions,
-    energies,
-    roofline,
-    table,
-    used_figures,
-)
+from edgeq.planning.costs.modelled import conversions, table
 from edgeq.planning.costs.timing import Timing, attribute
 from edgeq.planning.costs.vela import estimate, version
 from edgeq.plans.plan import FloatPrecision, ModelledBy
+from edgeq.registry.roofline import ENERGY, LATENCY, Roofline, energies, roofline, used_figures
 from edgeq.registry.schema import Profile, Runtime, VelaSystem
 
 Tables = dict[FloatPrecision, Timing]

@@ -1,16 +1,13 @@
 """Where a quantized model loses accuracy, and by what: each cause as the change that takes it away, and nothing else.
 
-The error of a layer is taken apart so that its parts do not overlap:
+The parts do not overlap:
 
 - clipping: values beyond the ends of the range. Without it, the same steps go on for ever.
 - activations: rounding between the ends. Without it, values are only cut.
-- weights: rounded weights, as far as they do not shift the layer's mean output. Without it, the weights are exact and
-  the shift that they cause stays.
-- bias: the mean shift that rounded weights leave on the inputs that the layer really gets, after the correction that
-  calibration gave it. Without it, the bias is exact.
+- weights: rounded weights, but for the shift of the layer's mean output that they cause.
+- bias: that shift, on the inputs that the layer really gets, after the correction that calibration gave it.
 
-Without all four, the layer computes in float on what its neighbours hand it, and leaves float behind. Whatever the
-parts do not add up to that, is interaction.
+Without all four, the layer computes in float on what its neighbours hand it, and leaves float behind.
 """
 
 from __future__ import annotations
@@ -31,7 +28,6 @@ from edgeq.model.model import Model
 from edgeq.numerics import QParams, same_steps
 from edgeq.planning.explain.counterfactual import clipped, copies, exact, unclipped
 from edgeq.planning.sensitivity.edits import Edit, Rounding, rounded, weight_and_bias
-from edgeq.progress import Progress, Silent
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.quantize import Quantized
@@ -45,8 +41,7 @@ class Place:
     Attributes:
         name: the layer's; for an input of the model, `input` and its name.
         group: None for an input.
-        tensors: graph nodes that are rounded here: what the layer leaves behind. Where readers want it in another type,
-            it is rounded anew for them, which counts as a part of this.
+        tensors: graph nodes that are rounded here, also anew for readers that want another type.
     """
 
     name: str
@@ -60,8 +55,8 @@ class Seen:
 
     Attributes:
         mean_patches: by graph node of a layer's root, as in `Calibration`.
-        at_ends: by graph node, the shares of its values at the lowest and the highest integer. An end that the float
-            model's values never pass does not count: behind a ReLU, zero is an answer.
+        at_ends: by graph node, the shares of its values at the lowest and the highest integer, where the float model's
+            values go on beyond it: behind a ReLU, zero is an answer.
     """
 
     mean_patches: dict[str, NDArray[np.float32]]
@@ -90,14 +85,12 @@ def observe(
     calibration: Calibration,
     inputs: Mapping[str, np.ndarray],
     wanted: Collection[Place],
-    progress: Progress | None = None,
 ) -> Seen:
     """Runs the quantized model, in simulation, and looks at these places.
 
     Args:
         inputs: by input name, [N, ...].
     """
-    progress = progress or Silent()
     groups = [p.group for p in wanted if p.group is not None and p.group.name in quantized.weights]
     sources = {g.root: model.nodes[g.root].all_input_nodes[0].name for g in groups}
     read, looked_at = set(sources.values()), {node for place in wanted for node in place.tensors}
@@ -121,12 +114,10 @@ def observe(
         simulate(model, quantized, batch, see)
         return found
 
-    given = list(batches(model, inputs))
     totals: dict[tuple[str, str], np.ndarray] = {}
-    for done, found in enumerate(side_by_side(look, given), start=1):
+    for found in side_by_side(look, batches(model, inputs)):
         for key, counted in found.items():
             totals[key] = totals.get(key, 0) + counted
-        progress.step(done, len(given))
     means = {root: torch.from_numpy(totals["sum", node] / totals["rows", node]) for root, node in sources.items()}
     ends = {node: (float(n[0] / n[2]), float(n[1] / n[2])) for (what, node), n in totals.items() if what == "ends"}
     return Seen({root: mean_patch(model.nodes[root], mean.float()) for root, mean in means.items()}, ends)
@@ -140,32 +131,30 @@ def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> di
     scales = {node: quantized.activations[node].q for node in place.tensors}
     written = scales.keys() & quantized.rounded.keys()
     reads = {pair: t.q for pair, t in quantized.rounded_by_readers(model).items() if pair[1] in scales}
-    found: dict[str, Edit] = {}
 
     def changed(how: Callable[[QParams], Rounding]) -> Edit:
         return Edit({node: how(scales[node]) for node in written}, {}, {pair: how(q) for pair, q in reads.items()})
 
-    everything = changed(lambda _: exact)
-    if scales:
-        found["clipping"] = changed(unclipped)
-        found["activations"] = changed(clipped)
-    group = place.group
+    everything, group = changed(lambda _: exact), place.group
+    found = {"clipping": changed(unclipped), "activations": changed(clipped)} if scales else {}
     if group is not None and group.name in quantized.weights:
         weight_node, bias_node = weight_and_bias(model, group)
         weight, bias = (model.state[name or ""] for name in (group.weight, group.bias))
         used = quantized.biases[group.name]
         error = quantized.weights[group.name].real - weight
         left = bias_shift(group.op, error, seen.mean_patches[group.root]) + (used - bias)
-        found["weights"] = _constants({weight_node: weight, bias_node: bias + left})
-        found["bias"] = _constants({bias_node: used - left})
+        constants = {
+            "weights": {weight_node: weight, bias_node: bias + left},
+            "bias": {bias_node: used - left},
+            "all": {weight_node: weight, bias_node: bias},
+        }
         if not np.array_equal(used, bias):
-            found["correction"] = _constants({bias_node: bias})
-        everything = everything.and_also(_constants({weight_node: weight, bias_node: bias}))
-    return {**found, "all": everything}
-
-
-def _constants(values: Mapping[str, NDArray[np.float32]]) -> Edit:
-    return Edit({}, {node: torch.from_numpy(value) for node, value in values.items()})
+            constants["correction"] = {bias_node: bias}
+        found |= {
+            cause: Edit({}, {node: torch.from_numpy(value) for node, value in values.items()})
+            for cause, values in constants.items()
+        }
+    return {**found, "all": everything.and_also(found.get("all", Edit()))}
 
 
 def widening(model: Model, quantized: Quantized, widest: Mapping[str, QuantizedTensor], place: Place) -> Edit | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from edgeq.lowering.assign import writes_integers
-from edgeq.lowering.boundaries import Crossing, crossings, edges
+from edgeq.lowering.boundaries import Crossing, Kind, crossings, edges
 from edgeq.lowering.form import form, on_integers
 from edgeq.model.model import Model
 from edgeq.planning.explain.explain import Change, Explanation
 from edgeq.planning.solver.solve import Boundary, Problem
 from edgeq.quantization.quantize import Quantized
+
+What = Kind | Literal["activation"]
 
 
 class LostFusion(BaseModel):
@@ -23,16 +25,15 @@ class LostFusion(BaseModel):
 
     layer: str
     """The layer to change."""
-    what: Literal["quantize", "dequantize", "requantize", "activation"]
+    what: What
     neighbours: list[str]
     """The layers whose choices differ from this one's; none for an activation."""
     latency: float | None
     """Predicted seconds, from the plan's own costs; None where they hold none. Float layers that read one tensor share
-    the time of its conversion, which is named with each of them."""
+    its conversion."""
     text: str
     instead: Change | None = None
-    """The integer choice of this layer that would take the least time: what the whole plan would change by, predicted.
-    None where it has no other choice, or the plan holds no costs."""
+    """The integer choice of this layer that would take the least time, predicted; None where there is none."""
 
 
 Charged = list[tuple[Crossing, Boundary | None]]
@@ -74,7 +75,15 @@ def lost_fusion(
     """
     changes = {layer.name: layer.alternatives for layer in explained.layers} if explained is not None else {}
     groups = {group.name: group for group in model.groups}
-    found = []
+    found: list[LostFusion] = []
+
+    def lost(layer: str, what: What, neighbours: list[str], seconds: float | None, text: str) -> None:
+        integers = [change for change in changes.get(layer, []) if on_integers(change.choice)]
+        fastest = min(integers, key=lambda change: change.latency or 0.0, default=None)
+        found.append(
+            LostFusion(layer=layer, what=what, neighbours=neighbours, latency=seconds, text=text, instead=fastest)
+        )
+
     for (edge, kind, wanted), entry in conversions:
         seconds = None if entry is None else entry.costs.get("latency")
         readers = [r for r in edge.readers if form(choices[r]) == wanted]
@@ -82,26 +91,18 @@ def lost_fusion(
             group = groups[edge.producer]
             own = f"its {group.activation_op}" if on_integers(choices[group.name]) and group.activation else "it"
             text = f"{own} writes float, which is made integers for {_names(readers)}"
-            found.append(LostFusion(layer=group.name, what=kind, neighbours=readers, latency=seconds, text=text))
+            lost(group.name, kind, readers, seconds, text)
         if kind != "quantize":
             reads = "float, which is" if wanted is None else f"{wanted.removeprefix('a')}-bit integers, which are"
             for reader in readers:
                 text = f"it reads {reads} made from the integers of {edge.producer}"
-                found.append(
-                    LostFusion(layer=reader, what=kind, neighbours=[edge.producer or ""], latency=seconds, text=text)
-                )
+                lost(reader, kind, [edge.producer or ""], seconds, text)
     for group in model.groups:
         if on_integers(choices[group.name]) and group.activation and group.root in quantized.activations:
             how = "a kernel of its own" if writes_integers(model, quantized.runtime, group) else "float"
             text = f"its {group.activation_op} runs in {how}: {quantized.runtime.name} does not fuse it"
-            found.append(LostFusion(layer=group.name, what="activation", neighbours=[], latency=None, text=text))
-    found = [one.model_copy(update={"instead": _fastest(changes.get(one.layer, []))}) for one in found]
+            lost(group.name, "activation", [], None, text)
     return sorted(found, key=lambda one: -(one.latency or 0.0))
-
-
-def _fastest(changes: Sequence[Change]) -> Change | None:
-    integers = [change for change in changes if on_integers(change.choice)]
-    return min(integers, key=lambda change: change.latency or 0.0, default=None)
 
 
 def _names(layers: list[str]) -> str:

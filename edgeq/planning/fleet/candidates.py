@@ -42,6 +42,11 @@ class Candidate:
     common: bool
 
     @property
+    def told(self) -> dict[str, Any]:
+        """What the fleet file says of it in several places."""
+        return {"target": self.plan.target, "format": self.plan.format, "size": self.found.size}
+
+    @property
     def stored(self) -> dict[str, Any]:
         """What its artefact holds: equal for plans of one artefact, whatever led to them."""
         grid = {"dtype", "scale", "zero_point"}
@@ -56,10 +61,8 @@ class Candidate:
 
 
 def candidates(jobs: Sequence[Job], exporter: Exporter, minimize: str, rules: Sequence[Rule]) -> list[Candidate]:
-    """The best plan of every runtime of every target, and beside it the best one of what every target offers that has
-    its format; with activations of more bits where those of the preferred type cost too much accuracy.
-
-    A target whose device is not here is planned for as `edgeq plan` does it, with what can be modelled.
+    """The best plan of every runtime of every target, found as `edgeq plan` does it, and beside it the best one of what
+    every target offers that has its format.
 
     Raises:
         EdgeqError: a target has no candidate of its own, and why.
@@ -93,8 +96,7 @@ def reader(plan_format: str, job: Job) -> Runtime | None:
 def _of_runtime(
     job: Job, runtime: Runtime, others: Sequence[Job], exporter: Exporter, minimize: str, rules: Sequence[Rule]
 ) -> list[Candidate]:
-    own: list[Outcome] = []
-    common: list[Outcome] = []
+    own, common = list[Outcome](), list[Outcome]()
     refused: UsageError | None = None
     for kind, typed in by_activations(runtime).items():
         bests = [min(group, key=rank) for group in (own, common) if group]
@@ -106,7 +108,7 @@ def _of_runtime(
                 continue
             searched = _searches(job, typed, exporter, minimize, rules)
             own += map(_found, searched)
-            common += [_found(left) for one in searched if (left := _of_all(one, others)) is not None]
+            common += map(_found, filter(None, [_of_all(one, others) for one in searched]))
         except EdgeqError as error:
             if own:  # what was found without these stands
                 job.clock.progress.note(f"{job.target.name}, {runtime.format}: {error.cause}")
@@ -117,10 +119,12 @@ def _of_runtime(
     if not own:
         assert refused is not None
         raise refused
-    name = f"{job.target.name}/{runtime.format}"
-    groups = {name: own, f"{name}/common": common}
-    bests_of = {name: min(group, key=rank) for name, group in groups.items() if group}
-    return [Candidate(name, written(best), best, name.endswith("/common")) for name, best in bests_of.items()]
+    name, best = f"{job.target.name}/{runtime.format}", min(own, key=rank)
+    found = [Candidate(name, written(best), best, False)]
+    if common:
+        best = min(common, key=rank)
+        found.append(Candidate(f"{name}/common", written(best), best, True))
+    return found
 
 
 def _searches(job: Job, runtime: Runtime, exporter: Exporter, minimize: str, rules: Sequence[Rule]) -> list[Search]:

@@ -1,12 +1,11 @@
 """A fleet: the fewest artefacts that serve several targets, each of them planned, built and measured.
 
-prepare once -> candidates of every target, and of what targets have in common -> each of them at each target -> the
-smallest set that serves all.
+prepare once -> candidates of every target, and of what all offer -> each at each target -> the fewest that serve all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,9 +65,9 @@ def fleet(
 ) -> tuple[Fleet, dict[str, Plan]]:
     """The fewest artefacts that serve all of several targets, and among equally few those that cost the targets least.
 
-    An artefact serves a target if the target's own file offers every kernel that it was made for, and if it holds the
-    target's limits when it is measured on the target's device. A target whose device is not here is served by what its
-    file offers, and is `not validated`. A target whose limits nothing holds gets what comes closest.
+    An artefact serves a target if the target's file offers every kernel that it was made for, and if it holds the
+    limits on the target's device. A target whose device is not here is `not validated`. One whose limits nothing holds
+    gets what comes closest.
 
     Args:
         targets: names or target files.
@@ -147,9 +146,27 @@ def _covered(
         data_hash=first.calibration_data.sha256,
         minimize=minimize,
         why=_why(len(names), len(jobs), len(found)),
-        artefacts=[_artefact(names[name], found[name], serving) for name in names],
+        artefacts=[
+            Artefact(
+                name=called,
+                plan=f"fleet.{called}.json",
+                candidate=name,
+                serves=[target for target, by in serving.items() if by == name],
+                **found[name].told,
+            )
+            for name, called in names.items()
+        ],
         targets=members,
-        candidates=[_considered(one, [at[name, target] for target in serving]) for name, one in found.items()],
+        candidates=[
+            Considered(
+                name=name,
+                runtime=one.plan.runtime,
+                common=one.common,
+                verdicts=[at[name, target] for target in serving],
+                **one.told,
+            )
+            for name, one in found.items()
+        ],
         given=made_from,
         notes=list(dict.fromkeys(text for job in jobs for text in job.warnings)),
     )
@@ -195,15 +212,20 @@ def _gain(job: Job, shared: Candidate, found: Mapping[str, Candidate], at: Verdi
     best = min(own, key=lambda one: _rank(at[one.name, target], one, job.limits, minimize))
     if best is shared or best.stored == shared.stored:
         return None
-    theirs, mine = at[shared.name, target].proof, at[best.name, target].proof
-    in_turns = _in_turns(job, shared, best)
-    less: dict[str, float | None] = {"latency": in_turns, "drop": None}
-    if theirs is not None and mine is not None:
-        if in_turns is None and theirs.latency and mine.latency:
-            less["latency"] = theirs.latency - mine.latency
-        if theirs.drop is not None and mine.drop is not None:
-            less["drop"] = theirs.drop - mine.drop
-    return Gain(candidate=best.name, in_turns=in_turns is not None, size=shared.found.size - best.found.size, **less)
+    proofs = [at[one.name, target].proof for one in (shared, best)]
+    latency = _in_turns(job, shared, best)
+    return Gain(
+        candidate=best.name,
+        latency=_less(None if p is None else p.latency for p in proofs) if latency is None else latency,
+        in_turns=latency is not None,
+        size=shared.found.size - best.found.size,
+        drop=_less(None if p is None else p.drop for p in proofs),
+    )
+
+
+def _less(pair: Iterable[float | None]) -> float | None:
+    one, other = pair
+    return None if one is None or other is None else one - other
 
 
 def _in_turns(job: Job, shared: Candidate, own: Candidate) -> float | None:
@@ -227,30 +249,6 @@ def _in_turns(job: Job, shared: Candidate, own: Candidate) -> float | None:
     return float(np.median(runs["0"])) - float(np.median(runs["1"]))
 
 
-def _artefact(name: str, one: Candidate, serving: Mapping[str, str]) -> Artefact:
-    return Artefact(
-        name=name,
-        plan=f"fleet.{name}.json",
-        candidate=one.name,
-        target=one.plan.target,
-        format=one.plan.format,
-        size=one.found.size,
-        serves=[target for target, by in serving.items() if by == one.name],
-    )
-
-
-def _considered(one: Candidate, verdicts: list[Verdict]) -> Considered:
-    return Considered(
-        name=one.name,
-        target=one.plan.target,
-        runtime=one.plan.runtime,
-        format=one.plan.format,
-        common=one.common,
-        size=one.found.size,
-        verdicts=verdicts,
-    )
-
-
 def _names(chosen: Sequence[Candidate]) -> dict[str, str]:
     """By candidate, a name after its format: `onnx`, and `onnx-2` for a second one."""
     names: dict[str, str] = {}
@@ -269,6 +267,5 @@ def _why(artefacts: int, targets: int, tried: int) -> str:
 
 
 def _stated(limits: Limits) -> dict[str, str]:
-    stated = {"max_drop": limits.max_drop, "max_latency": limits.max_latency, "max_size": limits.max_size}
     units = {"max_drop": "", "max_latency": " s", "max_size": " bytes"}
-    return {name: f"{value}{units[name]}" for name, value in stated.items() if value is not None}
+    return {name: f"{most}{unit}" for name, unit in units.items() if (most := getattr(limits, name)) is not None}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgeq.planning.costs.memory import peak_memory
 from edgeq.planning.proof.describe import describe
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.search import Search
 from edgeq.planning.solver.problem import Change, changes_of
+from edgeq.plans.memory import peak_memory
 from edgeq.plans.plan import Condition, Conversion, Plan, Planned
 from edgeq.records.wording import seconds_text
 

@@ -20,7 +20,6 @@ from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import Ladder, uniform
 from edgeq.model.model import Model
 from edgeq.planning.costs.estimates import asked_of_vela
-from edgeq.planning.costs.modelled import energies
 from edgeq.planning.costs.state import known
 from edgeq.planning.costs.table import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
 from edgeq.planning.proof.proven import proven_choices
@@ -35,6 +34,7 @@ from edgeq.plans.rules import Rule, idle, narrowed
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.records.wording import seconds_text
+from edgeq.registry.roofline import energies
 from edgeq.registry.schema import Profile, Runtime
 from edgeq.runtimes import RUNTIMES
 

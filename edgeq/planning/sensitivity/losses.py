@@ -60,7 +60,7 @@ class Losses:
 
     sensitivity: Sensitivity
     alone: list[AloneLoss]
-    ranges: Annotated[Ranges, PlainSerializer(_pack), PlainValidator(_unpack)]
+    ranges: Annotated[Ranges, PlainValidator(_unpack), PlainSerializer(_pack)]
     correlation: float | None
 
 

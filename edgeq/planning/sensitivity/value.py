@@ -41,8 +41,8 @@ class Sensitivity:
     weights: dict[str, dict[str, float]]
     tensors: Annotated[
         dict[Rounded, float],
-        PlainSerializer(lambda found: [[*key, value] for key, value in found.items()]),
         PlainValidator(lambda kept: {(node, one): value for node, one, value in kept}),
+        PlainSerializer(lambda found: [[*key, value] for key, value in found.items()]),
     ]
 
 

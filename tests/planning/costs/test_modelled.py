@@ -21,12 +21,13 @@ from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import Ladder, ladder, uniform
 from edgeq.model.model import Model
 from edgeq.planning.costs.estimates import modelled_latency
-from edgeq.planning.costs.modelled import Energies, Roofline, Work, energies, roofline, table, used_figures, work_of
+from edgeq.planning.costs.modelled import table, work_of
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import known, state
 from edgeq.planning.sensitivity.value import Sensitivity
 from edgeq.planning.solver.solve import Problem, cost_of, solve
 from edgeq.registry.load import load_profile, load_target, profile_names, profile_of
+from edgeq.registry.roofline import Energies, Roofline, Work, energies, roofline, used_figures
 from edgeq.registry.schema import Profile
 
 

@@ -29,7 +29,8 @@ from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 from edgeq.planning.explain import counterfactual
-from edgeq.planning.explain.attribution import CAUSES, Measured, attribute, measure_causes
+from edgeq.planning.explain.attributed import CAUSES
+from edgeq.planning.explain.attribution import Measured, attribute, measure_causes
 from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
 from edgeq.planning.explain.counterfactual import clipped, copies, difference, exact, run_edits, unclipped
 from edgeq.planning.explain.explain import Simulated, explain

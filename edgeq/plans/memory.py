@@ -13,9 +13,9 @@ from edgeq.model.graph import Node, itemsize
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of
-from edgeq.planning.costs.modelled import WIDTHS
 from edgeq.plans.plan import FloatPrecision
 from edgeq.quantization.quantize import Quantized
+from edgeq.registry.roofline import WIDTHS
 
 
 @dataclass(frozen=True)
