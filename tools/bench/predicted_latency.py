@@ -26,6 +26,7 @@ from edgeq.lowering.as_run import as_run
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, with_preferred
+from edgeq.lowering.space import Space
 from edgeq.planning.costs.builds import build_all, observe, probing_plans
 from edgeq.planning.costs.size import fit_sizes
 from edgeq.planning.costs.timing import fit
@@ -67,7 +68,7 @@ def main() -> None:
             model,
             runtime,
             seen,
-            probing_plans(model.groups, runtime, options, found_edges),
+            probing_plans(Space(model, runtime, options)),
             exporter,
             folders[1],
             Silent(),
@@ -76,7 +77,7 @@ def main() -> None:
         observed = observe(model, built, device, one, exporter.labels(runtime.format), 1, Silent())
         ran = [replace(o, choices=as_run(model, runtime, found_edges, options, o.choices)) for o in observed]
         timing = fit(model, found_edges, ran)
-        sizes = fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()])
+        sizes = fit_sizes(Space(model, runtime, options), [(b.choices, b.size) for b in built.values()])
         uniform = {name: built[name] for name in ("preferred", FLOAT)}
         runs = device.latency({name: b.candidate for name, b in (tried | uniform).items()}, one, rounds=60)
     medians = {name: float(np.median(seconds)) for name, seconds in runs.items()}

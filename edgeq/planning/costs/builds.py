@@ -19,10 +19,10 @@ from edgeq.evaluation.measure import Ends, ends_of, fed
 from edgeq.export.artifact import Converted, Exporter
 from edgeq.export.elsewhere import Written, fetch, write_for
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.boundaries import Edge, alternating
-from edgeq.lowering.choices import Ladder, uniform
+from edgeq.lowering.boundaries import alternating
+from edgeq.lowering.choices import uniform
 from edgeq.lowering.form import form, on_integers
-from edgeq.model.groups import Group
+from edgeq.lowering.space import Space
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.costs.timing import Observed, attribute
@@ -39,14 +39,7 @@ SLICE_ROUNDS = 20
 
 
 class Built(NamedTuple):
-    """One build.
-
-    Attributes:
-        choices: by group name, as the exporter could follow them.
-        candidate: the artefact.
-        size: bytes of its files.
-        ends: how its inputs and outputs are quantized.
-    """
+    """One build: choices by group name, as the exporter could follow them, and bytes of all its files."""
 
     choices: dict[str, str]
     candidate: Candidate
@@ -54,23 +47,20 @@ class Built(NamedTuple):
     ends: Ends
 
 
-def probing_plans(
-    groups: Sequence[Group], runtime: Runtime, choices: Ladder, edges: Sequence[Edge]
-) -> dict[str, dict[str, str]]:
+def probing_plans(space: Space) -> dict[str, dict[str, str]]:
     """Plans that between them give every layer every choice among like and among unlike neighbours.
 
     Returns:
-        By name: `float32`; one uniform plan for each kernel, the preferred one first; two that alternate between
-        float and integers from layer to layer; two that are random, each the other's opposite; one in which only layers
-        with weights compute on integers; one in which the larger layers have integers for weights alone, with scales of
-        groups where there are such, and without them the smaller ones have none; and for each other type of integers
-        two that alternate between that and the preferred kernels, and one with that beside float where some layers do
-        not have it.
+        By name: `float32`; a uniform plan for each kernel, the preferred one first; two that alternate between float
+        and integers from layer to layer; two that are random, each the other's opposite; one with integers only in
+        layers with weights; one with weights alone (see `_by_weights`); and for each other type of integers two that
+        alternate between that and the preferred kernels, and one with that beside float where some layers lack it.
     """
+    groups, choices = space.model.groups, space.options
     preferred, floats = uniform(choices), dict.fromkeys(choices, FLOAT)
     others = dict.fromkeys(c for options in choices.values() for c in options[1:] if c != FLOAT)
     found = {FLOAT: floats, "preferred": preferred} | {name: uniform(choices, name) for name in others}
-    first = alternating(groups, edges)
+    first = alternating(groups, space.edges)
     rng = random.Random(0)
     second = {name: rng.random() < 0.5 for name in choices}
 
@@ -87,7 +77,7 @@ def probing_plans(
     alone = [choice for choice in others if not on_integers(choice)]
     if alone:
         # from uniform plans alone nobody could tell what a scale adds to a file from what a layer with scales adds
-        found["weights alone"] = _by_weights(groups, runtime, choices, alone)
+        found["weights alone"] = _by_weights(space, alone)
     types = {form(choice): choice for choice in reversed([*preferred.values(), *others]) if on_integers(choice)}
     main = Counter(map(form, preferred.values()))
     for one, choice in types.items():
@@ -101,17 +91,18 @@ def probing_plans(
     return found
 
 
-def _by_weights(groups: Sequence[Group], runtime: Runtime, choices: Ladder, alone: Sequence[str]) -> dict[str, str]:
-    """A plan in which the half of the layers that has more weights has them alone as integers: in groups, and the other
-    half without groups; where there are no groups, the other half stays in float."""
-    grouped = {kernel.name for kernel in runtime.kernels if kernel.weight_group is not None}
+def _by_weights(space: Space, alone: Sequence[str]) -> dict[str, str]:
+    """The half of the layers that has more weights has them alone as integers, in groups, and the other half without
+    groups; where there are no groups, the other half stays in float."""
+    grouped = {kernel.name for kernel in space.runtime.kernels if kernel.weight_group is not None}
     plain = next((choice for choice in alone if choice not in grouped), FLOAT)
     in_groups = next((choice for choice in alone if choice in grouped), None)
     smaller = plain if in_groups else FLOAT
-    weighted = sorted((g for g in groups if len(choices[g.name]) > 1 and g.op in WEIGHTED), key=lambda g: g.parameters)
+    choices = space.options
+    able = [g for g in space.model.groups if len(choices[g.name]) > 1 and g.op in WEIGHTED]
     found = dict.fromkeys(choices, FLOAT)
-    for at, group in enumerate(weighted):
-        wanted = smaller if 2 * at < len(weighted) else in_groups or plain
+    for at, group in enumerate(sorted(able, key=lambda g: g.parameters)):
+        wanted = smaller if 2 * at < len(able) else in_groups or plain
         found[group.name] = next((c for c in (wanted, plain) if c in choices[group.name]), FLOAT)
     return found
 
@@ -172,9 +163,9 @@ def observe(
     """Times the builds in turns, and finds out how long each layer took in each.
 
     Args:
-        precision: of what stays in float.
         inputs: one sample.
         labels: see `attribute`.
+        precision: of what stays in float.
     """
     candidates = {name: replace(b.candidate, options=run_options(precision)) for name, b in built.items()}
     own = {name: fed(inputs, b.ends) for name, b in built.items()}

@@ -3,13 +3,12 @@ for the device, a roofline over the figures of its profile elsewhere, or nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.export.onnx_names import layer_of
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.boundaries import Edge
-from edgeq.lowering.choices import Ladder
+from edgeq.lowering.space import Space
 from edgeq.model.model import Model
 from edgeq.planning.costs.builds import Built
 from edgeq.planning.costs.modelled import conversions, table
@@ -24,12 +23,7 @@ Tables = dict[FloatPrecision, Timing]
 
 
 def modelled_energy(
-    model: Model,
-    runtime: Runtime,
-    options: Ladder,
-    edges: Sequence[Edge],
-    profile: Profile | None,
-    wanted: Sequence[FloatPrecision],
+    space: Space, profile: Profile | None, wanted: Iterable[FloatPrecision]
 ) -> tuple[Tables, ModelledBy | None]:
     """Joules, and what computed them."""
     by = None if profile is None else energies(profile)
@@ -37,14 +31,11 @@ def modelled_energy(
         return {}, None
     figures = used_figures(profile, ENERGY)
     told = ModelledBy(by="operations and bytes moved", profile=profile.name, figures=figures)
-    return {p: table(model, runtime, options, edges, by, p) for p in wanted}, told
+    return {p: table(space, by, p) for p in wanted}, told
 
 
 def modelled_latency(
-    model: Model,
-    runtime: Runtime,
-    options: Ladder,
-    edges: Sequence[Edge],
+    space: Space,
     built: Mapping[str, Built],
     labels: Mapping[str, str],
     profile: Profile | None,
@@ -61,11 +52,11 @@ def modelled_latency(
         return {}, None, ["the target has no profile to model a latency from: --profile names a device"]
     roof = roofline(profile, threads)
     notes = []
-    if runtime.name == "vela" and profile.vela is not None:
+    if space.runtime.name == "vela" and profile.vela is not None:
         try:
-            layers = _by_vela(model, built, labels, profile.vela)
+            layers = _by_vela(space.model, built, labels, profile.vela)
             # conversions are the CPU's: they take no time where nothing is known of it
-            between = conversions(edges, runtime, roof if isinstance(roof, Roofline) else None, "float32")
+            between = conversions(space, roof if isinstance(roof, Roofline) else None, "float32")
             return {"float32": Timing(layers, between)}, _vela(profile, profile.vela), []
         except EdgeqError as error:
             notes.append(f"there is no estimate of Vela's: {error.cause}; {error.remedy}")
@@ -74,7 +65,7 @@ def modelled_latency(
         return {}, None, notes
     known: Sequence[FloatPrecision] = [p for p in wanted if p in roof.rates] or ["float32"]
     told = ModelledBy(by="a roofline", profile=profile.name, figures=used_figures(profile, LATENCY))
-    return {p: table(model, runtime, options, edges, roof, p) for p in known}, told, notes
+    return {p: table(space, roof, p) for p in known}, told, notes
 
 
 def asked_of_vela(runtime: Runtime, profile: Profile | None) -> str | None:

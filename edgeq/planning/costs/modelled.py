@@ -7,12 +7,10 @@ float and integers reads one form and writes the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from edgeq.lowering.assign import writes_integers
 from edgeq.lowering.boundaries import Edge, Kind, elements
-from edgeq.lowering.choices import Ladder
 from edgeq.lowering.form import on_integers
+from edgeq.lowering.space import Space
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.planning.costs.size import stored_bytes
@@ -43,33 +41,27 @@ def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision
 
 
 def conversions(
-    edges: Sequence[Edge], runtime: Runtime, by: Roofline | Energies | None, precision: FloatPrecision
+    space: Space, by: Roofline | Energies | None, precision: FloatPrecision
 ) -> dict[str, dict[Kind, float]]:
     """By tensor and kind, seconds or joules of reading one form and writing the other; 0 where nothing is known."""
-    price = 0.0 if by is None else by.of_byte
+    price, runtime = 0.0 if by is None else by.of_byte, space.runtime
     widths = [WIDTHS[k.activations.removeprefix("u")] for k in runtime.kernels if not k.weight_only] or [0.0]
     both = WIDTHS[precision] + widths[0]
     bytes_of: dict[Kind, float] = {"quantize": both, "dequantize": both, "requantize": min(widths) + max(widths)}
-    # a model whose ends are integers is given them
-    given = {edge.tensor for edge in edges if edge.producer is None and runtime.io == "integer"}
-    return {
-        e.tensor: {kind: 0.0 if e.tensor in given else e.elements * moved * price for kind, moved in bytes_of.items()}
-        for e in edges
-    }
+
+    def priced(edge: Edge) -> dict[Kind, float]:
+        given = edge.producer is None and runtime.io == "integer"  # a model whose ends are integers is given them
+        return {kind: 0.0 if given else edge.elements * moved * price for kind, moved in bytes_of.items()}
+
+    return {edge.tensor: priced(edge) for edge in space.edges}
 
 
-def table(
-    model: Model,
-    runtime: Runtime,
-    options: Ladder,
-    edges: Sequence[Edge],
-    by: Roofline | Energies,
-    precision: FloatPrecision,
-) -> Timing:
-    """Everything that a plan of this runtime can consist of, in seconds or joules; choices that the profile has no
-    figure for are absent."""
-    layers: dict[str, dict[str, float]] = {}
+def table(space: Space, by: Roofline | Energies, precision: FloatPrecision) -> Timing:
+    """Everything that a plan can consist of, in seconds or joules; choices that the profile has no figure for are
+    absent."""
+    model, layers = space.model, dict[str, dict[str, float]]()
     for group in model.groups:
-        priced = {c: by.price(work_of(model, runtime, group, c, precision)) for c in options[group.name]}
+        offered = space.options[group.name]
+        priced = {c: by.price(work_of(model, space.runtime, group, c, precision)) for c in offered}
         layers[group.name] = {choice: value for choice, value in priced.items() if value is not None}
-    return Timing(layers, conversions(edges, runtime, by, precision))
+    return Timing(layers, conversions(space, by, precision))

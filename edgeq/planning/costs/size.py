@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeq.lowering.assign import FLOAT, writes_integers
 from edgeq.lowering.boundaries import Crossing, Edge, crossings
+from edgeq.lowering.space import Space
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import Scheme
@@ -51,26 +52,19 @@ sign; bytes of float weights that stand for something else as well, which it may
 are integers, their scales, the weights, those in groups and those with zero points."""
 
 
-def fit_sizes(
-    model: Model,
-    runtime: Runtime,
-    choices: Mapping[str, Sequence[str]],
-    edges: Sequence[Edge],
-    built: Sequence[tuple[Mapping[str, str], int]],
-) -> Sizes:
+def fit_sizes(space: Space, built: Sequence[tuple[Mapping[str, str], int]]) -> Sizes:
     """The sizes that explain the builds best.
 
     Args:
-        choices: by group name, what it may choose from.
         built: for each build its choices and the bytes of its files.
     """
     from scipy.optimize import nnls
 
-    shared = _shared(model)
+    model, runtime, shared = space.model, space.runtime, _shared(space.model)
     stored: dict[tuple[str, str], float] = {}
     added: dict[tuple[str, str], NDArray[np.float64]] = {}
     for group in model.groups:
-        for choice in choices[group.name]:
+        for choice in space.options[group.name]:
             kernel = None if choice == FLOAT else runtime.kernel(group.op, choice)
             twice = shared.get(group.name, 0.0) if kernel is None else 0.0
             stored[group.name, choice] = stored_bytes(model, group, kernel) - twice
@@ -79,7 +73,7 @@ def fit_sizes(
     rows, rest = [], []
     for picked, size in built:
         counts = np.sum([added[pair] for pair in picked.items()], axis=0)
-        counts[_ADDED.index("tensors")] += len(_quantized(edges, picked))
+        counts[_ADDED.index("tensors")] += len(_quantized(space.edges, picked))
         rows.append([1.0, *counts])
         rest.append(size - sum(stored[pair] for pair in picked.items()))
     fixed, *prices = map(float, nnls(np.array(rows), np.array(rest))[0])

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from edgeq.lowering.boundaries import Edge, Kind, kind_of
 from edgeq.lowering.choices import Ladder
 from edgeq.lowering.form import form
+from edgeq.lowering.space import Space
 from edgeq.model.groups import only_moves
-from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.timing import Timing
 from edgeq.planning.sensitivity.value import Sensitivity, predicted_losses
 from edgeq.planning.solver.solve import Boundary, Need, Problem
-from edgeq.registry.schema import Runtime
 
 
 def state(
-    model: Model,
-    runtime: Runtime,
-    choices: Ladder,
-    edges: Sequence[Edge],
+    space: Space,
     sensitivity: Sensitivity,
     tables: Mapping[str, Timing],
     sizes: Sizes,
@@ -37,17 +33,17 @@ def state(
             have goes without that measure, and so costs nothing of it: see `known`.
         alone: losses that are known better, by group and choice.
     """
-    losses = predicted_losses(model, runtime, choices, sensitivity) | dict(alone)
+    losses = predicted_losses(space, sensitivity) | dict(alone)
     costs = {
         name: {
             choice: {"loss": losses.get((name, choice), 0.0), "size": sizes.layers[name][choice]}
             | {m: t.layers[name][choice] for m, t in tables.items() if choice in t.layers.get(name, {})}
             for choice in offered
         }
-        for name, offered in choices.items()
+        for name, offered in space.options.items()
     }
-    conversions = [b for edge in edges for b in _conversions(edge, choices, sensitivity, tables, sizes)]
-    return Problem(costs, conversions, _needs(model, choices, edges), (), {"size": sizes.fixed})
+    conversions = [b for edge in space.edges for b in _conversions(edge, space.options, sensitivity, tables, sizes)]
+    return Problem(costs, conversions, _needs(space), (), {"size": sizes.fixed})
 
 
 def known(problem: Problem, offered: Ladder, measure: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -93,11 +89,11 @@ def _bits(form: str) -> int:
     return int(form.removeprefix("a"))
 
 
-def _needs(model: Model, choices: Ladder, edges: Sequence[Edge]) -> list[Need]:
+def _needs(space: Space) -> list[Need]:
     """A layer without weights runs on integers only behind one that does; where it only moves them, on those that it is
     given (see `assign`)."""
-    sources = {e.tensor: e.producer for e in edges if not e.float_anyway}
-    inputs = set(model.input_nodes)
+    model, choices, inputs = space.model, space.options, set(space.model.input_nodes)
+    sources = {e.tensor: e.producer for e in space.edges if not e.float_anyway}
     every = {one for offered in choices.values() for one in map(form, offered) if one}
     found = []
     for group in model.groups:

@@ -12,8 +12,8 @@ from edgeq.cache import Entry
 from edgeq.devices import Device
 from edgeq.export.artifact import Exporter
 from edgeq.lowering.as_run import as_run
-from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import Ladder
+from edgeq.lowering.space import Space
 from edgeq.planning.costs.builds import build_all, observe, probing_plans
 from edgeq.planning.costs.estimates import modelled_energy, modelled_latency
 from edgeq.planning.costs.size import fit_sizes
@@ -64,10 +64,10 @@ def unpack_costs(entry: Entry) -> Costs:
 def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder) -> Costs:
     """One pass for the losses, a few builds for times and sizes; what cannot be timed is modelled."""
     clock, model, device, profile = job.clock, job.model, job.device, job.profile
-    between = edges(model, runtime)
-    losses = measure_losses(job, runtime, options)
+    space = Space(model, runtime, options)
+    losses = measure_losses(job, space)
     with clock.stage(f"builds for {runtime.name}") as steps:
-        plans = probing_plans(model.groups, runtime, options, between)
+        plans = probing_plans(space)
         built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps, job.engine)
     labels = exporter.labels(runtime.format)
     latency: dict[FloatPrecision, Timing] = {}
@@ -79,22 +79,20 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
         for precision in precisions(runtime, device):
             with clock.stage(f"times in {runtime.name}, {precision}") as steps:
                 observed = observe(model, built, device, one, labels, job.threads, steps, precision)
-                ran = [replace(o, choices=as_run(model, runtime, between, options, o.choices)) for o in observed]
-                latency[precision] = fit(model, between, ran)
+                ran = [replace(o, choices=as_run(model, runtime, space.edges, options, o.choices)) for o in observed]
+                latency[precision] = fit(model, space.edges, ran)
     else:
         wanted = wanted[:1] if isinstance(device, Device) else wanted  # an emulated device computes in float32
         with clock.stage(f"model of {profile.name}" if profile else "model of the device"):
-            latency, latency_by, notes = modelled_latency(
-                model, runtime, options, between, built, labels, profile, job.threads, wanted
-            )
-    energy, energy_by = modelled_energy(model, runtime, options, between, profile, list(latency) or wanted)
-    sizes = fit_sizes(model, runtime, options, between, [(b.choices, b.size) for b in built.values()])
+            latency, latency_by, notes = modelled_latency(space, built, labels, profile, job.threads, wanted)
+    energy, energy_by = modelled_energy(space, profile, latency or wanted)
+    sizes = fit_sizes(space, [(b.choices, b.size) for b in built.values()])
     alone = {(one.layer, one.choice): one.simulated for one in losses.alone}
     problems: dict[FloatPrecision, Problem] = {}
     for precision in latency or energy or wanted[:1]:
         tables = {"latency": latency.get(precision), "energy": energy.get(precision)}
         known = {measure: table for measure, table in tables.items() if table is not None}
-        problems[precision] = state(model, runtime, options, between, losses.sensitivity, known, sizes, alone)
+        problems[precision] = state(space, losses.sensitivity, known, sizes, alone)
     latency_from: Literal["measured", "modelled"] | None = "measured" if timed else "modelled" if latency else None
     return Costs(problems, losses, latency_from, latency_by, energy_by, notes)
 

@@ -1,18 +1,16 @@
 """How long each layer takes with each choice, and each conversion between forms: fitted to what a runtime says of a few
 builds of the whole model.
 
-A layer's time depends on its neighbours: an integer convolution may write float at no cost in one runtime and need an
-operator of its own for it in the next. So the builds are uniform ones, in which no neighbours differ, and alternating
-ones, in which nearly all do; every build gives one equation for each layer,
+A layer's time depends on its neighbours: every build gives one equation for each layer,
 
     seconds(layer, build) = seconds(layer, choice) + sum of conversions of what it reads + of what it writes,
 
 and the non-negative least-squares solution of all of them is the table. Errors count in units of their build's time: a
 hundredth of a build with kernels of 16 bits may be the whole time of one with 8.
 
-Two choices may run in one kernel: weights of 4 bits that are widened when a file is loaded, or weights alone. Were they
-told apart by noise, a plan would pay with accuracy for the luckier of two equal numbers, in every layer. So they are
-one unknown where the runtime's own account of the layer is the same and the times are alike.
+Two choices may run in one kernel, such as weights of 4 bits that are widened when a file is loaded. Were they told
+apart by noise, a plan would pay with accuracy for the luckier of two equal numbers. So they are one unknown where the
+runtime's own account of the layer is the same and the times are alike.
 """
 
 from __future__ import annotations
@@ -76,7 +74,7 @@ def attribute(
     Args:
         rows: in the order in which they ran.
         labels: by a name that an operator or its output may carry, the layer (see `Exporter.labels`).
-        total: seconds of a run; the rows are scaled to add up to it, because profiling slows them down.
+        total: seconds of a run, to which the rows are scaled: profiling slows them down.
     """
     seconds = dict.fromkeys((g.name for g in model.groups), 0.0)
     ran_as: dict[str, tuple[str, ...]] = {}
@@ -128,18 +126,16 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
     layers: dict[str, dict[str, float]] = {}
     for (name, choice), standing in one_kernel.items():
         layers.setdefault(name, {})[choice] = unit * found["layer", name, standing]
-    return Timing(
-        layers,
-        {
-            tensor: {kind: unit * sum(found[s, tensor, kind] for s in of) for kind in kinds}
-            for tensor, of in sides.items()
-        },
-    )
+    between = {
+        tensor: {kind: unit * sum(found[side, tensor, kind] for side in of) for kind in kinds}
+        for tensor, of in sides.items()
+    }
+    return Timing(layers, between)
 
 
 ALIKE = 1.25
-"""Times of one operator in one kernel differ by less than this from build to build. More is not noise but a kernel of
-another speed behind the same words, such as one that reads weights of 4 bits."""
+"""Times of one operator in one kernel differ by less than this from build to build. More is a kernel of another speed
+behind the same words."""
 
 
 def _one_kernel(observed: Sequence[Observed]) -> dict[tuple[str, str], str]:
@@ -175,8 +171,7 @@ PULL = 0.1
 def _non_negative(rows: Sequence[Mapping[Hashable, float]], values: Sequence[float]) -> dict[Hashable, float]:
     """The non-negative least-squares solution of a sparse system, by unknown.
 
-    By L-BFGS-B, whose time grows with the number of entries: an active-set method takes the cube of the number of
-    unknowns, which is minutes for two hundred layers.
+    By L-BFGS-B, whose time grows with the number of entries: an active-set method takes minutes for 200 layers.
 
     Args:
         rows: by unknown, the coefficients of each equation.
@@ -208,8 +203,7 @@ def _non_negative(rows: Sequence[Mapping[Hashable, float]], values: Sequence[flo
 
 
 STARTS = 10
-"""Runs of L-BFGS-B, each from where the last one stopped: it ends a run where one step gains nothing that floating
-point shows, on some CPUs far from the solution, and finds its way on with a fresh memory."""
+"""Runs of L-BFGS-B, each from where the last one stopped, on some CPUs far from the solution."""
 
 STEEP = 1e-7
 """The largest slope of the error at a solution, in units of a layer's mean time."""

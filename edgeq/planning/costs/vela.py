@@ -27,7 +27,7 @@ class Estimate:
 
     Attributes:
         seconds: of one inference, without what the CPU runs.
-        sram, flash: bytes of SRAM, and of everything else (flash or DRAM), that the NPU's part takes.
+        sram, flash: bytes of SRAM, and of flash or DRAM, that the NPU's part takes.
         rows: operators in the order in which they run, with their share of `seconds`; `where` is `NPU` or `CPU`.
     """
 
@@ -67,12 +67,11 @@ def estimate(path: Path, system: VelaSystem) -> Estimate:
             ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=scratch)
         except subprocess.TimeoutExpired as error:
             raise _refused(f"it was not done after {TIMEOUT:g} s") from error
-        summaries = list(Path(scratch).glob("*_summary_*.csv"))
-        layers = list(Path(scratch).glob("*_per-layer.csv"))
-        if ran.returncode or not summaries or not layers:
-            said = [line for line in (ran.stdout + "\n" + ran.stderr).splitlines() if line.strip()]
-            raise _refused(said[-1].strip() if said else f"it ended with {ran.returncode}")
-        return _read(summaries[0], layers[0])
+        summary, layers = (next(Path(scratch).glob(name), None) for name in ("*_summary_*.csv", "*_per-layer.csv"))
+        if ran.returncode or summary is None or layers is None:
+            said = f"{ran.stdout}\n{ran.stderr}".split("\n")
+            raise _refused(next((line.strip() for line in reversed(said) if line.strip()), f"code {ran.returncode}"))
+        return _read(summary, layers)
 
 
 def _read(summary: Path, layers: Path) -> Estimate:

@@ -33,13 +33,14 @@ from edgeq.planning.explain.attributed import (
 )
 from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
 from edgeq.planning.explain.counterfactual import Outcome, difference, run_edits
-from edgeq.planning.explain.explain import explain, runtime_of
+from edgeq.planning.explain.explain import explain
 from edgeq.planning.explain.follow import planned_choices
 from edgeq.planning.explain.fusion import Charged, charged, lost_fusion
 from edgeq.planning.sensitivity.damages import measure_sensitivity
 from edgeq.planning.sensitivity.edits import Edit
 from edgeq.planning.solver.restate import restate
 from edgeq.planning.solver.solve import Problem
+from edgeq.plans.follow import runtime_of
 from edgeq.plans.plan import Plan
 from edgeq.plans.rules import narrowed
 from edgeq.prepare import Job

@@ -10,14 +10,13 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from edgeq.errors import UsageError
-from edgeq.lowering.choices import of_choices
 from edgeq.planning.solver.problem import changes_of, validate
 from edgeq.planning.solver.restate import restate
 from edgeq.planning.solver.solve import Problem, check, cost_of
+from edgeq.plans.follow import runtime_of
 from edgeq.plans.plan import AloneLoss, Plan
 from edgeq.plans.rules import apply_rules, narrowed
-from edgeq.registry.load import load_target
-from edgeq.registry.schema import Runtime, Target
+from edgeq.registry.schema import Target
 
 STEPS = 3
 
@@ -168,6 +167,8 @@ def _change(
 
 def guiltiest(plan: Plan, count: int = 3) -> list[str]:
     """The layers that most of the expected loss comes from."""
+    if plan.planned is None:
+        return []
     lost = {layer.name: layer.alternatives.get(layer.choice, {}).get("loss", 0.0) for layer in plan.layers}
     return sorted((name for name in lost if lost[name] > 0), key=lambda name: -lost[name])[:count]
 
@@ -186,24 +187,6 @@ def recost(plan: Plan, target: Target | None = None) -> Recosted:
     faults, before, latency_from = check(problem, choices), plan.planned.predicted, plan.planned.latency_from
     costs = {} if faults else cost_of(problem, choices)
     return Recosted(faults=faults, costs=costs, before=before, latency_from=latency_from, notes=notes)
-
-
-def runtime_of(plan: Plan, target: Target | None = None) -> Runtime:
-    """The runtime that a plan was made for, with kernels for activations of the plan's type.
-
-    Args:
-        target: looked up by the plan's name for it if not given.
-
-    Raises:
-        UsageError: there is no such target, it is another than the plan's, or it has no such runtime.
-    """
-    aim = target or load_target(plan.target)
-    if aim.name != plan.target:
-        raise UsageError(f"the plan was made for {plan.target}, not for {aim.name}", remedy=f"--target {plan.target}")
-    found = next((r for r in aim.runtimes if r.name == plan.runtime), None)
-    if found is None:
-        raise UsageError(f"{aim.name} has no runtime {plan.runtime}", where="plan", remedy="plan anew with edgeq plan")
-    return of_choices(found, plan.named)
 
 
 def _read(plan: Plan, target: Target | None) -> tuple[Problem, dict[str, str], list[str]]:

@@ -46,19 +46,6 @@ class Candidate:
         """What the fleet file says of it in several places."""
         return {"target": self.plan.target, "format": self.plan.format, "size": self.found.size}
 
-    @property
-    def stored(self) -> dict[str, Any]:
-        """What its artefact holds: equal for plans of one artefact, whatever led to them."""
-        grid = {"dtype", "scale", "zero_point"}
-        layer = {"choice": True, "weight": True, "output": grid, "reads_again": {"__all__": grid}}
-        of_plan: Any = {
-            "format": True,
-            "float_precision": True,
-            "inputs": {"__all__": grid},
-            "layers": {"__all__": layer},
-        }
-        return self.plan.model_dump(mode="json", include=of_plan)
-
 
 def candidates(jobs: Sequence[Job], exporter: Exporter, minimize: str, rules: Sequence[Rule]) -> list[Candidate]:
     """The best plan of every runtime of every target, found as `edgeq plan` does it, and beside it the best one of what

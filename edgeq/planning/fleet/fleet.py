@@ -210,7 +210,7 @@ def _gain(job: Job, shared: Candidate, found: Mapping[str, Candidate], at: Verdi
     target = job.target.name
     own = [one for one in found.values() if one.plan.target == target and not one.common]
     best = min(own, key=lambda one: _rank(at[one.name, target], one, job.limits, minimize))
-    if best is shared or best.stored == shared.stored:
+    if best is shared or best.plan.stored == shared.plan.stored:
         return None
     proofs = [at[one.name, target].proof for one in (shared, best)]
     latency = _in_turns(job, shared, best)

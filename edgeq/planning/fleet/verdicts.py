@@ -46,7 +46,7 @@ def at_device(candidate: Candidate, job: Job, device: Device, runtime: Runtime) 
         2,
         model=job.model.fingerprint,
         calibration=job.calibration_data.sha256,
-        stored=candidate.stored,
+        stored=candidate.plan.stored,
         guarded=own.runtime.rounds_float_layers,
         # beside the artefact, the preferred kernels of its own runtime are timed
         preferred=None if device.emulated else arithmetic(own.runtime),

@@ -28,8 +28,7 @@ SLOW_STEPS = 6
 
 DRAWS = 16
 MISSED = 1 / 16
-"""Draws that may miss the limit. Plans are not drawn but chosen, for what is predicted of them, and miss it more often:
-where one draw in sixteen may, one plan in three or four does."""
+"""Draws that may miss the limit. Plans are chosen for what is predicted of them, and miss it more often."""
 
 NUMBERS = 8_000_000
 """Of all draws together; large outputs have few draws, which vary less, and four at least."""
@@ -57,10 +56,8 @@ def allowed_damage(
     seed: int = 0,
 ) -> float:
     """The largest damage (see `edgeq.planning.sensitivity.value`) that fifteen draws of errors in sixteen keep within
-    the limit.
-
-    On a few hundred samples, drops of the same damage vary by half a point: a plan whose expected drop is the limit
-    holds it by luck, here and on other samples.
+    the limit. On a few hundred samples, drops of the same damage vary by half a point: a plan whose expected drop is
+    the limit would hold it by luck.
 
     Args:
         outputs: the float model's, [N, ...] each.

@@ -2,7 +2,7 @@
 
 To first order an error e in a layer's weights moves the outputs z by J e. With random signs v, E_v[(v^T J e)^2] =
 |J e|^2, and v^T J e is the inner product of e with the gradient of v^T z: one backward pass a sample prices every
-choice of every layer at once, at the cost of one product of two weights each. No labels are needed.
+choice of every layer at once. No labels are needed.
 
 Source: the Gauss-Newton form of the second-order damage in Nagel et al. 2020, "Up or Down? Adaptive Rounding for
 Post-Training Quantization", section 3, and of HAWQ-V2 (Dong et al. 2020, equation 3), on the model's own outputs, with

@@ -13,7 +13,8 @@ from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 from edgeq.cache import Entry, cached, content_key
 from edgeq.installed import installed
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.choices import Ladder, uniform
+from edgeq.lowering.choices import uniform
+from edgeq.lowering.space import Space
 from edgeq.numerics import QParams, Scheme, per_tensor
 from edgeq.planning.sensitivity.value import Sensitivity, contenders, predicted_losses
 from edgeq.plans.plan import AloneLoss
@@ -67,22 +68,22 @@ class Losses:
 _KEPT = TypeAdapter(Losses)
 
 
-def measure_losses(job: Job, runtime: Runtime, options: Ladder) -> Losses:
+def measure_losses(job: Job, space: Space) -> Losses:
     """One pass for all choices, then some of them one by one; or what an earlier run kept of it."""
     key = content_key(
         "losses",
         LOSSES_VERSION,
         model=job.model.fingerprint,
         calibration=job.calibration_data.sha256,
-        runtime=arithmetic(runtime),
-        choices={name: list(offered) for name, offered in options.items()},
+        runtime=arithmetic(space.runtime),
+        choices={name: list(offered) for name, offered in space.options.items()},
         **installed("torch"),
     )
     return cached(
         job.cache,
         "losses",
         key,
-        lambda: _measure(job, runtime, options),
+        lambda: _measure(job, space),
         lambda found: Entry(_KEPT.dump_python(found, mode="json")),
         lambda entry: _KEPT.validate_python(entry.values),
     )
@@ -111,10 +112,10 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     return found if isfinite(found) else None
 
 
-def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
+def _measure(job: Job, space: Space) -> Losses:
     from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
 
-    model, ranges = job.model, Ranges()
+    model, runtime, options, ranges = job.model, space.runtime, space.options, Ranges()
     with job.clock.stage(f"sensitivity for {runtime.name}") as steps:
         kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
         alternatives = {
@@ -124,7 +125,7 @@ def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
             for name in kernels
         }
         sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps, job.engine)
-        predicted = predicted_losses(model, runtime, options, sensitivity)
+        predicted = predicted_losses(space, sensitivity)
         # a layer without weights has one and the same rounding whatever the other layers choose
         able = {
             (name, choice): value

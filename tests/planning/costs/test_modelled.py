@@ -17,8 +17,8 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UsageError
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import Ladder, ladder, uniform
+from edgeq.lowering.space import Space
 from edgeq.model.model import Model
 from edgeq.planning.costs.estimates import modelled_latency
 from edgeq.planning.costs.modelled import table, work_of
@@ -77,15 +77,15 @@ def problem_of(by: Profile, threads: int = 1) -> Problem:
     """The two layers with modelled costs alone."""
     model, options = two_layers()
     runtime = small.runtime("litert", "arm-neon")
-    found = edges(model, runtime)
+    space = Space(model, runtime, options)
     roof, energy = roofline(by, threads), energies(by)
     assert isinstance(roof, Roofline) and isinstance(energy, Energies)
     tables = {
-        "latency": table(model, runtime, options, found, roof, "float32"),
-        "energy": table(model, runtime, options, found, energy, "float32"),
+        "latency": table(space, roof, "float32"),
+        "energy": table(space, energy, "float32"),
     }
     sizes = Sizes({g: dict.fromkeys(o, 0.0) for g, o in options.items()}, 0.0, 0.0)
-    return state(model, runtime, options, found, Sensitivity({}, {}), tables, sizes, {})
+    return state(space, Sensitivity({}, {}), tables, sizes, {})
 
 
 def test_two_layers_take_what_is_worked_out_by_hand() -> None:
@@ -156,9 +156,7 @@ def test_without_its_figures_a_device_is_not_modelled_and_it_says_which_are_miss
     runtime = small.runtime("litert", "arm-neon")
     without = profile(FIGURES, **{missing: None})
     for by, said in ((without, missing), (None, "--profile")):
-        found, told, notes = modelled_latency(
-            model, runtime, options, edges(model, runtime), {}, {}, by, 1, ["float32"]
-        )
+        found, told, notes = modelled_latency(Space(model, runtime, options), {}, {}, by, 1, ["float32"])
         assert not found and told is None and len(notes) == 1 and said in notes[0]
         assert by is None or by.name in notes[0]
 
