@@ -1,5 +1,10 @@
-"""Chooses the model of a device that cannot be timed here, and says what it is: what Vela estimates where it compiles
-for the device, a roofline over the figures of its profile elsewhere, or nothing where the profile knows too little."""
+"""The model of a device that cannot be timed here, and what it is: what Vela estimates where it compiles for the
+device, a roofline over the figures of its profile elsewhere, or nothing where the profile knows too little. Nothing of
+it is measured, and whatever shows a number of it says so.
+
+Bytes are those of the weights as they are stored, of what the layer reads and of what it writes; a conversion between
+float and integers reads one form and writes the other.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.export.onnx_names import layer_of
-from edgeq.lowering.assign import FLOAT
+from edgeq.lowering.assign import FLOAT, writes_integers
+from edgeq.lowering.boundaries import Edge, Kind, elements
+from edgeq.lowering.form import on_integers
 from edgeq.lowering.space import Space
+from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.planning.costs.builds import Built
-from edgeq.planning.costs.modelled import conversions, table
+from edgeq.planning.costs.size import stored_bytes
 from edgeq.planning.costs.timing import Timing, attribute
 from edgeq.planning.costs.vela import estimate, version
 from edgeq.plans.plan import FloatPrecision, ModelledBy
-from edgeq.registry.roofline import ENERGY, LATENCY, Roofline, energies, roofline, used_figures
+from edgeq.registry.roofline import ENERGY, LATENCY, WIDTHS, Energies, Roofline, Work, energies, roofline, used_figures
 from edgeq.registry.schema import Profile, Runtime, VelaSystem
 
 Tables = dict[FloatPrecision, Timing]
@@ -50,14 +58,15 @@ def modelled_latency(
     """
     if profile is None:
         return {}, None, ["the target has no profile to model a latency from: --profile names a device"]
-    roof = roofline(profile, threads)
-    notes = []
-    if space.runtime.name == "vela" and profile.vela is not None:
+    roof, system, notes = roofline(profile, threads), profile.vela, []
+    if space.runtime.name == "vela" and system is not None:
         try:
-            layers = _by_vela(space.model, built, labels, profile.vela)
+            layers = _by_vela(space.model, built, labels, system)
             # conversions are the CPU's: they take no time where nothing is known of it
             between = conversions(space, roof if isinstance(roof, Roofline) else None, "float32")
-            return {"float32": Timing(layers, between)}, _vela(profile, profile.vela), []
+            what = f"{system.accelerator}, system {system.system}, memory mode {system.memory} of {system.config}"
+            told = ModelledBy(by=f"Vela {version()}", profile=profile.name, figures=[what])
+            return {"float32": Timing(layers, between)}, told, []
         except EdgeqError as error:
             notes.append(f"there is no estimate of Vela's: {error.cause}; {error.remedy}")
     if isinstance(roof, str):
@@ -71,11 +80,6 @@ def modelled_latency(
 def asked_of_vela(runtime: Runtime, profile: Profile | None) -> str | None:
     """The version of Vela that estimates for this runtime; None where another model does."""
     return version() if runtime.name == "vela" and profile is not None and profile.vela is not None else None
-
-
-def _vela(profile: Profile, system: VelaSystem) -> ModelledBy:
-    what = f"{system.accelerator}, system {system.system}, memory mode {system.memory} of {system.config}"
-    return ModelledBy(by=f"Vela {version()}", profile=profile.name, figures=[what])
 
 
 def _by_vela(
@@ -99,3 +103,50 @@ def _by_vela(
     if not found:
         raise UnsupportedError("it leaves every operator to the CPU", remedy="see vela --supported-ops-report")
     return found
+
+
+def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision: FloatPrecision) -> Work:
+    """What a layer has to do with a choice.
+
+    Args:
+        precision: what stays in float is computed and kept in this.
+    """
+    # weights alone are expanded when the file is loaded: what runs is a float layer
+    kernel = runtime.kernel(group.op, choice) if on_integers(choice) else None
+    dtype = precision if kernel is None else kernel.activations.removeprefix("u")
+    read = WIDTHS[dtype]
+    if kernel is not None and kernel.weights is not None and kernel.weights.removeprefix("u") != dtype:
+        dtype = f"{dtype}_{kernel.weights.removeprefix('u')}"
+    written = read if kernel is None or writes_integers(model, runtime, group) else WIDTHS[precision]
+    weights = WIDTHS[precision] * group.parameters if kernel is None else stored_bytes(model, group, kernel)
+    values = read * sum(elements(model, name) for name in group.inputs) + written * elements(model, group.output)
+    if group.op == "reshape" or model.nodes[group.root].target == "operator.getitem":
+        values = 0.0  # another view of the same numbers
+    return Work(group.macs, dtype, weights, values)
+
+
+def conversions(
+    space: Space, by: Roofline | Energies | None, precision: FloatPrecision
+) -> dict[str, dict[Kind, float]]:
+    """By tensor and kind, seconds or joules of reading one form and writing the other; 0 where nothing is known."""
+    price, runtime = 0.0 if by is None else by.of_byte, space.runtime
+    widths = [WIDTHS[k.activations.removeprefix("u")] for k in runtime.kernels if not k.weight_only] or [0.0]
+    both = WIDTHS[precision] + widths[0]
+    bytes_of: dict[Kind, float] = {"quantize": both, "dequantize": both, "requantize": min(widths) + max(widths)}
+
+    def priced(edge: Edge) -> dict[Kind, float]:
+        given = edge.producer is None and runtime.io == "integer"  # a model whose ends are integers is given them
+        return {kind: 0.0 if given else edge.elements * moved * price for kind, moved in bytes_of.items()}
+
+    return {edge.tensor: priced(edge) for edge in space.edges}
+
+
+def table(space: Space, by: Roofline | Energies, precision: FloatPrecision) -> Timing:
+    """Everything that a plan can consist of, in seconds or joules; choices that the profile has no figure for are
+    absent."""
+    model, layers = space.model, dict[str, dict[str, float]]()
+    for group in model.groups:
+        offered = space.options[group.name]
+        priced = {c: by.price(work_of(model, space.runtime, group, c, precision)) for c in offered}
+        layers[group.name] = {choice: value for choice, value in priced.items() if value is not None}
+    return Timing(layers, conversions(space, by, precision))

@@ -70,10 +70,9 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
         plans = probing_plans(space)
         built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps, job.engine)
     labels = exporter.labels(runtime.format)
-    latency: dict[FloatPrecision, Timing] = {}
-    latency_by, notes = None, list[str]()
-    timed = isinstance(device, Device) and not device.emulated
+    latency, latency_by, notes = dict[FloatPrecision, Timing](), None, list[str]()
     wanted: list[FloatPrecision] = ["float32", *runtime.float_alternatives]
+    timed = isinstance(device, Device) and not device.emulated
     if isinstance(device, Device) and timed:
         one = job.calibration_data.first(1)
         for precision in precisions(runtime, device):
@@ -90,8 +89,8 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
     alone = {(one.layer, one.choice): one.simulated for one in losses.alone}
     problems: dict[FloatPrecision, Problem] = {}
     for precision in latency or energy or wanted[:1]:
-        tables = {"latency": latency.get(precision), "energy": energy.get(precision)}
-        known = {measure: table for measure, table in tables.items() if table is not None}
+        measured = {"latency": latency, "energy": energy}
+        known = {measure: tables[precision] for measure, tables in measured.items() if precision in tables}
         problems[precision] = state(space, losses.sensitivity, known, sizes, alone)
     latency_from: Literal["measured", "modelled"] | None = "measured" if timed else "modelled" if latency else None
     return Costs(problems, losses, latency_from, latency_by, energy_by, notes)

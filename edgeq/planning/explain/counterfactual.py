@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,14 +30,9 @@ BATCH = 4
 Key = TypeVar("Key")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one run moved the float model's outputs by.
-
-    Attributes:
-        losses: [samples], squared movement of the outputs over their own power (see `movement`).
-        tied: percent of answers that share the first place; None where the first output holds no answers.
-    """
+class Outcome(NamedTuple):
+    """What one run came to: [samples], what `movement` says of each, and the percent of answers that share the first
+    place; None where the first output holds no answers."""
 
     losses: NDArray[np.float64]
     tied: float | None
@@ -121,27 +115,24 @@ def run_edits(
     given = [
         ([plan, *every[i : i + TOGETHER]], batch) for i in range(0, len(every) or 1, TOGETHER) for batch in columns
     ]
-    found: list[list[_Moved]] = [[] for _ in range(len(every) + 1)]
+    found: list[list[Outcome]] = [[] for _ in range(len(every) + 1)]
     for done, moved in enumerate(side_by_side(partial(_one_batch, model), given)):
         first = done // len(columns) * TOGETHER
         for number, one in enumerate(moved):
             if number or not first:  # and counts once
                 found[first + number if number else 0].append(one)
         progress.step(done + 1, len(given))
-    return [Outcome(np.concatenate([losses for losses, _ in parts]), _mean(parts)) for parts in found]
+    return [_together(parts) for parts in found]
 
 
-_Moved = tuple[NDArray[np.float64], float | None]
-"""Losses of some samples, and the percent of their answers that tie."""
-
-
-def _one_batch(model: Model, given: tuple[Sequence[Edit], list[torch.Tensor]]) -> list[_Moved]:
+def _one_batch(model: Model, given: tuple[Sequence[Edit], list[torch.Tensor]]) -> list[Outcome]:
     edits, batch = given
     reference, *outputs = run(model, edits, batch)
     samples = len(batch[0]) if model.inputs[0].batched else 1
-    return [(movement(o, reference, samples), tied_percent(np.atleast_1d(o[0].numpy()))) for o in outputs]
+    return [Outcome(movement(o, reference, samples), tied_percent(np.atleast_1d(o[0].numpy()))) for o in outputs]
 
 
-def _mean(parts: Sequence[_Moved]) -> float | None:
-    known = [(len(losses), percent) for losses, percent in parts if percent is not None]
-    return sum(count * percent for count, percent in known) / sum(c for c, _ in known) if known else None
+def _together(parts: Sequence[Outcome]) -> Outcome:
+    known = [(part.tied, len(part.losses)) for part in parts if part.tied is not None]
+    tied = sum(percent * count for percent, count in known) / sum(count for _, count in known) if known else None
+    return Outcome(np.concatenate([part.losses for part in parts]), tied)

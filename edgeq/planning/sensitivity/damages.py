@@ -11,13 +11,14 @@ Hutchinson's probes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 
-from edgeq.calibration.gradients import random_direction
+from edgeq.calibration.gradients import random_gradients
 from edgeq.engine import LOCAL, Engine
 from edgeq.lowering.assign import writes_integers
 from edgeq.lowering.form import form_of, on_integers
@@ -196,20 +197,18 @@ def _one_sample(
     }
     # what integer layers alone read rounded moves the outputs through them
     places = [(name, place) for name, value in values.items() for place in on_the_way.get(name, [value])]
-    for probe in range(PROBES if outputs else 0):
-        with torch.enable_grad():
-            moved = torch.stack([random_direction(o, generator) for o in outputs]).sum()
-        wanted = [*leaves.values(), *(place for _, place in places)]
-        gradients = torch.autograd.grad(moved, wanted, retain_graph=probe < PROBES - 1, allow_unused=True)
-        by_weight: dict[Choice, float] = {}
+    wanted = [*leaves.values(), *(place for _, place in places)]
+    for gradients in random_gradients(outputs, wanted, generator, PROBES):
+        by_weight: dict[Choice, float] = defaultdict(float)
         for name, gradient in zip(leaves, gradients, strict=False):
-            for key, error in errors[name] if gradient is not None else ():
-                by_weight[key] = by_weight.get(key, 0.0) + float(torch.sum(gradient * error))
-        by_tensor: dict[Rounded, float] = {}
+            if gradient is not None:
+                for key, error in errors[name]:
+                    by_weight[key] += float(torch.sum(gradient * error))
+        by_tensor: dict[Rounded, float] = defaultdict(float)
         for (name, _), gradient in zip(places, gradients[len(leaves) :], strict=True):
-            for one in forms[name] if gradient is not None else ():
-                more = float(torch.sum(gradient * rounding[name, one]))
-                by_tensor[name, one] = by_tensor.get((name, one), 0.0) + more
+            if gradient is not None:
+                for one in forms[name]:
+                    by_tensor[name, one] += float(torch.sum(gradient * rounding[name, one]))
         of_weights += by_weight.items()
         of_tensors += by_tensor.items()
     return of_weights, of_tensors

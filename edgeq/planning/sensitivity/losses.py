@@ -1,10 +1,10 @@
-"""What each choice of a runtime loses, on the calibration data: it depends on the runtime's arithmetic alone, so that
-targets and devices that share it share this."""
+"""What each choice of a runtime loses, on the calibration data: targets and devices of the same arithmetic share it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isfinite
 from typing import Annotated, Any
 
@@ -91,15 +91,8 @@ def measure_losses(job: Job, space: Space) -> Losses:
 
 def arithmetic(runtime: Runtime) -> dict[str, Any]:
     """Of a runtime, what decides which values an artefact stores: not how a target file knows it, nor what runs it."""
-    return runtime.model_dump(
-        mode="json",
-        exclude={
-            "extra": True,
-            "float_alternatives": True,
-            "rounds_float_layers": True,
-            "kernels": {"__all__": {"source", "accumulator"}},
-        },
-    )
+    others = dict.fromkeys(("extra", "float_alternatives", "rounds_float_layers"), True)
+    return runtime.model_dump(mode="json", exclude={**others, "kernels": {"__all__": {"source", "accumulator"}}})
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -115,27 +108,16 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 def _measure(job: Job, space: Space) -> Losses:
     from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
 
-    model, runtime, options, ranges = job.model, space.runtime, space.options, Ranges()
-    with job.clock.stage(f"sensitivity for {runtime.name}") as steps:
+    model, inputs, options, ranges = job.model, job.calibration_data.inputs, space.options, Ranges()
+    quantized = partial(quantize_model, model, space.runtime, job.calibration, job.impact, ranges=ranges)
+    with job.clock.stage(f"sensitivity for {space.runtime.name}") as steps:
         kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
-        alternatives = {
-            name: quantize_model(
-                model, runtime, job.calibration, job.impact, choices=uniform(options, name), ranges=ranges
-            )
-            for name in kernels
-        }
-        sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps, job.engine)
+        alternatives = {kernel: quantized(choices=uniform(options, kernel)) for kernel in kernels}
+        sensitivity = measure_sensitivity(model, inputs, alternatives, steps, job.engine)
         predicted = predicted_losses(space, sensitivity)
         # a layer without weights has one and the same rounding whatever the other layers choose
-        able = {
-            (name, choice): value
-            for (name, choice), value in predicted.items()
-            if alternatives[choice].assignment.choice(name) == choice
-        }
-        found = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able), job.engine)
-    alone = [
-        AloneLoss(layer=name, choice=choice, predicted=predicted[name, choice], simulated=value)
-        for (name, choice), value in found.items()
-    ]
+        able = {(n, c): loss for (n, c), loss in predicted.items() if alternatives[c].assignment.choice(n) == c}
+        found = measure_alone(model, inputs, alternatives, contenders(able), job.engine)
+    alone = [AloneLoss(layer=n, choice=c, predicted=able[n, c], simulated=loss) for (n, c), loss in found.items()]
     correlation = rank_correlation([one.predicted for one in alone], [one.simulated for one in alone])
     return Losses(sensitivity, alone, ranges, correlation)

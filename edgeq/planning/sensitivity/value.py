@@ -65,8 +65,8 @@ def predicted_losses(space: Space, sensitivity: Sensitivity) -> dict[Choice, flo
 
 
 def contenders(predicted: Mapping[Choice, float], count: int = CONTENDERS) -> list[Choice]:
-    """The choices that are worth measuring: the worst one of each of the layers with the most damage makes half of them
-    (two choices of a layer that share their weights would tell the same), the others are spread over the rest."""
+    """The choices that are worth measuring: half are the worst ones of the layers with the most damage, one of each;
+    the others are spread over the rest."""
     ranked = sorted((key for key, value in predicted.items() if value > 0), key=lambda key: (-predicted[key], key))
     worst: dict[str, Choice] = {}
     for key in ranked:

@@ -20,8 +20,7 @@ from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import Ladder, ladder, uniform
 from edgeq.lowering.space import Space
 from edgeq.model.model import Model
-from edgeq.planning.costs.estimates import modelled_latency
-from edgeq.planning.costs.modelled import table, work_of
+from edgeq.planning.costs.estimates import modelled_latency, table, work_of
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import known, state
 from edgeq.planning.sensitivity.value import Sensitivity
