@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.lowering.assign import FLOAT, writes_integers
-from edgeq.lowering.boundaries import Crossing, Edge, crossings
+from edgeq.lowering.boundaries import crossings
 from edgeq.lowering.space import Space
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -32,14 +32,6 @@ class Sizes:
     layers: dict[str, dict[str, float]]
     conversion: float
     fixed: float
-
-    def of(self, edges: Sequence[Edge], choices: Mapping[str, str]) -> float:
-        """Bytes that a plan is expected to take."""
-        return (
-            self.fixed
-            + sum(self.layers[name][choice] for name, choice in choices.items())
-            + self.conversion * len(_quantized(edges, choices))
-        )
 
 
 _ADDED = (
@@ -73,7 +65,7 @@ def fit_sizes(space: Space, built: Sequence[tuple[Mapping[str, str], int]]) -> S
     rows, rest = [], []
     for picked, size in built:
         counts = np.sum([added[pair] for pair in picked.items()], axis=0)
-        counts[_ADDED.index("tensors")] += len(_quantized(space.edges, picked))
+        counts[_ADDED.index("tensors")] += sum(one.form is not None for one in crossings(space.edges, picked))
         rows.append([1.0, *counts])
         rest.append(size - sum(stored[pair] for pair in picked.items()))
     fixed, *prices = map(float, nnls(np.array(rows), np.array(rest))[0])
@@ -97,10 +89,6 @@ def _added(model: Model, runtime: Runtime, group: Group, kernel: Kernel) -> dict
         else:
             found["widened weights"] = float(scheme.stored_bits < 8)
     return found
-
-
-def _quantized(edges: Sequence[Edge], choices: Mapping[str, str]) -> list[Crossing]:
-    return [crossing for crossing in crossings(edges, choices) if crossing.form is not None]
 
 
 def _shared(model: Model) -> dict[str, float]:

@@ -19,7 +19,16 @@ from edgeq.errors import UsageError
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder
 from edgeq.model.model import Model
-from edgeq.planning.explain.attributed import (
+from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
+from edgeq.planning.explain.counterfactual import Outcome, difference, run_edits
+from edgeq.planning.explain.explain import explain
+from edgeq.planning.explain.follow import planned_choices
+from edgeq.planning.explain.fusion import Charged, charged, lost_fusion
+from edgeq.planning.sensitivity.damages import measure_sensitivity
+from edgeq.planning.sensitivity.edits import Edit
+from edgeq.planning.solver.restate import restate
+from edgeq.planning.solver.solve import Problem
+from edgeq.plans.explained import (
     CAUSES,
     AttributedLayer,
     Attribution,
@@ -31,15 +40,6 @@ from edgeq.planning.explain.attributed import (
     Saturation,
     Ties,
 )
-from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
-from edgeq.planning.explain.counterfactual import Outcome, difference, run_edits
-from edgeq.planning.explain.explain import explain
-from edgeq.planning.explain.follow import planned_choices
-from edgeq.planning.explain.fusion import Charged, charged, lost_fusion
-from edgeq.planning.sensitivity.damages import measure_sensitivity
-from edgeq.planning.sensitivity.edits import Edit
-from edgeq.planning.solver.restate import restate
-from edgeq.planning.solver.solve import Problem
 from edgeq.plans.follow import runtime_of
 from edgeq.plans.plan import Plan
 from edgeq.plans.rules import narrowed

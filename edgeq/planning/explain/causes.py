@@ -13,7 +13,7 @@ Without all four, the layer computes in float on what its neighbours hand it, an
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +34,7 @@ from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.simulate import simulate
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where loss arises: a layer, or an input of the model.
 
     Attributes:
@@ -49,8 +48,7 @@ class Place:
     tensors: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What the quantized model's values look like.
 
     Attributes:

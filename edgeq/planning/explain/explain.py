@@ -5,74 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
-
-from pydantic import BaseModel, ConfigDict
+from typing import NamedTuple
 
 from edgeq.errors import UsageError
 from edgeq.planning.solver.problem import changes_of, validate
 from edgeq.planning.solver.restate import restate
 from edgeq.planning.solver.solve import Problem, check, cost_of
+from edgeq.plans.explained import Change, ExplainedLayer, Explanation, LossFrom, Recosted
 from edgeq.plans.follow import runtime_of
-from edgeq.plans.plan import AloneLoss, Plan
+from edgeq.plans.plan import Plan
 from edgeq.plans.rules import apply_rules, narrowed
 from edgeq.registry.schema import Target
 
 STEPS = 3
-
-LossFrom = Literal["predicted", "alone", "simulated"]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Change(_Strict):
-    """One layer with another choice, all others left as they are."""
-
-    layer: str
-    choice: str
-    latency: float | None
-    """Seconds more, conversions included."""
-    size: float
-    """Bytes more."""
-    loss: float
-    """How much more is lost, as a share of what the whole plan loses."""
-    loss_from: LossFrom = "predicted"
-    """`simulated` if the whole plan was run with this change (see `edgeq.planning.explain.attribution`), `alone` if
-    this layer was, all others in float."""
-
-
-class ExplainedLayer(_Strict):
-    """Why a layer is what it is."""
-
-    name: str
-    op: str
-    choice: str
-    reason: str
-    loss_share: float
-    """Its part of what the plan is expected to lose."""
-    alternatives: list[Change]
-    alone: list[AloneLoss] = []
-    """Of its choices, those whose loss was simulated, beside what had been predicted."""
-
-
-class Explanation(_Strict):
-    """A plan taken apart."""
-
-    layers: list[ExplainedLayer]
-    gain_accuracy: list[Change]
-    """The changes that win back the most for the least time; or size, where there is no time."""
-    gain_speed: list[Change]
-    """The changes that save the most time for the least loss; empty where there is no time."""
-    latency_from: Literal["measured", "modelled"] | None = None
-    """Whether the latencies are those of a device, or modelled."""
-    losses_alone: int = 0
-    """How many choices of all layers were simulated alone."""
-    rank_correlation: float | None = None
-    """Spearman's, of the predicted and the simulated losses of those."""
-    notes: list[str] = []
-    """What the plan's rules overrule, and which of them change nothing."""
 
 
 class Simulated(NamedTuple):
@@ -80,17 +25,6 @@ class Simulated(NamedTuple):
 
     loss: float
     chance: float
-
-
-class Recosted(_Strict):
-    """An edited plan under its rules and the costs that it carries."""
-
-    faults: list[str]
-    costs: dict[str, float]
-    before: dict[str, float]
-    latency_from: Literal["measured", "modelled"] | None = None
-    notes: list[str] = []
-    """What the plan's rules overrule, and which of them change nothing."""
 
 
 def explain(

@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from edgeq.lowering.assign import writes_integers
-from edgeq.lowering.boundaries import Crossing, Kind, crossings, edges
+from edgeq.lowering.boundaries import Crossing, crossings, edges
 from edgeq.lowering.form import form, on_integers
 from edgeq.model.model import Model
-from edgeq.planning.explain.explain import Change, Explanation
 from edgeq.planning.solver.solve import Boundary, Problem
+from edgeq.plans.explained import Explanation, LostFusion, What
 from edgeq.quantization.quantize import Quantized
-
-What = Kind | Literal["activation"]
-
-
-class LostFusion(BaseModel):
-    """One thing that runs beside a kernel instead of within it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    layer: str
-    """The layer to change."""
-    what: What
-    neighbours: list[str]
-    """The layers whose choices differ from this one's; none for an activation."""
-    latency: float | None
-    """Predicted seconds, from the plan's own costs; None where they hold none. Float layers that read one tensor share
-    its conversion."""
-    text: str
-    instead: Change | None = None
-    """The integer choice of this layer that would take the least time, predicted; None where there is none."""
-
 
 Charged = list[tuple[Crossing, Boundary | None]]
 """Conversions that a plan needs, each with its entry in the plan's costs."""

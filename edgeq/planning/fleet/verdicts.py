@@ -94,7 +94,8 @@ def _away(candidate: Candidate, job: Job, runtime: Runtime, elsewhere: Sequence[
     most, size = job.limits.max_size, candidate.found.size
     lost = (_misses(replace(job.limits, max_latency=None, max_size=None), proof) for proof in elsewhere)
     missed = _over("size in bytes", size, most) if most is not None and size > most else next(filter(None, lost), "")
-    doubtful = not elsewhere and _predicted_too_lossy(candidate, job)
+    allowed = None if elsewhere or job.limits.max_drop is None else allowed_loss(answered(job))
+    doubtful = allowed is not None and candidate.found.predicted["loss"] > allowed
     told = missed or ("its loss is predicted to be too large" if doubtful else "its target file has every kernel")
     unknown = "" if job.limits.max_latency is None else "; nobody measured its latency"
     return Verdict(
@@ -105,11 +106,6 @@ def _away(candidate: Candidate, job: Job, runtime: Runtime, elsewhere: Sequence[
         device=None,
         doubtful=doubtful,
     )
-
-
-def _predicted_too_lossy(candidate: Candidate, job: Job) -> bool:
-    allowed = allowed_loss(answered(job)) if job.limits.max_drop is not None else None
-    return allowed is not None and candidate.found.predicted["loss"] > allowed
 
 
 def _not_offered(candidate: Candidate, job: Job, there: Runtime | None) -> str:

@@ -70,6 +70,8 @@ def allowed_damage(
         Squared movement over the outputs' own power, summed over outputs, between 1e-7 and 1.
     """
     floats = [o for o in outputs if np.issubdtype(o.dtype, np.floating)]
+    if not floats:  # errors are put on these alone
+        return LARGEST
     draws = 1 if slow else min(DRAWS, max(4, NUMBERS // max(1, sum(o.size for o in outputs))))
     rows = [np.concatenate([e.ravel() * np.float32(e.size**-0.5) for e in some if e.size]) for some in errors]
     # of each, all outputs in one row whose squared length is the damage
@@ -77,9 +79,8 @@ def allowed_damage(
     units = [(_scales(o) * np.sqrt(o.size)).astype(np.float32) for o in floats]
 
     with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy leaves the interpreter free
-        draw = partial(
-            _drawn, [o.size for o in floats], known, np.array([[one @ other for other in known] for one in known])
-        )
+        products = np.array([[one @ other for other in known] for one in known])
+        draw = partial(_drawn, [o.size for o in floats], known, products)
         noises = list(pool.map(draw, np.random.SeedSequence(seed).spawn(draws)))
 
         def within(damage: float) -> bool:

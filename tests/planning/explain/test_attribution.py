@@ -29,7 +29,6 @@ from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 from edgeq.planning.explain import counterfactual
-from edgeq.planning.explain.attributed import CAUSES
 from edgeq.planning.explain.attribution import Measured, attribute, measure_causes
 from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
 from edgeq.planning.explain.counterfactual import clipped, copies, difference, exact, run_edits, unclipped
@@ -38,6 +37,7 @@ from edgeq.planning.sensitivity.damages import damage
 from edgeq.planning.sensitivity.edits import Edit, rounded
 from edgeq.planning.solver.problem import cost_of
 from edgeq.planning.solver.restate import restate
+from edgeq.plans.explained import CAUSES
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
 from edgeq.quantization.bias_correction import bias_shift
 from edgeq.quantization.quantize import Quantized, quantize_model

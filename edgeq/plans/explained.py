@@ -1,4 +1,4 @@
-"""What an attribution says: by place and cause, what a plan would lose less without it."""
+"""What is said of a plan when it is explained: what other choices would change, and where its loss comes from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from edgeq.planning.explain.fusion import LostFusion
+from edgeq.lowering.boundaries import Kind
+from edgeq.plans.plan import AloneLoss
 
 CHANCE = 2.0
 """Standard errors within which a figure may be chance."""
@@ -15,9 +16,89 @@ CHANCE = 2.0
 Cause = Literal["clipping", "weights", "activations", "bias"]
 CAUSES: tuple[Cause, ...] = ("clipping", "weights", "activations", "bias")
 
+LossFrom = Literal["predicted", "alone", "simulated"]
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Change(_Strict):
+    """One layer with another choice, all others left as they are."""
+
+    layer: str
+    choice: str
+    latency: float | None
+    """Seconds more, conversions included."""
+    size: float
+    """Bytes more."""
+    loss: float
+    """How much more is lost, as a share of what the whole plan loses."""
+    loss_from: LossFrom = "predicted"
+    """`simulated` if the whole plan was run with this change (see `edgeq.planning.explain.attribution`), `alone` if
+    this layer was, all others in float."""
+
+
+class ExplainedLayer(_Strict):
+    """Why a layer is what it is."""
+
+    name: str
+    op: str
+    choice: str
+    reason: str
+    loss_share: float
+    """Its part of what the plan is expected to lose."""
+    alternatives: list[Change]
+    alone: list[AloneLoss] = []
+    """Of its choices, those whose loss was simulated, beside what had been predicted."""
+
+
+class Explanation(_Strict):
+    """A plan taken apart."""
+
+    layers: list[ExplainedLayer]
+    gain_accuracy: list[Change]
+    """The changes that win back the most for the least time; or size, where there is no time."""
+    gain_speed: list[Change]
+    """The changes that save the most time for the least loss; empty where there is no time."""
+    latency_from: Literal["measured", "modelled"] | None = None
+    """Whether the latencies are those of a device, or modelled."""
+    losses_alone: int = 0
+    """How many choices of all layers were simulated alone."""
+    rank_correlation: float | None = None
+    """Spearman's, of the predicted and the simulated losses of those."""
+    notes: list[str] = []
+    """What the plan's rules overrule, and which of them change nothing."""
+
+
+class Recosted(_Strict):
+    """An edited plan under its rules and the costs that it carries."""
+
+    faults: list[str]
+    costs: dict[str, float]
+    before: dict[str, float]
+    latency_from: Literal["measured", "modelled"] | None = None
+    notes: list[str] = []
+    """What the plan's rules overrule, and which of them change nothing."""
+
+
+What = Kind | Literal["activation"]
+
+
+class LostFusion(_Strict):
+    """One thing that runs beside a kernel instead of within it."""
+
+    layer: str
+    """The layer to change."""
+    what: What
+    neighbours: list[str]
+    """The layers whose choices differ from this one's; none for an activation."""
+    latency: float | None
+    """Predicted seconds, from the plan's own costs; None where they hold none. Float layers that read one tensor share
+    its conversion."""
+    text: str
+    instead: Change | None = None
+    """The integer choice of this layer that would take the least time, predicted; None where there is none."""
 
 
 class Recovered(_Strict):
