@@ -94,11 +94,10 @@ def probing_plans(space: Space) -> dict[str, dict[str, str]]:
 def _by_weights(space: Space, alone: Sequence[str]) -> dict[str, str]:
     """The half of the layers that has more weights has them alone as integers, in groups, and the other half without
     groups; where there are no groups, the other half stays in float."""
-    grouped = {kernel.name for kernel in space.runtime.kernels if kernel.weight_group is not None}
+    grouped, choices = {k.name for k in space.runtime.kernels if k.weight_group is not None}, space.options
     plain = next((choice for choice in alone if choice not in grouped), FLOAT)
     in_groups = next((choice for choice in alone if choice in grouped), None)
     smaller = plain if in_groups else FLOAT
-    choices = space.options
     able = [g for g in space.model.groups if len(choices[g.name]) > 1 and g.op in WEIGHTED]
     found = dict.fromkeys(choices, FLOAT)
     for at, group in enumerate(sorted(able, key=lambda g: g.parameters)):
@@ -131,9 +130,8 @@ def build_all(
     found: dict[str, Built] = {}
     for (name, place), (followed, ends, written) in zip(places.items(), made, strict=True):
         files = fetch(written, place)
-        found[name] = Built(
-            followed, Candidate(files[0], runtime.name), sum(file.stat().st_size for file in files), ends
-        )
+        size = sum(file.stat().st_size for file in files)
+        found[name] = Built(followed, Candidate(files[0], runtime.name), size, ends)
     return found
 
 

@@ -79,14 +79,10 @@ def _conversions(
             if before == after:
                 continue
             costs = {} if after is None else {"size": sizes.conversion}
-            if after is not None and (before is None or _bits(after) < _bits(before)):
+            if after is not None and (before is None or int(after[1:]) < int(before[1:])):
                 costs["loss"] = sensitivity.tensors.get((edge.tensor, after), 0.0)  # fewer bits, or the first ones
             found.append(Boundary(producer, leaving, entering, costs | priced(kind_of(before, after))))
     return found
-
-
-def _bits(form: str) -> int:
-    return int(form.removeprefix("a"))
 
 
 def _needs(space: Space) -> list[Need]:

@@ -203,7 +203,7 @@ def _non_negative(rows: Sequence[Mapping[Hashable, float]], values: Sequence[flo
 
 
 STARTS = 10
-"""Runs of L-BFGS-B, each from where the last one stopped, on some CPUs far from the solution."""
+"""Runs of L-BFGS-B, each from where the last one stopped: on some CPUs that is far from the solution."""
 
 STEEP = 1e-7
 """The largest slope of the error at a solution, in units of a layer's mean time."""

@@ -13,7 +13,7 @@ from edgeq.planning.solver.restate import restate
 from edgeq.planning.solver.solve import Problem, check, cost_of
 from edgeq.plans.explained import Change, ExplainedLayer, Explanation, LossFrom, Recosted
 from edgeq.plans.follow import runtime_of
-from edgeq.plans.plan import Plan
+from edgeq.plans.plan import Plan, Planned
 from edgeq.plans.rules import apply_rules, narrowed
 from edgeq.registry.schema import Target
 
@@ -45,12 +45,11 @@ def explain(
     Raises:
         UsageError: the plan carries no costs, its rules cannot be held, or no layer matches.
     """
-    problem, choices, notes = _read(plan, target)
+    planned, problem, choices, notes = _read(plan, target)
     if faults := check(problem, choices):
         raise UsageError("; ".join(faults), remedy="edgeq plan --check lists what an edited plan breaks")
-    assert plan.planned is not None
     whole, seen = cost_of(problem, choices)["loss"] or 1.0, simulated or {}
-    ran = {(one.layer, one.choice) for one in plan.planned.losses_alone}
+    ran = {(one.layer, one.choice) for one in planned.losses_alone}
     changes = {
         layer: [
             _change(layer, other, added, whole, seen.get((layer, other)), alone=(layer, other) in ran)
@@ -67,7 +66,7 @@ def explain(
             reason=layer.reason if own == layer.choice else "a rule of the plan",
             loss_share=problem.options[layer.name][own].get("loss", 0.0) / whole,
             alternatives=changes.get(layer.name, []),
-            alone=[one for one in plan.planned.losses_alone if one.layer == layer.name],
+            alone=[one for one in planned.losses_alone if one.layer == layer.name],
         )
         for layer in plan.layers
         if pattern is None or fnmatchcase(layer.name, pattern)
@@ -81,9 +80,9 @@ def explain(
         layers=layers,
         gain_accuracy=sorted((c for c in every if c.loss < 0), key=lambda c: _price(c) / -c.loss)[:STEPS],
         gain_speed=[one for one, _ in quickest[:STEPS]],
-        latency_from=plan.planned.latency_from,
-        losses_alone=len(plan.planned.losses_alone),
-        rank_correlation=plan.planned.rank_correlation,
+        latency_from=planned.latency_from,
+        losses_alone=len(planned.losses_alone),
+        rank_correlation=planned.rank_correlation,
         notes=notes,
     )
 
@@ -116,33 +115,32 @@ def recost(plan: Plan, target: Target | None = None) -> Recosted:
     Raises:
         UsageError: the plan carries no costs, or its rules cannot be held.
     """
-    problem, choices, notes = _read(plan, target)
-    assert plan.planned is not None
-    faults, before, latency_from = check(problem, choices), plan.planned.predicted, plan.planned.latency_from
+    planned, problem, choices, notes = _read(plan, target)
+    faults = check(problem, choices)
     costs = {} if faults else cost_of(problem, choices)
+    before, latency_from = planned.predicted, planned.latency_from
     return Recosted(faults=faults, costs=costs, before=before, latency_from=latency_from, notes=notes)
 
 
-def _read(plan: Plan, target: Target | None) -> tuple[Problem, dict[str, str], list[str]]:
+def _read(plan: Plan, target: Target | None) -> tuple[Planned, Problem, dict[str, str], list[str]]:
     """A plan under its rules: what its layers may still be, what they are, and what is to be told."""
-    try:
-        problem = restate(plan)
-    except ValueError as error:
-        raise UsageError("the plan carries no costs", remedy="make it with edgeq plan") from error
+    if plan.planned is None:
+        raise UsageError("the plan carries no costs", remedy="make it with edgeq plan")
+    problem = restate(plan)
     try:
         validate(problem)
     except ValueError as error:
         raise UsageError(f"the plan's costs do not fit its layers: {error}", remedy="make it anew") from error
     picked = {layer.name: layer.choice for layer in plan.layers}
     if not plan.rules or any(choice not in problem.options[name] for name, choice in picked.items()):
-        return problem, picked, []
+        return plan.planned, problem, picked, []
     runtime = runtime_of(plan, target)
     offered = {name: tuple(options) for name, options in problem.options.items()}
     ops = {layer.name: layer.op.split(" + ")[0] for layer in plan.layers}
     picked, notes = apply_rules(picked, offered, ops, plan.rules, runtime)
     left = narrowed(offered, ops, plan.rules, runtime)
     options = {name: {choice: problem.options[name][choice] for choice in left[name]} for name in left}
-    return replace(problem, options=options), picked, notes
+    return plan.planned, replace(problem, options=options), picked, notes
 
 
 def _price(change: Change) -> float:

@@ -41,20 +41,20 @@ def job_of(
         target: looked up by the plan's name for it if not given.
         calibration, preprocess: what the plan says that it was made with if not given.
         inputs, arch, trust_pickle: see `edgeq.load`.
-        progress: hears of stages and steps, also of those of whatever is done with the job.
+        progress: hears also of whatever is done with the job.
 
     Raises:
         UsageError: wrong arguments or data, or the plan is for another model.
         UnsupportedError: the model cannot be handled.
     """
     given = plan.given
-    told = None if isinstance(calibration, Dataset) else calibration
-    data = calibration if isinstance(calibration, Dataset) else data_of(given, "--calib", told, "calibration")
+    data: str | Path | Dataset | None = calibration
+    if not isinstance(calibration, Dataset):
+        data = data_of(given, "--calib", calibration, "calibration")
     if data is None:
         raise UsageError("--calib is missing", remedy="the plan does not say what it was made from: give --calib")
     how = preprocess if preprocess is not None else given.preprocess if given else None
     aim = target or load_target(plan.target)
-    runtime = runtime_of(plan, aim)
     case = Case(
         model, data, preprocess=how, inputs=inputs, arch=arch, trust_pickle=trust_pickle, smooth_quant=plan.smooth_quant
     )
@@ -63,7 +63,7 @@ def job_of(
     with clock.stage("model"):  # first of all: data of another model would be blamed for not fitting this one
         net = load_model(case, cache)
         refuse_other(plan, model_hash=net.sha256, layers=[group.name for group in net.groups])
-    nowhere = Aim(aim, [runtime], "nothing is run", None, 1, Limits())
+    nowhere = Aim(aim, [runtime_of(plan, aim)], "nothing is run", None, 1, Limits())
     (job,) = prepare(replace(case, model=net), [nowhere], clock, cache)
     return job
 

@@ -48,7 +48,7 @@ def cover(serving: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         once[target][column] = 1.0
         only_taken.append({column: 1.0, number[name]: -1.0})
     within = stacked(rows([*once.values()], 1.0, 1.0), rows(only_taken, -inf, 0.0))
-    none, all_of_it = np.zeros(len(objective)), np.ones(len(objective))
-    found = minimized(objective, none, all_of_it, within, integers=len(objective), gap=0.0, seconds=inf)
+    zeros, ones = np.zeros_like(objective), np.ones_like(objective)
+    found = minimized(objective, zeros, ones, within, integers=len(objective), gap=0.0, seconds=inf)
     assert found.state == "optimal" and found.values is not None
     return {target: name for (target, name), used in zip(ways, found.values[len(number) :], strict=True) if used > 0.5}

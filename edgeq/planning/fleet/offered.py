@@ -33,16 +33,9 @@ def refusal(own: Runtime, other: Runtime, precision: FloatPrecision = "float32")
 
 
 def offered_too(model: Model, own: Runtime, other: Runtime, options: Ladder) -> dict[str, tuple[str, ...]]:
-    """Of each layer's choices those that another runtime offers as well; a layer may be left with none.
-
-    Args:
-        own: the runtime whose choices these are; `refusal` has nothing against the other one.
-    """
-    groups = {group.name: group for group in model.groups}
-    return {
-        name: tuple(choice for choice in choices if _takes(model, groups[name], own, other, choice))
-        for name, choices in options.items()
-    }
+    """Of each layer's choices in a runtime those that another one offers as well, which `refusal` has nothing against;
+    a layer may be left with none."""
+    return {g.name: tuple(c for c in options[g.name] if _takes(model, g, own, other, c)) for g in model.groups}
 
 
 def takes(other: Kernel, own: Kernel) -> bool:

@@ -127,8 +127,8 @@ def _drawn(sizes: Sequence[int], known: Sequence[Array], products: Array, seed: 
     return np.split(found, np.cumsum(sizes)[:-1])
 
 
-def _scales(output: Array) -> NDArray[np.float64]:
+def _scales(output: Array) -> Array:
     """The root mean square of each sample, [N, 1, ...]."""
-    power = np.square(output.reshape(len(output), -1), dtype=np.float64).mean(1)
-    scales: NDArray[np.float64] = np.sqrt(power).clip(min=1e-12).reshape(-1, *[1] * (output.ndim - 1))
+    power = np.square(output, dtype=np.float64).mean(tuple(range(1, output.ndim)), keepdims=True)
+    scales: Array = np.sqrt(power).clip(min=1e-12)
     return scales

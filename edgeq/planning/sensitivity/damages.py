@@ -12,8 +12,9 @@ Hutchinson's probes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -36,7 +37,6 @@ from edgeq.progress import Progress
 from edgeq.quantization.quantize import Quantized
 
 Moves = list[tuple[tuple[str, str], float]]
-Squares = dict[tuple[str, str], list[float]]
 
 Errors = dict[str, list[tuple[Choice, torch.Tensor]]]
 """By constant (placeholder of a weight or bias), what each choice of a group changes it by."""
@@ -72,16 +72,19 @@ def measure_sensitivity(
     few = {name: array[:SAMPLES] for name, array in inputs.items()}
     # one sample at a time: the gradient of a weight sums over the batch, and its square must not
     given = enumerate(_own(batch) for batch in batches(model, few, 1))
-    squares: tuple[Squares, Squares] = ({}, {})
-    for moves in engine.map(_one_sample, given, model, errors, tensors, readers, progress=progress):
-        for kept, found in zip(squares, moves, strict=True):
-            for key, value in found:
-                kept.setdefault(key, []).append(value**2)
-    by_weight, by_tensor = ({key: float(np.mean(values)) for key, values in kept.items()} for kept in squares)
+    found = engine.map(_one_sample, given, model, errors, tensors, readers, progress=progress)
+    by_weight, by_tensor = (_mean_squares(moves) for moves in zip(*found, strict=True))
     weights: dict[str, dict[str, float]] = {}
     for (group, choice), value in by_weight.items():
         weights.setdefault(group, {})[choice] = value
     return Sensitivity(weights, by_tensor)
+
+
+def _mean_squares(moves: Iterable[Moves]) -> dict[tuple[str, str], float]:
+    squares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for key, value in chain.from_iterable(moves):
+        squares[key].append(value**2)
+    return {key: float(np.mean(values)) for key, values in squares.items()}
 
 
 def measure_alone(

@@ -30,8 +30,8 @@ class Edit:
 
     Attributes:
         tensors: by graph node, what is done to its values.
-        constants: by graph node, what takes its place: float32.
-        reads: by a reader's graph node and the one that it reads, what is done to the values on their way.
+        constants: by graph node, what takes its place.
+        reads: by graph nodes of a reader and of what it reads, what is done to the values on their way.
     """
 
     tensors: Mapping[str, Rounding] = field(default_factory=dict)
@@ -93,12 +93,8 @@ def losses(model: Model, edits: Sequence[Edit], batch: Sequence[torch.Tensor]) -
 
 
 def movement(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], samples: int) -> NDArray[np.float64]:
-    """How far outputs are from those of the float model: [samples], their squared movement over their own power, summed
-    over outputs.
-
-    Args:
-        outputs, reference: [samples, ...] each.
-    """
+    """How far outputs, [samples, ...] each, are from those of the float model: [samples], their squared movement over
+    their own power, summed over outputs."""
     total = torch.zeros(samples, dtype=torch.float64)
     for found, wanted in zip(outputs, reference, strict=True):
         if wanted.is_floating_point():
