@@ -69,7 +69,7 @@ def copies(model: Model, quantized: Quantized) -> set[str]:
     return found
 
 
-def of_float(model: Model, quantized: Quantized) -> Edit:
+def as_edit(model: Model, quantized: Quantized) -> Edit:
     """A quantized model as an edit of the float one."""
     copied = copies(model, quantized)
     return Edit(
@@ -81,7 +81,7 @@ def of_float(model: Model, quantized: Quantized) -> Edit:
 
 def difference(model: Model, quantized: Quantized, other: Quantized) -> Edit:
     """What turns one quantization of a model into another."""
-    here, there = of_float(model, quantized), of_float(model, other)
+    here, there = as_edit(model, quantized), as_edit(model, other)
 
     def changed(before: Mapping[Key, Rounding], after: Mapping[Key, Rounding]) -> dict[Key, Rounding]:
         return {k: after.get(k, exact) for k in before.keys() | after.keys() if before.get(k) is not after.get(k)}
@@ -108,7 +108,7 @@ def run_edits(
         inputs: by input name, [N, ...].
         edits: best in the order of the layers that they change, so that those with much in common run together.
     """
-    progress, plan = progress or Silent(), of_float(model, quantized)
+    progress, plan = progress or Silent(), as_edit(model, quantized)
     every = [plan.and_also(edit) for edit in edits]
     columns = list(batches(model, inputs, BATCH))
     # the model as it is runs beside each part: most of what is changed is computed for it
