@@ -80,8 +80,10 @@ def run(model: Model, edits: Sequence[Edit], batch: Sequence[torch.Tensor]) -> l
         return result
 
     held = constants(model.program)
-    replaced = {node: [e.constants.get(node, held[node]) for e in everyone] for one in edits for node in one.constants}
-    reads = {pair: [e.reads.get(pair) for e in everyone] for one in edits for pair in one.reads}
+    nodes = dict.fromkeys(node for edit in edits for node in edit.constants)
+    pairs = dict.fromkeys(pair for edit in edits for pair in edit.reads)
+    replaced = {node: [edit.constants.get(node, held[node]) for edit in everyone] for node in nodes}
+    reads = {pair: [edit.reads.get(pair) for edit in everyone] for pair in pairs}
     return model.run([batch] * len(everyone), hook, replaced, reads)
 
 
