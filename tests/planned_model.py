@@ -16,6 +16,7 @@ from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform
+from edgeq.lowering.space import Space
 from edgeq.model.model import Model
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import state
@@ -56,7 +57,7 @@ def plan_of(**changed: str) -> Plan:
         {e.tensor: {"quantize": 2e-6, "dequantize": 3e-6} for e in found},
     )
     sizes = Sizes({g: {c: 100.0 * (1 + len(c)) for c in o} for g, o in offered.items()}, 131.0, 4000.0)
-    problem = state(model, BY, offered, found, sensitivity, {"latency": timing}, sizes, {})
+    problem = state(Space(model, BY, offered), sensitivity, {"latency": timing}, sizes, {})
     assert not check(problem, choices)
     basis = describe(
         model,

@@ -3,7 +3,7 @@ gradients summed by the bins of the tensors' histograms (see `edgeq.calibration.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -87,11 +87,7 @@ def _one_batch(
         return {}
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in values}
     bins = {name: _bins(value.detach(), histograms[name], samples) for name, value in values.items()}
-    for probe in range(PROBES):
-        with torch.enable_grad():
-            moved = torch.stack([random_direction(o, generator) for o in outputs]).sum()
-        last = probe == PROBES - 1
-        found = torch.autograd.grad(moved, list(values.values()), retain_graph=not last, allow_unused=True)
+    for found in random_gradients(outputs, list(values.values()), generator, PROBES):
         for name, gradient in zip(values, found, strict=True):
             if gradient is not None:
                 summed = torch.bincount(bins[name], as_rows(gradient, 1)[0], minlength=samples * 2 * HALF)
@@ -106,7 +102,17 @@ def _bins(value: torch.Tensor, histogram: Histogram, samples: int) -> torch.Tens
     return (index + offset).reshape(-1)
 
 
-def random_direction(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def random_gradients(
+    outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], generator: torch.Generator, probes: int
+) -> Iterator[tuple[torch.Tensor | None, ...]]:
+    """Gradients of `probes` random directions in the outputs, one after the other."""
+    for probe in range(probes if outputs else 0):
+        with torch.enable_grad():
+            moved = torch.stack([_random_direction(output, generator) for output in outputs]).sum()
+        yield torch.autograd.grad(moved, wanted, retain_graph=probe < probes - 1, allow_unused=True)
+
+
+def _random_direction(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A random direction v in an output, as v^T z, in units of the output's own power per sample."""
     signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype) * 2 - 1
     flat = output.detach().reshape(len(output) if output.dim() else 1, -1)

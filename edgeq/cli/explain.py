@@ -14,9 +14,7 @@ from edgeq.cli.tables import table
 from edgeq.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeq.planning.explain.attribution import AttributedLayer, Attribution, Recovered
-    from edgeq.planning.explain.explain import Change, Explanation
-    from edgeq.planning.explain.fusion import LostFusion
+    from edgeq.plans.explained import AttributedLayer, Attribution, Change, Explanation, LostFusion, Recovered
     from edgeq.plans.plan import Plan
 
 WORST = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -253,6 +253,14 @@ class Plan(_Strict):
     def named(self) -> set[str]:
         """Every choice that the plan takes or weighs for a layer."""
         return {choice for layer in self.layers for choice in (layer.choice, *layer.alternatives)}
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What its artefact holds: equal for plans of one artefact, whatever led to them."""
+        grid = {"dtype", "scale", "zero_point"}
+        layer = {"choice": True, "weight": True, "output": grid, "reads_again": {"__all__": grid}}
+        held: Any = {"format": True, "float_precision": True, "inputs": {"__all__": grid}, "layers": {"__all__": layer}}
+        return self.model_dump(mode="json", include=held)
 
 
 def run_options(precision: FloatPrecision) -> dict[str, str]:

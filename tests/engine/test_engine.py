@@ -35,8 +35,8 @@ from edgeq.export.audit import AuditError
 from edgeq.frontends.load import load
 from edgeq.limits import Limits
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform
+from edgeq.lowering.space import Space
 from edgeq.model.model import Model
 from edgeq.planning.costs import table as costs_module
 from edgeq.planning.costs.builds import build_all, probing_plans
@@ -291,7 +291,7 @@ def test_sensitivities_and_built_files_are_the_same_to_the_bit(
         found = measure_sensitivity(model, inputs, alternatives, None, where)
         wanted = contenders({(g, c): v for g, costs in found.weights.items() for c, v in costs.items()})
         assert wanted
-        plans = probing_plans(model.groups, runtime, options, edges(model, runtime))
+        plans = probing_plans(Space(model, runtime, options))
         built = build_all(model, runtime, calibration, plans, exporter, folder, Silent(), where)
         files = {
             name: [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(b.candidate.path.parent.iterdir())]

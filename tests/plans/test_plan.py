@@ -21,6 +21,7 @@ from edgeq.lowering.assign import FLOAT, assign
 from edgeq.lowering.boundaries import Kind, crossings, edges
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.lowering.form import on_integers
+from edgeq.lowering.space import Space
 from edgeq.model.ops import MOVEMENT
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import state
@@ -55,7 +56,7 @@ def stated(name: str, runtime: str, timed: bool = True) -> tuple[Problem, Sensit
     )
     sizes = Sizes({g: {c: float(rng.integers(50, 5000)) for c in o} for g, o in options.items()}, 131.0, 4000.0)
     sensitivity = Sensitivity(weights, tensors)
-    problem = state(model, by, options, found, sensitivity, {"latency": timing} if timed else {}, sizes, {})
+    problem = state(Space(model, by, options), sensitivity, {"latency": timing} if timed else {}, sizes, {})
     return problem, sensitivity, timing, sizes
 
 
@@ -76,7 +77,9 @@ def test_the_program_costs_a_plan_what_its_parts_were_measured_to_cost(name: str
         seen += 1
         costs = cost_of(problem, choices)
         assert costs["latency"] == pytest.approx(timing.of(found, choices), rel=1e-12)
-        assert costs["size"] == pytest.approx(sizes.of(found, choices), rel=1e-12)
+        converted = sum(one.form is not None for one in crossings(found, choices))
+        size = sizes.fixed + sum(sizes.layers[g][c] for g, c in choices.items()) + sizes.conversion * converted
+        assert costs["size"] == pytest.approx(size, rel=1e-12)
         # each tensor that the exporter would round, once; each layer's rounded weights. Integers that only move are
         # those of another tensor, and those that were rounded to 8 bits are rounded by no 16
         moved = {g.output for g in model.groups if g.op in MOVEMENT and on_integers(choices[g.name])}
@@ -109,7 +112,7 @@ def test_measured_losses_take_the_place_of_predicted_ones() -> None:
     problem, sensitivity, timing, sizes = stated("residual", "litert")
     measured = {("stem", "w4a8"): 0.125, ("head", "w8a8"): 0.25}
     options, tables = ladder(model, by, histograms), {"latency": timing}
-    other = state(model, by, options, edges(model, by), sensitivity, tables, sizes, measured)
+    other = state(Space(model, by, options), sensitivity, tables, sizes, measured)
     differ = {
         (g, c): other.options[g][c]["loss"]
         for g, offered in problem.options.items()

@@ -28,9 +28,9 @@ from edgeq.model.groups import only_moves
 from edgeq.model.model import Model
 from edgeq.numerics import dequantize, quantize
 from edgeq.numerics.quantize import QParams
-from edgeq.planning.costs.memory import peak_memory
 from edgeq.planning.explain.counterfactual import difference, run_edits
 from edgeq.planning.sensitivity.damages import damage
+from edgeq.plans.memory import peak_memory
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate
 from edgeq.registry.schema import Runtime

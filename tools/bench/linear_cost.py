@@ -25,14 +25,14 @@ from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT, assign
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform, with_preferred
+from edgeq.lowering.space import Space
 from edgeq.model.groups import Group
 from edgeq.planning.costs.builds import Built, build_all, probing_plans
 from edgeq.planning.costs.size import fit_sizes
 from edgeq.planning.costs.state import state
 from edgeq.planning.costs.timing import Observed, fit
 from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
-from edgeq.planning.sensitivity.predicted import predicted_losses
-from edgeq.planning.sensitivity.value import contenders
+from edgeq.planning.sensitivity.value import contenders, predicted_losses
 from edgeq.planning.solver.solve import cost_of, solve
 from edgeq.prepare import runtimes_for
 from edgeq.progress import Silent
@@ -113,11 +113,11 @@ def measure(layers: int, form: str) -> tuple[int, int, int, dict[str, float]]:
     sensitivity = lap("sensitivity", lambda: measure_sensitivity(model, inputs, alternatives))
     predicted = {
         (name, choice): value
-        for (name, choice), value in predicted_losses(model, runtime, options, sensitivity).items()
+        for (name, choice), value in predicted_losses(Space(model, runtime, options), sensitivity).items()
         if alternatives[choice].assignment.choice(name) == choice
     }
     measured = lap("alone", lambda: measure_alone(model, inputs, alternatives, contenders(predicted)))
-    plans = probing_plans(model.groups, runtime, options, found_edges)
+    plans = probing_plans(Space(model, runtime, options))
     with tempfile.TemporaryDirectory() as scratch:
         exporter = Exporter(model, Path(scratch))
         lap("conversion", lambda: exporter.conversion(form))
@@ -126,11 +126,11 @@ def measure(layers: int, form: str) -> tuple[int, int, int, dict[str, float]]:
     timing = lap("fit of times", lambda: fit(model, found_edges, observed))
     sizes = lap(
         "fit of sizes",
-        lambda: fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()]),
+        lambda: fit_sizes(Space(model, runtime, options), [(b.choices, b.size) for b in built.values()]),
     )
     problem = lap(
         "program",
-        lambda: state(model, runtime, options, found_edges, sensitivity, {"latency": timing}, sizes, measured),
+        lambda: state(Space(model, runtime, options), sensitivity, {"latency": timing}, sizes, measured),
     )
     most = cost_of(problem, uniform(options))["loss"] / 2
     lap("solver", lambda: solve(problem, minimize="latency", limits={"loss": most}))

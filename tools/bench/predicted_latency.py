@@ -26,9 +26,13 @@ from edgeq.lowering.as_run import as_run
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, with_preferred
+from edgeq.lowering.space import Space
 from edgeq.planning.costs.builds import build_all, observe, probing_plans
 from edgeq.planning.costs.size import fit_sizes
+from edgeq.planning.costs.state import state
 from edgeq.planning.costs.timing import fit
+from edgeq.planning.sensitivity.value import Sensitivity
+from edgeq.planning.solver.problem import cost_of
 from edgeq.prepare import runtimes_for
 from edgeq.progress import Silent
 from edgeq.registry.load import load_target
@@ -63,30 +67,25 @@ def main() -> None:
         for folder in folders:
             folder.mkdir()
         exporter = Exporter(model, folders[0])
-        built = build_all(
-            model,
-            runtime,
-            seen,
-            probing_plans(model.groups, runtime, options, found_edges),
-            exporter,
-            folders[1],
-            Silent(),
-        )
+        space = Space(model, runtime, options)
+        built = build_all(model, runtime, seen, probing_plans(space), exporter, folders[1], Silent())
         tried = build_all(model, runtime, seen, plans, exporter, folders[2], Silent())
         observed = observe(model, built, device, one, exporter.labels(runtime.format), 1, Silent())
         ran = [replace(o, choices=as_run(model, runtime, found_edges, options, o.choices)) for o in observed]
         timing = fit(model, found_edges, ran)
-        sizes = fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()])
+        sizes = fit_sizes(space, [(b.choices, b.size) for b in built.values()])
         uniform = {name: built[name] for name in ("preferred", FLOAT)}
         runs = device.latency({name: b.candidate for name, b in (tried | uniform).items()}, one, rounds=60)
     medians = {name: float(np.median(seconds)) for name, seconds in runs.items()}
-    predicted = {name: timing.of(found_edges, b.choices) for name, b in (tried | uniform).items()}
+    problem = state(space, Sensitivity({}, {}), {"latency": timing}, sizes, {})
+    costs = {name: cost_of(problem, b.choices) for name, b in (tried | uniform).items()}
+    predicted = {name: cost["latency"] for name, cost in costs.items()}
     drift = sum(medians[name] for name in uniform) / sum(predicted[name] for name in uniform)
     errors = []
     for name, build in tried.items():
         error = predicted[name] * drift / medians[name] - 1
         errors.append(abs(error))
-        off = sizes.of(found_edges, build.choices) / build.size - 1
+        off = costs[name]["size"] / build.size - 1
         print(f"{name:<10}  {1e3 * medians[name]:8.3f} ms  {100 * error:+6.1f} %   size {100 * off:+5.2f} %")
     print(
         f"{runtime.name}: median absolute error {100 * float(np.median(errors)):.1f} %, "

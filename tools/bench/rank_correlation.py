@@ -12,10 +12,10 @@ from statistics import median
 from edgeq.case import Case
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder, uniform, with_preferred
+from edgeq.lowering.space import Space
 from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
 from edgeq.planning.sensitivity.losses import rank_correlation
-from edgeq.planning.sensitivity.predicted import predicted_losses
-from edgeq.planning.sensitivity.value import Choice, contenders
+from edgeq.planning.sensitivity.value import Choice, contenders, predicted_losses
 from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
 from edgeq.quantization.activations import Ranges
@@ -44,7 +44,7 @@ def main() -> None:
     predicted = {
         (name, choice): value
         for (name, choice), value in predicted_losses(
-            model, runtime, offered, measure_sensitivity(model, inputs, alternatives)
+            Space(model, runtime, offered), measure_sensitivity(model, inputs, alternatives)
         ).items()
         if value > 0 and alternatives[choice].assignment.choice(name) == choice
     }

@@ -1,129 +1,85 @@
-"""Chooses the model of a device that cannot be timed here, and says what it is: what Vela estimates where it compiles
-for the device, a roofline over the figures of its profile elsewhere, or nothing where the profile knows too little."""
+"""The model of a device that cannot be timed here, and what it is: what Vela estimates where it compiles for the
+device, a roofline over the figures of its profile elsewhere, or nothing where the profile knows too little. Nothing of
+it is measured, and whatever shows a number of it says so.
+
+Bytes are those of the weights as they are stored, of what the layer reads and of what it writes; a conversion between
+float and integers reads one form and writes the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.export.onnx_names import layer_of
-from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.boundaries import Edge, Kind
-from edgeq.lowering.choices import Ladder
+from edgeq.lowering.assign import FLOAT, writes_integers
+from edgeq.lowering.boundaries import Edge, Kind, elements
+from edgeq.lowering.form import on_integers
+from edgeq.lowering.space import Space
+from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.planning.costs.builds import Built
-from edgeq.planning.costs.modelled import (
-    ENERGY,
-    LATENCY,
-    Roofline,
-    conversion_table,
-    energies,
-    roofline,
-    table,
-    used_figures,
-)
+from edgeq.planning.costs.size import stored_bytes
 from edgeq.planning.costs.timing import Timing, attribute
 from edgeq.planning.costs.vela import estimate, version
 from edgeq.plans.plan import FloatPrecision, ModelledBy
+from edgeq.registry.roofline import ENERGY, LATENCY, WIDTHS, Energies, Roofline, Work, energies, roofline, used_figures
 from edgeq.registry.schema import Profile, Runtime, VelaSystem
 
-
-@dataclass(frozen=True)
-class Estimates:
-    """What was modelled.
-
-    Attributes:
-        latency, energy: by the precision of what stays in float; empty where the profile knows too little.
-        latency_by, energy_by: what computed them.
-        notes: what a reader of the numbers has to know.
-    """
-
-    latency: dict[FloatPrecision, Timing] = field(default_factory=dict)
-    energy: dict[FloatPrecision, Timing] = field(default_factory=dict)
-    latency_by: ModelledBy | None = None
-    energy_by: ModelledBy | None = None
-    notes: tuple[str, ...] = ()
+Tables = dict[FloatPrecision, Timing]
+"""By the precision of what stays in float; empty where the profile knows too little."""
 
 
 def modelled_energy(
-    model: Model,
-    runtime: Runtime,
-    options: Ladder,
-    edges: Sequence[Edge],
-    profile: Profile | None,
-    precisions: Sequence[FloatPrecision],
-) -> Estimates:
-    """Energies alone, for a device whose latency is measured."""
-    by = "profile" if profile is None else energies(profile)
-    if profile is None or isinstance(by, str):
-        return Estimates()
-    found = {p: table(model, runtime, options, edges, by, p) for p in precisions}
-    return Estimates(energy=found, energy_by=_by("operations and bytes moved", profile, ENERGY))
+    space: Space, profile: Profile | None, wanted: Iterable[FloatPrecision]
+) -> tuple[Tables, ModelledBy | None]:
+    """Joules, and what computed them."""
+    by = None if profile is None else energies(profile)
+    if profile is None or by is None:
+        return {}, None
+    figures = used_figures(profile, ENERGY)
+    told = ModelledBy(by="operations and bytes moved", profile=profile.name, figures=figures)
+    return {p: table(space, by, p) for p in wanted}, told
 
 
-def modelled(
-    model: Model,
-    runtime: Runtime,
-    options: Ladder,
-    edges: Sequence[Edge],
+def modelled_latency(
+    space: Space,
     built: Mapping[str, Built],
     labels: Mapping[str, str],
     profile: Profile | None,
     threads: int,
-    *,
-    reduced: bool,
-) -> Estimates:
-    """Latencies and energies of a device without a clock.
+    wanted: Sequence[FloatPrecision],
+) -> tuple[Tables, ModelledBy | None, list[str]]:
+    """Seconds on a device without a clock, what computed them, and what a reader of them has to know.
 
     Args:
         built: see `probing_plans`; what Vela compiles.
         labels: see `Exporter.labels`.
-        reduced: try the float types of the runtime besides float32 as well.
     """
     if profile is None:
-        return Estimates(notes=("the target has no profile to model a latency from: --profile names a device",))
-    roof = roofline(profile, threads)
-    wanted: list[FloatPrecision] = ["float32", *(runtime.float_alternatives if reduced else ())]
-    if isinstance(roof, Roofline):
-        wanted = [p for p in wanted if p in roof.rates] or ["float32"]
-    energy = modelled_energy(model, runtime, options, edges, profile, wanted)
-    latency: dict[FloatPrecision, Timing] = {}
-    by: ModelledBy | None = None
-    notes = []
-    if runtime.name == "vela" and profile.vela is not None:
+        return {}, None, ["the target has no profile to model a latency from: --profile names a device"]
+    roof, system, notes = roofline(profile, threads), profile.vela, []
+    if space.runtime.name == "vela" and system is not None:
         try:
-            layers = _by_vela(model, built, labels, profile.vela)
-            latency, by = {"float32": Timing(layers, _between(edges, runtime, roof))}, _vela(profile, profile.vela)
+            layers = _by_vela(space.model, built, labels, system)
+            # conversions are the CPU's: they take no time where nothing is known of it
+            between = conversions(space, roof if isinstance(roof, Roofline) else None, "float32")
+            what = f"{system.accelerator}, system {system.system}, memory mode {system.memory} of {system.config}"
+            told = ModelledBy(by=f"Vela {version()}", profile=profile.name, figures=[what])
+            return {"float32": Timing(layers, between)}, told, []
         except EdgeqError as error:
             notes.append(f"there is no estimate of Vela's: {error.cause}; {error.remedy}")
-    if by is None and isinstance(roof, Roofline):
-        latency = {p: table(model, runtime, options, edges, roof, p) for p in wanted}
-        by = _by("a roofline", profile, LATENCY)
-    elif by is None:
+    if isinstance(roof, str):
         notes.append(f"latency cannot be modelled for {profile.name}: its profile does not give {roof}")
-    return Estimates(latency, energy.energy, by, energy.energy_by, tuple(notes))
+        return {}, None, notes
+    known: Sequence[FloatPrecision] = [p for p in wanted if p in roof.rates] or ["float32"]
+    told = ModelledBy(by="a roofline", profile=profile.name, figures=used_figures(profile, LATENCY))
+    return {p: table(space, roof, p) for p in known}, told, notes
 
 
 def asked_of_vela(runtime: Runtime, profile: Profile | None) -> str | None:
     """The version of Vela that estimates for this runtime; None where another model does."""
     return version() if runtime.name == "vela" and profile is not None and profile.vela is not None else None
-
-
-def _by(what: str, profile: Profile, heads: tuple[str, ...]) -> ModelledBy:
-    return ModelledBy(by=what, profile=profile.name, figures=used_figures(profile, heads))
-
-
-def _vela(profile: Profile, system: VelaSystem) -> ModelledBy:
-    what = f"{system.accelerator}, system {system.system}, memory mode {system.memory} of {system.config}"
-    return ModelledBy(by=f"Vela {version()}", profile=profile.name, figures=[what])
-
-
-def _between(edges: Sequence[Edge], runtime: Runtime, roof: Roofline | str) -> dict[str, dict[Kind, float]]:
-    """Seconds of conversions, which are the CPU's; 0 where nothing is known."""
-    if isinstance(roof, Roofline):
-        return conversion_table(edges, runtime, roof, "float32")
-    return {edge.tensor: {"quantize": 0.0, "dequantize": 0.0, "requantize": 0.0} for edge in edges}
 
 
 def _by_vela(
@@ -137,16 +93,60 @@ def _by_vela(
     """
     uniform = {"preferred", *(choice for one in built.values() for choice in one.choices.values())} - {FLOAT}
     found: dict[str, dict[str, float]] = {}
-    for name, one in built.items():
-        if name not in uniform:
-            continue
+    for one in (one for name, one in built.items() if name in uniform):
         said = estimate(one.candidate.path, system)
         seconds = attribute(model, said.rows, labels, one.choices, said.seconds).seconds
-        by_npu = {layer_of(row.name, labels) for row in said.rows if row.where == "NPU"}
-        by_cpu = {layer_of(row.name, labels) for row in said.rows if row.where == "CPU"} - by_npu
+        by_npu, by_cpu = ({layer_of(r.name, labels) for r in said.rows if r.where == where} for where in ("NPU", "CPU"))
         for group, choice in one.choices.items():
-            if choice != FLOAT and group not in by_cpu:
+            if choice != FLOAT and group not in by_cpu - by_npu:
                 found.setdefault(group, {}).setdefault(choice, seconds[group])
     if not found:
         raise UnsupportedError("it leaves every operator to the CPU", remedy="see vela --supported-ops-report")
     return found
+
+
+def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision: FloatPrecision) -> Work:
+    """What a layer has to do with a choice.
+
+    Args:
+        precision: what stays in float is computed and kept in this.
+    """
+    # weights alone are expanded when the file is loaded: what runs is a float layer
+    kernel = runtime.kernel(group.op, choice) if on_integers(choice) else None
+    dtype = precision if kernel is None else kernel.activations.removeprefix("u")
+    read = WIDTHS[dtype]
+    if kernel is not None and kernel.weights is not None and kernel.weights.removeprefix("u") != dtype:
+        dtype = f"{dtype}_{kernel.weights.removeprefix('u')}"
+    written = read if kernel is None or writes_integers(model, runtime, group) else WIDTHS[precision]
+    weights = WIDTHS[precision] * group.parameters if kernel is None else stored_bytes(model, group, kernel)
+    values = read * sum(elements(model, name) for name in group.inputs) + written * elements(model, group.output)
+    if group.op == "reshape" or model.nodes[group.root].target == "operator.getitem":
+        values = 0.0  # another view of the same numbers
+    return Work(group.macs, dtype, weights, values)
+
+
+def conversions(
+    space: Space, by: Roofline | Energies | None, precision: FloatPrecision
+) -> dict[str, dict[Kind, float]]:
+    """By tensor and kind, seconds or joules of reading one form and writing the other; 0 where nothing is known."""
+    price, runtime = 0.0 if by is None else by.of_byte, space.runtime
+    widths = [WIDTHS[k.activations.removeprefix("u")] for k in runtime.kernels if not k.weight_only] or [0.0]
+    both = WIDTHS[precision] + widths[0]
+    bytes_of: dict[Kind, float] = {"quantize": both, "dequantize": both, "requantize": min(widths) + max(widths)}
+
+    def priced(edge: Edge) -> dict[Kind, float]:
+        given = edge.producer is None and runtime.io == "integer"  # a model whose ends are integers is given them
+        return {kind: 0.0 if given else edge.elements * moved * price for kind, moved in bytes_of.items()}
+
+    return {edge.tensor: priced(edge) for edge in space.edges}
+
+
+def table(space: Space, by: Roofline | Energies, precision: FloatPrecision) -> Timing:
+    """Everything that a plan can consist of, in seconds or joules; choices that the profile has no figure for are
+    absent."""
+    model, layers = space.model, dict[str, dict[str, float]]()
+    for group in model.groups:
+        offered = space.options[group.name]
+        priced = {c: by.price(work_of(model, space.runtime, group, c, precision)) for c in offered}
+        layers[group.name] = {choice: value for choice, value in priced.items() if value is not None}
+    return Timing(layers, conversions(space, by, precision))

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeq.lowering.assign import FLOAT, writes_integers
-from edgeq.lowering.boundaries import Crossing, Edge, crossings
+from edgeq.lowering.boundaries import crossings
+from edgeq.lowering.space import Space
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import Scheme
@@ -31,98 +33,74 @@ class Sizes:
     conversion: float
     fixed: float
 
-    def of(self, edges: Sequence[Edge], choices: Mapping[str, str]) -> float:
-        """Bytes that a plan is expected to take."""
-        return (
-            self.fixed
-            + sum(self.layers[name][choice] for name, choice in choices.items())
-            + self.conversion * len(_quantized(edges, choices))
-        )
+
+_ADDED = (
+    "scales", "tensors", "weights", "widened weights", "weights by channel", "2-bit weights", "shared",
+    "scales alone", "weights alone", "groups alone", "zero points alone",
+)  # fmt: skip
+"""What a format adds something for: scales, tensors of integers, integer weights and those of fewer bits, or of a
+convolution channel by channel, which a format may have to reshape; weights of 2 bits, which it may only have without a
+sign; bytes of float weights that stand for something else as well, which it may store twice; and, where weights alone
+are integers, their scales, the weights, those in groups and those with zero points."""
 
 
-def fit_sizes(
-    model: Model,
-    runtime: Runtime,
-    choices: Mapping[str, Sequence[str]],
-    edges: Sequence[Edge],
-    built: Sequence[tuple[Mapping[str, str], int]],
-) -> Sizes:
+def fit_sizes(space: Space, built: Sequence[tuple[Mapping[str, str], int]]) -> Sizes:
     """The sizes that explain the builds best.
 
     Args:
-        choices: by group name, what it may choose from.
         built: for each build its choices and the bytes of its files.
     """
     from scipy.optimize import nnls
 
-    groups = {g.name: g for g in model.groups}
-    stored = {
-        name: {
-            choice: stored_bytes(
-                model, groups[name], None if choice == FLOAT else runtime.kernel(groups[name].op, choice)
-            )
-            for choice in options
-        }
-        for name, options in choices.items()
-    }
-    left_behind = {g.name for g in model.groups if writes_integers(model, runtime, g)}
-    # how much of such weights a format stores twice is found out from the builds
-    shared = {name: 4.0 * (groups[name].parameters - _channels(model, groups[name])) for name in _shared(model)}
-    for name in shared.keys() & stored.keys():
-        stored[name][FLOAT] -= shared[name]
-
-    def added(name: str, choice: str) -> list[float]:
-        """How many scales, integer tensors, integer weights and widenings of fewer bits a layer adds; and, where its
-        weights alone are integers, how many scales, weights, groupings and subtractions of zero points; how many
-        weights of 2 bits, which a format may only have without a sign; how many bytes of float that it shares; and how
-        many integer weights of a convolution channel by channel, which a format may have to reshape."""
-        kernel = None if choice == FLOAT else runtime.kernel(groups[name].op, choice)
-        if kernel is None:
-            return [0.0] * 9 + [shared.get(name, 0.0), 0.0]
-        scheme = kernel.weight_scheme
-        scales = 0 if scheme is None else _scales(model, groups[name], scheme)
-        apart = float(scales > 0 and groups[name].op == "depthwise_conv2d")
-        two = float(scheme is not None and scheme.stored_bits == 2)
-        if kernel.weight_only:
-            return [0.0] * 4 + [
-                float(scales),
-                float(scales > 0),
-                float(scheme is not None and scheme.group is not None),
-                float(scheme is not None and scheme.symmetry == "asymmetric"),
-                two,
-                0.0,
-                apart,
-            ]
-        narrow = scheme is not None and scheme.stored_bits < 8
-        weights = [float(scales), float(name in left_behind), float(scales > 0), float(narrow)]
-        return [*weights, *[0.0] * 4, two, 0.0, apart]
-
+    model, runtime, shared = space.model, space.runtime, _shared(space.model)
+    stored: dict[tuple[str, str], float] = {}
+    added: dict[tuple[str, str], NDArray[np.float64]] = {}
+    for group in model.groups:
+        for choice in space.options[group.name]:
+            kernel = None if choice == FLOAT else runtime.kernel(group.op, choice)
+            twice = shared.get(group.name, 0.0) if kernel is None else 0.0
+            stored[group.name, choice] = stored_bytes(model, group, kernel) - twice
+            found = {"shared": twice} if kernel is None else _added(model, runtime, group, kernel)
+            added[group.name, choice] = np.array([found.get(what, 0.0) for what in _ADDED])
     rows, rest = [], []
     for picked, size in built:
-        layers = np.sum([added(name, choice) for name, choice in picked.items()], axis=0)
-        # a tensor that is made integers is one more integer tensor
-        layers[1] += len(_quantized(edges, picked))
-        rows.append([1.0, *layers])
-        rest.append(size - sum(stored[name][choice] for name, choice in picked.items()))
+        counts = np.sum([added[pair] for pair in picked.items()], axis=0)
+        counts[_ADDED.index("tensors")] += sum(one.form is not None for one in crossings(space.edges, picked))
+        rows.append([1.0, *counts])
+        rest.append(size - sum(stored[pair] for pair in picked.items()))
     fixed, *prices = map(float, nnls(np.array(rows), np.array(rest))[0])
-    costs = {
-        name: {choice: size + float(np.dot(prices, added(name, choice))) for choice, size in options.items()}
-        for name, options in stored.items()
-    }
-    return Sizes(costs, prices[1], fixed)
+    costs: dict[str, dict[str, float]] = {}
+    for (name, choice), own in stored.items():
+        costs.setdefault(name, {})[choice] = own + float(np.dot(prices, added[name, choice]))
+    return Sizes(costs, prices[_ADDED.index("tensors")], fixed)
 
 
-def _quantized(edges: Sequence[Edge], choices: Mapping[str, str]) -> list[Crossing]:
-    return [crossing for crossing in crossings(edges, choices) if crossing.form is not None]
+def _added(model: Model, runtime: Runtime, group: Group, kernel: Kernel) -> dict[str, float]:
+    """How much a layer in this kernel has of what a format adds something for."""
+    scheme, alone = kernel.weight_scheme, " alone" if kernel.weight_only else ""
+    found = {} if alone else {"tensors": float(writes_integers(model, runtime, group))}
+    if scheme is not None and (scales := _scales(model, group, scheme)):
+        found |= {f"scales{alone}": float(scales), f"weights{alone}": 1.0}
+        found["2-bit weights"] = float(scheme.stored_bits == 2)
+        found["weights by channel"] = float(group.op == "depthwise_conv2d")
+        if alone:
+            found["groups alone"] = float(scheme.group is not None)
+            found["zero points alone"] = float(scheme.symmetry == "asymmetric")
+        else:
+            found["widened weights"] = float(scheme.stored_bits < 8)
+    return found
 
 
-def _shared(model: Model) -> list[str]:
-    """The groups whose weights stand for something else as well that is never made integers, such as an embedding."""
+def _shared(model: Model) -> dict[str, float]:
+    """By group whose weights stand for something else as well that is never made integers, such as an embedding, their
+    bytes as float."""
     state, weights = model.state, {g.weight for g in model.groups}
     others = [value for name, value in state.items() if name not in weights]
-    return [
-        g.name for g in model.groups if g.weight and any(np.array_equal(other, state[g.weight]) for other in others)
-    ]
+    return {
+        g.name: 4.0 * (g.parameters - _channels(model, g))
+        for g in model.groups
+        if g.weight and any(np.array_equal(other, state[g.weight]) for other in others)
+    }
 
 
 def _channels(model: Model, group: Group) -> int:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from edgeq.lowering.boundaries import Edge, Kind, kind_of
 from edgeq.lowering.choices import Ladder
-from edgeq.lowering.form import form, on_integers
+from edgeq.lowering.form import form
+from edgeq.lowering.space import Space
 from edgeq.model.groups import only_moves
-from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.timing import Timing
-from edgeq.planning.sensitivity.predicted import predicted_losses
-from edgeq.planning.sensitivity.value import Sensitivity
+from edgeq.planning.sensitivity.value import Sensitivity, predicted_losses
 from edgeq.planning.solver.solve import Boundary, Need, Problem
-from edgeq.registry.schema import Runtime
 
 
 def state(
-    model: Model,
-    runtime: Runtime,
-    choices: Ladder,
-    edges: Sequence[Edge],
+    space: Space,
     sensitivity: Sensitivity,
     tables: Mapping[str, Timing],
     sizes: Sizes,
@@ -38,20 +33,17 @@ def state(
             have goes without that measure, and so costs nothing of it: see `known`.
         alone: losses that are known better, by group and choice.
     """
-    costs: dict[str, dict[str, dict[str, float]]] = {}
-    losses = predicted_losses(model, runtime, choices, sensitivity) | dict(alone)
-    for group in model.groups:
-        costs[group.name] = {
-            choice: {"loss": losses.get((group.name, choice), 0.0), "size": sizes.layers[group.name][choice]}
-            | {m: t.layers[group.name][choice] for m, t in tables.items() if choice in t.layers.get(group.name, {})}
-            for choice in choices[group.name]
+    losses = predicted_losses(space, sensitivity) | dict(alone)
+    costs = {
+        name: {
+            choice: {"loss": losses.get((name, choice), 0.0), "size": sizes.layers[name][choice]}
+            | {m: t.layers[name][choice] for m, t in tables.items() if choice in t.layers.get(name, {})}
+            for choice in offered
         }
-    return Problem(
-        costs,
-        [b for edge in edges for b in _conversions(edge, choices, sensitivity, tables, sizes)],
-        _needs(model, choices, edges),
-        {"size": sizes.fixed},
-    )
+        for name, offered in space.options.items()
+    }
+    conversions = [b for edge in space.edges for b in _conversions(edge, space.options, sensitivity, tables, sizes)]
+    return Problem(costs, conversions, _needs(space), {"size": sizes.fixed})
 
 
 def known(problem: Problem, offered: Ladder, measure: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -65,10 +57,6 @@ def known(problem: Problem, offered: Ladder, measure: str) -> tuple[dict[str, tu
     """
     left = {name: tuple(c for c in given if measure in problem.options[name][c]) for name, given in offered.items()}
     return {name: left[name] or given for name, given in offered.items()}, [n for n in offered if not left[n]]
-
-
-def _integers(options: Collection[str]) -> frozenset[str]:
-    return frozenset(filter(on_integers, options))
 
 
 def _by_form(options: Collection[str]) -> dict[str | None, frozenset[str]]:
@@ -91,31 +79,25 @@ def _conversions(
             if before == after:
                 continue
             costs = {} if after is None else {"size": sizes.conversion}
-            if after is not None and (before is None or _bits(after) < _bits(before)):
+            if after is not None and (before is None or int(after[1:]) < int(before[1:])):
                 costs["loss"] = sensitivity.tensors.get((edge.tensor, after), 0.0)  # fewer bits, or the first ones
             found.append(Boundary(producer, leaving, entering, costs | priced(kind_of(before, after))))
     return found
 
 
-def _bits(form: str) -> int:
-    return int(form.removeprefix("a"))
-
-
-def _needs(model: Model, choices: Ladder, edges: Sequence[Edge]) -> list[Need]:
+def _needs(space: Space) -> list[Need]:
     """A layer without weights runs on integers only behind one that does; where it only moves them, on those that it is
     given (see `assign`)."""
-    sources = {e.tensor: e for e in edges}
-    inputs = set(model.input_nodes)
+    model, choices, inputs = space.model, space.options, set(space.model.input_nodes)
+    sources = {e.tensor: e.producer for e in space.edges if not e.float_anyway}
+    every = {one for offered in choices.values() for one in map(form, offered) if one}
     found = []
     for group in model.groups:
-        integers = _integers(choices[group.name])
-        if not integers or group.op in WEIGHTED or inputs.intersection(group.inputs):
+        if group.op in WEIGHTED or inputs.intersection(group.inputs):
             continue
-        producers = [e.producer for n in group.inputs if (e := sources.get(n)) and e.producer and not e.float_anyway]
-        if only_moves(group, model.nodes[group.root]):
-            for one, own in _by_form(integers).items():
-                alike = [(p, _by_form(choices[p]).get(one, frozenset())) for p in producers]
-                found.append(Need(group.name, own, tuple(alike)))
-        else:
-            found.append(Need(group.name, integers, tuple((p, _integers(choices[p])) for p in producers)))
+        producers = [p for node in group.inputs if (p := sources.get(node))]
+        for alike in [{one} for one in sorted(every)] if only_moves(group, model.nodes[group.root]) else [every]:
+            own, *behind = (frozenset(c for c in choices[g] if form(c) in alike) for g in (group.name, *producers))
+            if own:
+                found.append(Need(group.name, own, tuple(zip(producers, behind, strict=True))))
     return found

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from edgeq.cache import Entry
 from edgeq.devices import Device
 from edgeq.export.artifact import Exporter
 from edgeq.lowering.as_run import as_run
-from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import Ladder
+from edgeq.lowering.space import Space
 from edgeq.planning.costs.builds import build_all, observe, probing_plans
-from edgeq.planning.costs.estimates import modelled, modelled_energy
+from edgeq.planning.costs.estimates import modelled_energy, modelled_latency
 from edgeq.planning.costs.size import fit_sizes
 from edgeq.planning.costs.state import state
 from edgeq.planning.costs.timing import Timing, fit
-from edgeq.planning.sensitivity.losses import measure_losses, pack_ranges, unpack_ranges
-from edgeq.planning.solver.solve import Boundary, Need, Problem
-from edgeq.plans.plan import AloneLoss, FloatPrecision, ModelledBy
+from edgeq.planning.sensitivity.losses import Losses, measure_losses
+from edgeq.planning.solver.solve import Problem
+from edgeq.plans.plan import FloatPrecision, ModelledBy
 from edgeq.prepare import Job
-from edgeq.quantization.activations import Ranges
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as runtime_info
 
-COSTS_VERSION = 18
+COSTS_VERSION = 19
 """To be raised whenever what is measured, or how it is kept, changes."""
-
-
-FLOATS: list[FloatPrecision] = ["float32"]
 
 
 @dataclass(frozen=True)
@@ -42,138 +40,62 @@ class Costs:
         latency_from: `measured` on the device's own clock, `modelled` where it has none, None where neither can be.
         latency_by, energy_by: what modelled them.
         notes: what a reader of the numbers has to know.
-        ranges: of the activations, which every plan of this runtime shares.
-        alone: losses that were simulated, one layer quantized alone; the others are predicted.
-        correlation: of the ranks of predicted and simulated losses, over those in `alone`.
     """
 
     problems: dict[FloatPrecision, Problem]
+    losses: Losses
     latency_from: Literal["measured", "modelled"] | None
     latency_by: ModelledBy | None
     energy_by: ModelledBy | None
-    notes: tuple[str, ...]
-    ranges: Ranges
-    alone: list[AloneLoss]
-    correlation: float | None
+    notes: list[str]
+
+
+_KEPT = TypeAdapter(Costs)
+
+
+def pack_costs(found: Costs) -> Entry:
+    return Entry(_KEPT.dump_python(found, mode="json"))
+
+
+def unpack_costs(entry: Entry) -> Costs:
+    return _KEPT.validate_python(entry.values)
 
 
 def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder) -> Costs:
     """One pass for the losses, a few builds for times and sizes; what cannot be timed is modelled."""
     clock, model, device, profile = job.clock, job.model, job.timed, job.profile
-    found_edges = edges(model, runtime)
-    losses = measure_losses(job, runtime, options)
+    space = Space(model, runtime, options)
+    losses = measure_losses(job, space)
     with clock.stage(f"builds for {runtime.name}") as steps:
-        plans = probing_plans(model.groups, runtime, options, found_edges)
+        plans = probing_plans(space)
         built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps, job.engine)
     labels = exporter.labels(runtime.format)
-    timings: dict[FloatPrecision, Timing] = {}
+    latency, latency_by, notes = dict[FloatPrecision, Timing](), None, list[str]()
+    wanted: list[FloatPrecision] = ["float32", *runtime.float_alternatives]
     if device is not None:
         one = job.calibration_data.first(1)
         for precision in precisions(runtime, device):
             with clock.stage(f"times in {runtime.name}, {precision}") as steps:
                 observed = observe(model, built, device, one, labels, job.threads, steps, precision)
-                ran = [replace(o, choices=as_run(model, runtime, found_edges, options, o.choices)) for o in observed]
-                timings[precision] = fit(model, found_edges, ran)
-        estimates = modelled_energy(model, runtime, options, found_edges, profile, list(timings))
+                ran = [replace(o, choices=as_run(model, runtime, space.edges, options, o.choices)) for o in observed]
+                latency[precision] = fit(model, space.edges, ran)
     else:
-        reduced = job.device is None  # an emulated device computes in float32
+        wanted = wanted[:1] if job.device else wanted  # an emulated device computes in float32
         with clock.stage(f"model of {profile.name}" if profile else "model of the device"):
-            estimates = modelled(
-                model, runtime, options, found_edges, built, labels, profile, job.threads, reduced=reduced
-            )
-    sizes = fit_sizes(model, runtime, options, found_edges, [(b.choices, b.size) for b in built.values()])
-    latencies = timings or estimates.latency
-    problems = {
-        precision: state(
-            model,
-            runtime,
-            options,
-            found_edges,
-            losses.sensitivity,
-            {
-                measure: tables[precision]
-                for measure, tables in (("latency", latencies), ("energy", estimates.energy))
-                if precision in tables
-            },
-            sizes,
-            {(one.layer, one.choice): one.simulated for one in losses.alone},
-        )
-        for precision in (list(latencies or estimates.energy) or FLOATS)
-    }
-    return Costs(
-        problems,
-        "measured" if timings else "modelled" if estimates.latency else None,
-        estimates.latency_by,
-        estimates.energy_by,
-        estimates.notes,
-        losses.ranges,
-        losses.alone,
-        losses.correlation,
-    )
+            latency, latency_by, notes = modelled_latency(space, built, labels, profile, job.threads, wanted)
+    energy, energy_by = modelled_energy(space, profile, latency or wanted)
+    sizes = fit_sizes(space, [(b.choices, b.size) for b in built.values()])
+    alone = {(one.layer, one.choice): one.simulated for one in losses.alone}
+    problems: dict[FloatPrecision, Problem] = {}
+    for precision in latency or energy or wanted[:1]:
+        measured = {"latency": latency, "energy": energy}
+        known = {measure: tables[precision] for measure, tables in measured.items() if precision in tables}
+        problems[precision] = state(space, losses.sensitivity, known, sizes, alone)
+    latency_from: Literal["measured", "modelled"] = "modelled" if device is None else "measured"
+    return Costs(problems, losses, latency_from if latency else None, latency_by, energy_by, notes)
 
 
 def precisions(runtime: Runtime, device: Device) -> list[FloatPrecision]:
     """What a runtime may compute in on this device where layers stay in float."""
     able = runtime_info(runtime.name).baselines(device.environment(runtime.name))
     return ["float32", *(p for p in runtime.float_alternatives if p in able)]
-
-
-def pack_costs(found: Costs) -> Entry:
-    return Entry(
-        {
-            "problems": {precision: _pack_problem(problem) for precision, problem in found.problems.items()},
-            "latency_from": found.latency_from,
-            "latency_by": None if found.latency_by is None else found.latency_by.model_dump(),
-            "energy_by": None if found.energy_by is None else found.energy_by.model_dump(),
-            "notes": list(found.notes),
-            "alone": [one.model_dump() for one in found.alone],
-            "correlation": found.correlation,
-            "ranges": pack_ranges(found.ranges),
-        }
-    )
-
-
-def unpack_costs(entry: Entry) -> Costs:
-    values = entry.values
-    problems = {precision: _unpack_problem(kept) for precision, kept in values["problems"].items()}
-    latency_by, energy_by = (
-        None if (kept := values[name]) is None else ModelledBy.model_validate(kept)
-        for name in ("latency_by", "energy_by")
-    )
-    return Costs(
-        problems,
-        values["latency_from"],
-        latency_by,
-        energy_by,
-        tuple(values["notes"]),
-        unpack_ranges(values["ranges"]),
-        [AloneLoss.model_validate(one) for one in values["alone"]],
-        values["correlation"],
-    )
-
-
-def _pack_problem(problem: Problem) -> dict[str, Any]:
-    return {
-        "options": {g: {c: dict(costs) for c, costs in offered.items()} for g, offered in problem.options.items()},
-        "boundaries": [
-            [b.producer, sorted(b.leaves), {r: sorted(v) for r, v in b.readers.items()}, dict(b.costs)]
-            for b in problem.boundaries
-        ],
-        "needs": [[n.group, sorted(n.choices), [[o, sorted(v)] for o, v in n.any_of]] for n in problem.needs],
-        "fixed": dict(problem.fixed),
-    }
-
-
-def _unpack_problem(kept: dict[str, Any]) -> Problem:
-    return Problem(
-        kept["options"],
-        [
-            Boundary(producer, frozenset(leaves), {r: frozenset(v) for r, v in readers.items()}, costs)
-            for producer, leaves, readers, costs in kept["boundaries"]
-        ],
-        [
-            Need(group, frozenset(choices), tuple((o, frozenset(v)) for o, v in any_of))
-            for group, choices, any_of in kept["needs"]
-        ],
-        kept["fixed"],
-    )

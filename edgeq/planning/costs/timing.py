@@ -1,24 +1,23 @@
 """How long each layer takes with each choice, and each conversion between forms: fitted to what a runtime says of a few
 builds of the whole model.
 
-A layer's time depends on its neighbours: an integer convolution may write float at no cost in one runtime and need an
-operator of its own for it in the next. So the builds are uniform ones, in which no neighbours differ, and alternating
-ones, in which nearly all do; every build gives one equation for each layer,
+A layer's time depends on its neighbours: every build gives one equation for each layer,
 
     seconds(layer, build) = seconds(layer, choice) + sum of conversions of what it reads + of what it writes,
 
 and the non-negative least-squares solution of all of them is the table. Errors count in units of their build's time: a
 hundredth of a build with kernels of 16 bits may be the whole time of one with 8.
 
-Two choices may run in one kernel: weights of 4 bits that are widened when a file is loaded, or weights alone. Were they
-told apart by noise, a plan would pay with accuracy for the luckier of two equal numbers, in every layer. So they are
-one unknown where the runtime's own account of the layer is the same and the times are alike.
+Two choices may run in one kernel, such as weights of 4 bits that are widened when a file is loaded. Were they told
+apart by noise, a plan would pay with accuracy for the luckier of two equal numbers. So they are one unknown where the
+runtime's own account of the layer is the same and the times are alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -75,7 +74,7 @@ def attribute(
     Args:
         rows: in the order in which they ran.
         labels: by a name that an operator or its output may carry, the layer (see `Exporter.labels`).
-        total: seconds of a run; the rows are scaled to add up to it, because profiling slows them down.
+        total: seconds of a run, to which the rows are scaled: profiling slows them down.
     """
     seconds = dict.fromkeys((g.name for g in model.groups), 0.0)
     ran_as: dict[str, tuple[str, ...]] = {}
@@ -100,71 +99,43 @@ def fit(model: Model, edges: Sequence[Edge], observed: Sequence[Observed]) -> Ti
 
     Conversions that no build had, or that the equations cannot tell apart, are drawn to a common cost per element.
     """
-    columns: dict[tuple[str, ...], int] = {}
     one_kernel = _one_kernel(observed)
-
-    def column(*key: str) -> int:
-        return columns.setdefault(key, len(columns))
-
-    def layer_column(name: str, choice: str) -> int:
-        return column("layer", name, one_kernel[name, choice])
-
     types = {form(choice) for build in observed for choice in build.choices.values()} - {None}
     kinds: list[Kind] = [kind for kind in get_args(Kind) if kind != "requantize" or len(types) > 1]
-    for build in observed:
-        for name in build.seconds:
-            layer_column(name, build.choices[name])
-    for edge in edges:
-        for kind in kinds:
-            for side in _sides(edge):
-                column(side, edge.tensor, kind)
-    for kind in kinds:
-        column("per element", "read", kind)
-        column("per element", "write", kind)
-    elements = {edge.tensor: edge.elements / 1e5 for edge in edges}
-
-    rows: list[dict[int, float]] = []
-    values: list[float] = []
+    # whose time a conversion may show up in: no layer writes an input of the model
+    sides = {edge.tensor: ("read", "write") if edge.producer is not None else ("read",) for edge in edges}
     mean = float(np.mean([build.total for build in observed]))
-    scale = mean / max(1, len(model.groups))
+    unit = mean / max(1, len(model.groups))
+    rows: list[dict[Hashable, float]] = []
+    values: list[float] = []
     for build in observed:
-        own = {name: {layer_column(name, build.choices[name])} for name in build.seconds}
+        own = {name: [("layer", name, one_kernel[name, build.choices[name]])] for name in build.seconds}
         for edge, kind, wanted in crossings(edges, build.choices):
-            differing = [r for r in edge.readers if form(build.choices[r]) == wanted]
             # the first reader meets the conversion; the others find its result
-            own[differing[0]].add(column("read", edge.tensor, kind))
-            if edge.producer is not None:
-                own[edge.producer].add(column("write", edge.tensor, kind))
+            first = next(reader for reader in edge.readers if form(build.choices[reader]) == wanted)
+            for side in sides[edge.tensor]:
+                own[first if side == "read" else edge.producer or ""].append((side, edge.tensor, kind))
         weight = mean / build.total
-        for name, added in own.items():
-            rows.append(dict.fromkeys(sorted(added), weight))
-            values.append(build.seconds[name] / scale * weight)
-    for edge in edges:
-        for kind in kinds:
-            for side in _sides(edge):
-                rows.append(
-                    {
-                        column(side, edge.tensor, kind): PULL,
-                        column("per element", side, kind): -PULL * elements[edge.tensor],
-                    }
-                )
-                values.append(0.0)
-    found = _non_negative(rows, values, len(columns)) * scale
+        rows += [dict.fromkeys(terms, weight) for terms in own.values()]
+        values += [build.seconds[name] / unit * weight for name in own]
+    for edge, kind in product(edges, kinds):
+        for side in sides[edge.tensor]:
+            rows.append({(side, edge.tensor, kind): PULL, (side, kind): -PULL * edge.elements / 1e5})
+            values.append(0.0)
+    found = _non_negative(rows, values)
     layers: dict[str, dict[str, float]] = {}
-    for name, choice in one_kernel:
-        layers.setdefault(name, {})[choice] = float(found[layer_column(name, choice)])
-    conversions: dict[str, dict[Kind, float]] = {
-        edge.tensor: {
-            kind: float(sum(found[column(side, edge.tensor, kind)] for side in _sides(edge))) for kind in kinds
-        }
-        for edge in edges
+    for (name, choice), standing in one_kernel.items():
+        layers.setdefault(name, {})[choice] = unit * found["layer", name, standing]
+    between = {
+        tensor: {kind: unit * sum(found[side, tensor, kind] for side in of) for kind in kinds}
+        for tensor, of in sides.items()
     }
-    return Timing(layers, conversions)
+    return Timing(layers, between)
 
 
 ALIKE = 1.25
-"""Times of one operator in one kernel differ by less than this from build to build. More is not noise but a kernel of
-another speed behind the same words, such as one that reads weights of 4 bits."""
+"""Times of one operator in one kernel differ by less than this from build to build. More is a kernel of another speed
+behind the same words."""
 
 
 def _one_kernel(observed: Sequence[Observed]) -> dict[tuple[str, str], str]:
@@ -197,54 +168,42 @@ PULL = 0.1
 """Weight of the common cost per element beside what was observed."""
 
 
-def _sides(edge: Edge) -> tuple[str, ...]:
-    """Whose time a conversion may show up in; no layer writes an input of the model."""
-    return ("read", "write") if edge.producer is not None else ("read",)
+def _non_negative(rows: Sequence[Mapping[Hashable, float]], values: Sequence[float]) -> dict[Hashable, float]:
+    """The non-negative least-squares solution of a sparse system, by unknown.
 
-
-def _non_negative(rows: Sequence[Mapping[int, float]], values: Sequence[float], columns: int) -> NDArray[np.float64]:
-    """The non-negative least-squares solution of a sparse system.
-
-    By L-BFGS-B, whose time grows with the number of entries: an active-set method takes the cube of the number of
-    columns, which is minutes for two hundred layers.
+    By L-BFGS-B, whose time grows with the number of entries: an active-set method takes minutes for 200 layers.
 
     Args:
-        rows: by column, the coefficients of each equation.
+        rows: by unknown, the coefficients of each equation.
     """
     from scipy.optimize import minimize
     from scipy.sparse import csr_array
 
-    entries = [(at, to, value) for at, row in enumerate(rows) for to, value in row.items()]
+    column = {name: at for at, name in enumerate(dict.fromkeys(name for row in rows for name in row))}
+    entries = [(at, column[name], value) for at, row in enumerate(rows) for name, value in row.items()]
     at, to, coefficients = (np.array(part) for part in zip(*entries, strict=True))
-    norms = np.sqrt(np.bincount(to, coefficients**2, columns))
-    norms[norms == 0.0] = 1.0  # a column of no equation
-    matrix = csr_array((coefficients / norms[to], (at, to)), shape=(len(rows), columns))
+    norms = np.sqrt(np.bincount(to, coefficients**2))
+    norms[norms == 0.0] = 1.0  # of tensors without elements
+    matrix = csr_array((coefficients / norms[to], (at, to)), shape=(len(rows), len(column)))
     transposed, wanted = matrix.T.tocsr(), np.asarray(values)
 
     def error(found: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         left = matrix @ found - wanted
         return float(left @ left) / 2, np.asarray(transposed @ left)
 
-    found = np.zeros(columns)
+    options = {"maxiter": 20000, "maxfun": 40000, "ftol": 0.0, "gtol": 1e-9, "maxcor": 30}
+    bounds, found = [(0.0, None)] * len(column), np.zeros(len(column))
     for _ in range(STARTS):
-        answer = minimize(
-            error,
-            found,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(0.0, None)] * columns,
-            options={"maxiter": 20000, "maxfun": 40000, "ftol": 0.0, "gtol": 1e-9, "maxcor": 30},
-        )
+        answer = minimize(error, found, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         found = np.asarray(answer.x)
         downhill = np.where((found > 0.0) | (answer.jac < 0.0), np.abs(answer.jac), 0.0)
         if downhill.max(initial=0.0) <= STEEP:
             break
-    return found / norms
+    return dict(zip(column, (found / norms).tolist(), strict=True))
 
 
 STARTS = 10
-"""Runs of L-BFGS-B, each from where the last one stopped: it ends a run where one step gains nothing that floating
-point shows, on some CPUs far from the solution, and finds its way on with a fresh memory."""
+"""Runs of L-BFGS-B, each from where the last one stopped: on some CPUs that is far from the solution."""
 
 STEEP = 1e-7
 """The largest slope of the error at a solution, in units of a layer's mean time."""

@@ -8,7 +8,6 @@ import csv
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -28,7 +27,7 @@ class Estimate:
 
     Attributes:
         seconds: of one inference, without what the CPU runs.
-        sram, flash: bytes of SRAM, and of everything else (flash or DRAM), that the NPU's part takes.
+        sram, flash: bytes of SRAM, and of flash or DRAM, that the NPU's part takes.
         rows: operators in the order in which they run, with their share of `seconds`; `where` is `NPU` or `CPU`.
     """
 
@@ -68,37 +67,34 @@ def estimate(path: Path, system: VelaSystem) -> Estimate:
             ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=scratch)
         except subprocess.TimeoutExpired as error:
             raise _refused(f"it was not done after {TIMEOUT:g} s") from error
-        summaries = list(Path(scratch).glob("*_summary_*.csv"))
-        layers = list(Path(scratch).glob("*_per-layer.csv"))
-        if ran.returncode or not summaries or not layers:
-            said = [line for line in (ran.stdout + "\n" + ran.stderr).splitlines() if line.strip()]
-            raise _refused(said[-1].strip() if said else f"it ended with {ran.returncode}")
-        return _read(summaries[0], layers[0])
+        summary, layers = (next(Path(scratch).glob(name), None) for name in ("*_summary_*.csv", "*_per-layer.csv"))
+        if ran.returncode or summary is None or layers is None:
+            said = f"{ran.stdout}\n{ran.stderr}".split("\n")
+            raise _refused(next((line.strip() for line in reversed(said) if line.strip()), f"code {ran.returncode}"))
+        return _read(summary, layers)
 
 
 def _read(summary: Path, layers: Path) -> Estimate:
     with summary.open(newline="", encoding="utf-8") as file:
         network = next(csv.DictReader(file))
     clock = float(network["core_clock"])
-    kibibytes = {name: float(network[f"{name}_memory_used"]) for name in ("sram", "dram", "on_chip_flash")}
-    kibibytes["off_chip_flash"] = float(network["off_chip_flash_memory_used"])
-    sram = kibibytes.pop("sram")
+    sram, *others = (
+        1024 * float(network[f"{name}_memory_used"]) for name in ("sram", "dram", "on_chip_flash", "off_chip_flash")
+    )
+    rows = []
     with layers.open(newline="", encoding="utf-8") as file:
-        rows = list(_rows(csv.DictReader(file), clock))
-    seconds = float(network["cycles_total"]) / clock
-    return Estimate(seconds, round(1024 * sram), round(1024 * sum(kibibytes.values())), rows)
-
-
-def _rows(found: csv.DictReader[str], clock: float) -> Iterator[Placement]:
-    for row in found:
-        npu = row["Target"].strip() == "NPU"
-        yield Placement(
-            name=row["Name"].strip(),
-            op=row["Original Operator"].strip(),
-            where="NPU" if npu else "CPU",
-            integer=npu or None,
-            microseconds=1e6 * float(row["Op Cycles"]) / clock if npu else None,
-        )
+        for row in csv.DictReader(file):
+            npu = row["Target"].strip() == "NPU"
+            rows.append(
+                Placement(
+                    name=row["Name"].strip(),
+                    op=row["Original Operator"].strip(),
+                    where="NPU" if npu else "CPU",
+                    integer=npu or None,
+                    microseconds=1e6 * float(row["Op Cycles"]) / clock if npu else None,
+                )
+            )
+    return Estimate(float(network["cycles_total"]) / clock, round(sram), round(sum(others)), rows)
 
 
 def _refused(why: str) -> UnsupportedError:

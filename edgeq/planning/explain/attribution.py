@@ -6,31 +6,45 @@ compared. All of it is simulated with fake quantization; what the runtime measur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
+from math import inf
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from edgeq.calibration.calibration import Calibration
 from edgeq.errors import UsageError
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.choices import ladder, of_choices
-from edgeq.lowering.form import form_of
+from edgeq.lowering.choices import ladder
 from edgeq.model.model import Model
 from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
-from edgeq.planning.explain.counterfactual import Edit, Outcome, difference, run_edits
-from edgeq.planning.explain.explain import explain, runtime_of
+from edgeq.planning.explain.counterfactual import Outcome, difference, run_edits
+from edgeq.planning.explain.explain import explain
 from edgeq.planning.explain.follow import planned_choices
-from edgeq.planning.explain.fusion import Charged, LostFusion, charged, lost_fusion
+from edgeq.planning.explain.fusion import Charged, charged, lost_fusion
 from edgeq.planning.sensitivity.damages import measure_sensitivity
+from edgeq.planning.sensitivity.edits import Edit
 from edgeq.planning.solver.restate import restate
 from edgeq.planning.solver.solve import Problem
+from edgeq.plans.explained import (
+    CAUSES,
+    AttributedLayer,
+    Attribution,
+    Cause,
+    Causes,
+    Instead,
+    Reach,
+    Recovered,
+    Saturation,
+    Ties,
+)
+from edgeq.plans.follow import runtime_of
 from edgeq.plans.plan import Plan
 from edgeq.plans.rules import narrowed
 from edgeq.prepare import Job
-from edgeq.progress import Progress, Silent
+from edgeq.progress import Progress
 from edgeq.quantization.activations import Ranges, quantize_activations
 from edgeq.quantization.quantize import Quantized, quantize_model
 
@@ -41,135 +55,11 @@ GUILTIEST = 16
 LOOKED_AT = 128
 """Samples that mean shifts and values at the ends are taken over: one run of the plan."""
 
-CHANCE = 2.0
-"""Standard errors within which a figure may be chance."""
-
-Cause = Literal["clipping", "weights", "activations", "bias"]
-CAUSES: tuple[Cause, ...] = ("clipping", "weights", "activations", "bias")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Recovered(_Strict):
-    """How much less the plan would lose, as a share of what it loses; negative if it would lose more."""
-
-    share: float
-    error: float | None
-    """Standard error over samples, in the same unit; None for a single sample."""
-
-    @property
-    def chance(self) -> float:
-        """How much of it may be chance."""
-        return float("inf") if self.error is None else CHANCE * self.error
-
-    @property
-    def beyond_chance(self) -> bool:
-        return abs(self.share) > self.chance
-
-
-class Saturation(_Strict):
-    """Shares of values at the lowest and the highest integer, where the float model's values go on beyond it. What is
-    lost by it is in `clipping`."""
-
-    low: float
-    high: float
-
-
-class Ties(_Strict):
-    """Percent of answers that share the first place at the model's output, as planned and without rounding there."""
-
-    planned: float
-    without: float
-
-
-class Causes(_Strict):
-    """The loss of one place, taken apart; None where a cause has no place, such as weights in an addition."""
-
-    all: Recovered
-    """Without any of the four: what is computed there is float."""
-    clipping: Recovered | None = None
-    weights: Recovered | None = None
-    activations: Recovered | None = None
-    bias: Recovered | None = None
-    """The mean shift that the analytic correction left."""
-    interaction: float
-    """What all four bring back together beyond the sum of what each brings back alone."""
-    largest: Cause | None
-    """The cause that brings back most; None if that may be chance."""
-    bias_corrected: Recovered | None = None
-    """What the analytic correction has brought back already."""
-    widened: Recovered | None = None
-    """What a range that reaches the true extremes would bring back: no clipping, coarser steps. None where the range
-    does."""
-    saturation: Saturation | None = None
-    ties: Ties | None = None
-
-
-class Instead(_Strict):
-    """The plan with another choice for one layer."""
-
-    choice: str
-    recovered: Recovered
-
-
-class Reach(_Strict):
-    """A tensor's range, and the extremes that calibration saw; of the layer's last tensor that is rounded."""
-
-    low: float
-    high: float
-    seen_low: float
-    seen_high: float
-
-
-class AttributedLayer(_Strict):
-    """A layer, or an input of the model, and where its part of the loss comes from."""
-
-    name: str
-    op: str
-    choice: str
-    expected: float
-    """Its part of what the plan is expected to lose: what the places are ranked by."""
-    causes: Causes
-    reach: Reach | None
-    instead: list[Instead]
-
-
-class Attribution(_Strict):
-    """Where a plan's loss comes from."""
-
-    schema_version: Literal[1] = 1
-    how: Literal["simulated"] = "simulated"
-    model_hash: str
-    data_hash: str
-    target: str
-    runtime: str
-    samples: int
-    loss: float
-    """What the plan loses on these samples: squared movement of the outputs over their own power."""
-    error: float | None
-    """Its standard error over samples."""
-    predicted_loss: float | None
-    places: int
-    """At which something is rounded: the layers below are the guiltiest of them, or those that were asked for."""
-    layers: list[AttributedLayer]
-    """In the model's order."""
-    together: Recovered
-    """If all layers below were computed in float at once."""
-    added: float
-    """The sum of what each brings back alone; it is `together` where errors add up."""
-    lost_fusion: list[LostFusion]
-    """Of the whole plan, predicted, the longest first."""
-    notes: list[str]
-
 
 def attribute(
     job: Job, plan: Plan, *, samples: int = SAMPLES, pattern: str | None = None, most: int | None = GUILTIEST
 ) -> Attribution:
-    """Takes the loss of a plan apart.
-
-    The time grows with the number of layers that are looked into: each is run a few times from itself to the outputs.
+    """Takes the loss of a plan apart; each layer that is looked into is run a few times from itself to the outputs.
 
     Args:
         job: the plan's model and calibration data, prepared for the plan's runtime.
@@ -182,47 +72,36 @@ def attribute(
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}", remedy="give 1 or more")
-    model, clock = job.model, job.clock
-    listed = next((r for r in job.runtimes if r.name == plan.runtime), None)
-    runtime = of_choices(listed, plan.named) if listed else runtime_of(plan, job.target)
-    inputs = job.calibration_data.inputs
-    known = len(job.warnings)
+    model, clock, inputs = job.model, job.clock, job.calibration_data.inputs
+    known, ranges = len(job.warnings), Ranges()
     with clock.stage("quantize"):
-        choices = planned_choices(plan, job, runtime)
-        ranges: Ranges = {}
-        quantized = quantize_model(model, runtime, job.calibration, job.impact, choices=choices, ranges=ranges)
-    problem = restate(plan) if plan.planned is not None else None
+        choices = planned_choices(plan, job, runtime := runtime_of(plan, job.target))
+        quantized = quantize_model(
+            model, runtime, job.calibration, job.impact, choices=choices, methods=plan.methods, ranges=ranges
+        )
+    planned = plan.planned
+    problem = None if planned is None else restate(plan)
     conversions = charged(model, quantized, choices, problem)
     every = places(model, quantized)
-    with clock.stage("expected losses") as steps:
-        expected = _expected(model, quantized, choices, problem, conversions, every, inputs, steps)
+    expected = _expected(job, quantized, choices, problem, conversions, every)
     picked = _picked(every, expected, pattern, most)
-    offered = narrowed(
-        ladder(model, runtime, job.calibration.histograms), {g.name: g.op for g in model.groups}, plan.rules, runtime
-    )
-    with clock.stage("alternatives") as steps:
-        alternatives: dict[tuple[str, str], Edit] = {}
-        layers = [place.name for place in picked if place.group is not None]
-        for done, name in enumerate(layers, start=1):
-            for choice in offered[name]:
-                wanted = {**choices, name: choice}
-                if choice == choices[name]:
-                    continue
-                other = quantize_model(model, runtime, job.calibration, job.impact, choices=wanted, ranges=ranges)
-                # a neighbour that cannot follow would be changed as well
-                if followed(other) == followed(quantized) | {name: choice}:
-                    alternatives[name, choice] = difference(model, quantized, other)
-            steps.step(done, len(layers))
+    alternatives = _alternatives(job, plan, quantized, choices, ranges, picked)
     with clock.stage("causes (simulated)") as steps:
         measured = measure_causes(model, quantized, job.calibration, inputs, picked, alternatives, samples, steps)
-    told = explain(plan, target=job.target) if plan.planned is not None else None
-    ops = {layer.name: layer.op for layer in plan.layers}
-    whole = sum(expected.values())
-    notes = job.warnings[known:]
-    if plan.float_precision != "float32":
-        notes.append(f"what is in float was simulated in float32, not in {plan.float_precision}")
-    if pattern is None and len(picked) < len(every):
-        notes.append(f"{len(picked)} of {len(every)} places with the most expected loss; --all looks into the others")
+    told = None if planned is None else explain(plan, target=job.target)
+    ops, whole = {layer.name: layer.op for layer in plan.layers}, sum(expected.values()) or inf
+    layers = [
+        AttributedLayer(
+            name=place.name,
+            op=ops.get(place.name, "input"),
+            choice=choices.get(place.name, ""),
+            expected=expected[place.name] / whole,
+            causes=measured.causes[place.name],
+            reach=_reach(place, quantized, job.calibration),
+            instead=measured.instead[place.name],
+        )
+        for place in picked
+    ]
     return Attribution(
         model_hash=model.sha256,
         data_hash=job.calibration_data.sha256,
@@ -231,29 +110,21 @@ def attribute(
         samples=measured.samples,
         loss=measured.loss,
         error=measured.error,
-        predicted_loss=plan.planned.predicted.get("loss") if plan.planned is not None else None,
+        predicted_loss=None if planned is None else planned.predicted.get("loss"),
         places=len(every),
-        layers=[
-            AttributedLayer(
-                name=place.name,
-                op=ops.get(place.name, "input"),
-                choice=choices.get(place.name, ""),
-                expected=expected[place.name] / whole if whole else 0.0,
-                causes=measured.causes[place.name],
-                reach=_reach(place, quantized, job.calibration),
-                instead=[
-                    Instead(choice=choice, recovered=measured.instead[name, choice])
-                    for name, choice in alternatives
-                    if name == place.name
-                ],
-            )
-            for place in picked
-        ],
+        layers=layers,
         together=measured.together,
         added=sum(measured.causes[place.name].all.share for place in picked),
         lost_fusion=lost_fusion(model, quantized, choices, conversions, told),
-        notes=notes,
+        notes=[*job.warnings[known:], *_notes(plan, picked, every, pattern)],
     )
+
+
+def _notes(plan: Plan, picked: Sequence[Place], every: Sequence[Place], pattern: str | None) -> Iterator[str]:
+    if plan.float_precision != "float32":
+        yield f"what is in float was simulated in float32, not in {plan.float_precision}"
+    if pattern is None and len(picked) < len(every):
+        yield f"{len(picked)} of {len(every)} places with the most expected loss; --all looks into the others"
 
 
 class Measured(NamedTuple):
@@ -263,7 +134,7 @@ class Measured(NamedTuple):
     loss: float
     error: float | None
     causes: dict[str, Causes]
-    instead: dict[tuple[str, str], Recovered]
+    instead: dict[str, list[Instead]]
     together: Recovered
 
 
@@ -273,7 +144,7 @@ def measure_causes(
     calibration: Calibration,
     inputs: Mapping[str, np.ndarray],
     picked: Sequence[Place],
-    alternatives: Mapping[tuple[str, str], Edit] | None = None,
+    alternatives: Mapping[str, Mapping[str, Edit]] | None = None,
     samples: int = SAMPLES,
     progress: Progress | None = None,
 ) -> Measured:
@@ -282,79 +153,82 @@ def measure_causes(
     Args:
         inputs: by input name, [N, ...].
         picked: places of `edgeq.planning.explain.causes.places`, in their order.
-        alternatives: by a place's name and anything, another change to run there.
+        alternatives: by a place's name and choice, what turns the model into the one with that choice.
     """
-    progress = progress or Silent()
     asked = alternatives or {}
     seen = observe(model, quantized, calibration, spread(inputs, LOOKED_AT), picked)
     widest = quantize_activations(
         model, quantized.runtime, quantized.assignment, calibration, estimator="min-max"
     ).tensors
-    edits: dict[tuple[str, str], Edit] = {}
-    together = Edit()
+    together, edits = Edit(), dict[tuple[str, str], Edit]()
     for place in picked:
         removed = removals(model, quantized, place, seen)
         together = together.and_also(removed["all"])
-        edits |= {(place.name, cause): edit for cause, edit in removed.items()}
         if wider := widening(model, quantized, widest, place):
-            edits[place.name, "widened"] = wider
-        edits |= {(name, f"choice {choice}"): edit for (name, choice), edit in asked.items() if name == place.name}
+            removed["widened"] = wider
+        edits |= {(place.name, cause): edit for cause, edit in removed.items()}
+        edits |= {(place.name, f"choice {choice}"): edit for choice, edit in asked.get(place.name, {}).items()}
     plan, *found = run_edits(model, quantized, spread(inputs, samples), [*edits.values(), together], progress)
-    outcomes = dict(zip(edits, found, strict=False))
-    recovered = {key: _recovered(plan, outcome) for key, outcome in outcomes.items()}
-    ends = set(model.output_nodes)
-    return Measured(
-        len(plan.losses),
-        float(plan.losses.mean()),
-        _standard_error(plan.losses),
-        {
-            place.name: _causes(
-                {cause: value for (name, cause), value in recovered.items() if name == place.name},
-                seen.at_ends.get(place.tensors[-1]) if place.tensors else None,
-                _ties(plan, outcomes[place.name, "all"]) if ends.intersection(place.tensors) else None,
-            )
-            for place in picked
-        },
-        {(name, choice): recovered[name, f"choice {choice}"] for name, choice in asked},
-        _recovered(plan, found[-1]),
-    )
+    without = dict(zip(edits, found, strict=False))
+    causes: dict[str, Causes] = {}
+    instead: dict[str, list[Instead]] = {}
+    for place in picked:
+        own = {what: _recovered(plan, one) for (name, what), one in without.items() if name == place.name}
+        ends = seen.at_ends.get(place.tensors[-1]) if place.tensors else None
+        tied = plan.tied, without[place.name, "all"].tied
+        answers = not set(model.output_nodes).isdisjoint(place.tensors)
+        causes[place.name] = _causes(own, ends, tied if answers else (None, None))
+        choices = asked.get(place.name, {})
+        instead[place.name] = [Instead(choice=c, recovered=own[f"choice {c}"]) for c in choices]
+    loss, error = float(plan.losses.mean()), _standard_error(plan.losses)
+    return Measured(len(plan.losses), loss, error, causes, instead, _recovered(plan, found[-1]))
 
 
-def followed(quantized: Quantized) -> dict[str, str]:
-    """What each layer really became."""
-    return {name: quantized.assignment.choice(name) for name in quantized.assignment.reasons}
+def _alternatives(
+    job: Job, plan: Plan, quantized: Quantized, choices: Mapping[str, str], ranges: Ranges, picked: Sequence[Place]
+) -> dict[str, dict[str, Edit]]:
+    """By layer and choice, what turns the plan into the one with that choice; without those that a neighbour cannot
+    follow, which would be changed as well."""
+    model, runtime, calibration = job.model, quantized.runtime, job.calibration
+    ops = {group.name: group.op for group in model.groups}
+    offered = narrowed(ladder(model, runtime, calibration.histograms), ops, plan.rules, runtime)
+    layers = [place.name for place in picked if place.group is not None]
+    found: dict[str, dict[str, Edit]] = {name: {} for name in layers}
+    with job.clock.stage("alternatives") as steps:
+        for done, name in enumerate(layers, start=1):
+            for choice in (c for c in offered[name] if c != choices[name]):
+                wanted = {**choices, name: choice}
+                other = quantize_model(
+                    model, runtime, calibration, job.impact, choices=wanted, methods=job.methods, ranges=ranges
+                )
+                if all(other.assignment.choice(group) == one for group, one in wanted.items()):
+                    found[name][choice] = difference(model, quantized, other)
+            steps.step(done, len(layers))
+    return found
 
 
 def _expected(
-    model: Model,
+    job: Job,
     quantized: Quantized,
     choices: Mapping[str, str],
     problem: Problem | None,
     conversions: Charged,
     every: Sequence[Place],
-    inputs: Mapping[str, np.ndarray],
-    progress: Progress,
 ) -> dict[str, float]:
     """What each place is expected to lose: by the plan's own costs, or else by one Gauss-Newton pass."""
-    if problem is None:
-        kernels = set(followed(quantized).values()) - {FLOAT}
-        found = measure_sensitivity(model, inputs, dict.fromkeys(kernels, quantized), progress)
-        return {
-            place.name: sum(found.weights.get(place.name, {}).values())
-            + sum(
-                found.tensors.get((node, form_of(quantized.activations[node].q.scheme)), 0.0) for node in place.tensors
-            )
-            for place in every
-        }
-    converted: dict[str, float] = {}
-    for crossing, entry in conversions:
-        loss = 0.0 if entry is None else entry.costs.get("loss", 0.0)
-        converted[crossing.edge.tensor] = converted.get(crossing.edge.tensor, 0.0) + loss
-    own = {name: problem.options[name].get(choice, {}).get("loss", 0.0) for name, choice in choices.items()}
-    return {
-        place.name: own.get(place.name, 0.0) + sum(converted.get(node, 0.0) for node in place.tensors)
-        for place in every
-    }
+    tensors: dict[str, float] = defaultdict(float)
+    if problem is not None:
+        own = {name: problem.options[name].get(choice, {}).get("loss", 0.0) for name, choice in choices.items()}
+        for crossing, entry in conversions:
+            tensors[crossing.edge.tensor] += 0.0 if entry is None else entry.costs.get("loss", 0.0)
+    else:
+        same = dict.fromkeys(set(choices.values()) - {FLOAT}, quantized)
+        with job.clock.stage("expected losses") as steps:
+            found = measure_sensitivity(job.model, job.calibration_data.inputs, same, steps)
+        own = {name: sum(costs.values()) for name, costs in found.weights.items()}
+        for (node, _), loss in found.tensors.items():
+            tensors[node] += loss
+    return {place.name: own.get(place.name, 0.0) + sum(tensors[node] for node in place.tensors) for place in every}
 
 
 def _picked(
@@ -370,43 +244,33 @@ def _picked(
     return [place for place in every if place in ranked]
 
 
-def _causes(found: Mapping[str, Recovered], ends: tuple[float, float] | None, ties: Ties | None) -> Causes:
+def _causes(
+    found: Mapping[str, Recovered], ends: tuple[float, float] | None, tied: tuple[float | None, float | None]
+) -> Causes:
     parts: dict[Cause, Recovered] = {cause: found[cause] for cause in CAUSES if cause in found}
     most = max(parts, key=lambda cause: parts[cause].share)
+    undone, (planned, without) = found.get("correction"), tied
     return Causes(
+        **parts,
         all=found["all"],
-        clipping=parts.get("clipping"),
-        weights=parts.get("weights"),
-        activations=parts.get("activations"),
-        bias=parts.get("bias"),
         interaction=found["all"].share - sum(part.share for part in parts.values()),
         largest=most if parts[most].share > 0 and parts[most].beyond_chance else None,
-        bias_corrected=_negative(found["correction"]) if "correction" in found else None,
+        bias_corrected=None if undone is None else Recovered(share=-undone.share, error=undone.error),
         widened=found.get("widened"),
         saturation=None if ends is None else Saturation(low=ends[0], high=ends[1]),
-        ties=ties,
+        ties=None if planned is None or without is None else Ties(planned=planned, without=without),
     )
 
 
 def _recovered(plan: Outcome, outcome: Outcome) -> Recovered:
     """Pair by pair of one sample: what they have in common is not in the error."""
-    saved, whole = plan.losses - outcome.losses, float(plan.losses.mean())
-    error = _standard_error(saved)
-    if whole == 0.0:
-        return Recovered(share=0.0, error=None if error is None else 0.0)
+    saved = plan.losses - outcome.losses
+    whole, error = float(plan.losses.mean()) or inf, _standard_error(saved)
     return Recovered(share=float(saved.mean()) / whole, error=None if error is None else error / whole)
 
 
 def _standard_error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-
-
-def _negative(one: Recovered) -> Recovered:
-    return Recovered(share=-one.share, error=one.error)
-
-
-def _ties(plan: Outcome, without: Outcome) -> Ties | None:
-    return None if plan.tied is None or without.tied is None else Ties(planned=plan.tied, without=without.tied)
 
 
 def _reach(place: Place, quantized: Quantized, calibration: Calibration) -> Reach | None:

@@ -1,22 +1,18 @@
 """Where a quantized model loses accuracy, and by what: each cause as the change that takes it away, and nothing else.
 
-The error of a layer is taken apart so that its parts do not overlap:
+The parts do not overlap:
 
 - clipping: values beyond the ends of the range. Without it, the same steps go on for ever.
 - activations: rounding between the ends. Without it, values are only cut.
-- weights: rounded weights, as far as they do not shift the layer's mean output. Without it, the weights are exact and
-  the shift that they cause stays.
-- bias: the mean shift that rounded weights leave on the inputs that the layer really gets, after the correction that
-  calibration gave it. Without it, the bias is exact.
+- weights: rounded weights, but for the shift of the layer's mean output that they cause.
+- bias: that shift, on the inputs that the layer really gets, after the correction that calibration gave it.
 
-Without all four, the layer computes in float on what its neighbours hand it, and leaves float behind. Whatever the
-parts do not add up to that, is interaction.
+Without all four, the layer computes in float on what its neighbours hand it, and leaves float behind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,22 +27,20 @@ from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, same_steps
-from edgeq.planning.explain.counterfactual import Edit, Rounding, clipped, copies, exact, rounded, unclipped
-from edgeq.progress import Progress, Silent
+from edgeq.planning.explain.counterfactual import clipped, copies, exact, unclipped
+from edgeq.planning.sensitivity.edits import Edit, Rounding, rounded, weight_and_bias
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.quantize import Quantized
 from edgeq.quantization.simulate import simulate
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where loss arises: a layer, or an input of the model.
 
     Attributes:
         name: the layer's; for an input of the model, `input` and its name.
         group: None for an input.
-        tensors: graph nodes that are rounded here: what the layer leaves behind. Where readers want it in another type,
-            it is rounded anew for them, which counts as a part of this.
+        tensors: graph nodes that are rounded here, also anew for readers that want another type.
     """
 
     name: str
@@ -54,14 +48,13 @@ class Place:
     tensors: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What the quantized model's values look like.
 
     Attributes:
         mean_patches: by graph node of a layer's root, as in `Calibration`.
-        at_ends: by graph node, the shares of its values at the lowest and the highest integer. An end that the float
-            model's values never pass does not count: behind a ReLU, zero is an answer.
+        at_ends: by graph node, the shares of its values at the lowest and the highest integer, where the float model's
+            values go on beyond it: behind a ReLU, zero is an answer.
     """
 
     mean_patches: dict[str, NDArray[np.float32]]
@@ -90,51 +83,42 @@ def observe(
     calibration: Calibration,
     inputs: Mapping[str, np.ndarray],
     wanted: Collection[Place],
-    progress: Progress | None = None,
 ) -> Seen:
     """Runs the quantized model, in simulation, and looks at these places.
 
     Args:
         inputs: by input name, [N, ...].
     """
-    progress = progress or Silent()
     groups = [p.group for p in wanted if p.group is not None and p.group.name in quantized.weights]
     sources = {g.root: model.nodes[g.root].all_input_nodes[0].name for g in groups}
     read, looked_at = set(sources.values()), {node for place in wanted for node in place.tensors}
 
-    def look(batch: list[torch.Tensor]) -> _Look:
-        found = _Look({}, {}, {})
+    def look(batch: list[torch.Tensor]) -> dict[tuple[str, str], np.ndarray]:
+        found: dict[tuple[str, str], np.ndarray] = {}
 
         def see(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
             value = values[0]
             if node.name in read:
-                found.sums[node.name] = value.double().sum(0, keepdim=True)
-                found.rows[node.name] = len(value)
+                found["sum", node.name] = value.double().sum(0, keepdim=True).numpy()
+                found["rows", node.name] = np.array(len(value))
             if node.name in looked_at and node.name in calibration.histograms:
                 q = quantized.activations[node.name].q
                 half, float_values = float(q.scale) / 2, calibration.histograms[node.name]
                 low = float((value < q.low + half).sum()) if float_values.low < q.low - half else 0.0
                 high = float((value > q.high - half).sum()) if float_values.high > q.high + half else 0.0
-                found.ends[node.name] = np.array([low, high, value.numel()])
+                found["ends", node.name] = np.array([low, high, value.numel()])
             return values
 
         simulate(model, quantized, batch, see)
         return found
 
-    given = list(batches(model, inputs))
-    sums: dict[str, torch.Tensor] = {}
-    rows: dict[str, int] = {}
-    ends: dict[str, np.ndarray] = {}
-    for done, found in enumerate(side_by_side(look, given), start=1):
-        for node, total in found.sums.items():
-            sums[node] = sums[node] + total if node in sums else total
-            rows[node] = rows.get(node, 0) + found.rows[node]
-        for node, counts in found.ends.items():
-            ends[node] = ends.get(node, 0) + counts
-        progress.step(done, len(given))
-    means = {root: (sums[source] / rows[source]).float() for root, source in sources.items()}
-    patches = {root: mean_patch(model.nodes[root], mean) for root, mean in means.items()}
-    return Seen(patches, {node: (float(low / total), float(high / total)) for node, (low, high, total) in ends.items()})
+    totals: dict[tuple[str, str], np.ndarray] = {}
+    for found in side_by_side(look, batches(model, inputs)):
+        for key, counted in found.items():
+            totals[key] = totals.get(key, 0) + counted
+    means = {root: torch.from_numpy(totals["sum", node] / totals["rows", node]) for root, node in sources.items()}
+    ends = {node: (float(n[0] / n[2]), float(n[1] / n[2])) for (what, node), n in totals.items() if what == "ends"}
+    return Seen({root: mean_patch(model.nodes[root], mean.float()) for root, mean in means.items()}, ends)
 
 
 def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> dict[str, Edit]:
@@ -145,32 +129,30 @@ def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> di
     scales = {node: quantized.activations[node].q for node in place.tensors}
     written = scales.keys() & quantized.rounded.keys()
     reads = {pair: t.q for pair, t in quantized.rounded_by_readers(model).items() if pair[1] in scales}
-    found: dict[str, Edit] = {}
 
     def changed(how: Callable[[QParams], Rounding]) -> Edit:
         return Edit({node: how(scales[node]) for node in written}, {}, {pair: how(q) for pair, q in reads.items()})
 
-    everything = changed(lambda _: exact)
-    if scales:
-        found["clipping"] = changed(unclipped)
-        found["activations"] = changed(clipped)
-    group = place.group
+    everything, group = changed(lambda _: exact), place.group
+    found = {"clipping": changed(unclipped), "activations": changed(clipped)} if scales else {}
     if group is not None and group.name in quantized.weights:
-        _, weight_node, bias_node = (node.name for node in model.nodes[group.root].all_input_nodes[:3])
+        weight_node, bias_node = weight_and_bias(model, group)
         weight, bias = (model.state[name or ""] for name in (group.weight, group.bias))
         used = quantized.biases[group.name]
         error = quantized.weights[group.name].real - weight
         left = bias_shift(group.op, error, seen.mean_patches[group.root]) + (used - bias)
-        found["weights"] = _constants({weight_node: weight, bias_node: bias + left})
-        found["bias"] = _constants({bias_node: used - left})
+        constants = {
+            "weights": {weight_node: weight, bias_node: bias + left},
+            "bias": {bias_node: used - left},
+            "all": {weight_node: weight, bias_node: bias},
+        }
         if not np.array_equal(used, bias):
-            found["correction"] = _constants({bias_node: bias})
-        everything = everything.and_also(_constants({weight_node: weight, bias_node: bias}))
-    return {**found, "all": everything}
-
-
-def _constants(values: Mapping[str, NDArray[np.float32]]) -> Edit:
-    return Edit({}, {node: torch.from_numpy(value) for node, value in values.items()})
+            constants["correction"] = {bias_node: bias}
+        found |= {
+            cause: Edit({}, {node: torch.from_numpy(value) for node, value in values.items()})
+            for cause, values in constants.items()
+        }
+    return {**found, "all": everything.and_also(found.get("all", Edit()))}
 
 
 def widening(model: Model, quantized: Quantized, widest: Mapping[str, QuantizedTensor], place: Place) -> Edit | None:
@@ -180,16 +162,15 @@ def widening(model: Model, quantized: Quantized, widest: Mapping[str, QuantizedT
     Args:
         widest: by graph node, the scale for the true extremes.
     """
-    also_float = quantized.assignment.also_float
     shares = {(own.share, own.q.scheme) for node in place.tensors for own in [quantized.activations[node]]}
 
-    def wider(node: str, tensor: QuantizedTensor) -> Rounding | None:
-        alike = (tensor.share, tensor.q.scheme) in shares and not same_steps(tensor.q, widest[node].q)
-        return rounded(widest[node].q) if alike else None
+    def wider(node: str, tensor: QuantizedTensor) -> bool:
+        return (tensor.share, tensor.q.scheme) in shares and not same_steps(tensor.q, widest[node].q)
 
-    tensors = {node: way for node, tensor in quantized.rounded.items() if (way := wider(node, tensor))}
-    read = quantized.rounded_by_readers(model)
-    reads = {pair: way for pair, t in read.items() if pair[1] in also_float and (way := wider(pair[1], t))}
+    tensors = {node: rounded(widest[node].q) for node, t in quantized.rounded.items() if wider(node, t)}
+    also_float = quantized.assignment.also_float
+    read = {pair: t for pair, t in quantized.rounded_by_readers(model).items() if pair[1] in also_float}
+    reads = {pair: rounded(widest[pair[1]].q) for pair, t in read.items() if wider(pair[1], t)}
     return Edit(tensors, {}, reads) if tensors or reads else None
 
 
@@ -198,11 +179,3 @@ def spread(inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray
     available = len(next(iter(inputs.values())))
     kept: Sequence[int] = np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist()
     return {name: array[kept] for name, array in inputs.items()}
-
-
-class _Look(NamedTuple):
-    """Of one batch, by graph node: sums of inputs, how many they are of, and counts at the ends and altogether."""
-
-    sums: dict[str, torch.Tensor]
-    rows: dict[str, int]
-    ends: dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""What a plan asks for, held against the model, the data and the runtime that it is to be followed with."""
+"""A plan is followed: with the model and the data that it was made from, and what there is to tell of that."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from edgeq.case import Case, load_model
 from edgeq.data.dataset import Dataset
 from edgeq.errors import UsageError
 from edgeq.limits import Limits
-from edgeq.lowering.assign import FLOAT, assign
-from edgeq.lowering.choices import ladder, of_choices
 from edgeq.model.model import Model
-from edgeq.planning.explain.explain import runtime_of
 from edgeq.plans.edited import contradictions
+from edgeq.plans.follow import followed, runtime_of
 from edgeq.plans.plan import Plan, refuse_other
 from edgeq.plans.remembered import data_of
-from edgeq.plans.rules import apply_rules
 from edgeq.prepare import Aim, Job, prepare
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
@@ -44,20 +41,20 @@ def job_of(
         target: looked up by the plan's name for it if not given.
         calibration, preprocess: what the plan says that it was made with if not given.
         inputs, arch, trust_pickle: see `edgeq.load`.
-        progress: hears of stages and steps, also of those of whatever is done with the job.
+        progress: hears also of whatever is done with the job.
 
     Raises:
         UsageError: wrong arguments or data, or the plan is for another model.
         UnsupportedError: the model cannot be handled.
     """
     given = plan.given
-    told = None if isinstance(calibration, Dataset) else calibration
-    data = calibration if isinstance(calibration, Dataset) else data_of(given, "--calib", told, "calibration")
+    data: str | Path | Dataset | None = calibration
+    if not isinstance(calibration, Dataset):
+        data = data_of(given, "--calib", calibration, "calibration")
     if data is None:
         raise UsageError("--calib is missing", remedy="the plan does not say what it was made from: give --calib")
     how = preprocess if preprocess is not None else given.preprocess if given else None
     aim = target or load_target(plan.target)
-    runtime = runtime_of(plan, aim)
     case = Case(
         model,
         calibration=data,
@@ -72,46 +69,14 @@ def job_of(
     with clock.stage("model"):  # first of all: data of another model would be blamed for not fitting this one
         net = load_model(case, cache)
         refuse_other(plan, model_hash=net.sha256, layers=[group.name for group in net.groups])
-    nowhere = Aim(aim, [runtime], None, None, 1, Limits(), "nothing is run")
+    nowhere = Aim(aim, [runtime_of(plan, aim)], None, None, 1, Limits(), "nothing is run")
     (job,) = prepare(replace(case, model=net), [nowhere], clock, cache)
     return replace(job, methods=plan.methods)
 
 
 def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:
-    """The choice of every layer, under the plan's rules. What the user should know is added to the job's warnings.
-
-    Raises:
-        UsageError: the plan is for another model, target or runtime, or asks for what the runtime does not have.
-    """
-    model, histograms = job.model, job.calibration.histograms
-    refuse_other(plan, model_hash=model.sha256, layers=[group.name for group in model.groups])
-    picked = {layer.name: layer.choice for layer in plan.layers}
-    runtime = of_choices(runtime, plan.named)
-    offered = ladder(model, runtime, histograms)
-    if differ := sorted(offered.keys() ^ picked.keys()):
-        raise UsageError(
-            f"layer {differ[0]} is {'missing' if differ[0] in offered else 'none of the model'}",
-            where="plan",
-            remedy="edit choices alone, or plan this model anew with edgeq plan",
-        )
-    for name, choice in picked.items():
-        if choice not in offered[name]:
-            raise UsageError(
-                f"layer {name} has no choice {choice} in {runtime.name}",
-                where="plan",
-                remedy=f"it can be: {', '.join(offered[name])}",
-            )
-    choices, notes = apply_rules(picked, offered, {g.name: g.op for g in model.groups}, plan.rules, runtime)
-    followed = assign(model, runtime, histograms, choices)
-    for name, choice in choices.items():
-        if choice != followed.choice(name):
-            raise UsageError(
-                f"layer {name} cannot be {choice}: {followed.reasons[name]}",
-                where="plan",
-                remedy=f"make it {FLOAT}, or see edgeq plan --check",
-            )
-    if plan.data_hash != job.calibration_data.sha256:
-        notes.append("the plan was made with other calibration data: scales differ from those in it")
+    """The choices of `followed`. What the user should know is added to the job's warnings."""
+    choices, notes = followed(plan, job.model, job.calibration, job.calibration_data.sha256, runtime)
     _tell(job, notes)
     return choices
 

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any
 
 from edgeq.lowering.assign import writes_integers
 from edgeq.lowering.boundaries import Crossing, crossings, edges
 from edgeq.lowering.form import form, on_integers
 from edgeq.model.model import Model
-from edgeq.planning.explain.explain import Change, Explanation
 from edgeq.planning.solver.solve import Boundary, Problem
+from edgeq.plans.explained import Explanation, LostFusion, What
 from edgeq.quantization.quantize import Quantized
-
-
-class LostFusion(BaseModel):
-    """One thing that runs beside a kernel instead of within it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    layer: str
-    """The layer to change."""
-    what: Literal["quantize", "dequantize", "requantize", "activation"]
-    neighbours: list[str]
-    """The layers whose choices differ from this one's; none for an activation."""
-    latency: float | None
-    """Predicted seconds, from the plan's own costs; None where they hold none. Float layers that read one tensor share
-    the time of its conversion, which is named with each of them."""
-    text: str
-    instead: Change | None = None
-    """The integer choice of this layer that would take the least time: what the whole plan would change by, predicted.
-    None where it has no other choice, or the plan holds no costs."""
-
 
 Charged = list[tuple[Crossing, Boundary | None]]
 """Conversions that a plan needs, each with its entry in the plan's costs."""
@@ -41,25 +19,20 @@ Charged = list[tuple[Crossing, Boundary | None]]
 
 def charged(model: Model, quantized: Quantized, choices: Mapping[str, str], problem: Problem | None) -> Charged:
     """The conversions that these choices need, and what the plan says of their costs."""
-    Forms = tuple[str | None, str | None]  # before and after
-    known: dict[tuple[str | None, frozenset[str]], dict[Forms, list[Boundary]]] = {}
-    for boundary in problem.boundaries if problem else ():
-        before = next(map(form, boundary.leaves), None)
-        after = next((form(c) for entering in boundary.readers.values() for c in entering), None)
-        alike = known.setdefault((boundary.producer, frozenset(boundary.readers)), {})
-        alike.setdefault((before, after), []).append(boundary)
-    found: dict[str, dict[Forms, Boundary]] = {}
-    every = edges(model, quantized.runtime)
-    for edge in every:  # entries that look alike stand in the order of the edges
+    known: dict[tuple[Any, ...], list[Boundary]] = {}
+    for one in problem.boundaries if problem else ():
+        before = next(map(form, one.leaves), None)
+        after = next((form(c) for entering in one.readers.values() for c in entering), None)
+        known.setdefault((one.producer, frozenset(one.readers), before, after), []).append(one)
+    found: Charged = []
+    for crossing in crossings(edges(model, quantized.runtime), choices):
+        edge = crossing.edge
         producer = None if edge.float_anyway else edge.producer
-        same = known.get((producer, frozenset(edge.readers)), {})
-        found[edge.tensor] = {forms: entries.pop(0) for forms, entries in same.items() if entries}
-
-    def entry(one: Crossing) -> Boundary | None:
-        before = None if one.edge.float_anyway else form(choices[one.edge.producer or ""])
-        return found[one.edge.tensor].get((before, one.form))
-
-    return [(one, entry(one)) for one in crossings(every, choices)]
+        before = None if producer is None else form(choices[producer])
+        alike = known.get((producer, frozenset(edge.readers), before, crossing.form))
+        # tensors on the same way cross together: their entries stand in the order of the edges
+        found.append((crossing, alike.pop(0) if alike else None))
+    return found
 
 
 def lost_fusion(
@@ -79,7 +52,15 @@ def lost_fusion(
     """
     changes = {layer.name: layer.alternatives for layer in explained.layers} if explained is not None else {}
     groups = {group.name: group for group in model.groups}
-    found = []
+    found: list[LostFusion] = []
+
+    def lost(layer: str, what: What, neighbours: list[str], seconds: float | None, text: str) -> None:
+        integers = [change for change in changes.get(layer, []) if on_integers(change.choice)]
+        fastest = min(integers, key=lambda change: change.latency or 0.0, default=None)
+        found.append(
+            LostFusion(layer=layer, what=what, neighbours=neighbours, latency=seconds, text=text, instead=fastest)
+        )
+
     for (edge, kind, wanted), entry in conversions:
         seconds = None if entry is None else entry.costs.get("latency")
         readers = [r for r in edge.readers if form(choices[r]) == wanted]
@@ -87,26 +68,18 @@ def lost_fusion(
             group = groups[edge.producer]
             own = f"its {group.activation_op}" if on_integers(choices[group.name]) and group.activation else "it"
             text = f"{own} writes float, which is made integers for {_names(readers)}"
-            found.append(LostFusion(layer=group.name, what=kind, neighbours=readers, latency=seconds, text=text))
+            lost(group.name, kind, readers, seconds, text)
         if kind != "quantize":
             reads = "float, which is" if wanted is None else f"{wanted.removeprefix('a')}-bit integers, which are"
             for reader in readers:
                 text = f"it reads {reads} made from the integers of {edge.producer}"
-                found.append(
-                    LostFusion(layer=reader, what=kind, neighbours=[edge.producer or ""], latency=seconds, text=text)
-                )
+                lost(reader, kind, [edge.producer or ""], seconds, text)
     for group in model.groups:
         if on_integers(choices[group.name]) and group.activation and group.root in quantized.activations:
             how = "a kernel of its own" if writes_integers(model, quantized.runtime, group) else "float"
             text = f"its {group.activation_op} runs in {how}: {quantized.runtime.name} does not fuse it"
-            found.append(LostFusion(layer=group.name, what="activation", neighbours=[], latency=None, text=text))
-    found = [one.model_copy(update={"instead": _fastest(changes.get(one.layer, []))}) for one in found]
+            lost(group.name, "activation", [], None, text)
     return sorted(found, key=lambda one: -(one.latency or 0.0))
-
-
-def _fastest(changes: Sequence[Change]) -> Change | None:
-    integers = [change for change in changes if on_integers(change.choice)]
-    return min(integers, key=lambda change: change.latency or 0.0, default=None)
 
 
 def _names(layers: list[str]) -> str:

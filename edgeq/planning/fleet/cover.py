@@ -1,7 +1,7 @@
 """The fewest candidates that serve every target: a minimum set cover, solved exactly.
 
 Source: the set covering problem, Karp 1972, "Reducibility among Combinatorial Problems", as an integer program; which
-candidate serves which target is then a facility location problem with the number of facilities given.
+candidate serves which target is then a facility location problem in which a facility costs more than all ways to serve.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from math import inf
 
 import numpy as np
 
-from edgeq.planning.solver.highs import Vector, minimized, rows, stacked
+from edgeq.planning.solver.highs import minimized, rows, stacked
 
-_SCALE = 1e4
+_SCALE = 1e3
 """What the largest cost is scaled to: HiGHS ends within an absolute gap of a millionth."""
 
 
@@ -26,9 +26,6 @@ def cover(serving: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         serving: by target, the candidates that can serve it, and what it costs the target to be served by them; 0 or
             more.
 
-    Returns:
-        By target, its candidate.
-
     Raises:
         ValueError: a target has no candidate, or a cost is negative or not finite.
     """
@@ -40,35 +37,18 @@ def cover(serving: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     if not serving:
         return {}
     # one column for each candidate that is taken, then one for each way to serve a target
-    candidates = list(dict.fromkeys(name for costs in serving.values() for name in costs))
+    number = {name: at for at, name in enumerate(dict.fromkeys(name for costs in serving.values() for name in costs))}
     ways = [(target, name) for target, costs in serving.items() for name in costs]
-    taken = np.concatenate([np.ones(len(candidates)), np.zeros(len(ways))])
     costs = np.array([serving[target][name] for target, name in ways])
-    costs = np.concatenate([np.zeros(len(candidates)), costs * (_SCALE / max(costs.max(), 1e-300))])
-    fewest = round(float(taken @ _solve(taken, serving, candidates, ways, len(candidates))))
-    chosen = _solve(costs, serving, candidates, ways, fewest)[len(candidates) :]
-    return {target: name for (target, name), used in zip(ways, chosen, strict=True) if used > 0.5}
-
-
-def _solve(
-    objective: Vector,
-    serving: Mapping[str, Mapping[str, float]],
-    candidates: list[str],
-    ways: list[tuple[str, str]],
-    most: int,
-) -> Vector:
-    """The columns of the best cover with at most so many candidates."""
-    number = {name: column for column, name in enumerate(candidates)}
+    costs *= _SCALE / max(costs.max(), 1e-300)
+    objective = np.concatenate([np.full(len(number), _SCALE * len(serving) + 1), costs])
     once: dict[str, dict[int, float]] = {target: {} for target in serving}
     only_taken: list[dict[int, float]] = []
-    for column, (target, name) in enumerate(ways, start=len(candidates)):
+    for column, (target, name) in enumerate(ways, start=len(number)):
         once[target][column] = 1.0
         only_taken.append({column: 1.0, number[name]: -1.0})
-    count = dict.fromkeys(range(len(candidates)), 1.0)
-    within = stacked(
-        rows([*once.values()], 1.0, 1.0), rows([*only_taken, count], -inf, [*[0.0] * len(ways), float(most)])
-    )
-    none, all_of_it = np.zeros(len(objective)), np.ones(len(objective))
-    found = minimized(objective, none, all_of_it, within, integers=len(objective), gap=0.0, seconds=inf)
+    within = stacked(rows([*once.values()], 1.0, 1.0), rows(only_taken, -inf, 0.0))
+    zeros, ones = np.zeros_like(objective), np.ones_like(objective)
+    found = minimized(objective, zeros, ones, within, integers=len(objective), gap=0.0, seconds=inf)
     assert found.state == "optimal" and found.values is not None
-    return np.round(found.values)
+    return {target: name for (target, name), used in zip(ways, found.values[len(number) :], strict=True) if used > 0.5}

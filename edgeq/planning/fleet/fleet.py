@@ -1,13 +1,13 @@
 """A fleet: the fewest artefacts that serve several targets, each of them planned, built and measured.
 
-prepare once -> candidates of every target, and of what targets have in common -> each of them at each target -> the
-smallest set that serves all.
+prepare once -> candidates of every target, and of what all offer -> each at each target -> the fewest that serve all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -19,28 +19,20 @@ from edgeq.evaluation.measure import fed
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
 from edgeq.limits import Limits
-from edgeq.planning.fleet.candidates import (
-    Candidate,
-    Workshop,
-    at_device,
-    candidates,
-    considered,
-    judged,
-    stored,
-    workshop,
-)
+from edgeq.planning.fleet.candidates import Candidate, candidates, reader
 from edgeq.planning.fleet.cover import cover
+from edgeq.planning.fleet.verdicts import at_device, judged
+from edgeq.planning.proof.outcome import Rank, proof_rank
 from edgeq.planning.proof.proving import PROOF_ROUNDS, PROOF_SECONDS
-from edgeq.plans.fleet import Artefact, Fleet, Gain, Member, Verdict
-from edgeq.plans.plan import Plan
+from edgeq.plans.fleet import Artefact, Considered, Fleet, Gain, Member, Verdict
+from edgeq.plans.plan import Plan, Proof
 from edgeq.prepare import Aim, Job, prepare, take_aim
 from edgeq.progress import Clock
 from edgeq.registry.load import load_target
-from edgeq.registry.schema import Runtime
 from edgeq.request import Sought, takes_fields_of
 
-Verdicts = Mapping[str, Mapping[str, Verdict]]
-"""By target and candidate."""
+Verdicts = Mapping[tuple[str, str], Verdict]
+"""By candidate and target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +74,13 @@ def fleet(request: FleetRequest) -> tuple[Fleet, dict[str, Plan]]:
         raise UsageError(f"cannot minimize {minimize!r} for several targets", remedy="choose latency, size or loss")
     aims = _aims(request)
     clock = Clock(request.progress)
-    with (
-        scratch_folder() as scratch,
-        workers_ahead([aim.device for aim in aims]),
-    ):
+    with scratch_folder() as scratch, workers_ahead([aim.device for aim in aims]):
         cache = open_cache(clock.progress.note)
         if cache.root is None:  # what targets share is computed once all the same
             cache = Cache(scratch / "results")
         jobs = prepare(request, aims, clock, cache, request.engine)
-        shop = workshop(Exporter(jobs[0].model, scratch, cache), scratch)
-        found = {one.name: one for one in candidates(jobs, shop, minimize, request.rules)}
-        verdicts = {name: judged(one, jobs, shop) for name, one in found.items()}
-        at = {job.target.name: {name: verdicts[name][job.target.name] for name in found} for job in jobs}
-        serving = cover({target: _serving(at[target], found, minimize) for target in at})
-        alone = {job.target.name: _gain(job, serving[job.target.name], found, at, minimize, shop) for job in jobs}
-    return _written(request, jobs, found, at, serving, alone)
+        every = candidates(jobs, Exporter(jobs[0].model, scratch, cache), minimize, request.rules)
+        return _covered(request, jobs, {one.name: one for one in every})
 
 
 def _aims(request: FleetRequest) -> list[Aim]:
@@ -117,159 +101,151 @@ def _aims(request: FleetRequest) -> list[Aim]:
     return aims
 
 
-def _serving(verdicts: Mapping[str, Verdict], found: Mapping[str, Candidate], minimize: str) -> dict[str, float]:
-    """The candidates that may serve a target, each with what it costs in units of the best one. Where none holds the
-    limits, the best of those that were tried."""
-    offered = {name: v for name, v in verdicts.items() if v.status != "not offered"}
-    able = [name for name, verdict in offered.items() if verdict.status != "missed"]
-    able = [name for name in able if not offered[name].doubtful] or able
-    if not able:
-        ranked = {name: _ranked(verdict, found[name], minimize) for name, verdict in offered.items()}
-        able = [name for name in offered if ranked[name] == min(ranked.values())]
-    values = _values({name: offered[name] for name in able}, found, minimize)
-    best = min(values.values())
-    return {name: value / best if best > 0 else value for name, value in values.items()}
-
-
-def _values(verdicts: Mapping[str, Verdict], found: Mapping[str, Candidate], minimize: str) -> dict[str, float]:
-    """What is minimized, 0 or more; size where it was not measured of all of them."""
-    proofs = {name: verdict.proof for name, verdict in verdicts.items()}
-    measured: dict[str, float | None] = dict.fromkeys(verdicts)
-    if minimize == "latency":
-        measured = {name: None if proof is None else proof.latency for name, proof in proofs.items()}
-    elif minimize == "loss":
-        measured = {name: None if p is None or p.drop is None else max(p.drop, 0.0) for name, p in proofs.items()}
-    known = {name: value for name, value in measured.items() if value is not None}
-    return known if len(known) == len(verdicts) else {name: float(found[name].size) for name in verdicts}
-
-
-def _ranked(verdict: Verdict, candidate: Candidate, minimize: str) -> tuple[bool, float, float]:
-    """Smaller is better at one target: limits held, then the drop where they are not, else what is minimized."""
-    proof, size = verdict.proof, float(candidate.size)
-    if proof is None:
-        return verdict.status == "missed", size, 0.0
-    drop = proof.drop or 0.0
-    value = {"latency": proof.latency, "loss": drop}.get(minimize)
-    return verdict.status == "missed", drop if verdict.status == "missed" else size if value is None else value, drop
-
-
-def _gain(
-    job: Job, serving: str, found: Mapping[str, Candidate], at: Verdicts, minimize: str, shop: Workshop
-) -> Gain | None:
-    """What a target would gain from the best candidate of its own; None if it has that."""
-    target = job.target.name
-    own = {n: at[target][n] for n, c in found.items() if c.job.target.name == target and not c.common}
-    best = min(own, key=lambda name: _ranked(own[name], found[name], minimize))
-    if best == serving or stored(found[best].plan) == stored(found[serving].plan):
-        return None
-    mine, shared = own[best].proof, at[target][serving].proof
-    latency = _in_turns(job, found[serving], found[best], shop)
-    in_turns = latency is not None
-    if latency is None and mine is not None and shared is not None and mine.latency and shared.latency:
-        latency = shared.latency - mine.latency
-    drops = (shared.drop, mine.drop) if mine is not None and shared is not None else (None, None)
-    return Gain(
-        candidate=best,
-        latency=latency,
-        in_turns=in_turns,
-        size=found[serving].size - found[best].size,
-        drop=None if drops[0] is None or drops[1] is None else drops[0] - drops[1],
-    )
-
-
-def _in_turns(job: Job, shared: Candidate, own: Candidate, shop: Workshop) -> float | None:
-    """Seconds that a target's own artefact takes less than the shared one; None where they cannot take turns."""
-    device = job.timed
-    if device is None or shared.runtime.format != own.runtime.format:
-        return None
-    reader: Runtime = next(r for r in job.runtimes if r.format == own.runtime.format)
-    assert job.evaluation is not None
-    with job.clock.stage(f"shared or own on {device.name}") as steps:
-        made = {
-            name: at_device(one, job, reader, shop).built(one.choices)
-            for name, one in (("shared", shared), ("own", own))
-        }
-        built = {name: one.candidate for name, one in made.items()}
-        sample = job.evaluation.first(1)
-        fit = {name: fed(sample, one.ends) for name, one in made.items()}
-        runs = device.latency(
-            built, {}, steps, own_inputs=fit, rounds=PROOF_ROUNDS, seconds=PROOF_SECONDS, threads=job.threads
-        )
-    return float(np.median(runs["shared"])) - float(np.median(runs["own"]))
-
-
-def _written(
-    request: FleetRequest,
-    jobs: Sequence[Job],
-    found: Mapping[str, Candidate],
-    at: Verdicts,
-    serving: Mapping[str, str],
-    alone: Mapping[str, Gain | None],
+def _covered(
+    request: FleetRequest, jobs: Sequence[Job], found: Mapping[str, Candidate]
 ) -> tuple[Fleet, dict[str, Plan]]:
+    """The fewest of the candidates, and what became of all of them at each target."""
+    minimize = request.minimize
+    at = {(name, target): v for name, one in found.items() for target, v in judged(one, jobs).items()}
+    serving = cover({job.target.name: _serving(job, found, at, minimize) for job in jobs})
     names = _names([found[name] for name in dict.fromkeys(serving.values())])
-    first = jobs[0]
-    made_from = given(request, first.calibration_data)
-    artefacts = [
-        Artefact(
-            name=name,
-            plan=f"fleet.{name}.json",
-            candidate=candidate,
-            target=found[candidate].job.target.name,
-            format=found[candidate].runtime.format,
-            size=found[candidate].size,
-            serves=[target for target, by in serving.items() if by == candidate],
-        )
-        for candidate, name in names.items()
-    ]
     members = [
         Member(
             target=job.target.name,
             given=typed,
             limits=_stated(job.limits),
-            artefact=names[serving[job.target.name]],
-            verdict=at[job.target.name][serving[job.target.name]],
-            alone=alone[job.target.name],
+            artefact=names[by],
+            verdict=at[by, job.target.name],
+            alone=_gain(job, found[by], found, at, minimize),
         )
-        for job, typed in zip(jobs, request.targets, strict=True)
+        for job, typed, by in zip(jobs, request.targets, serving.values(), strict=True)
     ]
+    made_from, first = given(request, jobs[0].calibration_data), jobs[0]
     result = Fleet(
         model_hash=first.model.sha256,
         data_hash=first.calibration_data.sha256,
-        minimize=request.minimize,
-        why=_why(len(artefacts), len(jobs), len(found)),
-        artefacts=artefacts,
+        minimize=minimize,
+        why=_why(len(names), len(jobs), len(found)),
+        artefacts=[
+            Artefact(
+                name=called,
+                plan=f"fleet.{called}.json",
+                candidate=name,
+                serves=[target for target, by in serving.items() if by == name],
+                **found[name].told,
+            )
+            for name, called in names.items()
+        ],
         targets=members,
-        candidates=[considered(one, [at[target][name] for target in at]) for name, one in found.items()],
+        candidates=[
+            Considered(
+                name=name,
+                runtime=one.plan.runtime,
+                common=one.common,
+                verdicts=[at[name, target] for target in serving],
+                **one.told,
+            )
+            for name, one in found.items()
+        ],
         given=made_from,
         notes=list(dict.fromkeys(text for job in jobs for text in job.warnings)),
     )
-    plans = {
-        name: found[candidate].plan.model_copy(update={"given": made_from, "rules": list(request.rules)})
-        for candidate, name in names.items()
-    }
-    return result, plans
+    told = {"given": made_from, "rules": list(request.rules)}
+    return result, {names[name]: found[name].plan.model_copy(update=told) for name in names}
+
+
+def _serving(job: Job, found: Mapping[str, Candidate], at: Verdicts, minimize: str) -> dict[str, float]:
+    """The candidates that may serve a target, each with what it costs in units of the best one. Where none holds the
+    limits, the best of those that were tried."""
+    offered = {name: v for name in found if (v := at[name, job.target.name]).status != "not offered"}
+    able = [name for name, verdict in offered.items() if verdict.status != "missed"]
+    able = [name for name in able if not offered[name].doubtful] or able
+    if not able:
+        ranked = {name: _rank(verdict, found[name], job.limits, minimize) for name, verdict in offered.items()}
+        able = [name for name in offered if ranked[name] == min(ranked.values())]
+    measured = {name: _measured(offered[name].proof, minimize) for name in able}
+    known = {name: value for name, value in measured.items() if value is not None}
+    values = known if len(known) == len(able) else {name: float(found[name].found.size) for name in able}
+    best = min(values.values())
+    return {name: value / best if best > 0 else value for name, value in values.items()}
+
+
+def _measured(proof: Proof | None, minimize: str) -> float | None:
+    """What is minimized, 0 or more; None for size, and where it was not measured."""
+    if proof is None:
+        return None
+    return {"latency": proof.latency, "loss": None if proof.drop is None else max(proof.drop, 0.0)}.get(minimize)
+
+
+def _rank(verdict: Verdict, one: Candidate, limits: Limits, minimize: str) -> Rank:
+    """Smaller is better at one target; by size where nothing was measured."""
+    if verdict.proof is not None:
+        return proof_rank(verdict.proof, minimize, one.found.predicted, limits)
+    missed = verdict.status == "missed"
+    return missed, (inf if missed else 0.0, float(one.found.size))
+
+
+def _gain(job: Job, shared: Candidate, found: Mapping[str, Candidate], at: Verdicts, minimize: str) -> Gain | None:
+    """What a target would gain from the best candidate of its own; None if it has that."""
+    target = job.target.name
+    own = [one for one in found.values() if one.plan.target == target and not one.common]
+    best = min(own, key=lambda one: _rank(at[one.name, target], one, job.limits, minimize))
+    if best is shared or best.plan.stored == shared.plan.stored:
+        return None
+    proofs = [at[one.name, target].proof for one in (shared, best)]
+    latency = _in_turns(job, shared, best)
+    return Gain(
+        candidate=best.name,
+        latency=_less(None if p is None else p.latency for p in proofs) if latency is None else latency,
+        in_turns=latency is not None,
+        size=shared.found.size - best.found.size,
+        drop=_less(None if p is None else p.drop for p in proofs),
+    )
+
+
+def _less(pair: Iterable[float | None]) -> float | None:
+    one, other = pair
+    return None if one is None or other is None else one - other
+
+
+def _in_turns(job: Job, shared: Candidate, own: Candidate) -> float | None:
+    """Seconds that a target's own artefact takes less than the shared one; None where they cannot take turns."""
+    device, runtime = job.timed, reader(own.plan.format, job)
+    if device is None or shared.plan.format != own.plan.format or runtime is None:
+        return None
+    assert job.evaluation is not None
+    with job.clock.stage(f"shared or own on {device.name}") as steps:
+        made = [at_device(one, job, device, runtime).built(one.found.choices) for one in (shared, own)]
+        sample = job.evaluation.first(1)
+        runs = device.latency(
+            {str(number): one.candidate for number, one in enumerate(made)},
+            {},
+            steps,
+            own_inputs={str(number): fed(sample, one.ends) for number, one in enumerate(made)},
+            rounds=PROOF_ROUNDS,
+            seconds=PROOF_SECONDS,
+            threads=job.threads,
+        )
+    return float(np.median(runs["0"])) - float(np.median(runs["1"]))
 
 
 def _names(chosen: Sequence[Candidate]) -> dict[str, str]:
     """By candidate, a name after its format: `onnx`, and `onnx-2` for a second one."""
-    seen: dict[str, int] = {}
-    names = {}
+    names: dict[str, str] = {}
     for one in chosen:
-        form = one.runtime.format
-        seen[form] = seen.get(form, 0) + 1
-        names[one.name] = form if seen[form] == 1 else f"{form}-{seen[form]}"
+        form = one.plan.format
+        before = sum(name.split("-")[0] == form for name in names.values())
+        names[one.name] = f"{form}-{before + 1}" if before else form
     return names
 
 
 def _why(artefacts: int, targets: int, tried: int) -> str:
-    files = f"{artefacts} artefact{'s' if artefacts > 1 else ''}"
     if artefacts == 1:
-        return f"{files} for {targets} targets, the best of {tried} candidates that serves them all"
+        return f"1 artefact for {targets} targets, the best of {tried} candidates that serves them all"
     fewer = "no single one" if artefacts == 2 else f"no {artefacts - 1}"
-    return f"{files} for {targets} targets: {fewer} of the {tried} candidates could serve them all"
+    return f"{artefacts} artefacts for {targets} targets: {fewer} of the {tried} candidates could serve them all"
 
 
 def _stated(limits: Limits) -> dict[str, str]:
-    stated = {"max_drop": limits.max_drop, "max_latency": limits.max_latency, "max_size": limits.max_size}
     units = {"max_drop": "", "max_latency": " s", "max_size": " bytes"}
-    return {name: f"{value}{units[name]}" for name, value in stated.items() if value is not None}
+    return {name: f"{most}{unit}" for name, unit in units.items() if (most := getattr(limits, name)) is not None}

@@ -1,9 +1,8 @@
 """What else runs an artefact: which of a runtime's choices another runtime of the same format offers as well.
 
-An artefact is a file: what is stored in it was rounded for one runtime's kernels. Another runtime runs it natively if
-it reads the format and has a kernel for each layer that takes everything that the first one's kernel can have stored:
-its 7-bit weights are 8-bit weights as well, but not the other way round. This is what target files say; whether it is
-so is measured where a device is there.
+Another runtime runs an artefact natively if it reads the format and has a kernel for each layer that takes everything
+that the first one's kernel can have stored: 7-bit weights are 8-bit weights as well, but not the other way round. This
+is what target files say; whether it is so is measured where a device is there.
 """
 
 from __future__ import annotations
@@ -34,26 +33,18 @@ def refusal(own: Runtime, other: Runtime, precision: FloatPrecision = "float32")
 
 
 def offered_too(model: Model, own: Runtime, other: Runtime, options: Ladder) -> dict[str, tuple[str, ...]]:
-    """Of each layer's choices those that another runtime offers as well; a layer may be left with none.
-
-    Args:
-        own: the runtime whose choices these are; `refusal` has nothing against the other one.
-    """
-    groups = {group.name: group for group in model.groups}
-    return {
-        name: tuple(choice for choice in choices if _takes(model, groups[name], own, other, choice))
-        for name, choices in options.items()
-    }
+    """Of each layer's choices in a runtime those that another one offers as well, which `refusal` has nothing against;
+    a layer may be left with none."""
+    return {g.name: tuple(c for c in options[g.name] if _takes(model, g, own, other, c)) for g in model.groups}
 
 
 def takes(other: Kernel, own: Kernel) -> bool:
     """Whether a kernel computes with everything that was stored for another one."""
-    if (own.weights, own.bias if own.weights else None) != (other.weights, other.bias if own.weights else None):
+    if own.weights != other.weights or (own.weights and own.bias != other.bias):
         return False
-    sides = [(other.activation_scheme, own.activation_scheme)]
-    if own.weight_scheme is not None and other.weight_scheme is not None:
-        sides.append((other.weight_scheme, own.weight_scheme))
-    return all(_holds(wide, narrow) for wide, narrow in sides)
+    wide, narrow = other.weight_scheme, own.weight_scheme
+    weights = wide is None or narrow is None or _holds(wide, narrow)
+    return weights and _holds(other.activation_scheme, own.activation_scheme)
 
 
 def _holds(wide: Scheme, narrow: Scheme) -> bool:
@@ -72,21 +63,20 @@ def _takes(model: Model, group: Group, own: Runtime, other: Runtime, choice: str
         # what keeps a runtime from rounding a float layer by itself is written only for those that would
         return own.rounds_float_layers or not other.rounds_float_layers or group.op not in WEIGHTED
     kernel = own.kernel(group.op, choice)
-    if kernel is None or not any(group.op in k.ops and takes(k, kernel) for k in other.kernels):
+    if kernel is None:
         return False
-    if not kernel.weight_only and computed_wrong(model, group, other):
-        return False
-    if group.activation_op is not None and not _same_activation(group.activation_op, own, other):
-        return False
-    if writes_integers(model, other, group) and not writes_integers(model, own, group):
-        return False
-    if group.op in other.shared_scale and group.op not in own.shared_scale:
-        return False
-    prescribed = [
+    mine, theirs = (
         {f for f in r.fixed_outputs if f.op in (group.op, group.activation_op) and f.dtype == kernel.activations}
         for r in (own, other)
-    ]
-    return prescribed[1] <= prescribed[0]
+    )
+    return (
+        _has(other, group.op, kernel)
+        and (kernel.weight_only or not computed_wrong(model, group, other))
+        and (group.activation_op is None or _same_activation(group.activation_op, own, other))
+        and (writes_integers(model, own, group) or not writes_integers(model, other, group))
+        and (group.op in own.shared_scale or group.op not in other.shared_scale)
+        and theirs <= mine
+    )
 
 
 def _same_activation(op: str, own: Runtime, other: Runtime) -> bool:
@@ -95,4 +85,8 @@ def _same_activation(op: str, own: Runtime, other: Runtime) -> bool:
     if op in own.fused_activations:
         return op in other.fused_activations
     kernel = own.kernel(op)
-    return kernel is None or any(op in k.ops and takes(k, kernel) for k in other.kernels)
+    return kernel is None or _has(other, op, kernel)
+
+
+def _has(other: Runtime, op: str, kernel: Kernel) -> bool:
+    return any(op in k.ops and takes(k, kernel) for k in other.kernels)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from edgeq.errors import UnsupportedError
 from edgeq.planning.costs.estimates import asked_of_vela
-from edgeq.planning.costs.memory import peak_memory
 from edgeq.planning.costs.vela import estimate
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.search import Search
 from edgeq.planning.solver.problem import Change, changes_of
 from edgeq.plans.describe import describe
+from edgeq.plans.memory import peak_memory
 from edgeq.plans.plan import Compiled, Condition, Conversion, Plan, Planned
 from edgeq.records.wording import seconds_text
 
@@ -46,8 +46,8 @@ def written(found: Outcome) -> Plan:
         latency_from=costs.latency_from,
         latency_by=costs.latency_by,
         energy_by=costs.energy_by,
-        losses_alone=search.costs.alone,
-        rank_correlation=search.costs.correlation,
+        losses_alone=search.costs.losses.alone,
+        rank_correlation=search.costs.losses.correlation,
         method=solution.method if solution is not None else "given",
         gap=solution.gap if solution is not None else None,
         fixed=dict(problem.fixed),

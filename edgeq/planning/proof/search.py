@@ -21,7 +21,6 @@ from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import Ladder, uniform
 from edgeq.model.model import Model
 from edgeq.planning.costs.estimates import asked_of_vela
-from edgeq.planning.costs.modelled import energies
 from edgeq.planning.costs.state import known
 from edgeq.planning.costs.table import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
 from edgeq.planning.proof.proven import proven_choices
@@ -32,6 +31,7 @@ from edgeq.plans.rules import Rule, idle, narrowed
 from edgeq.prepare import Job
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.records.wording import seconds_text
+from edgeq.registry.roofline import energies
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import RUNTIMES
 
@@ -155,7 +155,7 @@ class Search:
             job.impact,
             choices=choices,
             methods=job.methods,
-            ranges=self.costs.ranges,
+            ranges=self.costs.losses.ranges,
         )
 
     def build(self, plans: Sequence[Mapping[str, str]]) -> None:
@@ -206,7 +206,7 @@ def searches(job: Job, runtime: Runtime, exporter: Exporter, minimize: str, rule
     if job.device is None and job.target.execution != "none" and runtime.name in RUNTIMES:
         why = job.no_device_because
         raise UsageError(f"a plan for {runtime.name} cannot be proved here: {why}", remedy="choose another target")
-    if minimize == "energy" and (job.profile is None or isinstance(energies(job.profile), str)):
+    if minimize == "energy" and (job.profile is None or energies(job.profile) is None):
         name = "a target without a profile" if job.profile is None else job.profile.name
         raise UsageError(
             f"energy cannot be modelled for {name}: its figures are not known",

@@ -28,8 +28,7 @@ SLOW_STEPS = 6
 
 DRAWS = 16
 MISSED = 1 / 16
-"""Draws that may miss the limit. Plans are not drawn but chosen, for what is predicted of them, and miss it more often:
-where one draw in sixteen may, one plan in three or four does."""
+"""Draws that may miss the limit. Plans are chosen for what is predicted of them, and miss it more often."""
 
 NUMBERS = 8_000_000
 """Of all draws together; large outputs have few draws, which vary less, and four at least."""
@@ -57,10 +56,8 @@ def allowed_damage(
     seed: int = 0,
 ) -> float:
     """The largest damage (see `edgeq.planning.sensitivity.value`) that fifteen draws of errors in sixteen keep within
-    the limit.
-
-    On a few hundred samples, drops of the same damage vary by half a point: a plan whose expected drop is the limit
-    holds it by luck, here and on other samples.
+    the limit. On a few hundred samples, drops of the same damage vary by half a point: a plan whose expected drop is
+    the limit would hold it by luck.
 
     Args:
         outputs: the float model's, [N, ...] each.
@@ -72,27 +69,27 @@ def allowed_damage(
     Returns:
         Squared movement over the outputs' own power, summed over outputs, between 1e-7 and 1.
     """
+    floats = [o for o in outputs if np.issubdtype(o.dtype, np.floating)]
+    if not floats:  # errors are put on these alone
+        return LARGEST
     draws = 1 if slow else min(DRAWS, max(4, NUMBERS // max(1, sum(o.size for o in outputs))))
-    known = [one for some in errors if (one := _of_damage_one(some)) is not None]
-    scales = [_scales(o).astype(np.float32) if np.issubdtype(o.dtype, np.floating) else None for o in outputs]
+    rows = [np.concatenate([e.ravel() * np.float32(e.size**-0.5) for e in some if e.size]) for some in errors]
+    # of each, all outputs in one row whose squared length is the damage
+    known = [row / np.linalg.norm(row) for row in rows if SMALLEST <= float(row @ row) <= LINEAR]
+    units = [(_scales(o) * np.sqrt(o.size)).astype(np.float32) for o in floats]
 
-    draw = partial(_drawn, outputs, known, _powers(known))
     with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy leaves the interpreter free
+        products = np.array([[one @ other for other in known] for one in known])
+        draw = partial(_drawn, [o.size for o in floats], known, products)
         noises = list(pool.map(draw, np.random.SeedSequence(seed).spawn(draws)))
 
         def within(damage: float) -> bool:
-            size = np.float32(np.sqrt(damage))
-            missed: list[Sequence[Array]] = []
+            def misses(noise: Sequence[Array]) -> bool:
+                parts = zip(floats, noise, units, strict=True)
+                moved = (o + n.reshape(o.shape) * (unit * np.float32(np.sqrt(damage))) for o, n, unit in parts)
+                return drop([next(moved) if np.issubdtype(o.dtype, np.floating) else o for o in outputs]) > limit
 
-            def put_on(noise: Sequence[Array]) -> None:
-                if len(missed) > draws * MISSED:  # whatever the others do
-                    return
-                moved = [o if s is None else o + n * (s * size) for o, n, s in zip(outputs, noise, scales, strict=True)]
-                if drop(moved) > limit:
-                    missed.append(noise)
-
-            list(pool.map(put_on, noises))
-            return len(missed) <= draws * MISSED
+            return sum(pool.map(misses, noises)) <= draws * MISSED
 
         return _largest(within, SLOW_STEPS if slow else STEPS)
 
@@ -111,49 +108,27 @@ def _largest(within: Callable[[float], bool], steps: int) -> float:
     return float(np.exp(low))
 
 
-def _drawn(
-    outputs: Sequence[Array], known: Sequence[Sequence[Array]], powers: Array, seed: np.random.SeedSequence
-) -> list[Array]:
-    """Errors of damage 1 in the unit of `relative`: white, and a random mixture of known ones of the same power.
+def _drawn(sizes: Sequence[int], known: Sequence[Array], products: Array, seed: np.random.SeedSequence) -> list[Array]:
+    """Errors of damage 1, a row for each output: white, and a random mixture of known ones of the same power.
 
     Args:
-        powers: of the known ones, from `_powers`.
+        known: of all outputs in one row, of length 1.
+        products: of each two of them.
     """
     rng = np.random.default_rng(seed)
-    found = [rng.standard_normal(o.shape, np.float32) for o in outputs]
+    white = [rng.standard_normal(size, np.float32) * np.float32((size * len(sizes)) ** -0.5) for size in sizes]
+    found = np.concatenate(white)
     shares = np.abs(rng.standard_normal(len(known)))
-    mixed = float(shares @ powers @ shares)
-    half = 0.5 if mixed > SMALLEST else 1.0  # there are none, or they cancel out
-    floats = sum(np.issubdtype(o.dtype, np.floating) for o in outputs)
-    for noise in found:  # the damage of several outputs is the sum of theirs
-        noise *= np.float32(np.sqrt(half / max(1, floats)))
-    if half < 1:
+    mixed = float(shares @ products @ shares) if known else 0.0
+    if mixed > SMALLEST:  # else there are none, or they cancel out
         for share, errors in zip(shares, known, strict=True):
-            for noise, of_output in zip(found, errors, strict=True):
-                if of_output.size:
-                    noise += of_output * np.float32(share * np.sqrt(half / mixed))
-    return found
+            found += errors * np.float32(share / np.sqrt(mixed))
+        found *= np.float32(np.sqrt(0.5))
+    return np.split(found, np.cumsum(sizes)[:-1])
 
 
-def _powers(known: Sequence[Sequence[Array]]) -> Array:
-    """By pair of errors, the mean of their product, summed over outputs: what tells the damage of every mixture."""
-
-    def product(one: Sequence[Array], other: Sequence[Array]) -> float:
-        pairs = [(a.ravel(), b.ravel()) for a, b in zip(one, other, strict=True) if a.size]
-        return float(sum(np.einsum("i,i->", a, b, dtype=np.float64) / a.size for a, b in pairs))
-
-    return np.array([[product(one, other) for other in known] for one in known]).reshape(len(known), len(known))
-
-
-def _of_damage_one(errors: Sequence[Array]) -> list[Array] | None:
-    """Relative errors scaled to a damage of 1; None where theirs is next to 0 or too large for that."""
-    wide = [e.astype(np.float32) for e in errors]
-    damage = float(sum(np.square(e, dtype=np.float64).mean() for e in wide if e.size))
-    return [e / np.float32(np.sqrt(damage)) for e in wide] if SMALLEST <= damage <= LINEAR else None
-
-
-def _scales(output: Array) -> NDArray[np.float64]:
+def _scales(output: Array) -> Array:
     """The root mean square of each sample, [N, 1, ...]."""
-    power = np.square(output.reshape(len(output), -1), dtype=np.float64).mean(1)
-    scales: NDArray[np.float64] = np.sqrt(power).clip(min=1e-12).reshape(-1, *[1] * (output.ndim - 1))
+    power = np.square(output, dtype=np.float64).mean(tuple(range(1, output.ndim)), keepdims=True)
+    scales: Array = np.sqrt(power).clip(min=1e-12)
     return scales

@@ -2,7 +2,7 @@
 
 To first order an error e in a layer's weights moves the outputs z by J e. With random signs v, E_v[(v^T J e)^2] =
 |J e|^2, and v^T J e is the inner product of e with the gradient of v^T z: one backward pass a sample prices every
-choice of every layer at once, at the cost of one product of two weights each. No labels are needed.
+choice of every layer at once. No labels are needed.
 
 Source: the Gauss-Newton form of the second-order damage in Nagel et al. 2020, "Up or Down? Adaptive Rounding for
 Post-Training Quantization", section 3, and of HAWQ-V2 (Dong et al. 2020, equation 3), on the model's own outputs, with
@@ -11,15 +11,15 @@ Hutchinson's probes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
-from typing import NamedTuple
+from itertools import chain
 
 import numpy as np
 import torch
 
-from edgeq.calibration.gradients import random_direction
+from edgeq.calibration.gradients import random_gradients
 from edgeq.engine import LOCAL, Engine
 from edgeq.lowering.assign import writes_integers
 from edgeq.lowering.form import form_of, on_integers
@@ -31,9 +31,15 @@ from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.numerics import QParams
 from edgeq.numerics.fake import fake_quantize
+from edgeq.planning.sensitivity.edits import Edit, losses, movement, rounded, weight_and_bias
 from edgeq.planning.sensitivity.value import Choice, Rounded, Sensitivity
 from edgeq.progress import Progress
 from edgeq.quantization.quantize import Quantized
+
+Moves = list[tuple[tuple[str, str], float]]
+
+Errors = dict[str, list[tuple[Choice, torch.Tensor]]]
+"""By constant (placeholder of a weight or bias), what each choice of a group changes it by."""
 
 SAMPLES = 32
 PROBES = 2
@@ -66,17 +72,19 @@ def measure_sensitivity(
     few = {name: array[:SAMPLES] for name, array in inputs.items()}
     # one sample at a time: the gradient of a weight sums over the batch, and its square must not
     given = enumerate(_own(batch) for batch in batches(model, few, 1))
-    by_weight: dict[tuple[str, str], list[float]] = {}
-    by_tensor: dict[Rounded, list[float]] = {}
-    for weights, values in engine.map(_one_sample, given, model, errors, tensors, readers, progress=progress):
-        for key, moved in weights:
-            by_weight.setdefault(key, []).append(moved**2)
-        for rounded, moved in values:
-            by_tensor.setdefault(rounded, []).append(moved**2)
-    result: dict[str, dict[str, float]] = {}
-    for (group, choice), moves in by_weight.items():
-        result.setdefault(group, {})[choice] = float(np.mean(moves))
-    return Sensitivity(result, {rounded: float(np.mean(moves)) for rounded, moves in by_tensor.items()})
+    found = engine.map(_one_sample, given, model, errors, tensors, readers, progress=progress)
+    by_weight, by_tensor = (_mean_squares(moves) for moves in zip(*found, strict=True))
+    weights: dict[str, dict[str, float]] = {}
+    for (group, choice), value in by_weight.items():
+        weights.setdefault(group, {})[choice] = value
+    return Sensitivity(weights, by_tensor)
+
+
+def _mean_squares(moves: Iterable[Moves]) -> dict[tuple[str, str], float]:
+    squares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for key, value in chain.from_iterable(moves):
+        squares[key].append(value**2)
+    return {key: float(np.mean(values)) for key, values in squares.items()}
 
 
 def measure_alone(
@@ -86,8 +94,7 @@ def measure_alone(
     wanted: Sequence[Choice],
     engine: Engine = LOCAL,
 ) -> dict[Choice, float]:
-    """What choices really do: each layer is quantized alone, in simulation, and all of them run side by side, so that
-    each computes only what lies behind its layer.
+    """What choices really do: each layer is quantized alone, in simulation.
 
     Args:
         alternatives: as for `measure_sensitivity`.
@@ -98,82 +105,41 @@ def measure_alone(
         Damages, in the unit of `Sensitivity`.
     """
     few = {name: array[:ALONE_SAMPLES] for name, array in inputs.items()}
-    given = [_own(batch) for batch in batches(model, few, ALONE_BATCH)]
-    found = np.zeros(len(wanted))
-    total = 0
-    for samples, damages in engine.map(_one_batch, given, model, alternatives, wanted):
-        found += samples * damages
-        total += samples
-    return {key: float(value) for key, value in zip(wanted, found / max(1, total), strict=True)}
-
-
-def _one_batch(
-    model: Model, alternatives: Mapping[str, Quantized], wanted: Sequence[Choice], batch: list[torch.Tensor]
-) -> tuple[int, np.ndarray]:
-    """How many samples there are, and the damage to them of each choice that is wanted."""
     groups = {group.name: group for group in model.groups}
-    members = [_rounded_members(model, alternatives[choice], groups[name], choice) for name, choice in wanted]
-    held = constants(model.program)
-    replaced: dict[str, list[torch.Tensor]] = {}
-    for number, (name, choice) in enumerate(wanted, start=1):
-        quantized = alternatives[choice]
-        if name in quantized.weights:
-            _, weight, bias = model.nodes[groups[name].root].all_input_nodes[:3]
-            for node, value in ((weight, quantized.weights[name].real), (bias, quantized.biases[name])):
-                replaced.setdefault(node.name, [held[node.name]] * (len(wanted) + 1))[number] = torch.from_numpy(value)
-
-    def rounded(node: Node, values: list[torch.Tensor]) -> list[torch.Tensor]:
-        result = list(values)
-        for number, (_, choice) in enumerate(wanted, start=1):
-            tensor = alternatives[choice].activations.get(node.name)
-            if tensor is not None and node.name in members[number - 1]:
-                result[number] = fake_quantize(values[number], tensor.q)
-        return result
-
-    outputs = model.run([batch] * (len(wanted) + 1), rounded, replaced)
-    samples = len(batch[0]) if model.inputs[0].batched else 1
-    return samples, np.array([damage(one, outputs[0]) for one in outputs[1:]])
-
-
-def _rounded_members(model: Model, quantized: Quantized, group: Group, choice: str) -> set[str]:
-    """The nodes of a group that its choice rounds. What it does not leave behind as integers is rounded where it is
-    converted, and paid for there."""
-    if not on_integers(choice):
-        return set()
-    return set(group.members) - (set() if writes_integers(model, quantized.runtime, group) else {group.output})
+    edits = [_alone(model, groups[name], choice, alternatives[choice]) for name, choice in wanted]
+    found = engine.map(losses, [_own(batch) for batch in batches(model, few, ALONE_BATCH)], model, edits)
+    return {key: float(np.concatenate(own).mean()) for key, own in zip(wanted, zip(*found, strict=True), strict=True)}
 
 
 def damage(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
-    """The measured counterpart: how far outputs are from those of the float model, in the same unit.
-
-    Args:
-        outputs, reference: [samples, ...] each.
-    """
-    total = 0.0
-    for found, wanted in zip(outputs, reference, strict=True):
-        if wanted.is_floating_point():
-            power = wanted.double().square().reshape(len(wanted), -1).sum(1).clamp(min=1e-24)
-            moved = (found.double() - wanted.double()).square().reshape(len(wanted), -1).sum(1)
-            total += float((moved / power).mean())
-    return total
+    """The measured counterpart, in the same unit (see `movement`)."""
+    return float(movement(outputs, reference, 1)[0])
 
 
-def _weight_errors(model: Model, alternatives: Mapping[str, Quantized]) -> dict[str, list[_Error]]:
-    """By constant (placeholder of a weight or bias): its errors."""
+def _alone(model: Model, group: Group, choice: str, quantized: Quantized) -> Edit:
+    """What a choice of one layer rounds. What it does not leave behind as integers is rounded where it is converted,
+    and paid for there."""
+    members = set(group.members) if on_integers(choice) else set()
+    if not writes_integers(model, quantized.runtime, group):
+        members.discard(group.output)
+    tensors = {node: rounded(quantized.activations[node].q) for node in members & quantized.activations.keys()}
+    if group.name not in quantized.weights:
+        return Edit(tensors)
+    values = (quantized.weights[group.name].real, quantized.biases[group.name])
+    return Edit(tensors, dict(zip(weight_and_bias(model, group), map(torch.from_numpy, values), strict=True)))
+
+
+def _weight_errors(model: Model, alternatives: Mapping[str, Quantized]) -> Errors:
     state = model.state
-    found: dict[str, list[_Error]] = {}
+    found: Errors = {}
     for choice, quantized in alternatives.items():
         for group in model.groups:
             weight = quantized.weights.get(group.name)
             if weight is None or quantized.assignment.choice(group.name) != choice:
                 continue
-            _, weight_node, bias_node = model.nodes[group.root].all_input_nodes[:3]
-            key = (group.name, choice)
-            for node, value, own in (
-                (weight_node, weight.real, state[group.weight or ""]),
-                (bias_node, quantized.biases[group.name], state[group.bias or ""]),
-            ):
-                found.setdefault(node.name, []).append(_Error(key, torch.from_numpy(value - own)))
+            values = (weight.real - state[group.weight or ""], quantized.biases[group.name] - state[group.bias or ""])
+            for node, error in zip(weight_and_bias(model, group), values, strict=True):
+                found.setdefault(node, []).append(((group.name, choice), torch.from_numpy(error)))
     return found
 
 
@@ -193,33 +159,19 @@ def _own(batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in batch]
 
 
-class _Error(NamedTuple):
-    """What one choice of one group changes a constant by."""
-
-    key: tuple[str, str]
-    value: torch.Tensor
-
-
-class _Moves(NamedTuple):
-    """v^T J e of one sample and one probe each."""
-
-    weights: list[tuple[tuple[str, str], float]]
-    tensors: list[tuple[Rounded, float]]
-
-
 def _one_sample(
     model: Model,
-    errors: Mapping[str, Sequence[_Error]],
+    errors: Errors,
     tensors: Mapping[Rounded, QParams],
     readers: Mapping[str, Sequence[str]],
     given: tuple[int, list[torch.Tensor]],
-) -> _Moves:
+) -> tuple[Moves, Moves]:
+    """v^T J e of one sample and each probe, of weights and of tensors."""
     number, batch = given
     generator = torch.Generator().manual_seed(number)
     values: dict[str, torch.Tensor] = {}
     held = constants(model.program)
     leaves = {name: held[name].clone().requires_grad_() for name in errors}
-
     forms: dict[str, list[str]] = {}
     for name, one in tensors:
         forms.setdefault(name, []).append(one)
@@ -239,31 +191,27 @@ def _one_sample(
 
     reads = {(reader, name): [partial(apart, name)] for name, found in readers.items() for reader in found}
     outputs = [o for o in model.run([batch], keep, leaves, reads, differentiable=True)[0] if o.requires_grad]
-    result = _Moves([], [])
-    if not outputs:
-        return result
+    of_weights: Moves = []
+    of_tensors: Moves = []
     rounding = {
         (name, one): fake_quantize(v.detach(), tensors[name, one]) - v.detach()
         for name, v in values.items()
         for one in forms[name]
     }
-    for probe in range(PROBES):
-        with torch.enable_grad():
-            moved = torch.stack([random_direction(o, generator) for o in outputs]).sum()
-        # what integer layers alone read rounded moves the outputs through them
-        places = [on_the_way.get(name, [value]) for name, value in values.items()]
-        wanted = [*leaves.values(), *(place for found in places for place in found)]
-        last = probe == PROBES - 1
-        gradients = torch.autograd.grad(moved, wanted, retain_graph=not last, allow_unused=True)
-        by_key: dict[tuple[str, str], float] = {}
-        for name, gradient in zip(leaves, gradients[: len(leaves)], strict=True):
-            for error in errors[name] if gradient is not None else ():
-                by_key[error.key] = by_key.get(error.key, 0.0) + float(torch.sum(gradient * error.value))
-        result.weights.extend(by_key.items())
-        behind = iter(gradients[len(leaves) :])
-        for name, found in zip(values, places, strict=True):
-            known = [gradient for gradient in islice(behind, len(found)) if gradient is not None]
-            for one in forms[name] if known else ():
-                moves = sum(float(torch.sum(gradient * rounding[name, one])) for gradient in known)
-                result.tensors.append(((name, one), moves))
-    return result
+    # what integer layers alone read rounded moves the outputs through them
+    places = [(name, place) for name, value in values.items() for place in on_the_way.get(name, [value])]
+    wanted = [*leaves.values(), *(place for _, place in places)]
+    for gradients in random_gradients(outputs, wanted, generator, PROBES):
+        by_weight: dict[Choice, float] = defaultdict(float)
+        for name, gradient in zip(leaves, gradients, strict=False):
+            if gradient is not None:
+                for key, error in errors[name]:
+                    by_weight[key] += float(torch.sum(gradient * error))
+        by_tensor: dict[Rounded, float] = defaultdict(float)
+        for (name, _), gradient in zip(places, gradients[len(leaves) :], strict=True):
+            if gradient is not None:
+                for one in forms[name]:
+                    by_tensor[name, one] += float(torch.sum(gradient * rounding[name, one]))
+        of_weights += by_weight.items()
+        of_tensors += by_tensor.items()
+    return of_weights, of_tensors

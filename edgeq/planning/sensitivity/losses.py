@@ -1,5 +1,4 @@
-"""What each choice of a runtime loses, on the calibration data: it depends on the runtime's arithmetic alone, so that
-targets and devices that share it share this."""
+"""What each choice of a runtime loses, on the calibration data: targets and devices of the same arithmetic share it."""
 
 from __future__ import annotations
 
@@ -7,23 +6,46 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from edgeq.cache import Entry, cached, content_key
 from edgeq.installed import installed
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.choices import Ladder, uniform
-from edgeq.numerics import Scheme, per_tensor
-from edgeq.planning.sensitivity.predicted import predicted_losses
-from edgeq.planning.sensitivity.value import Sensitivity, contenders
+from edgeq.lowering.choices import uniform
+from edgeq.lowering.space import Space
+from edgeq.numerics import QParams, Scheme, per_tensor
+from edgeq.planning.sensitivity.value import Sensitivity, contenders, predicted_losses
 from edgeq.plans.plan import AloneLoss
 from edgeq.prepare import Job
 from edgeq.quantization.activations import QuantizedTensor, Ranges
 from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 
-LOSSES_VERSION = 7
+LOSSES_VERSION = 8
 """To be raised whenever what is measured, or how it is kept, changes."""
+
+
+def _pack(ranges: Ranges) -> list[Any]:
+    def grid(q: QParams) -> list[Any]:
+        return [asdict(q.scheme), float(q.scale), int(q.zero_point)]
+
+    return [
+        [estimator, asdict(scheme), fixed, list(names), {**asdict(tensor), "q": grid(tensor.q)}]
+        for (estimator, scheme, fixed, names), tensor in ranges.items()
+    ]
+
+
+def _unpack(kept: Any) -> Ranges:
+    def tensor(q: Any, **rest: Any) -> QuantizedTensor:
+        scheme, scale, zero_point = q
+        return QuantizedTensor(per_tensor(Scheme(**scheme), scale, zero_point), **rest)
+
+    return {
+        (estimator, Scheme(**scheme), fixed, tuple(names)): tensor(**found)
+        for estimator, scheme, fixed, names, found in kept
+    }
 
 
 @dataclass(frozen=True)
@@ -39,42 +61,39 @@ class Losses:
 
     sensitivity: Sensitivity
     alone: list[AloneLoss]
-    ranges: Ranges
+    ranges: Annotated[Ranges, PlainValidator(_unpack), PlainSerializer(_pack)]
     correlation: float | None
 
 
-def measure_losses(job: Job, runtime: Runtime, options: Ladder) -> Losses:
+_KEPT = TypeAdapter(Losses)
+
+
+def measure_losses(job: Job, space: Space) -> Losses:
     """One pass for all choices, then some of them one by one; or what an earlier run kept of it."""
+    key = content_key(
+        "losses",
+        LOSSES_VERSION,
+        model=job.model.fingerprint,
+        calibration=job.calibration_data.sha256,
+        runtime=arithmetic(space.runtime),
+        methods=dict(job.methods),
+        choices={name: list(offered) for name, offered in space.options.items()},
+        **installed("torch"),
+    )
     return cached(
         job.cache,
         "losses",
-        content_key(
-            "losses",
-            LOSSES_VERSION,
-            model=job.model.fingerprint,
-            calibration=job.calibration_data.sha256,
-            runtime=arithmetic(runtime),
-            methods=dict(job.methods),
-            choices={name: list(offered) for name, offered in options.items()},
-            **installed("torch"),
-        ),
-        lambda: _measure(job, runtime, options),
-        _pack,
-        _unpack,
+        key,
+        lambda: _measure(job, space),
+        lambda found: Entry(_KEPT.dump_python(found, mode="json")),
+        lambda entry: _KEPT.validate_python(entry.values),
     )
 
 
 def arithmetic(runtime: Runtime) -> dict[str, Any]:
     """Of a runtime, what decides which values an artefact stores: not how a target file knows it, nor what runs it."""
-    return runtime.model_dump(
-        mode="json",
-        exclude={
-            "extra": True,
-            "float_alternatives": True,
-            "rounds_float_layers": True,
-            "kernels": {"__all__": {"source", "accumulator"}},
-        },
-    )
+    others = dict.fromkeys(("extra", "float_alternatives", "rounds_float_layers"), True)
+    return runtime.model_dump(mode="json", exclude={**others, "kernels": {"__all__": {"source", "accumulator"}}})
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -87,74 +106,20 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     return found if isfinite(found) else None
 
 
-def pack_ranges(ranges: Ranges) -> list[object]:
-    return [
-        [estimator, asdict(scheme), fixed, list(names), _pack_tensor(tensor)]
-        for (estimator, scheme, fixed, names), tensor in ranges.items()
-    ]
-
-
-def unpack_ranges(kept: Any) -> Ranges:
-    return {
-        (estimator, Scheme(**scheme), fixed, tuple(names)): _unpack_tensor(tensor)
-        for estimator, scheme, fixed, names, tensor in kept
-    }
-
-
-def _measure(job: Job, runtime: Runtime, options: Ladder) -> Losses:
+def _measure(job: Job, space: Space) -> Losses:
     from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
 
-    model, ranges = job.model, Ranges()
-    with job.clock.stage(f"sensitivity for {runtime.name}") as steps:
+    model, inputs, options, ranges = job.model, job.calibration_data.inputs, space.options, Ranges()
+    seen = job.calibration, job.impact
+    quantized = partial(quantize_model, model, space.runtime, *seen, methods=job.methods, ranges=ranges)
+    with job.clock.stage(f"sensitivity for {space.runtime.name}") as steps:
         kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
-        rounded = partial(quantize_model, model, runtime, job.calibration, job.impact, methods=job.methods)
-        alternatives = {name: rounded(choices=uniform(options, name), ranges=ranges) for name in kernels}
-        sensitivity = measure_sensitivity(model, job.calibration_data.inputs, alternatives, steps, job.engine)
-        predicted = predicted_losses(model, runtime, options, sensitivity)
+        alternatives = {kernel: quantized(choices=uniform(options, kernel)) for kernel in kernels}
+        sensitivity = measure_sensitivity(model, inputs, alternatives, steps, job.engine)
+        predicted = predicted_losses(space, sensitivity)
         # a layer without weights has one and the same rounding whatever the other layers choose
-        able = {
-            (name, choice): value
-            for (name, choice), value in predicted.items()
-            if alternatives[choice].assignment.choice(name) == choice
-        }
-        found = measure_alone(model, job.calibration_data.inputs, alternatives, contenders(able), job.engine)
-    alone = [
-        AloneLoss(layer=name, choice=choice, predicted=predicted[name, choice], simulated=value)
-        for (name, choice), value in found.items()
-    ]
+        able = {(n, c): loss for (n, c), loss in predicted.items() if alternatives[c].assignment.choice(n) == c}
+        found = measure_alone(model, inputs, alternatives, contenders(able), job.engine)
+    alone = [AloneLoss(layer=n, choice=c, predicted=able[n, c], simulated=loss) for (n, c), loss in found.items()]
     correlation = rank_correlation([one.predicted for one in alone], [one.simulated for one in alone])
     return Losses(sensitivity, alone, ranges, correlation)
-
-
-def _pack(found: Losses) -> Entry:
-    return Entry(
-        {
-            "weights": found.sensitivity.weights,
-            "tensors": [[node, form, value] for (node, form), value in found.sensitivity.tensors.items()],
-            "alone": [one.model_dump() for one in found.alone],
-            "ranges": pack_ranges(found.ranges),
-            "correlation": found.correlation,
-        }
-    )
-
-
-def _unpack(entry: Entry) -> Losses:
-    kept = entry.values
-    return Losses(
-        Sensitivity(kept["weights"], {(node, form): value for node, form, value in kept["tensors"]}),
-        [AloneLoss.model_validate(one) for one in kept["alone"]],
-        unpack_ranges(kept["ranges"]),
-        kept["correlation"],
-    )
-
-
-def _pack_tensor(tensor: QuantizedTensor) -> list[object]:
-    q = tensor.q
-    grid = [asdict(q.scheme), float(q.scale), int(q.zero_point)]
-    return [*grid, tensor.low, tensor.high, tensor.estimator, tensor.share, tensor.reason]
-
-
-def _unpack_tensor(kept: list[object]) -> QuantizedTensor:
-    scheme, scale, zero_point, low, high, estimator, share, reason = kept
-    q = per_tensor(Scheme(**scheme), scale, zero_point)  # type: ignore[arg-type]
-    return QuantizedTensor(q, low, high, estimator, share, reason)  # type: ignore[arg-type]

@@ -23,13 +23,16 @@ from edgeq.export.artifact import Exporter
 from edgeq.export.onnx_names import layer_of
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT, assign
-from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform
+from edgeq.lowering.space import Space
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.costs.builds import Built, build_all, observe, probing_plans
 from edgeq.planning.costs.size import fit_sizes
+from edgeq.planning.costs.state import state
 from edgeq.planning.costs.timing import Observed
+from edgeq.planning.sensitivity.value import Sensitivity
+from edgeq.planning.solver.problem import cost_of
 from edgeq.progress import Silent
 from edgeq.registry.schema import Runtime
 
@@ -85,7 +88,7 @@ class Subject:
         return ladder(self.model, runtime, self.calibration.histograms)
 
     def probes(self, runtime: Runtime) -> dict[str, dict[str, str]]:
-        return probing_plans(self.model.groups, runtime, self.options(runtime), edges(self.model, runtime))
+        return probing_plans(Space(self.model, runtime, self.options(runtime)))
 
     @property
     def weighted(self) -> list[str]:
@@ -390,15 +393,17 @@ def test_a_layer_that_looks_numbers_up_can_be_timed_alone(tmp_path: Path) -> Non
 
 def expect_sizes(subject: Subject, by: Runtime, folder: Path, bytes_off: float) -> None:
     """Plans at random that were not built before, against the bytes of their files."""
-    options, found_edges = subject.options(by), edges(subject.model, by)
+    options = subject.options(by)
+    space = Space(subject.model, by, options)
     built = subject.build(by, subject.probes(by), folder / "fitted")
-    sizes = fit_sizes(subject.model, by, options, found_edges, [(b.choices, b.size) for b in built.values()])
+    sizes = fit_sizes(space, [(b.choices, b.size) for b in built.values()])
     rng = random.Random(1)
     plans = {str(i): {g: rng.choice(offered) for g, offered in options.items()} for i in range(8)}
+    problem = state(space, Sensitivity({}, {}), {}, sizes, {})
     off = {}
     for found in subject.build(by, plans, folder / "random").values():
         files = list(found.candidate.path.parent.iterdir())
-        off[found.size] = sizes.of(found_edges, found.choices) - sum(f.stat().st_size for f in files)
+        off[found.size] = cost_of(problem, found.choices)["size"] - sum(f.stat().st_size for f in files)
     assert len(off) > 4
     assert all(abs(wrong) <= max(0.02 * size, bytes_off) for size, wrong in off.items()), off
 
@@ -443,7 +448,7 @@ def test_a_layer_is_counted_with_what_it_stores(heavy: Subject, tmp_path: Path) 
     by = small.runtime("onnxruntime")
     options = heavy.options(by)
     built = heavy.build(by, heavy.probes(by), tmp_path)
-    sizes = fit_sizes(heavy.model, by, options, edges(heavy.model, by), [(b.choices, b.size) for b in built.values()])
+    sizes = fit_sizes(Space(heavy.model, by, options), [(b.choices, b.size) for b in built.values()])
     weights, bias = 24 * 48 * 81, 4 * 48
     own = sizes.layers["heavy"]
     assert own[FLOAT] == 4 * weights + bias

@@ -17,16 +17,16 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UsageError
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import Ladder, ladder, uniform
+from edgeq.lowering.space import Space
 from edgeq.model.model import Model
-from edgeq.planning.costs.estimates import modelled
-from edgeq.planning.costs.modelled import Energies, Roofline, Work, energies, roofline, table, used_figures, work_of
+from edgeq.planning.costs.estimates import modelled_latency, table, work_of
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import known, state
 from edgeq.planning.sensitivity.value import Sensitivity
 from edgeq.planning.solver.solve import Problem, cost_of, solve
 from edgeq.registry.load import load_profile, load_target, profile_names, profile_of
+from edgeq.registry.roofline import Energies, Roofline, Work, energies, roofline, used_figures
 from edgeq.registry.schema import Profile
 
 
@@ -76,15 +76,15 @@ def problem_of(by: Profile, threads: int = 1) -> Problem:
     """The two layers with modelled costs alone."""
     model, options = two_layers()
     runtime = small.runtime("litert", "arm-neon")
-    found = edges(model, runtime)
+    space = Space(model, runtime, options)
     roof, energy = roofline(by, threads), energies(by)
     assert isinstance(roof, Roofline) and isinstance(energy, Energies)
     tables = {
-        "latency": table(model, runtime, options, found, roof, "float32"),
-        "energy": table(model, runtime, options, found, energy, "float32"),
+        "latency": table(space, roof, "float32"),
+        "energy": table(space, energy, "float32"),
     }
     sizes = Sizes({g: dict.fromkeys(o, 0.0) for g, o in options.items()}, 0.0, 0.0)
-    return state(model, runtime, options, found, Sensitivity({}, {}), tables, sizes, {})
+    return state(space, Sensitivity({}, {}), tables, sizes, {})
 
 
 def test_two_layers_take_what_is_worked_out_by_hand() -> None:
@@ -129,7 +129,7 @@ def test_weights_on_a_bus_of_their_own_come_beside_the_rest() -> None:
     assert isinstance(roof, Roofline)
     work = work_of(model, runtime, model.groups[1], "w8a8", "float32")
     assert (work.weights, work.values) == (64 + 8, 3840 + 240)
-    assert roof.seconds(work) == pytest.approx((64 + 8) / 0.1e6)
+    assert roof.price(work) == pytest.approx((64 + 8) / 0.1e6)
 
 
 def test_what_a_profile_does_not_know_is_no_guess() -> None:
@@ -154,11 +154,10 @@ def test_without_its_figures_a_device_is_not_modelled_and_it_says_which_are_miss
     model, options = two_layers()
     runtime = small.runtime("litert", "arm-neon")
     without = profile(FIGURES, **{missing: None})
-    found = modelled(model, runtime, options, edges(model, runtime), {}, {}, without, 1, reduced=False)
-    assert not found.latency and found.latency_by is None
-    assert len(found.notes) == 1 and "board" in found.notes[0] and missing in found.notes[0]
-    nobody = modelled(model, runtime, options, edges(model, runtime), {}, {}, None, 1, reduced=False)
-    assert not nobody.latency and "--profile" in nobody.notes[0]
+    for by, said in ((without, missing), (None, "--profile")):
+        found, told, notes = modelled_latency(Space(model, runtime, options), {}, {}, by, 1, ["float32"])
+        assert not found and told is None and len(notes) == 1 and said in notes[0]
+        assert by is None or by.name in notes[0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -176,7 +175,7 @@ def test_a_better_device_is_never_slower(
     work = Work(macs, "int8", weights, values)
 
     def seconds(roof: Roofline) -> float:
-        found = roof.seconds(work)
+        found = roof.price(work)
         assert found is not None
         return found
 

@@ -19,6 +19,7 @@ from edgeq.export.onnx_names import layer_of
 from edgeq.lowering.assign import FLOAT, assign
 from edgeq.lowering.boundaries import Edge, crossings, edges
 from edgeq.lowering.choices import ladder, uniform
+from edgeq.lowering.space import Space
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.costs.builds import probing_plans
 from edgeq.planning.costs.timing import Observed, Timing, _non_negative, attribute, fit
@@ -90,9 +91,7 @@ def followed(name: str, runtime: str, plan: Choices) -> dict[str, str]:
 def probes(name: str, runtime: str) -> list[dict[str, str]]:
     model, by = small.model(name), small.runtime(runtime)
     options = ladder(model, by, small.calibration(name).histograms)
-    return [
-        followed(name, runtime, plan) for plan in probing_plans(model.groups, by, options, edges(model, by)).values()
-    ]
+    return [followed(name, runtime, plan) for plan in probing_plans(Space(model, by, options)).values()]
 
 
 def random_plans(name: str, runtime: str, count: int, seed: int) -> list[dict[str, str]]:
@@ -331,7 +330,7 @@ def test_probing_plans_give_each_layer_each_choice_among_like_and_unlike_neighbo
     name, by = "residual", small.runtime("onnxruntime")
     model = small.model(name)
     options, found = ladder(model, by, small.calibration(name).histograms), edges(model, by)
-    plans = probing_plans(model.groups, by, options, found)
+    plans = probing_plans(Space(model, by, options))
     assert list(plans)[:8] == [FLOAT, "preferred", "w4a8", "w2a8", "w8", "w4", "w4asym", "w2"]
     for layer, offered in options.items():
         assert {plan[layer] for plan in plans.values()} == set(offered)
@@ -343,17 +342,19 @@ def test_probing_plans_give_each_layer_each_choice_among_like_and_unlike_neighbo
     kinds = {(plan[e.producer] == FLOAT, plan[r] == FLOAT) for plan in plans.values() for e in found if e.producer
              for r in e.readers}  # fmt: skip
     assert len(kinds) == 4
-    assert probing_plans(model.groups, by, options, found) == plans
+    assert probing_plans(Space(model, by, options)) == plans
 
 
 @given(st.integers(1, 12), st.integers(1, 30), st.integers(0, 2**31))
+@settings(deadline=None)
 def test_the_fit_is_as_good_as_that_of_an_active_set_method(columns: int, equations: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     matrix = np.where(rng.random((equations, columns)) < 0.4, rng.uniform(0.1, 1.0, (equations, columns)), 0.0)
     matrix[0, 0] = 1.0
     wanted = rng.uniform(-0.2, 1.0, equations)
     rows = [{j: float(v) for j, v in enumerate(row) if v} for row in matrix]
-    found = _non_negative(rows, list(wanted), columns)
+    by_column = _non_negative(rows, list(wanted))
+    found = np.array([by_column.get(j, 0.0) for j in range(columns)])
     assert (found >= 0).all()
     _, best = nnls(matrix, wanted)
     assert np.linalg.norm(matrix @ found - wanted) <= best + 1e-5

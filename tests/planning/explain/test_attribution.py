@@ -32,22 +32,15 @@ from edgeq.model.ops import MOVEMENT
 from edgeq.numerics import QParams, Scheme, dequantize, qparams, quantize
 from edgeq.numerics.weights import QuantizedWeight
 from edgeq.planning.explain import counterfactual
-from edgeq.planning.explain.attribution import CAUSES, Measured, attribute, measure_causes
+from edgeq.planning.explain.attribution import Measured, attribute, measure_causes
 from edgeq.planning.explain.causes import Place, observe, places, removals, spread, widening
-from edgeq.planning.explain.counterfactual import (
-    Edit,
-    clipped,
-    copies,
-    difference,
-    exact,
-    rounded,
-    run_edits,
-    unclipped,
-)
+from edgeq.planning.explain.counterfactual import clipped, copies, difference, exact, run_edits, unclipped
 from edgeq.planning.explain.explain import Simulated, explain
 from edgeq.planning.sensitivity.damages import damage
+from edgeq.planning.sensitivity.edits import Edit, rounded
 from edgeq.planning.solver.problem import cost_of
 from edgeq.planning.solver.restate import restate
+from edgeq.plans.explained import CAUSES
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.quantization.simulate import simulate

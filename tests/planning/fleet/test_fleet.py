@@ -164,12 +164,14 @@ def test_what_is_predicted_to_lose_too_much_serves_only_where_nothing_else_does(
     def verdict(status: Status, doubtful: bool) -> Verdict:
         return Verdict(target="a", status=status, because="", runtime="litert", device=None, doubtful=doubtful)
 
-    found: Any = {name: SimpleNamespace(size=size) for name, size in (("small", 1), ("large", 3), ("missed", 1))}
-    verdicts = {"small": verdict("not validated", True), "large": verdict("not validated", False)}
-    verdicts["missed"] = verdict("missed", False)
-    assert fleet_of._serving(verdicts, found, "size") == {"large": 1.0}
-    del verdicts["large"]
-    assert fleet_of._serving(verdicts, found, "size") == {"small": 1.0}
+    sizes = (("small", 1), ("large", 3), ("missed", 1))
+    found: Any = {name: SimpleNamespace(found=SimpleNamespace(size=size)) for name, size in sizes}
+    job: Any = SimpleNamespace(target=SimpleNamespace(name="a"), limits=Limits())
+    at = {("small", "a"): verdict("not validated", True), ("large", "a"): verdict("not validated", False)}
+    at["missed", "a"] = verdict("missed", False)
+    assert fleet_of._serving(job, found, at, "size") == {"large": 1.0}
+    del found["large"]
+    assert fleet_of._serving(job, found, at, "size") == {"small": 1.0}
 
 
 def test_a_target_is_told_what_its_own_artefact_would_gain(made: Made) -> None:

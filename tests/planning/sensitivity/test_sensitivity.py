@@ -21,9 +21,9 @@ from edgeq.evaluation.accuracy import quick_drop
 from edgeq.evaluation.metric import Metric
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import writes_integers
-from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.lowering.form import on_integers
+from edgeq.lowering.space import Space
 from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT
 from edgeq.numerics.fake import fake_quantize
@@ -253,7 +253,7 @@ def test_integers_that_only_move_are_paid_for_once(name: str) -> None:
     given_alternatives = {c: quantize_model(model, by, calibration, choices=uniform(offered, c)) for c in names}
     found = measure_sensitivity(model, data, given_alternatives)
     nothing = Sizes({g: dict.fromkeys(choices, 0.0) for g, choices in offered.items()}, 0.0, 0.0)
-    problem = state(model, by, offered, edges(model, by), found, {}, nothing, {})
+    problem = state(Space(model, by, offered), found, {}, nothing, {})
     predicted = cost_of(problem, uniform(offered))["loss"]
     batch = [torch.from_numpy(column) for column in data.values()]
     quantized = quantize_model(model, by, calibration, choices=uniform(offered))

@@ -13,9 +13,9 @@ from edgeq.model.graph import Node, itemsize
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of
-from edgeq.planning.costs.modelled import WIDTHS
 from edgeq.plans.plan import FloatPrecision
 from edgeq.quantization.quantize import Quantized
+from edgeq.registry.roofline import WIDTHS
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,15 @@ def peak(
         inputs: values that are there from the beginning, until the last step that reads them.
         outputs: values that are there until the end.
     """
-    begin, end = dict.fromkeys(inputs, 0), dict.fromkeys(inputs, 0)
+    last = dict.fromkeys(inputs, 0)
+    last |= {name: number for number, step in enumerate(steps) for name in (*step.writes, *step.reads)}
+    last |= dict.fromkeys(outputs, len(steps))
+    alive = set(inputs)
+    most = sum(sizes[name] for name in alive)
     for number, step in enumerate(steps):
-        for name in step.writes:
-            begin.setdefault(name, number)
-            end[name] = max(end.get(name, 0), number)
-        for name in step.reads:
-            end[name] = number
-    end |= {name: max(len(steps) - 1, 0) for name in outputs if name in begin}
-    changes = [0] * (len(steps) + 2)
-    for name, first in begin.items():
-        changes[first] += sizes[name]
-        changes[end[name] + 1] -= sizes[name]
-    alive = most = 0
-    for change in changes:
-        alive += change
-        most = max(most, alive)
+        alive |= step.writes
+        most = max(most, sum(sizes[name] for name in alive))
+        alive = {name for name in alive if last[name] > number}
     return most
 
 
@@ -66,9 +59,8 @@ def peak_memory(model: Model, quantized: Quantized, precision: FloatPrecision = 
     schedule = _Schedule(model, quantized, precision)
     for group in model.groups:
         schedule.run(group)
-    outputs = [
-        schedule.as_wanted(name, schedule.end_form(name)) for name in model.output_nodes if name in schedule.made
-    ]
+    made = [name for name in model.output_nodes if name in schedule.made]
+    outputs = [schedule.as_wanted(name, schedule.end_form(name)) for name in made]
     return peak(schedule.steps, schedule.sizes, schedule.inputs, outputs)
 
 

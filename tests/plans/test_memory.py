@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.lowering.assign import FLOAT
-from edgeq.planning.costs.memory import Step, peak, peak_memory
+from edgeq.plans.memory import Step, peak, peak_memory
 from edgeq.quantization.quantize import Quantized, quantize_model
 from edgeq.registry.schema import Runtime
 
