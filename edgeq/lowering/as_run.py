@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from edgeq.formats import FORMATS
-from edgeq.lowering.boundaries import Edge
-from edgeq.lowering.choices import Ladder
 from edgeq.lowering.form import form
+from edgeq.lowering.space import Space
 from edgeq.model.groups import only_moves
-from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
-from edgeq.registry.schema import Runtime
 
 
-def as_run(
-    model: Model, runtime: Runtime, edges: Sequence[Edge], options: Ladder, choices: Mapping[str, str]
-) -> dict[str, str]:
+def as_run(space: Space, choices: Mapping[str, str]) -> dict[str, str]:
     """The choices that a plan's layers run with.
 
     In a file with Q/DQ pairs a layer without weights in float looks like one on integers: a pair before it, a pair
@@ -25,26 +20,25 @@ def as_run(
     the conversions to and from it free. TFLite says for each operator which of the two is meant.
 
     Args:
-        options: by group name, its choices.
         choices: by group name, those of the plan.
     """
     found = dict(choices)
-    if not FORMATS[runtime.format].pairs:
+    if not FORMATS[space.runtime.format].pairs:
         return found
-    producers = {edge.tensor: None if edge.float_anyway else edge.producer for edge in edges}
-    readers = {edge.producer: edge.readers for edge in edges}
-    for group in model.groups:
+    producers = {edge.tensor: None if edge.float_anyway else edge.producer for edge in space.edges}
+    readers = {edge.producer: edge.readers for edge in space.edges}
+    for group in space.model.groups:
         if group.op in WEIGHTED or form(found[group.name]) is not None:
             continue
         before = [producers.get(tensor) for tensor in group.inputs]
         forms = {None if name is None else form(found[name]) for name in before}
         if len(forms) != 1:
             continue
-        moves = only_moves(group, model.nodes[group.root]) and len(before) == 1
+        moves = only_moves(group, space.model.nodes[group.root]) and len(before) == 1
         behind = [form(found[name]) for name in readers.get(group.name, ())]
         if any(behind) and None in behind:
             continue  # operators in float read it as it is: there is no pair behind it for all
         if moves or any(behind):
-            alike = (c for c in options[group.name] if form(c) in forms - {None})
+            alike = (c for c in space.options[group.name] if form(c) in forms - {None})
             found[group.name] = next(alike, found[group.name])
     return found

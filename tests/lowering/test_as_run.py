@@ -20,9 +20,9 @@ from edgeq.export.artifact import Exporter
 from edgeq.frontends.load import load
 from edgeq.lowering.as_run import as_run
 from edgeq.lowering.assign import FLOAT, assign
-from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder
 from edgeq.lowering.form import form
+from edgeq.lowering.space import Space
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.costs.builds import build_all, observe
 from edgeq.progress import Silent
@@ -49,7 +49,7 @@ def test_onnx_runtime_runs_them_as_it_is_said(tmp_path: Path) -> None:
     model, by = load(net, example=(images[:2],)), small.runtime("onnxruntime")
     name = model.inputs[0].name
     calibration = calibrate(model, {name: images.numpy()})
-    options, found = ladder(model, by, calibration.histograms), edges(model, by)
+    options = ladder(model, by, calibration.histograms)
     ops = {group.name: group.op for group in model.groups}
     plans = {}
     for integers in product((True, False), repeat=len(options)):
@@ -66,7 +66,7 @@ def test_onnx_runtime_runs_them_as_it_is_said(tmp_path: Path) -> None:
     seen = observe(model, built, open_device("local"), one, labels, 1, Silent())
     told = {True: 0, False: 0}
     for build in seen:
-        said = as_run(model, by, found, options, build.choices)
+        said = as_run(Space(model, by, options), build.choices)
         for layer, words in build.ran_as.items():
             if ops[layer] not in ("add", "max_pool2d"):
                 continue
@@ -84,13 +84,13 @@ def test_onnx_runtime_runs_them_as_it_is_said(tmp_path: Path) -> None:
 def test_layers_with_weights_and_tflite_files_mean_what_they_say(name: str, runtime: str, rng: random.Random) -> None:
     model, by = small.model(name), small.runtime(runtime)
     histograms = small.calibration(name).histograms
-    options, found = ladder(model, by, histograms), edges(model, by)
+    options = ladder(model, by, histograms)
     picked = {g: rng.choice(offered) for g, offered in options.items()}
     followed = assign(model, by, histograms, picked)
     plan = {g: followed.choice(g) for g in picked}
-    ran = as_run(model, by, found, options, plan)
+    ran = as_run(Space(model, by, options), plan)
     changed = {g for g in plan if plan[g] != ran[g]}
     assert not changed & {g.name for g in model.groups if g.op in WEIGHTED}
     assert all(form(plan[g]) is None and form(ran[g]) is not None and ran[g] in options[g] for g in changed)
-    assert as_run(model, by, found, options, ran) == ran
+    assert as_run(Space(model, by, options), ran) == ran
     assert runtime != "litert" or not changed

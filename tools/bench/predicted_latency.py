@@ -24,7 +24,6 @@ from edgeq.export.artifact import Exporter
 from edgeq.frontends.load import load
 from edgeq.lowering.as_run import as_run
 from edgeq.lowering.assign import FLOAT
-from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, with_preferred
 from edgeq.lowering.space import Space
 from edgeq.planning.costs.builds import build_all, observe, probing_plans
@@ -52,7 +51,8 @@ def main() -> None:
     data = load_data(given.calib, model.inputs, role="calibration")
     seen = calibrate(model, {name: array[:16] for name, array in data.inputs.items()})
     one = {name: array[:1] for name, array in data.inputs.items()}
-    options, found_edges = ladder(model, runtime, seen.histograms), edges(model, runtime)
+    options = ladder(model, runtime, seen.histograms)
+    space = Space(model, runtime, options)
     device, rng = open_device("local"), random.Random(given.seed)
     plans = {}
     for number in range(given.plans):
@@ -61,18 +61,17 @@ def main() -> None:
             name: FLOAT if rng.random() < share else rng.choice(offered[:-1] or (FLOAT,))
             for name, offered in options.items()
         }
-        plans[f"random {number}"] = as_run(model, runtime, found_edges, options, drawn)
+        plans[f"random {number}"] = as_run(space, drawn)
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / name for name in ("float", "table", "plans")]
         for folder in folders:
             folder.mkdir()
         exporter = Exporter(model, folders[0])
-        space = Space(model, runtime, options)
         built = build_all(model, runtime, seen, probing_plans(space), exporter, folders[1], Silent())
         tried = build_all(model, runtime, seen, plans, exporter, folders[2], Silent())
         observed = observe(model, built, device, one, exporter.labels(runtime.format), 1, Silent())
-        ran = [replace(o, choices=as_run(model, runtime, found_edges, options, o.choices)) for o in observed]
-        timing = fit(model, found_edges, ran)
+        ran = [replace(o, choices=as_run(space, o.choices)) for o in observed]
+        timing = fit(model, space.edges, ran)
         sizes = fit_sizes(space, [(b.choices, b.size) for b in built.values()])
         uniform = {name: built[name] for name in ("preferred", FLOAT)}
         runs = device.latency({name: b.candidate for name, b in (tried | uniform).items()}, one, rounds=60)

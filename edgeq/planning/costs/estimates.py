@@ -8,7 +8,7 @@ float and integers reads one form and writes the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.export.onnx_names import layer_of
@@ -20,6 +20,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.planning.costs.builds import Built
 from edgeq.planning.costs.size import stored_bytes
+from edgeq.planning.costs.source import Bench, Latencies
 from edgeq.planning.costs.timing import Timing, attribute
 from edgeq.planning.costs.vela import estimate, version
 from edgeq.plans.plan import FloatPrecision, ModelledBy
@@ -42,39 +43,36 @@ def modelled_energy(
     return {p: table(space, by, p) for p in wanted}, told
 
 
-def modelled_latency(
-    space: Space,
-    built: Mapping[str, Built],
-    labels: Mapping[str, str],
-    profile: Profile | None,
-    threads: int,
-    wanted: Sequence[FloatPrecision],
-) -> tuple[Tables, ModelledBy | None, list[str]]:
-    """Seconds on a device without a clock, what computed them, and what a reader of them has to know.
+def by_vela(bench: Bench) -> Latencies | str | None:
+    """What Vela estimates, where it compiles for the device."""
+    profile, space = bench.job.profile, bench.space
+    if profile is None or profile.vela is None or space.runtime.name != "vela":
+        return None
+    system = profile.vela
+    try:
+        layers = _by_vela(space.model, bench.built, bench.labels, system)
+    except EdgeqError as error:
+        return f"there is no estimate of Vela's: {error.cause}; {error.remedy}"
+    roof = roofline(profile, bench.job.threads)
+    # conversions are the CPU's: they take no time where nothing is known of it
+    between = conversions(space, roof if isinstance(roof, Roofline) else None, "float32")
+    what = f"{system.accelerator}, system {system.system}, memory mode {system.memory} of {system.config}"
+    told = ModelledBy(by=f"Vela {version()}", profile=profile.name, figures=[what])
+    return Latencies({"float32": Timing(layers, between)}, told)
 
-    Args:
-        built: see `probing_plans`; what Vela compiles.
-        labels: see `Exporter.labels`.
-    """
+
+def by_roofline(bench: Bench) -> Latencies | str | None:
+    """What a roofline over the figures of a profile gives. An emulated device computes in float32."""
+    job, profile = bench.job, bench.job.profile
     if profile is None:
-        return {}, None, ["the target has no profile to model a latency from: --profile names a device"]
-    roof, system, notes = roofline(profile, threads), profile.vela, []
-    if space.runtime.name == "vela" and system is not None:
-        try:
-            layers = _by_vela(space.model, built, labels, system)
-            # conversions are the CPU's: they take no time where nothing is known of it
-            between = conversions(space, roof if isinstance(roof, Roofline) else None, "float32")
-            what = f"{system.accelerator}, system {system.system}, memory mode {system.memory} of {system.config}"
-            told = ModelledBy(by=f"Vela {version()}", profile=profile.name, figures=[what])
-            return {"float32": Timing(layers, between)}, told, []
-        except EdgeqError as error:
-            notes.append(f"there is no estimate of Vela's: {error.cause}; {error.remedy}")
+        return "the target has no profile to model a latency from: --profile names a device"
+    roof = roofline(profile, job.threads)
     if isinstance(roof, str):
-        notes.append(f"latency cannot be modelled for {profile.name}: its profile does not give {roof}")
-        return {}, None, notes
-    known: Sequence[FloatPrecision] = [p for p in wanted if p in roof.rates] or ["float32"]
+        return f"latency cannot be modelled for {profile.name}: its profile does not give {roof}"
+    wanted: list[FloatPrecision] = ["float32", *(bench.space.runtime.float_alternatives if job.device is None else ())]
+    known: list[FloatPrecision] = [p for p in wanted if p in roof.rates] or ["float32"]
     told = ModelledBy(by="a roofline", profile=profile.name, figures=used_figures(profile, LATENCY))
-    return {p: table(space, roof, p) for p in known}, told, notes
+    return Latencies({p: table(bench.space, roof, p) for p in known}, told)
 
 
 def asked_of_vela(runtime: Runtime, profile: Profile | None) -> str | None:

@@ -15,8 +15,9 @@ from edgeq.lowering.as_run import as_run
 from edgeq.lowering.choices import Ladder
 from edgeq.lowering.space import Space
 from edgeq.planning.costs.builds import build_all, observe, probing_plans
-from edgeq.planning.costs.estimates import modelled_energy, modelled_latency
+from edgeq.planning.costs.estimates import by_roofline, by_vela, modelled_energy
 from edgeq.planning.costs.size import fit_sizes
+from edgeq.planning.costs.source import Bench, Latencies, Source
 from edgeq.planning.costs.state import state
 from edgeq.planning.costs.timing import Timing, fit
 from edgeq.planning.sensitivity.losses import Losses, measure_losses
@@ -28,6 +29,9 @@ from edgeq.runtimes import runtime as runtime_info
 
 COSTS_VERSION = 19
 """To be raised whenever what is measured, or how it is kept, changes."""
+
+
+FLOATS: tuple[FloatPrecision, ...] = ("float32",)
 
 
 @dataclass(frozen=True)
@@ -61,38 +65,55 @@ def unpack_costs(entry: Entry) -> Costs:
     return _KEPT.validate_python(entry.values)
 
 
+def by_clock(bench: Bench) -> Latencies | None:
+    """What the device's own clock says, of a few builds that take turns."""
+    job, space, device = bench.job, bench.space, bench.job.timed
+    if device is None:
+        return None
+    one, tables = job.calibration_data.first(1), dict[FloatPrecision, Timing]()
+    for precision in precisions(space.runtime, device):
+        with job.clock.stage(f"times in {space.runtime.name}, {precision}") as steps:
+            observed = observe(job.model, bench.built, device, one, bench.labels, job.threads, steps, precision)
+            ran = [replace(o, choices=as_run(space, o.choices)) for o in observed]
+            tables[precision] = fit(job.model, space.edges, ran)
+    return Latencies(tables, None)
+
+
+SOURCES: list[Source] = [by_clock, by_vela, by_roofline]
+"""Asked in order, until one knows."""
+
+
+def sources() -> list[str]:
+    """What tells latencies of one list of sources from those of another."""
+    return [f"{source.__module__}.{source.__name__}" for source in SOURCES]
+
+
 def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, options: Ladder) -> Costs:
-    """One pass for the losses, a few builds for times and sizes; what cannot be timed is modelled."""
-    clock, model, device, profile = job.clock, job.model, job.timed, job.profile
-    space = Space(model, runtime, options)
+    """One pass for the losses, a few builds for times and sizes."""
+    space = Space(job.model, runtime, options)
     losses = measure_losses(job, space)
-    with clock.stage(f"builds for {runtime.name}") as steps:
+    with job.clock.stage(f"builds for {runtime.name}") as steps:
         plans = probing_plans(space)
-        built = build_all(model, runtime, job.calibration, plans, exporter, folder, steps, job.engine)
-    labels = exporter.labels(runtime.format)
-    latency, latency_by, notes = dict[FloatPrecision, Timing](), None, list[str]()
-    wanted: list[FloatPrecision] = ["float32", *runtime.float_alternatives]
-    if device is not None:
-        one = job.calibration_data.first(1)
-        for precision in precisions(runtime, device):
-            with clock.stage(f"times in {runtime.name}, {precision}") as steps:
-                observed = observe(model, built, device, one, labels, job.threads, steps, precision)
-                ran = [replace(o, choices=as_run(model, runtime, space.edges, options, o.choices)) for o in observed]
-                latency[precision] = fit(model, space.edges, ran)
-    else:
-        wanted = wanted[:1] if job.device else wanted  # an emulated device computes in float32
-        with clock.stage(f"model of {profile.name}" if profile else "model of the device"):
-            latency, latency_by, notes = modelled_latency(space, built, labels, profile, job.threads, wanted)
-    energy, energy_by = modelled_energy(space, profile, latency or wanted)
+        built = build_all(job.model, runtime, job.calibration, plans, exporter, folder, steps, job.engine)
+    bench, notes = Bench(job, space, built, exporter.labels(runtime.format)), list[str]()
+    latency = Latencies({}, None)
+    for source in SOURCES:
+        told = source(bench)
+        if isinstance(told, Latencies):
+            latency = told
+            break
+        notes += [told] if told else []
+    wanted = FLOATS if job.device else (*FLOATS, *runtime.float_alternatives)  # an emulated device has float32 alone
+    energy, energy_by = modelled_energy(space, job.profile, latency.tables or wanted)
     sizes = fit_sizes(space, [(b.choices, b.size) for b in built.values()])
     alone = {(one.layer, one.choice): one.simulated for one in losses.alone}
     problems: dict[FloatPrecision, Problem] = {}
-    for precision in latency or energy or wanted[:1]:
-        measured = {"latency": latency, "energy": energy}
-        known = {measure: tables[precision] for measure, tables in measured.items() if precision in tables}
+    for precision in latency.tables or energy or FLOATS:
+        tables = {"latency": latency.tables, "energy": energy}
+        known = {measure: some[precision] for measure, some in tables.items() if precision in some}
         problems[precision] = state(space, losses.sensitivity, known, sizes, alone)
-    latency_from: Literal["measured", "modelled"] = "modelled" if device is None else "measured"
-    return Costs(problems, losses, latency_from if latency else None, latency_by, energy_by, notes)
+    latency_from: Literal["measured", "modelled"] = "measured" if latency.by is None else "modelled"
+    return Costs(problems, losses, latency_from if latency.tables else None, latency.by, energy_by, notes)
 
 
 def precisions(runtime: Runtime, device: Device) -> list[FloatPrecision]:

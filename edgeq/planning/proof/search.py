@@ -22,7 +22,7 @@ from edgeq.lowering.choices import Ladder, uniform
 from edgeq.model.model import Model
 from edgeq.planning.costs.estimates import asked_of_vela
 from edgeq.planning.costs.state import known
-from edgeq.planning.costs.table import COSTS_VERSION, Costs, measure_costs, pack_costs, unpack_costs
+from edgeq.planning.costs.table import COSTS_VERSION, Costs, measure_costs, pack_costs, sources, unpack_costs
 from edgeq.planning.proof.proven import proven_choices
 from edgeq.planning.solver.program import relative_gap
 from edgeq.planning.solver.solve import Infeasible, Problem, Solution, check, cost_of, solve
@@ -272,6 +272,7 @@ def _key_of_costs(job: Job, runtime: Runtime, options: Ladder) -> str:
         threads=job.threads,
         profile=None if profile is None else profile.model_dump(mode="json", exclude={"summary", "notes"}),
         vela=asked_of_vela(runtime, profile),
+        sources=sources(),
         options=options,
         methods=dict(job.methods),
     )
