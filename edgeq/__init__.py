@@ -19,8 +19,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from edgeq.api.deploy import deploy as deploy
+    from edgeq.api.validate import validate as validate
+    from edgeq.api.verify import verify as verify
     from edgeq.data.load import load_data as load_data
-    from edgeq.deploy import deploy as deploy
     from edgeq.errors import EdgeqError as EdgeqError
     from edgeq.frontends.load import load as load
     from edgeq.limits import Limits as Limits
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from edgeq.plans.plan import Plan as Plan
     from edgeq.records.schema import Report as Report
     from edgeq.registry.load import load_target as load_target
-    from edgeq.validate import validate as validate
-    from edgeq.verify import verify as verify
 
 # where each public name lives: they are imported on first use, so that `edgeq --help` does not wait for PyTorch
 _PUBLIC = {
@@ -38,12 +38,12 @@ _PUBLIC = {
     "Model": "edgeq.model.model",
     "Plan": "edgeq.plans.plan",
     "Report": "edgeq.records.schema",
-    "deploy": "edgeq.deploy",
+    "deploy": "edgeq.api.deploy",
     "load": "edgeq.frontends.load",
     "load_data": "edgeq.data.load",
     "load_target": "edgeq.registry.load",
-    "validate": "edgeq.validate",
-    "verify": "edgeq.verify",
+    "validate": "edgeq.api.validate",
+    "verify": "edgeq.api.verify",
 }
 
 __all__ = ["__version__", *_PUBLIC]

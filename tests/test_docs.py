@@ -21,9 +21,7 @@ from typing import Any
 import pytest
 import typer
 
-import edgeq
 from edgeq.cli.app import app, run
-from edgeq.deploy import deploy
 from edgeq.devices import device_status
 
 ROOT = Path(__file__).parent.parent
@@ -97,8 +95,6 @@ def test_what_is_shown_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
-    # A module edgeq.deploy that is imported before it is asked for hides the function.
-    monkeypatch.setattr(edgeq, "deploy", deploy)
     others = "".join(
         path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)
     )

@@ -55,11 +55,8 @@ ORDER = [
     "report",
     "build",
     "planning.explain",
-    "deploy",
-    "validate",
-    "verify",
+    "api",
     "edgeq",
-    "deploy_fleet",
     "planning.fleet",
     "cli",
 ]

@@ -157,10 +157,10 @@ def _import_everything(form: str) -> None:
     """What takes seconds and is not what is tested here."""
     import torch
 
+    import edgeq.api.deploy
     import edgeq.cli.app
     import edgeq.cli.deploy
     import edgeq.cli.plan
-    import edgeq.deploy
     import edgeq.planning.planner  # noqa: F401
 
     torch.set_num_threads(1)  # threads do not survive a fork

@@ -113,7 +113,7 @@ def _build(shell: Shell, model: str, how: dict[str, Any], told: dict[str, str | 
                 stages.note(f"{option} {how[role]}, as the plan says")
         # while the rest is imported
         begin_reading({"calibration": how["calibration"], "evaluation": how["evaluation"]}, open_cache())
-        from edgeq.deploy import deploy as build
+        from edgeq.api.deploy import deploy as build
 
         report = build(model, progress=stages, **how)
     return conclude(shell, report, how["out"])

@@ -14,7 +14,7 @@ from edgeq.cli.shell import Shell
 from edgeq.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from edgeq.deploy_fleet import FleetReport
+    from edgeq.api.deploy_fleet import FleetReport
 
 
 def deploy_fleet(
@@ -25,8 +25,8 @@ def deploy_fleet(
     Args:
         path: the fleet file.
         alone: options that make sense for one target only, as they were given.
-        how: what `edgeq.deploy_fleet.deploy_fleet` is called with besides; where data is None, it is what the fleet was
-            planned with.
+        how: what `edgeq.api.deploy_fleet.deploy_fleet` is called with besides; where data is None, it is what the fleet
+            was planned with.
     """
     from edgeq.plans.fleet import read_fleet
     from edgeq.plans.remembered import completed
@@ -41,7 +41,7 @@ def deploy_fleet(
     how = completed(fleet.given, how)
     by_target = limits_by_target([member.given for member in fleet.targets], limits)
     with shell.stages() as stages:
-        from edgeq.deploy_fleet import deploy_fleet as build
+        from edgeq.api.deploy_fleet import deploy_fleet as build
 
         report = build(model, fleet=fleet, plans=plans, limits=by_target, progress=stages, **how)
     if not shell.quiet:

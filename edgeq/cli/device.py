@@ -24,7 +24,7 @@ def list_devices(shell: Shell) -> int:
     for heading in ("device", "ready", "runtimes", "is"):
         table.add_column(heading)
     for status in found:
-        runtimes = "\n".join(f"{name} {version}" for name, version in status.runtimes.items())
+        runtimes = ", ".join(f"{name} {version}" for name, version in status.runtimes.items())
         ready = Text("yes", "green") if status.ready else Text("no", "yellow")
         table.add_row(Text(status.name, "bold"), ready, runtimes or "-", Text(status.detail))
     shell.console.print(table)

@@ -95,8 +95,8 @@ MetricName = Annotated[
     str | None,
     typer.Option(
         "--metric",
-        metavar="PKG.MOD:FN",
-        help="Your own measure, called as function(outputs, labels); top-1 if labels are given and nothing else.",
+        metavar="M",
+        help="top-5, mean-iou, or your own PKG.MOD:FN(outputs, labels). Without it, top-1 where there are labels.",
         rich_help_panel=_DATA,
     ),
 ]

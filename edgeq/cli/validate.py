@@ -30,7 +30,7 @@ def validate(
     """
     held = limits_from(limits)
     with shell.stages() as stages:
-        from edgeq.validate import validate as measure
+        from edgeq.api.validate import validate as measure
 
         report = measure(
             artifact,

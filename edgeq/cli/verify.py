@@ -21,7 +21,7 @@ def verify(shell: Shell, build: Build, device: DeviceName = None) -> int:
     Exit code 3 where something is not as it was.
     """
     with shell.stages() as stages:
-        from edgeq.verify import verify as check
+        from edgeq.api.verify import verify as check
 
         found = check(build, device=device, progress=stages)
     if shell.json:

@@ -32,9 +32,6 @@ def describe_build(
 
     Args:
         device: where it was measured; None where nothing could be.
-        files: of the artefact.
-        measured: None where it was not run.
-        limits: what it must hold.
         precision: what the runtime was told to compute in where layers are in float.
         float_files: of the float model in the same format.
         quantized: whether anything in the artefact is.

@@ -140,7 +140,7 @@ class Verified:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDeploy:
     made = FakeDeploy(report())
     for name in ("deploy", "validate", "verify"):
-        module = ModuleType(f"edgeq.{name}")
+        module = ModuleType(f"edgeq.api.{name}")
         setattr(module, name, partial(made.call, name))
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return made

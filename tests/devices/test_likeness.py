@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import trained_model
 
+from edgeq.api.validate import validate
 from edgeq.case import Case
 from edgeq.devices import Device, open_device
 from edgeq.devices.likeness import unlike
 from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
 from edgeq.registry.load import load_target
-from edgeq.validate import validate
 
 AVX2 = {"cpu": "Old One", "cpu_isa": "avx2 fma"}
 VNNI = {"cpu": "New One", "cpu_isa": "avx2 fma avx512f avx512_vnni"}
@@ -73,7 +73,7 @@ def test_reports_and_plans_carry_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     told = unlike(target, old(), AVX2)
     assert job.warnings == [told] and told in notes
 
-    monkeypatch.setattr("edgeq.validate.open_device", lambda _: old())
+    monkeypatch.setattr("edgeq.api.validate.open_device", lambda _: old())
     from edgeq.export.artifact import Exporter
 
     (file, *_) = Exporter(job.model, tmp_path).float_model("onnx")

@@ -19,8 +19,10 @@ import torch
 import trained_model
 from torch import nn
 
+from edgeq.api.deploy import deploy
+from edgeq.api.validate import validate
+from edgeq.api.verify import verify
 from edgeq.cli import app
-from edgeq.deploy import deploy
 from edgeq.devices import device_status
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
 from edgeq.export.audit import AuditError, audit
@@ -31,8 +33,6 @@ from edgeq.model.model import Model
 from edgeq.quantization.quantize import Quantized
 from edgeq.records.schema import Audit, Report
 from edgeq.registry.load import load_target
-from edgeq.validate import validate
-from edgeq.verify import verify
 
 FORMATS = {"onnx": "model.onnx", "openvino": "model.xml", "tflite": "model.tflite"}
 RUNTIMES = {"openvino": "openvino", "tflite": "ai_edge_litert"}
@@ -378,7 +378,7 @@ def test_a_format_that_fails_in_any_way_is_its_row_and_the_others_go_on(
     pytest.importorskip("openvino")
     target = load_target("x86-avx512")
     two = target.model_copy(update={"runtimes": [r for r in target.runtimes if r.format in ("onnx", "openvino")]})
-    monkeypatch.setattr("edgeq.deploy.load_target", lambda _: two)
+    monkeypatch.setattr("edgeq.api.deploy.load_target", lambda _: two)
     monkeypatch.setenv("EDGEQ_CACHE", "off")
     if broken.endswith("audit"):
         whole = audit
@@ -410,7 +410,7 @@ def test_a_format_that_fails_takes_no_file_of_another_with_it(
     pytest.importorskip("ai_edge_litert")
     target = load_target("x86-avx512")
     two = target.model_copy(update={"runtimes": [r for r in target.runtimes if r.format in ("openvino", "tflite")]})
-    monkeypatch.setattr("edgeq.deploy.load_target", lambda _: two)
+    monkeypatch.setattr("edgeq.api.deploy.load_target", lambda _: two)
     monkeypatch.setenv("EDGEQ_CACHE", "off")
     monkeypatch.setattr("edgeq.export.tflite_format.export_float", boom)
     report = build(files, tmp_path / "out", format="all")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import edgeq
-from edgeq.deploy import deploy
+from edgeq.api.deploy import deploy
 from edgeq.errors import UsageError
 from edgeq.frontends import read
 

@@ -22,9 +22,9 @@ import trained_model
 from onnxruntime import InferenceSession
 from torch import nn
 
+from edgeq.api.deploy import deploy
 from edgeq.cli.app import run
 from edgeq.data.place import Place
-from edgeq.deploy import deploy
 from edgeq.devices import Candidate, Device, Files
 from edgeq.errors import GateError, UsageError
 from edgeq.frontends.load import load

@@ -13,7 +13,7 @@ import torch
 import trained_model
 from torch import nn
 
-from edgeq.deploy import deploy
+from edgeq.api.deploy import deploy
 from edgeq.devices import Candidate, Device
 from edgeq.limits import Limits
 from edgeq.lowering.choices import by_activations, of_choices

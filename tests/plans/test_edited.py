@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trained_model
 
-from edgeq.deploy import deploy
+from edgeq.api.deploy import deploy
 from edgeq.errors import UsageError
 from edgeq.plans.edited import contradictions
 from edgeq.plans.plan import Plan, read_plan

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgeq.api.deploy import deploy
 from edgeq.cache import Cache
 from edgeq.calibration.histogram import Histogram
 from edgeq.case import Loaded
 from edgeq.data.dataset import make_dataset
-from edgeq.deploy import deploy
 from edgeq.errors import UsageError
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import assign, is_masked

@@ -205,7 +205,8 @@ def searches(job: Job, runtime: Runtime, exporter: Exporter, minimize: str, rule
     """
     if job.device is None and job.target.execution != "none" and runtime.name in RUNTIMES:
         why = job.no_device_because
-        raise UsageError(f"a plan for {runtime.name} cannot be proved here: {why}", remedy="choose another target")
+        remedy = "set its device up (see edgeq device list), or choose another target"
+        raise UsageError(f"a plan for {runtime.name} cannot be proved here: {why}", remedy=remedy)
     if minimize == "energy" and (job.profile is None or energies(job.profile) is None):
         name = "a target without a profile" if job.profile is None else job.profile.name
         raise UsageError(

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import trained_model
 
+from edgeq.api.verify import verify
 from edgeq.cli.app import run
 from edgeq.errors import UsageError
 from edgeq.limits import Drop, Limits
@@ -21,7 +22,6 @@ from edgeq.planning.fleet.fleet import fleet
 from edgeq.plans.fleet import Fleet, Status, Verdict, is_fleet, read_fleet, write_fleet
 from edgeq.plans.plan import Plan
 from edgeq.progress import Silent
-from edgeq.verify import verify
 
 TARGETS = {
     # as x86-avx512
