@@ -29,6 +29,7 @@ class RuntimeInfo:
         companions: the further files that a model file needs beside it.
         precisions: of what stays in float, each with the word that the runtime's account of a device's capabilities has
             where it is served; empty for one that any device serves.
+        timed_alone: whether layers are timed in files of their own, because its profile has no times.
     """
 
     name: str
@@ -39,6 +40,7 @@ class RuntimeInfo:
     on_device: Path
     companions: Callable[[Path], list[Path]] = stands_alone
     precisions: Mapping[str, str] = field(default_factory=lambda: {"float32": ""})
+    timed_alone: bool = False
 
     def available(self) -> bool:
         """Whether it is installed here."""

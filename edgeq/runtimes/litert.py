@@ -10,4 +10,5 @@ INFO = RuntimeInfo(
     extra="tflite",
     suffixes=(".tflite",),
     on_device=on_device.FOLDER / "litert.py",
+    timed_alone=True,
 )

@@ -37,3 +37,13 @@ def test_a_runtime_comes_in_by_a_file_and_an_entry(target: Path, tmp_path: Path)
     (build,) = report["builds"]
     assert build["runtime"] == "onnx-reference" and build["accuracy"]["score"] > 90
     assert {row["where"] for row in build["placements"]} == {"numpy"}
+
+
+def test_a_plan_shares_out_times_that_it_does_not_tell(target: Path, tmp_path: Path) -> None:
+    files = trained_model.make(tmp_path)
+    data = ["--calib", str(files / "calib.npz"), "--eval", str(files / "eval.npz"), "--max-drop", "1%", "--quiet"]
+    out = tmp_path / "plan.json"
+    assert run(["plan", str(files / "model.pt2"), "--target", str(target), *data, "--out", str(out)]) == 0
+    plan = json.loads(out.read_text())
+    assert plan["planned"]["latency_from"] == "measured"
+    assert 0.3 < plan["planned"]["predicted"]["latency"] / plan["planned"]["proof"]["latency"] < 3

@@ -30,6 +30,7 @@ from edgeq.progress import Progress
 from edgeq.quantization.quantize import quantize_model
 from edgeq.records.schema import Placement
 from edgeq.registry.schema import Runtime
+from edgeq.runtimes import runtime as info
 
 ROUNDS = 100
 SECONDS = 6.0
@@ -167,7 +168,7 @@ def observe(
     candidates = {name: replace(b.candidate, options=run_options(precision)) for name, b in built.items()}
     own = {name: fed(inputs, b.ends) for name, b in built.items()}
     runs = device.latency(candidates, inputs, progress, own_inputs=own, rounds=ROUNDS, seconds=SECONDS, threads=threads)
-    if next(iter(built.values())).candidate.runtime == "litert":
+    if info(next(iter(candidates.values())).runtime).timed_alone:
         rows = _alone(built, device, labels, threads, progress)
     else:
         pairs = {name: (candidate, own[name]) for name, candidate in candidates.items()}
@@ -184,8 +185,8 @@ def _alone(
     parts = {name: slices(b.candidate.path.read_bytes(), labels) for name, b in built.items()}
     # layers that are the same in several builds are timed once
     distinct: dict[str, Slice] = {part.digest: part for found in parts.values() for part in found}
-    folder = next(iter(built.values())).candidate.path.parent
-    candidates = {digest: Candidate(folder / f"{digest}.tflite", "litert") for digest in distinct}
+    first = next(iter(built.values())).candidate
+    candidates = {d: replace(first, path=first.path.with_name(d).with_suffix(".tflite")) for d in distinct}
     for digest, part in distinct.items():
         candidates[digest].path.write_bytes(part.data)
     own = {digest: part.inputs() for digest, part in distinct.items()}

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.export.onnx_names import layer_of
-from edgeq.lowering.boundaries import Edge, Kind, crossings
+from edgeq.lowering.boundaries import Edge, Kind, crossings, elements
 from edgeq.lowering.form import form
 from edgeq.model.model import Model
 from edgeq.records.schema import Placement
@@ -69,7 +69,8 @@ def attribute(
     model: Model, rows: Sequence[Placement], labels: Mapping[str, str], choices: Mapping[str, str], total: float
 ) -> Observed:
     """Sums a profile by layer. An operator without a layer's name counts for the next layer that runs, which it
-    prepares the input of; the last ones count for the last layer.
+    prepares the input of; the last ones count for the last layer. Where a profile has no times, a run is shared out by
+    what layers compute and write.
 
     Args:
         rows: in the order in which they ran.
@@ -89,8 +90,9 @@ def attribute(
                 ran_as[layer] = (*ran_as.get(layer, ()), f"{row.op}, {row.where}")
     if last is not None:
         seconds[last] += waiting
-    profiled = sum(seconds.values())
-    scale = total / profiled if profiled else 0.0
+    if not any(seconds.values()):
+        seconds = {g.name: float(g.macs + elements(model, g.output)) for g in model.groups}
+    scale = total / sum(seconds.values())
     return Observed(choices, {name: value * scale for name, value in seconds.items()}, total, ran_as)
 
 
