@@ -5,10 +5,9 @@ from __future__ import annotations
 from math import inf
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from edgeq.lowering.boundaries import Kind
 from edgeq.plans.plan import AloneLoss
+from edgeq.records.strict import Strict
 
 CHANCE = 2.0
 """Standard errors within which a figure may be chance."""
@@ -19,11 +18,7 @@ CAUSES: tuple[Cause, ...] = ("clipping", "weights", "activations", "bias")
 LossFrom = Literal["predicted", "alone", "simulated"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Change(_Strict):
+class Change(Strict):
     """One layer with another choice, all others left as they are."""
 
     layer: str
@@ -39,7 +34,7 @@ class Change(_Strict):
     this layer was, all others in float."""
 
 
-class ExplainedLayer(_Strict):
+class ExplainedLayer(Strict):
     """Why a layer is what it is."""
 
     name: str
@@ -53,7 +48,7 @@ class ExplainedLayer(_Strict):
     """Of its choices, those whose loss was simulated, beside what had been predicted."""
 
 
-class Explanation(_Strict):
+class Explanation(Strict):
     """A plan taken apart."""
 
     layers: list[ExplainedLayer]
@@ -71,7 +66,7 @@ class Explanation(_Strict):
     """What the plan's rules overrule, and which of them change nothing."""
 
 
-class Recosted(_Strict):
+class Recosted(Strict):
     """An edited plan under its rules and the costs that it carries."""
 
     faults: list[str]
@@ -85,7 +80,7 @@ class Recosted(_Strict):
 What = Kind | Literal["activation"]
 
 
-class LostFusion(_Strict):
+class LostFusion(Strict):
     """One thing that runs beside a kernel instead of within it."""
 
     layer: str
@@ -101,7 +96,7 @@ class LostFusion(_Strict):
     """The integer choice of this layer that would take the least time, predicted; None where there is none."""
 
 
-class Recovered(_Strict):
+class Recovered(Strict):
     """How much less the plan would lose, as a share of what it loses; negative if it would lose more."""
 
     share: float
@@ -118,21 +113,21 @@ class Recovered(_Strict):
         return abs(self.share) > self.chance
 
 
-class Saturation(_Strict):
+class Saturation(Strict):
     """Shares of values at the lowest and the highest integer, where the float model's values go on beyond it."""
 
     low: float
     high: float
 
 
-class Ties(_Strict):
+class Ties(Strict):
     """Percent of answers that share the first place at the model's output, as planned and without rounding there."""
 
     planned: float
     without: float
 
 
-class Causes(_Strict):
+class Causes(Strict):
     """The loss of one place, taken apart; None where a cause has no place, such as weights in an addition."""
 
     all: Recovered
@@ -154,14 +149,14 @@ class Causes(_Strict):
     ties: Ties | None = None
 
 
-class Instead(_Strict):
+class Instead(Strict):
     """The plan with another choice for one layer."""
 
     choice: str
     recovered: Recovered
 
 
-class Reach(_Strict):
+class Reach(Strict):
     """A tensor's range, and the extremes that calibration saw; of the layer's last tensor that is rounded."""
 
     low: float
@@ -170,7 +165,7 @@ class Reach(_Strict):
     seen_high: float
 
 
-class AttributedLayer(_Strict):
+class AttributedLayer(Strict):
     """A layer, or an input of the model."""
 
     name: str
@@ -183,7 +178,7 @@ class AttributedLayer(_Strict):
     instead: list[Instead]
 
 
-class Attribution(_Strict):
+class Attribution(Strict):
     """Where a plan's loss comes from."""
 
     schema_version: Literal[1] = 1

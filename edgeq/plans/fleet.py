@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-
 from edgeq.errors import UsageError
 from edgeq.files import write_json
 from edgeq.plans.plan import Given, Plan, Proof, read_plan
 from edgeq.reading import read_json, within
+from edgeq.records.strict import Strict, validated
 from edgeq.registry.schema import Format, RuntimeName
-from edgeq.visible import writable
 
 KIND: Literal["edgeq.fleet"] = "edgeq.fleet"
 
@@ -22,12 +20,7 @@ Status = Literal["held", "missed", "not validated", "not offered"]
 and its target file allows the artefact; its runtimes do not run such an artefact natively."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _writable = model_validator(mode="before")(writable)
-
-
-class Verdict(_Strict):
+class Verdict(Strict):
     """One candidate at one target."""
 
     target: str
@@ -43,7 +36,7 @@ class Verdict(_Strict):
     """Nobody measured it, and it is predicted to lose more than it may."""
 
 
-class Considered(_Strict):
+class Considered(Strict):
     """A plan that could have been taken, and what became of it at each target."""
 
     name: str
@@ -58,7 +51,7 @@ class Considered(_Strict):
     verdicts: list[Verdict]
 
 
-class Artefact(_Strict):
+class Artefact(Strict):
     """One artefact of the fleet."""
 
     name: str
@@ -74,7 +67,7 @@ class Artefact(_Strict):
     serves: list[str]
 
 
-class Gain(_Strict):
+class Gain(Strict):
     """What a target would gain from the best artefact of its own; negative where it would lose."""
 
     candidate: str
@@ -88,7 +81,7 @@ class Gain(_Strict):
     """How much less would be lost, in units of the metric."""
 
 
-class Member(_Strict):
+class Member(Strict):
     """One target of the fleet."""
 
     target: str
@@ -101,7 +94,7 @@ class Member(_Strict):
     """None where its artefact is its own best."""
 
 
-class Fleet(_Strict):
+class Fleet(Strict):
     """The fewest artefacts that serve every target."""
 
     kind: Literal["edgeq.fleet"] = KIND
@@ -181,12 +174,7 @@ def _read(path: Path) -> Fleet:
             where=str(path),
             remedy="make it anew with edgeq plan",
         )
-    try:
-        fleet = Fleet.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise UsageError(f"{place}: {problem['msg']}", where=str(path), remedy="correct this place") from error
+    fleet = validated(Fleet, content, path)
     names, members = {a.name for a in fleet.artefacts}, {m.target for m in fleet.targets}
     served = sorted((target, a.name) for a in fleet.artefacts for target in a.serves)
     lost = served != sorted((m.target, m.artefact) for m in fleet.targets) or not all(a.serves for a in fleet.artefacts)

@@ -6,25 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
 from edgeq.errors import UsageError
 from edgeq.limits import Measured
 from edgeq.numerics.scheme import DType, Granularity, Symmetry
 from edgeq.plans.rules import Rule
 from edgeq.reading import read_json
+from edgeq.records.strict import Strict, validated
 from edgeq.registry.schema import Format, RuntimeName
-from edgeq.visible import writable
 
 FloatPrecision = Literal["float32", "bfloat16", "float16"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _writable = model_validator(mode="before")(writable)
-
-
-class TensorPlan(_Strict):
+class TensorPlan(Strict):
     """An activation tensor: its type and the range that calibration gave it."""
 
     dtype: DType
@@ -39,7 +34,7 @@ class TensorPlan(_Strict):
     reason: str
 
 
-class WeightPlan(_Strict):
+class WeightPlan(Strict):
     """A weight tensor: its type, and the hash of the integers that the artefact must store."""
 
     dtype: DType
@@ -54,7 +49,7 @@ class WeightPlan(_Strict):
     bias: Literal["int32", "int64", "float32"] | None = None
 
 
-class LayerPlan(_Strict):
+class LayerPlan(Strict):
     """One fusion group: what runs as one kernel."""
 
     name: str
@@ -73,7 +68,7 @@ class LayerPlan(_Strict):
     """By graph node, what it reads in another type of integers than that is written in."""
 
 
-class Conversion(_Strict):
+class Conversion(Strict):
     """What it costs to convert a tensor between float and integers, or between two types of those: paid once if the
     layer that writes it takes one of `leaves` and a layer that reads it one of the choices that `readers` gives for
     it."""
@@ -84,7 +79,7 @@ class Conversion(_Strict):
     costs: dict[str, float]
 
 
-class Condition(_Strict):
+class Condition(Strict):
     """A layer may take one of `choices` only if one of the layers in `any_of` takes one of those beside it."""
 
     layer: str
@@ -92,7 +87,7 @@ class Condition(_Strict):
     any_of: dict[str, list[str]]
 
 
-class Proof(_Strict):
+class Proof(Strict):
     """What was measured on a build of the plan, in its own runtime."""
 
     latency: float | None
@@ -121,7 +116,7 @@ class Proof(_Strict):
         return Measured(self.drop, self.unit, self.float_score, self.latency, self.size, self.unrecognizable)
 
 
-class Attempt(_Strict):
+class Attempt(Strict):
     """One round of the search."""
 
     loss_limit: float
@@ -132,7 +127,7 @@ class Attempt(_Strict):
     """None where nothing can be run: what was built was only counted."""
 
 
-class ModelledBy(_Strict):
+class ModelledBy(Strict):
     """What computed the latencies or energies that nothing here measured."""
 
     by: str
@@ -142,7 +137,7 @@ class ModelledBy(_Strict):
     """What went into it, each with where it comes from."""
 
 
-class Compiled(_Strict):
+class Compiled(Strict):
     """What the compiler of a device says of the plan's own file: its estimate, never a measurement."""
 
     by: str
@@ -156,7 +151,7 @@ class Compiled(_Strict):
     """Operators, by their name in the file."""
 
 
-class AloneLoss(_Strict):
+class AloneLoss(Strict):
     """What one layer loses with one choice where all others stay in float: `predicted` by the Gauss-Newton pass,
     `simulated` with fake quantization. Squared movement of the outputs over their own power."""
 
@@ -166,7 +161,7 @@ class AloneLoss(_Strict):
     simulated: float
 
 
-class Planned(_Strict):
+class Planned(Strict):
     """How a plan was found. Costs are sums over its layers and conversions.
 
     `loss` is the expected squared movement of the outputs over their own power, by one Gauss-Newton pass. `latency` is
@@ -211,7 +206,7 @@ class Planned(_Strict):
     conversions: list[Conversion]
 
 
-class Given(_Strict):
+class Given(Strict):
     """What the plan was made from, as it was given: `edgeq deploy --plan` takes from here what it is not told."""
 
     calibration: str
@@ -222,7 +217,7 @@ class Given(_Strict):
     """Where it was proved, if not where the target says."""
 
 
-class Plan(_Strict):
+class Plan(Strict):
     """What is to be built for one runtime of one target."""
 
     schema_version: Literal[3] = 3
@@ -284,12 +279,7 @@ def read_plan(path: Path) -> Plan:
             where=str(path),
             remedy="make it with edgeq plan",
         )
-    try:
-        plan = Plan.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise UsageError(f"{place}: {problem['msg']}", where=str(path), remedy="correct this place") from error
+    plan = validated(Plan, content, path)
     names = [layer.name for layer in plan.layers]
     twice = next((name for name in dict.fromkeys(names) if names.count(name) > 1), None)
     if twice is not None:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
-
-from edgeq.visible import writable
+from edgeq.records.strict import Strict
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _writable = model_validator(mode="before")(writable)
-
-
-class Interval(_Strict):
+class Interval(Strict):
     """A point estimate with its two-sided 95 % interval."""
 
     value: float
@@ -28,7 +21,7 @@ class Interval(_Strict):
 OutputKind = Literal["classes", "scores", "numbers", "scores or numbers"]
 
 
-class Output(_Strict):
+class Output(Strict):
     """One output of the artefact against the float model's."""
 
     name: str
@@ -49,7 +42,7 @@ class Output(_Strict):
     """Why it is beyond recognition; empty if it is not."""
 
 
-class Accuracy(_Strict):
+class Accuracy(Strict):
     """The artefact against the float model, on the same samples. Percentages are of samples."""
 
     metric: str
@@ -72,7 +65,7 @@ class Accuracy(_Strict):
     """Every output, in the model's order; empty in reports that were written before there were any."""
 
 
-class Latency(_Strict):
+class Latency(Strict):
     """Seconds a call, of single-sample inference, from runs interleaved with the float baseline."""
 
     p50: float
@@ -83,7 +76,7 @@ class Latency(_Strict):
     """Seconds at 0, 5, ... 100 % of the runs, for drawing; empty where they were not kept."""
 
 
-class Baseline(_Strict):
+class Baseline(Strict):
     """One float variant of the same runtime."""
 
     name: str
@@ -94,7 +87,7 @@ class Baseline(_Strict):
     ratio_interval: Interval | None = None
 
 
-class Speed(_Strict):
+class Speed(Strict):
     """Latency of the artefact beside every float baseline, with the threads that were used."""
 
     threads: int
@@ -104,7 +97,7 @@ class Speed(_Strict):
     """Name of the fastest baseline."""
 
 
-class Placement(_Strict):
+class Placement(Strict):
     """One operator as the runtime says it ran it."""
 
     name: str
@@ -114,7 +107,7 @@ class Placement(_Strict):
     microseconds: float | None
 
 
-class FloatOperator(_Strict):
+class FloatOperator(Strict):
     """An operator that stayed in float, and why."""
 
     layer: str
@@ -123,7 +116,7 @@ class FloatOperator(_Strict):
     reason: str
 
 
-class Audit(_Strict):
+class Audit(Strict):
     """The written file against the plan."""
 
     tensors_checked: int
@@ -132,7 +125,7 @@ class Audit(_Strict):
     float_operators: list[FloatOperator]
 
 
-class Layer(_Strict):
+class Layer(Strict):
     """One row of the per-layer table."""
 
     name: str
@@ -146,7 +139,7 @@ class Layer(_Strict):
     """From the simulation, not from the device: it shows where error arises, and is no result."""
 
 
-class Gate(_Strict):
+class Gate(Strict):
     """One limit, of the user's or one that always counts, and whether it held."""
 
     name: str
@@ -160,7 +153,7 @@ class Gate(_Strict):
     """What was measured, in the same unit; None where the gate could not be judged."""
 
 
-class Modelled(_Strict):
+class Modelled(Strict):
     """A figure that was computed from a model of the device, never measured: labelled so wherever it is shown."""
 
     name: str
@@ -169,7 +162,7 @@ class Modelled(_Strict):
     source: str
 
 
-class Build(_Strict):
+class Build(Strict):
     """One artefact in one format, and everything measured on it."""
 
     format: str
@@ -202,7 +195,7 @@ class Build(_Strict):
     error: str | None = None
 
 
-class Report(_Strict):
+class Report(Strict):
     """The whole run."""
 
     schema_version: Literal[1] = 1
