@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import onnxruntime
@@ -42,6 +44,17 @@ SLOWER = Limits(allow_slower=True)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_model.make(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests of this file share: most are of what comes after the conversion of the float model."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(autouse=True)
+def _cache(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEQ_CACHE", str(kept))
 
 
 def build(files: Path, out: Path, **changes: object) -> Report:
@@ -85,7 +98,8 @@ def test_score_is_that_of_the_written_file(files: Path, tmp_path: Path) -> None:
     assert accuracy.score == pytest.approx(100 * np.mean(np.array(answers) == data["labels"]))
 
 
-def test_two_runs_give_the_same_bytes(files: Path, tmp_path: Path) -> None:
+def test_two_runs_give_the_same_bytes(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEQ_CACHE", "off")
     for name in ("a", "b"):
         build(files, tmp_path / name)
     for file in ("model.onnx", "plan.json"):
@@ -216,9 +230,24 @@ def test_unsupported_operator_is_named(files: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+class Ended(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = app.run(list(map(str, arguments)))
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+def run_alone(*arguments: object, **options: object) -> Ended:
+    """In a process of its own."""
     command = [sys.executable, "-m", "edgeq.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def deploy_command(
@@ -230,7 +259,7 @@ def deploy_command(
     ]  # fmt: skip
 
 
-def assert_clean(result: subprocess.CompletedProcess[str], status: int, out: Path) -> None:
+def assert_clean(result: Ended, status: int, out: Path) -> None:
     """One line that says what is wrong, one that says what to do, no traceback, nothing left behind."""
     assert result.returncode == status, result.stderr
     assert "error: " in result.stderr and "remedy: " in result.stderr
@@ -313,7 +342,7 @@ def test_missing_extra_names_the_install_command(files: Path, tmp_path: Path) ->
     (tmp_path / "openvino.py").write_text("raise ImportError('not here')")
     command = [str(c) for c in deploy_command(files, tmp_path / "out")]
     command[command.index("onnx")] = "openvino"
-    result = run(*command, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    result = run_alone(*command, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert_clean(result, 5, tmp_path / "out")
     assert "pip install 'edgeq[openvino]'" in result.stderr
 
@@ -336,7 +365,8 @@ def test_interrupt_in_any_stage_leaves_nothing(files: Path, tmp_path: Path, stag
         "sys.exit(main())\n"
     )
     command = [sys.executable, "-c", program, *map(str, deploy_command(files, tmp_path / "out"))]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "EDGEQ_CACHE": "off"}  # every stage is gone through
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 130, result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
@@ -344,7 +374,8 @@ def test_interrupt_in_any_stage_leaves_nothing(files: Path, tmp_path: Path, stag
 
 def test_interrupt_from_outside_ends_the_worker_too(files: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edgeq.cli", *map(str, deploy_command(files, tmp_path / "out"))]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "EDGEQ_CACHE": "off"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     time.sleep(8)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -356,7 +387,7 @@ def test_interrupt_from_outside_ends_the_worker_too(files: Path, tmp_path: Path)
 
 
 def test_json_is_the_report_and_nothing_else(files: Path, tmp_path: Path) -> None:
-    result = run(*deploy_command(files, tmp_path / "out"), "--json")
+    result = run_alone(*deploy_command(files, tmp_path / "out"), "--json")
     assert result.returncode == 0, result.stderr
     assert Report.model_validate(json.loads(result.stdout)).verdict == "passed"
 

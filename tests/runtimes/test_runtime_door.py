@@ -20,6 +20,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = GUIDE.read_text(encoding="utf-8")
     on_device, entry = re.findall(r"```python\n(.*?)```", text, re.S)
     (shown,) = re.findall(r"```toml\n(.*?)```", text, re.S)
+    assert len(on_device.splitlines()) <= 60
     (tmp_path / "reference.py").write_text(on_device)
     (tmp_path / "reference.toml").write_text(shown)
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import Ladder, ladder, uniform
 from edgeq.lowering.space import Space
 from edgeq.model.model import Model
-from edgeq.planning.costs.estimates import modelled_latency, table, work_of
+from edgeq.planning.costs.estimates import by_roofline, table, work_of
 from edgeq.planning.costs.size import Sizes
+from edgeq.planning.costs.source import Bench
 from edgeq.planning.costs.state import known, state
 from edgeq.planning.sensitivity.value import Sensitivity
 from edgeq.planning.solver.solve import Problem, cost_of, solve
@@ -155,9 +157,10 @@ def test_without_its_figures_a_device_is_not_modelled_and_it_says_which_are_miss
     runtime = small.runtime("litert", "arm-neon")
     without = profile(FIGURES, **{missing: None})
     for by, said in ((without, missing), (None, "--profile")):
-        found, told, notes = modelled_latency(Space(model, runtime, options), {}, {}, by, 1, ["float32"])
-        assert not found and told is None and len(notes) == 1 and said in notes[0]
-        assert by is None or by.name in notes[0]
+        job: Any = SimpleNamespace(profile=by, threads=1, device=None)
+        told = by_roofline(Bench(job, Space(model, runtime, options), {}, {}))
+        assert isinstance(told, str) and said in told
+        assert by is None or by.name in told
 
 
 @settings(max_examples=60, deadline=None)
