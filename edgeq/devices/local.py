@@ -142,5 +142,5 @@ def open_local(rest: str = "") -> Device:
         UsageError: more than its name was given.
     """
     if rest:
-        raise UsageError(f"this machine is called `local`, without {rest!r}")
+        raise UsageError(f"there is no device 'local:{rest}'", remedy="this machine is called local")
     return Device("local", False, run_here, runner=PythonWorker([sys.executable]), shares_host=True, start=start_here)
