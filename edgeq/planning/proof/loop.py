@@ -173,17 +173,14 @@ def _line(search: Search, allowed: float | None) -> Line:
         caps["latency"] = limits.max_latency
     if limits.max_size is not None:
         caps["size"] = float(limits.max_size)
-    usual = {"preferred": preferred, search.precision: dict.fromkeys(preferred, FLOAT)}
-    return Line(search, caps, notes, dict(caps), {name: one for name, one in usual.items() if _tried(search, one)})
-
-
-def _tried(search: Search, usual: Mapping[str, str]) -> bool:
-    """Whether it can be run, which is how it is tried; no clock would say that it exceeds a modelled latency."""
-    if search.job.device is None or check(search.problem, usual):
-        return False
-    most = search.job.limits.max_latency
-    modelled = search.costs.latency_from == "modelled" and most is not None
-    return not modelled or cost_of(search.problem, usual)["latency"] <= (most or inf)
+    late = inf if search.costs.latency_from == "measured" else caps.get("latency", inf)  # no clock would tell
+    able = search.job.device is not None  # to run them, which is how they are tried
+    usual = {
+        name: one
+        for name, one in (("preferred", preferred), (search.precision, dict.fromkeys(preferred, FLOAT)))
+        if able and not check(search.problem, one) and cost_of(search.problem, one).get("latency", 0.0) <= late
+    }
+    return Line(search, caps, notes, dict(caps), usual)
 
 
 def _hopes(number: int, line: Line, beside: float | None) -> Iterator[Hope]:
