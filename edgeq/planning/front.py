@@ -16,7 +16,7 @@ from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
 from edgeq.lowering.assign import FLOAT
 from edgeq.planning.proof.outcome import Outcome
-from edgeq.planning.proof.proving import build_unproved, prove
+from edgeq.planning.proof.proving import prove
 from edgeq.planning.proof.record import written
 from edgeq.planning.proof.search import SAME, Search, cheapest, searches
 from edgeq.planning.proof.wider import in_kinds
@@ -160,7 +160,6 @@ def _along(search: Search, wider: str, caps: Sequence[float], least: dict[tuple[
 
 
 def _proved(search: Search, wanted: Wanted, rules: Sequence[Rule], steps: Progress) -> dict[str, Plan]:
-    build_unproved(search, [choices for choices, _ in wanted.values()])
     found: dict[str, Plan] = {}
     for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
         if search.name(choices) not in search.proofs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -82,14 +82,6 @@ def errors_of(search: Search, choices: Choices) -> list[Array]:
     return [relative(found, wanted) for found, wanted in zip(outputs, search.job.reference, strict=True)]
 
 
-def build_unproved(search: Search, plans: Sequence[Choices]) -> None:
-    """Builds, before they are proved one after the other, those of the plans that no earlier run proved."""
-    unknown = [choices for choices in plans if _kept(search, choices, "proof") is None]
-    if unknown and search.job.timed is not None:
-        unknown.append(search.preferred)
-    search.build(unknown)
-
-
 def size_of(search: Search, choices: Choices) -> int:
     """Bytes of a plan's files, which are built if no earlier run did."""
     if known := search.proofs.get(search.name(choices)) or _kept(search, choices, "answers"):
@@ -145,16 +137,13 @@ def _keep(search: Search, choices: Choices, stage: str, measure: Callable[[], Pr
 def _answered(search: Search, choices: Choices) -> Proof:
     """Size and answers of a plan, as far as it takes to see that it loses too much."""
     limit, job, within = search.provable.max_drop, search.job, None
-    if limit is not None and job.metric is None and not search.fresh:
+    if limit is not None and job.metric is None:
         within = decisive(job.reference, search.evaluation.labels, limit.value, job.model.heads)
-    if within is None:
-        return _keep(search, choices, "answers", lambda: _judged(search, choices))
-    known = _kept(search, choices, "answers") or _kept(search, choices, "missed", most=within.most)
-    if known is not None:
-        return known
-    found = _judged(search, choices, within)
+    most = {} if within is None else {"most": within.most}
+    known = _kept(search, choices, "answers") or _kept(search, choices, "missed", **most)
+    found = known or _judged(search, choices, within)
     if found.at_least:
-        return _keep(search, choices, "missed", lambda: found, most=within.most)
+        return _keep(search, choices, "missed", lambda: found, **most)
     return _keep(search, choices, "answers", lambda: found)
 
 
