@@ -18,7 +18,7 @@ from edgeq.planning.proof.allowed import allowed_loss
 from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome, Rank, rank
 from edgeq.planning.proof.proving import judge, loses_too_much, prove, size_of
 from edgeq.planning.proof.search import NEAR, SAME, Search, cheapest, float_seconds
-from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of, least, solve
+from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of, solve
 from edgeq.plans.plan import Attempt, Proof
 from edgeq.prepare import Job
 from edgeq.records.wording import times_text
@@ -46,7 +46,7 @@ class Hope(NamedTuple):
 
     Attributes:
         beyond: by how much it is predicted to be over the limits on size, loss and latency, as shares of them.
-        value: at best, what it would be ranked by.
+        value: what it would be ranked by.
         usual: its name, if it is one of the plans that anyone would try first; empty for one that is solved for.
     """
 
@@ -62,12 +62,10 @@ class Line:
 
     Attributes:
         caps: by measure, the most that the next plan may be predicted to cost.
-        bound: what no such plan has less of, of what is minimized; infinite where there is none.
-        solution: that plan, once it was solved for.
+        solution: that plan; None if nothing is left to solve for.
         eased: the limits that no plan is predicted to hold beside those before them.
         attempts: what was solved for and proved.
         usual: what anyone would try first, by what it is timed as (see `Proof.latency_of`), until it is tried.
-        open: whether another plan may be solved for.
     """
 
     search: Search
@@ -75,11 +73,9 @@ class Line:
     notes: list[str]
     most: Mapping[str, float]
     usual: dict[str, dict[str, str]]
-    bound: float | None = None
     solution: Solution | None = None
     eased: set[str] = field(default_factory=set)
     attempts: list[Attempt] = field(default_factory=list)
-    open: bool = True
 
 
 @dataclass
@@ -141,7 +137,12 @@ def find(search: Search) -> Outcome:
 
 def look(book: Book, searches: Iterable[Search]) -> None:
     """Adds plans of some searches to what was found."""
-    lines = {number: _line(search, book.allowed) for number, search in enumerate(searches)}
+    lines: dict[int, Line] = {}
+    for number, search in enumerate(searches):
+        try:
+            lines[number] = _line(search, book.allowed)
+        except EdgeqError as error:
+            book.failed(search.runtime, error)
     while lines:
         hopes = [hope for number, line in lines.items() for hope in _hopes(number, line, book.beside_of(line.search))]
         why = {hope: _hopeless(book, lines[hope.number], hope) for hope in sorted(hopes)}
@@ -152,10 +153,7 @@ def look(book: Book, searches: Iterable[Search]) -> None:
             break
         line = lines[hope.number]
         try:
-            if not hope.usual and line.solution is None:
-                _solve(line)  # in line again, with what it is really predicted to have
-            else:
-                _prove(book, line, hope)
+            _prove(book, line, hope)
         except EdgeqError as error:
             del lines[hope.number]
             book.failed(line.search.runtime, error)
@@ -163,7 +161,11 @@ def look(book: Book, searches: Iterable[Search]) -> None:
 
 
 def _line(search: Search, allowed: float | None) -> Line:
-    """A search at its beginning."""
+    """A search at its beginning, with its first plan.
+
+    Raises:
+        Infeasible: there is none.
+    """
     limits, notes, preferred = search.job.limits, list(search.notes), search.usual
     if allowed is None:
         allowed = cost_of(search.problem, preferred)["loss"]
@@ -180,17 +182,15 @@ def _line(search: Search, allowed: float | None) -> Line:
         for name, one in (("preferred", preferred), (search.precision, dict.fromkeys(preferred, FLOAT)))
         if able and not check(search.problem, one) and cost_of(search.problem, one).get("latency", 0.0) <= late
     }
-    return Line(search, caps, notes, dict(caps), usual)
+    line = Line(search, caps, notes, dict(caps), usual)
+    _solve(line)
+    return line
 
 
 def _hopes(number: int, line: Line, beside: float | None) -> Iterator[Hope]:
     search = line.search
-    if line.open:
-        if line.bound is None:  # it costs a hundredth of a solution
-            line.bound = least(search.problem, minimize=search.minimize, limits=line.caps)
-        costs = {search.minimize: line.bound} if line.solution is None else line.solution.costs
-        possible = line.solution is not None or line.bound < inf
-        yield Hope(_beyond(line, costs) if possible else (0.0, 0.0, inf), _value(search, costs, beside), number, "")
+    if (found := line.solution) is not None:
+        yield Hope(_beyond(line, found.costs), _value(search, found.costs, beside), number, "")
     for name, choices in line.usual.items():
         if search.name(choices) not in search.proofs:
             costs = cost_of(search.problem, choices)
@@ -218,8 +218,6 @@ def _hopeless(book: Book, line: Line, hope: Hope) -> str:
         return ""
     told, value = f"the plan in {best.search.runtime.format}, {best.search.precision}", book.rank(best)[1]
     if not best.proof.held:
-        if not hope.usual and line.solution is None:
-            return ""  # how near it comes, is to be seen
         (too_large, drop_over, too_slow, _), (size, loss, latency) = value, hope.beyond
         further = size > too_large or (not drop_over and (loss, latency) > (0.0, too_slow))
         return f"predicted to be no nearer to the limits than {told}" if further else ""
@@ -259,6 +257,8 @@ def _solve(line: Line) -> None:
             line.notes.append(f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}")
         line.caps, line.eased = caps, line.eased | eased
         line.solution = cheapest(search.problem, search.minimize, caps)
+    if any(one.predicted == line.solution.costs for one in line.attempts):
+        line.solution = None
 
 
 def _eased(line: Line) -> dict[str, float]:
@@ -281,21 +281,18 @@ def _prove(book: Book, line: Line, hope: Hope) -> None:
             choices = line.usual.pop(hope.usual)
             _noted(book, line, choices, judge(search, choices), None)
             return
-        found, caps = line.solution, line.caps
+        found, caps, proof = line.solution, line.caps, None
         assert found is not None
-        if any(one.predicted == found.costs for one in line.attempts):  # nothing else is left
-            line.open = False
-            return
-        line.solution = line.bound = None
+        line.solution = None
         if most is not None and "size" not in line.eased and (size := size_of(search, found.choices)) > most:
-            line.caps = caps | {"size": _scaled(caps["size"], most, found.costs["size"], size)}
-            return  # a build is cheap beside a proof
-        proof = None
-        if search.job.device is not None:
-            proof = search.proofs.get(search.name(found.choices)) or judge(search, found.choices)
-        _noted(book, line, found.choices, proof, found)
-        line.caps = caps if proof is None else _tightened(line, found, proof)
-        line.open = line.caps != caps and len(line.attempts) < ATTEMPTS
+            line.caps = caps | {"size": _scaled(caps["size"], most, found.costs["size"], size)}  # no proof: it is built
+        else:
+            if search.job.device is not None:
+                proof = search.proofs.get(search.name(found.choices)) or judge(search, found.choices)
+            _noted(book, line, found.choices, proof, found)
+            line.caps = caps if proof is None else _tightened(line, found, proof)
+        if line.caps != caps and len(line.attempts) < ATTEMPTS:
+            _solve(line)
 
 
 def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof | None, solution: Solution | None) -> None:

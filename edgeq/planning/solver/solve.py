@@ -8,9 +8,9 @@ from typing import Literal
 
 from edgeq.errors import GateError
 from edgeq.planning.solver.problem import Boundary, Costs, Need, Problem, check, cost_of, over, validate
-from edgeq.planning.solver.program import Program, build, relative_gap, relaxed, search
+from edgeq.planning.solver.program import Program, build, relative_gap, search
 
-__all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "check", "cost_of", "least", "solve"]
+__all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "check", "cost_of", "solve"]
 
 SECONDS = 2.0
 """For the search of a thousand groups or fewer."""
@@ -89,13 +89,6 @@ def solve(
     left = relative_gap(value, bound)
     method: Literal["optimal", "time limit"] = "optimal" if found.state == "optimal" or left <= gap else "time limit"
     return Solution(choices, costs, bound, left, method)
-
-
-def least(problem: Problem, *, minimize: str, limits: Costs) -> float:
-    """What no plan within the limits has less of, from the relaxation: a bound, in a hundredth of a second where
-    `solve` takes up to seconds; infinite if no plan holds the limits."""
-    validate(problem)
-    return relaxed(build(problem), minimize, limits, SECONDS * max(1.0, len(problem.options) / 1000))
 
 
 def _explain(program: Program, limits: Costs, gap: float, seconds: float) -> Infeasible:

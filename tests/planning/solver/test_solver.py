@@ -98,7 +98,6 @@ def limited(draw: st.DrawFn) -> tuple[Problem, str, dict[str, float]]:
 def test_no_plan_within_the_limits_is_better(case: tuple[Problem, str, dict[str, float]], gap: float) -> None:
     problem, minimize, limits = case
     best = least(problem, minimize, limits)
-    assert best is None or solver.least(problem, minimize=minimize, limits=limits) <= best * (1 + 1e-9)
     if best is None:
         with pytest.raises(Infeasible) as caught:
             solve(problem, minimize=minimize, limits=limits)
@@ -112,18 +111,6 @@ def test_no_plan_within_the_limits_is_better(case: tuple[Problem, str, dict[str,
     assert found.costs.get(minimize, 0.0) <= best / (1 - gap)
     assert found.bound <= best * (1 + 1e-9)
     assert found.gap <= gap
-
-
-def test_the_bound_without_integers_is_near_and_without_plans_infinite() -> None:
-    problem = network(40)
-    fastest = solve(problem, minimize="latency").costs
-    limits = {"size": fastest["size"] * 0.9}
-    best = solve(problem, minimize="latency", limits=limits).costs["latency"]
-    assert 0.97 * best < solver.least(problem, minimize="latency", limits=limits) <= best
-    assert solver.least(problem, minimize="latency", limits={"size": 1.0}) == float("inf")
-    smallest = solve(problem, minimize="size").costs["size"]
-    both = {"size": smallest * 1.0001, "loss": solve(problem, minimize="loss").costs["loss"] * 1.0001}
-    assert solver.least(problem, minimize="latency", limits=both) == float("inf"), "each can be held, and not both"
 
 
 def explained(problem: Problem, limits: Costs, error: Infeasible) -> None:
