@@ -223,47 +223,6 @@ def test_what_plans_take_turns_with_is_built_once(
     assert len(seen) >= 2 and len(set(seen)) == 1
 
 
-def test_the_preferred_kernels_are_not_timed_again(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their time is that of the turns with the plan before them."""
-    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
-    timed = proving._latencies
-    turns: list[dict[str, float]] = []
-
-    def dearer(*given: Any) -> list[Search]:
-        found = searches(*given)
-        for one in found:  # integers, but for one layer that the preferred kernels have otherwise
-            dear = {
-                name: {
-                    c: {**costs, "latency": 1.0} if c == ("w8a8" if name == "point" else "float32") else costs
-                    for c, costs in offered.items()
-                }
-                for name, offered in one.problem.options.items()
-            }
-            one.problem = replace(one.problem, options=dear)
-        return found
-
-    def slower(search: Search, choices: Mapping[str, str]) -> tuple[float | None, dict[str, float]]:
-        took = timed(search, choices)[1]
-        turns.append({**took, "preferred": min(took.values()) / 2})
-        return 2 * max(turns[-1].values()), turns[-1]
-
-    monkeypatch.setattr(of_all, "searches", dearer)
-    monkeypatch.setattr(proving, "_latencies", slower)
-    again = Stages()
-    found = planned(files, limits=Limits.parse(max_drop="50%"), progress=again)
-    assert found.planned is not None and found.planned.proof is not None and found.planned.held
-    (attempt,) = found.planned.attempts
-    assert attempt.changed and attempt.proof.latency == 2 * max(turns[0].values())
-    assert attempt.proof.latency_of == turns[0]
-    best = found.planned.proof
-    assert {layer.choice for layer in found.layers if layer.name == "point"} == {"w8a8"}
-    assert best.latency == turns[0]["preferred"] and best.latency_of == turns[0]
-    assert [s for s in again.seen if s.endswith("preferred kernels everywhere")]
-    assert len(turns) == 1
-
-
 def test_where_a_search_begins_is_told_by_what_an_artefact_misses(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ def prove(search: Search, choices: Choices, answered: Proof | None = None) -> Pr
     def timed() -> Proof:
         """The clock runs when all is built, the plan has given its answers, and every worker rests."""
         judged = answered or _keep(search, choices, "answers", lambda: _judged(search, choices))
-        latency, others = _in_turns(search, choices) or _latencies(search, choices)
+        latency, others = _latencies(search, choices)
         return judged.model_copy(update={"latency": latency, "latency_of": others})
 
     return _noted(search, choices, _keep(search, choices, "proof", timed))
@@ -187,15 +187,6 @@ def _sample_files(search: Search) -> Files | None:
     if search.job.engine is not LOCAL or search.runtime.io != "float":
         return None
     return in_files(search.evaluation, search.exporter.scratch / "samples")
-
-
-def _in_turns(search: Search, choices: Choices) -> tuple[float, dict[str, float]] | None:
-    """What the preferred kernels everywhere took in turns with the plan before them. To be told from that one they need
-    no turns of their own, which the machine would give at another speed."""
-    if search.name(choices) != search.name(search.preferred):
-        return None
-    latest = next((p.latency_of for p in reversed(search.proofs.values()) if "preferred" in p.latency_of), None)
-    return None if latest is None else (latest["preferred"], dict(latest))
 
 
 def _judged(search: Search, choices: Choices, within: Decisive | None = None) -> Proof:
