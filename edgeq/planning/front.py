@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
 from typing import Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from edgeq.lowering.assign import FLOAT
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.proving import prove
 from edgeq.planning.proof.record import written
-from edgeq.planning.proof.search import SAME, Search, cheapest, searches
+from edgeq.planning.proof.search import Search, cheapest, searches
 from edgeq.planning.proof.wider import in_kinds
 from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of
 from edgeq.plans.plan import Plan
@@ -105,27 +104,25 @@ def front(request: FrontRequest) -> Front:
 
 
 def _proved(job: Job, exporter: Exporter, request: FrontRequest) -> dict[str, Plan]:
-    """By their names the points of every search; with activations of more bits those alone that they make cheaper."""
+    """The points of every search by their names, with activations of more bits where these are of use."""
 
     def opened(typed: Runtime) -> list[Search]:
         return searches(job, typed, exporter, request.minimize, request.rules)
 
-    caps: list[float] = []
-    least: dict[tuple[str, float], float] = {}
-    plans: dict[str, Plan] = {}
     why = "they may make points cheaper"
-    for kind, reason, found in in_kinds(job.runtimes[0], opened, lambda: why, job.clock.progress.note):
-        for search in found:
-            caps = caps or _caps(search, request.points)
-            wanted = _along(search, caps, least) if reason else {**_usual(search), **_along(search, caps, least)}
-            suffix = "".join(f", {one}" for one in (kind * bool(reason), search.precision) if one not in ("", FLOAT))
-            with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
-                for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
-                    if search.name(choices) not in search.proofs:
-                        proof = prove(search, choices)
-                        plan = written(Outcome(search, choices, proof, proof.size, solved, notes=search.notes))
-                        plans[name + suffix] = plan.model_copy(update={"rules": list(request.rules)})
-                    steps.step(done, len(wanted))
+    *_, (_, _, found) = in_kinds(job.runtimes[0], opened, lambda: why, job.clock.progress.note)
+    caps = _caps(found[0], request.points)
+    plans: dict[str, Plan] = {}
+    for search in found:
+        wanted = {**_usual(search), **_along(search, caps)}
+        suffix = f", {search.precision}" if search.precision != FLOAT else ""
+        with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
+            for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
+                if search.name(choices) not in search.proofs:
+                    proof = prove(search, choices)
+                    plan = written(Outcome(search, choices, proof, proof.size, solved, notes=search.notes))
+                    plans[name + suffix] = plan.model_copy(update={"rules": list(request.rules)})
+                steps.step(done, len(wanted))
     return plans
 
 
@@ -146,20 +143,13 @@ def _usual(search: Search) -> Wanted:
     return {name: (choices, None) for name, choices in usual.items() if not check(search.problem, choices)}
 
 
-def _along(search: Search, caps: Sequence[float], least: dict[tuple[str, float], float]) -> Wanted:
-    """A plan within each of the losses that is cheaper than those of earlier searches.
-
-    Args:
-        least: by precision and cap, what the cheapest plan so far costs.
-    """
+def _along(search: Search, caps: Sequence[float]) -> Wanted:
+    """A plan within each of the losses, where there is one."""
     wanted: Wanted = {}
     for number, cap in enumerate(caps, start=1):
         with suppress(Infeasible):
             solution = cheapest(search.problem, search.minimize, {"loss": cap})
-            value, before = solution.costs[search.minimize], least.get((search.precision, cap), inf)
-            if value < before * (1 - SAME):
-                wanted[f"planned {number}"] = solution.choices, solution
-            least[search.precision, cap] = min(value, before)
+            wanted[f"planned {number}"] = solution.choices, solution
     return wanted
 
 
