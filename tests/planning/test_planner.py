@@ -27,6 +27,7 @@ from edgeq.cli.app import run
 from edgeq.data.place import Place
 from edgeq.devices import Candidate, Device, Files
 from edgeq.errors import GateError, UsageError
+from edgeq.evaluation.decided import Decisive
 from edgeq.frontends.load import load
 from edgeq.limits import Limits
 from edgeq.planning.explain.explain import explain, recost
@@ -327,7 +328,7 @@ def test_limits_that_no_plan_reaches_give_the_plan_that_comes_nearest(files: Pat
 
 def test_rules_that_leave_no_plan_are_still_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def contradiction(*_: object) -> None:
-        raise Infeasible("no plan is possible", "offer the groups more choices")
+        raise Infeasible("no plan is possible", remedy="offer the groups more choices")
 
     monkeypatch.setattr(loop, "cheapest", contradiction)
     with pytest.raises(GateError, match="no plan is possible"):
@@ -356,9 +357,9 @@ def test_a_file_that_is_too_large_is_solved_for_anew_before_any_proof(
         looked.append(proving.size_of(search, choices))
         return looked[-1]
 
-    def measure(search: Search, choices: Mapping[str, str]) -> Proof:
+    def measure(search: Search, choices: Mapping[str, str], within: Decisive | None) -> Proof:
         measured.append(search.built(choices).size)
-        return measure_it(search, choices)
+        return measure_it(search, choices, within)
 
     measure_it = proving._judged
     monkeypatch.setattr(of_all, "searches", short)
