@@ -109,8 +109,7 @@ def _proved(job: Job, exporter: Exporter, request: FrontRequest) -> dict[str, Pl
     def opened(typed: Runtime) -> list[Search]:
         return searches(job, typed, exporter, request.minimize, request.rules)
 
-    why = "they may make points cheaper"
-    *_, (_, _, found) = in_kinds(job.runtimes[0], opened, lambda: why, job.clock.progress.note)
+    *_, found = in_kinds(job.runtimes[0], opened, lambda: "they may make points cheaper")
     caps = _caps(found[0], request.points)
     plans: dict[str, Plan] = {}
     for search in found:
@@ -120,7 +119,7 @@ def _proved(job: Job, exporter: Exporter, request: FrontRequest) -> dict[str, Pl
             for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
                 if search.name(choices) not in search.proofs:
                     proof = prove(search, choices)
-                    plan = written(Outcome(search, choices, proof, proof.size, solved, notes=search.notes))
+                    plan = written(Outcome(search, choices, proof, proof.size, solved))
                     plans[name + suffix] = plan.model_copy(update={"rules": list(request.rules)})
                 steps.step(done, len(wanted))
     return plans

@@ -70,7 +70,6 @@ class Line:
 
     search: Search
     caps: dict[str, float]
-    notes: list[str]
     most: Mapping[str, float]
     usual: dict[str, dict[str, str]]
     solution: Solution | None = None
@@ -166,10 +165,11 @@ def _line(search: Search, allowed: float | None) -> Line:
     Raises:
         Infeasible: there is none.
     """
-    limits, notes, preferred = search.job.limits, list(search.notes), search.usual
+    limits, preferred = search.job.limits, search.usual
     if allowed is None:
         allowed = cost_of(search.problem, preferred)["loss"]
-        notes.append("no largest drop was given: no more may be lost than the preferred kernels everywhere would lose")
+        told = "no largest drop was given: no more may be lost than the preferred kernels everywhere would lose"
+        search.notes.append(told)
     caps = {"loss": allowed}
     if limits.max_latency is not None and search.costs.latency_from is not None:
         caps["latency"] = limits.max_latency
@@ -182,7 +182,7 @@ def _line(search: Search, allowed: float | None) -> Line:
         for name, one in (("preferred", preferred), (search.precision, dict.fromkeys(preferred, FLOAT)))
         if able and not check(search.problem, one) and cost_of(search.problem, one).get("latency", 0.0) <= late
     }
-    line = Line(search, caps, notes, dict(caps), usual)
+    line = Line(search, caps, dict(caps), usual)
     _solve(line)
     return line
 
@@ -254,7 +254,7 @@ def _solve(line: Line) -> None:
             cause = f"{refused.cause} (the latency is modelled, not measured)"
             raise Infeasible(cause, remedy=refused.remedy) from refused
         if not line.eased:
-            line.notes.append(f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}")
+            search.notes.append(f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}")
         line.caps, line.eased = caps, line.eased | eased
         line.solution = cheapest(search.problem, search.minimize, caps)
     if any(one.predicted == line.solution.costs for one in line.attempts):
@@ -307,9 +307,7 @@ def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof | No
         remark = KNOWN_TO_HOLD if holds else LOSES_LEAST
     size = size_of(search, choices) if proof is None else proof.size
     book.found = [one for one in book.found if one.search is not search or one.choices != choices]
-    # what will still be noted of the search goes for this plan as well
-    notes, caps = line.notes, dict(line.caps)
-    book.found.append(Outcome(search, choices, proof, size, solution, caps, line.attempts, notes, remark))
+    book.found.append(Outcome(search, choices, proof, size, solution, dict(line.caps), line.attempts, remark))
 
 
 def _tightened(line: Line, found: Solution, proof: Proof) -> dict[str, float]:

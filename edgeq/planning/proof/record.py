@@ -57,7 +57,7 @@ def written(found: Outcome) -> Plan:
         peak_memory=peak_memory(job.model, quantized, search.precision),
         compiled=compiled,
         unvalidated=search.unvalidated,
-        notes=[*found.notes, *told, *filter(None, [found.remark])],
+        notes=[*search.notes, *told, *filter(None, [found.remark])],
         conditions=[
             Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
             for n in problem.needs

@@ -66,6 +66,7 @@ class Search:
         costs: of every choice that the runtime has.
         problem: what the rules leave of it.
         key: what the costs depend on.
+        notes: what there is to say of every plan of it.
         turns: what every plan takes turns with, for its time.
     """
 
@@ -78,7 +79,7 @@ class Search:
     precision: FloatPrecision
     key: str
     minimize: str
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
     made: dict[tuple[str, ...], Made] = field(default_factory=dict)
     turns: Made | None = None
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
@@ -227,8 +228,8 @@ def searches(job: Job, runtime: Runtime, exporter: Exporter, minimize: str, rule
     found = []
     for precision in costs.problems:
         left, unknown = _left(job, costs, precision, allowed, minimize)
-        all_notes, place = (*notes, *unknown), folder / precision
-        found.append(Search(job, runtime, exporter, place, costs, left, precision, key, minimize, all_notes))
+        told, place = [*notes, *unknown], folder / precision
+        found.append(Search(job, runtime, exporter, place, costs, left, precision, key, minimize, told))
     return found
 
 

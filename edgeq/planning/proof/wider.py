@@ -31,44 +31,39 @@ def why_wider(best: Outcome) -> str:
 
 
 def in_kinds(
-    runtime: Runtime,
-    opened: Callable[[Runtime], list[Search]],
-    why: Callable[[], str],
-    note: Callable[[str], None],
-) -> Iterator[tuple[str, str, list[Search]]]:
+    runtime: Runtime, opened: Callable[[Runtime], list[Search]], why: Callable[[], str]
+) -> Iterator[list[Search]]:
     """Searches of a runtime with the first type of activations that the rules leave something of; then, as long as that
-    may mend something, with each wider type as well. By the type, and what it may mend.
+    may mend something, with each wider type as well. Their notes say what was tried, and why.
 
     Args:
         opened: makes the searches.
         why: what wider ones may mend of what was found so far; empty if nothing.
-        note: hears of types that were not tried.
 
     Raises:
         EdgeqError: there are no searches.
     """
     found: list[Search] = []
-    refused: UsageError | None = None
+    refused: EdgeqError | None = None
     for kind, typed in by_activations(runtime).items():
-        reason = why() if found else ""
+        reason, more = why() if found else "", list[Search]()
         if found and not reason:
             return
         try:
-            if found and (vain := in_vain(found[0], typed)):
-                note(f"{kind} activations were not tried: {vain}")
-                continue
-            if found:
-                found[0].job.clock.progress.note(f"{kind} activations are tried as well: {reason}")
-            found = opened(typed)
+            vain = in_vain(found[-1], typed) if found else ""
+            more = [] if vain else opened(typed)
         except EdgeqError as error:
-            if found:  # what was found without them stands
-                note(f"{kind} activations were tried as well: {reason}; {error.cause}")
-                continue
-            if not isinstance(error, UsageError):
+            if not found and not isinstance(error, UsageError):
                 raise
-            refused = refused or error
-            continue
-        yield kind, reason, found
+            refused, vain = refused or error, error.cause
+        if found:
+            told = f"{kind} activations were {f'not tried: {vain}' if vain else f'tried as well: {reason}'}"
+            found[0].job.clock.progress.note(told)
+            for one in (*found, *more):
+                one.notes.append(told)
+        found += more
+        if more:
+            yield more
     if refused is not None and not found:
         raise refused
 

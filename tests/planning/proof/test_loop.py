@@ -169,7 +169,7 @@ def test_where_no_plan_holds_the_latency_the_fastest_that_holds_the_drop_comes_n
     made = one(monkeypatch, Limits.parse(max_drop="1%", max_latency="500ms"))
     found = made.run()
     assert made.judged == ["a w8a8"] and found.choices == {"layer": "w8a8"} and not found.held
-    assert any("this is the plan that comes nearest" in note for note in found.notes)
+    assert any("this is the plan that comes nearest" in note for note in found.search.notes)
 
 
 def test_what_is_fast_enough_and_loses_too_much_ranks_behind_what_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
