@@ -113,7 +113,7 @@ def _proved(job: Job, exporter: Exporter, request: FrontRequest) -> dict[str, Pl
     caps = _caps(found[0], request.points)
     plans: dict[str, Plan] = {}
     for search in found:
-        wanted = {**_usual(search), **_along(search, caps)}
+        wanted = _wanted(search, caps)
         suffix = f", {search.precision}" if search.precision != FLOAT else ""
         with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
             for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
@@ -125,10 +125,6 @@ def _proved(job: Job, exporter: Exporter, request: FrontRequest) -> dict[str, Pl
     return plans
 
 
-Wanted = dict[str, tuple[Mapping[str, str], Solution | None]]
-"""Plans to be proved by the name of their point; those that were solved for with their solution."""
-
-
 def _caps(search: Search, points: int) -> list[float]:
     """Losses to solve within, from an eighth of that of the preferred kernels everywhere."""
     everywhere = max(cost_of(search.problem, search.usual)["loss"], 1e-9)
@@ -136,15 +132,12 @@ def _caps(search: Search, points: int) -> list[float]:
     return [float(cap) for cap in np.geomspace(everywhere / 8, max(min(most, WORST), everywhere), points)]
 
 
-def _usual(search: Search) -> Wanted:
-    """The preferred kernels everywhere and float everywhere, where they can be had."""
+def _wanted(search: Search, caps: Sequence[float]) -> dict[str, tuple[Mapping[str, str], Solution | None]]:
+    """The preferred kernels everywhere, float everywhere, and a plan within each of the losses, where these can be had:
+    by the name of their point, those that were solved for with their solution."""
     usual = {"preferred": search.usual, FLOAT: dict.fromkeys(search.usual, FLOAT)}
-    return {name: (choices, None) for name, choices in usual.items() if not check(search.problem, choices)}
-
-
-def _along(search: Search, caps: Sequence[float]) -> Wanted:
-    """A plan within each of the losses, where there is one."""
-    wanted: Wanted = {}
+    wanted: dict[str, tuple[Mapping[str, str], Solution | None]]
+    wanted = {name: (choices, None) for name, choices in usual.items() if not check(search.problem, choices)}
     for number, cap in enumerate(caps, start=1):
         with suppress(Infeasible):
             solution = cheapest(search.problem, search.minimize, {"loss": cap})

@@ -148,7 +148,9 @@ def look(book: Book, searches: Iterable[Search]) -> None:
         hope = next((one for one, text in why.items() if not text), None)
         if hope is None:
             for number, text in {one.number: text for one, text in reversed(why.items())}.items():
-                _tell_passed(book, lines[number], text)
+                if not (search := lines[number].search).proofs:
+                    book.passed.append(f"{search.runtime.format}, {search.precision}: not built, {text}")
+                    book.job.clock.progress.note(book.passed[-1])
             break
         line = lines[hope.number]
         try:
@@ -229,12 +231,6 @@ def _hopeless(book: Book, line: Line, hope: Hope) -> str:
     if measure == "latency" and best.search is line.search and hope.usual in best.proof.latency_of:
         times, enough = best.proof.latency_of[hope.usual] / (best.proof.latency or inf), 1.0  # in the same turns
     return "" if times < enough else f"predicted at {times_text(times)} the {measure} of {told}, or more"
-
-
-def _tell_passed(book: Book, line: Line, why: str) -> None:
-    if not line.search.proofs:
-        book.passed.append(f"{line.search.runtime.format}, {line.search.precision}: not built, {why}")
-        book.job.clock.progress.note(book.passed[-1])
 
 
 def _solve(line: Line) -> None:

@@ -153,14 +153,6 @@ def _expect(search: Search, jobs: int) -> None:
         search.device.expect(search.runtime.name, jobs)
 
 
-def _taking_turns(search: Search) -> Made:
-    """The preferred kernels everywhere, for their time alone. Their files are kept: building them takes seconds of the
-    processor away from every plan's answers."""
-    if search.turns is None:
-        search.turns = _turns_kept(search) if search.runtime.io == "float" else search.built(search.preferred)
-    return search.turns
-
-
 def _turns_kept(search: Search) -> Made:
     def made() -> dict[str, np.ndarray]:
         path = search.built(search.preferred).candidate.path
@@ -177,8 +169,11 @@ def _turns_kept(search: Search) -> Made:
 
 
 def _others_in_turns(search: Search) -> tuple[Made, Path]:
-    """What a plan takes turns with: the preferred kernels, and the float model."""
-    return _taking_turns(search), search.exporter.float_model(search.runtime.format)[0]
+    """What a plan takes turns with: the preferred kernels everywhere, for their time alone, and the float model. Files
+    of the former are kept: building them takes seconds of the processor away from every plan's answers."""
+    if search.turns is None:
+        search.turns = _turns_kept(search) if search.runtime.io == "float" else search.built(search.preferred)
+    return search.turns, search.exporter.float_model(search.runtime.format)[0]
 
 
 def _sample_files(search: Search) -> Files | None:
