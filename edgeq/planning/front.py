@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of
 from edgeq.plans.plan import Plan
 from edgeq.prepare import Job, aim_of, prepare
 from edgeq.progress import Clock
-from edgeq.registry.schema import Format, Runtime, RuntimeName
+from edgeq.registry.schema import Format, RuntimeName
 from edgeq.request import PlanRequest, takes_fields_of
 from edgeq.visible import writable
 
@@ -105,10 +106,7 @@ def front(request: FrontRequest) -> Front:
 
 def _proved(job: Job, exporter: Exporter, request: FrontRequest) -> dict[str, Plan]:
     """The points of every search by their names, with activations of more bits where these are of use."""
-
-    def opened(typed: Runtime) -> list[Search]:
-        return searches(job, typed, exporter, request.minimize, request.rules)
-
+    opened = partial(searches, job, exporter=exporter, minimize=request.minimize, rules=request.rules)
     *_, found = in_kinds(job.runtimes[0], opened, lambda: "they may make points cheaper")
     caps = _caps(found[0], request.points)
     plans: dict[str, Plan] = {}

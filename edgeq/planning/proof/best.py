@@ -36,12 +36,9 @@ def best_plan(job: Job, exporter: Exporter, minimize: str, rules: Sequence[Rule]
     book = Book(job)
     kinds: dict[str, Iterator[list[Search]]] = {}
     entered: dict[str, list[Search]] = {}
-
-    def opened(typed: Runtime) -> list[Search]:
-        return searches(job, typed, exporter, minimize, rules)
-
     for runtime in job.runtimes:
-        kinds[runtime.name] = in_kinds(runtime, opened, partial(_why_wider, book, runtime))
+        why = partial(_why_wider, book, runtime)
+        kinds[runtime.name] = in_kinds(runtime, lambda typed: searches(job, typed, exporter, minimize, rules), why)
         try:
             entered[runtime.name] = next(kinds[runtime.name])
         except EdgeqError as error:
