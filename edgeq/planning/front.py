@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,16 +17,15 @@ from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
 from edgeq.lowering.assign import FLOAT
 from edgeq.planning.proof.outcome import Outcome
-from edgeq.planning.proof.proving import build_unproved, prove
+from edgeq.planning.proof.proving import prove
 from edgeq.planning.proof.record import written
-from edgeq.planning.proof.search import SAME, Search, cheapest, searches
+from edgeq.planning.proof.search import Search, cheapest, searches
 from edgeq.planning.proof.wider import in_kinds
 from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of
 from edgeq.plans.plan import Plan
-from edgeq.plans.rules import Rule
 from edgeq.prepare import Job, aim_of, prepare
-from edgeq.progress import Clock, Progress
-from edgeq.registry.schema import Format, Runtime, RuntimeName
+from edgeq.progress import Clock
+from edgeq.registry.schema import Format, RuntimeName
 from edgeq.request import PlanRequest, takes_fields_of
 from edgeq.visible import writable
 
@@ -100,31 +100,27 @@ def front(request: FrontRequest) -> Front:
         raise UsageError(f"no latency is measured on {aim.device.name}", remedy="choose --minimize size")
     (job,) = prepare(request, [aim], Clock(request.progress), engine=request.engine)
     with scratch_folder() as scratch, workers_ahead([job.device]):
-        exporter = Exporter(job.model, scratch, job.cache)
-        plans: dict[str, Plan] = {}
-        for search, wanted in _wanted(job, exporter, request):
-            with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
-                plans |= _proved(search, wanted, request.rules, steps)
+        plans = _proved(job, Exporter(job.model, scratch, job.cache), request)
     return _front(job, plans, "size" if request.minimize == "size" else "latency")
 
 
-Wanted = dict[str, tuple[dict[str, str], Solution | None]]
-"""Plans to be proved by the name of their point; those that were solved for with their solution."""
-
-
-def _wanted(job: Job, exporter: Exporter, request: FrontRequest) -> Iterator[tuple[Search, Wanted]]:
-    """The points of every search; with activations of more bits those alone that they make cheaper."""
-
-    def opened(typed: Runtime) -> list[Search]:
-        return searches(job, typed, exporter, request.minimize, request.rules)
-
-    caps: list[float] = []
-    least: dict[tuple[str, int], float] = {}
-    why = "they may make points cheaper"
-    for kind, reason, found in in_kinds(job.runtimes[0], opened, lambda: why, job.clock.progress.note):
-        for search in found:
-            caps = caps or _caps(search, request.points)
-            yield search, _along(search, kind if reason else "", caps, least)
+def _proved(job: Job, exporter: Exporter, request: FrontRequest) -> dict[str, Plan]:
+    """The points of every search by their names, with activations of more bits where these are of use."""
+    opened = partial(searches, job, exporter=exporter, minimize=request.minimize, rules=request.rules)
+    *_, found = in_kinds(job.runtimes[0], opened, lambda: "they may make points cheaper")
+    caps = _caps(found[0], request.points)
+    plans: dict[str, Plan] = {}
+    for search in found:
+        wanted = _wanted(search, caps)
+        suffix = f", {search.precision}" if search.precision != FLOAT else ""
+        with job.clock.stage(f"front in {search.runtime.name}, {search.precision}") as steps:
+            for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
+                if search.name(choices) not in search.proofs:
+                    proof = prove(search, choices)
+                    plan = written(Outcome(search, choices, proof, proof.size, solved))
+                    plans[name + suffix] = plan.model_copy(update={"rules": list(request.rules)})
+                steps.step(done, len(wanted))
+    return plans
 
 
 def _caps(search: Search, points: int) -> list[float]:
@@ -134,41 +130,17 @@ def _caps(search: Search, points: int) -> list[float]:
     return [float(cap) for cap in np.geomspace(everywhere / 8, max(min(most, WORST), everywhere), points)]
 
 
-def _along(search: Search, wider: str, caps: Sequence[float], least: dict[tuple[str, int], float]) -> Wanted:
-    """A plan within each of the losses that is cheaper than those of earlier searches.
-
-    Args:
-        wider: the type of the activations, if not the preferred one.
-        least: by precision and number of the cap, what the cheapest plan so far costs.
-    """
-    problem, preferred = search.problem, search.usual
-    suffix = "".join(f", {name}" for name in (wider, search.precision) if name not in ("", FLOAT))
-    wanted: Wanted = {}
-    for name, other in (("preferred", dict(preferred)), (FLOAT, dict.fromkeys(preferred, FLOAT))):
-        if not wider and not check(problem, other):
-            wanted[f"{name}{suffix}"] = other, None
+def _wanted(search: Search, caps: Sequence[float]) -> dict[str, tuple[Mapping[str, str], Solution | None]]:
+    """The preferred kernels everywhere, float everywhere, and a plan within each of the losses, where these can be had:
+    by the name of their point, those that were solved for with their solution."""
+    usual = {"preferred": search.usual, FLOAT: dict.fromkeys(search.usual, FLOAT)}
+    wanted: dict[str, tuple[Mapping[str, str], Solution | None]]
+    wanted = {name: (choices, None) for name, choices in usual.items() if not check(search.problem, choices)}
     for number, cap in enumerate(caps, start=1):
-        try:
-            solution = cheapest(problem, search.minimize, {"loss": cap})
-        except Infeasible:
-            continue
-        value, before = solution.costs[search.minimize], least.get((search.precision, number), inf)
-        if value < before * (1 - SAME):
-            wanted[f"planned {number}{suffix}"] = solution.choices, solution
-        least[search.precision, number] = min(value, before)
+        with suppress(Infeasible):
+            solution = cheapest(search.problem, search.minimize, {"loss": cap})
+            wanted[f"planned {number}"] = solution.choices, solution
     return wanted
-
-
-def _proved(search: Search, wanted: Wanted, rules: Sequence[Rule], steps: Progress) -> dict[str, Plan]:
-    build_unproved(search, [choices for choices, _ in wanted.values()])
-    found: dict[str, Plan] = {}
-    for done, (name, (choices, solved)) in enumerate(wanted.items(), start=1):
-        if search.name(choices) not in search.proofs:
-            proof = prove(search, choices)
-            plan = written(Outcome(search, choices, proof, proof.size, solved, notes=search.notes))
-            found[name] = plan.model_copy(update={"rules": list(rules)})
-        steps.step(done, len(wanted))
-    return found
 
 
 def _front(job: Job, plans: dict[str, Plan], over: Literal["latency", "size"]) -> Front:

@@ -27,6 +27,7 @@ from edgeq.cli.app import run
 from edgeq.data.place import Place
 from edgeq.devices import Candidate, Device, Files
 from edgeq.errors import GateError, UsageError
+from edgeq.evaluation.decided import Decisive
 from edgeq.frontends.load import load
 from edgeq.limits import Limits
 from edgeq.planning.explain.explain import explain, recost
@@ -223,47 +224,6 @@ def test_what_plans_take_turns_with_is_built_once(
     assert len(seen) >= 2 and len(set(seen)) == 1
 
 
-def test_the_preferred_kernels_are_not_timed_again(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their time is that of the turns with the plan before them."""
-    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
-    timed = proving._latencies
-    turns: list[dict[str, float]] = []
-
-    def dearer(*given: Any) -> list[Search]:
-        found = searches(*given)
-        for one in found:  # integers, but for one layer that the preferred kernels have otherwise
-            dear = {
-                name: {
-                    c: {**costs, "latency": 1.0} if c == ("w8a8" if name == "point" else "float32") else costs
-                    for c, costs in offered.items()
-                }
-                for name, offered in one.problem.options.items()
-            }
-            one.problem = replace(one.problem, options=dear)
-        return found
-
-    def slower(search: Search, choices: Mapping[str, str]) -> tuple[float | None, dict[str, float]]:
-        took = timed(search, choices)[1]
-        turns.append({**took, "preferred": min(took.values()) / 2})
-        return 2 * max(turns[-1].values()), turns[-1]
-
-    monkeypatch.setattr(of_all, "searches", dearer)
-    monkeypatch.setattr(proving, "_latencies", slower)
-    again = Stages()
-    found = planned(files, limits=Limits.parse(max_drop="50%"), progress=again)
-    assert found.planned is not None and found.planned.proof is not None and found.planned.held
-    (attempt,) = found.planned.attempts
-    assert attempt.changed and attempt.proof.latency == 2 * max(turns[0].values())
-    assert attempt.proof.latency_of == turns[0]
-    best = found.planned.proof
-    assert {layer.choice for layer in found.layers if layer.name == "point"} == {"w8a8"}
-    assert best.latency == turns[0]["preferred"] and best.latency_of == turns[0]
-    assert [s for s in again.seen if s.endswith("preferred kernels everywhere")]
-    assert len(turns) == 1
-
-
 def test_where_a_search_begins_is_told_by_what_an_artefact_misses(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,7 +328,7 @@ def test_limits_that_no_plan_reaches_give_the_plan_that_comes_nearest(files: Pat
 
 def test_rules_that_leave_no_plan_are_still_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def contradiction(*_: object) -> None:
-        raise Infeasible("no plan is possible", "offer the groups more choices")
+        raise Infeasible("no plan is possible", remedy="offer the groups more choices")
 
     monkeypatch.setattr(loop, "cheapest", contradiction)
     with pytest.raises(GateError, match="no plan is possible"):
@@ -397,9 +357,9 @@ def test_a_file_that_is_too_large_is_solved_for_anew_before_any_proof(
         looked.append(proving.size_of(search, choices))
         return looked[-1]
 
-    def measure(search: Search, choices: Mapping[str, str]) -> Proof:
+    def measure(search: Search, choices: Mapping[str, str], within: Decisive | None) -> Proof:
         measured.append(search.built(choices).size)
-        return measure_it(search, choices)
+        return measure_it(search, choices, within)
 
     measure_it = proving._judged
     monkeypatch.setattr(of_all, "searches", short)

@@ -91,10 +91,11 @@ def _of_runtime(
     def why() -> str:
         return next(filter(None, (why_wider(min(group, key=rank)) for group in (own, common) if group)), "")
 
-    for _, _, searched in in_kinds(runtime, opened, why, note):
+    for searched in in_kinds(runtime, opened, why):
         try:
+            shared = [_of_all(one, others) for one in searched]
             own += map(_found, searched)
-            common += map(_found, filter(None, [_of_all(one, others) for one in searched]))
+            common += map(_found, filter(None, shared))
         except EdgeqError as error:
             if not own:
                 raise
@@ -129,9 +130,10 @@ def _found(search: Search) -> Outcome:
     try:
         return find(search)
     except GateError as refused:
-        choices, notes = uniform(search.allowed), [*search.notes, refused.cause]
+        choices = uniform(search.allowed)
+        search.notes.append(refused.cause)
         proof = None if search.job.device is None else prove(search, choices)
-        return Outcome(search, choices, proof, search.built(choices).size if proof is None else proof.size, notes=notes)
+        return Outcome(search, choices, proof, search.built(choices).size if proof is None else proof.size)
 
 
 def _of_all(search: Search, others: Sequence[Job]) -> Search | None:
@@ -154,7 +156,7 @@ def _of_all(search: Search, others: Sequence[Job]) -> Search | None:
         folder=new_folder(search.exporter),
         made={},
         proofs={},
-        notes=(*search.notes, f"only what {', '.join(other.target.name for other in readers)} also offers"),
+        notes=[*search.notes, f"only what {', '.join(other.target.name for other in readers)} also offers"],
     )
 
 

@@ -15,7 +15,7 @@ from edgeq.evaluation.metric import identity, per_sample
 from edgeq.installed import installed
 from edgeq.limits import drop_limit
 from edgeq.planning.proof.proving import errors_of
-from edgeq.planning.proof.search import Search
+from edgeq.planning.proof.search import SAME, Search
 from edgeq.planning.sensitivity.budget import allowed_damage
 from edgeq.planning.solver.solve import Infeasible, check, cost_of, solve
 from edgeq.prepare import Job
@@ -24,8 +24,6 @@ Array = NDArray[Any]
 
 TRIAL = 0.05
 """The loss at which a plan is tried: most plans under limits lose less, and errors are scaled (see `LINEAR`)."""
-
-TRIAL_GAP = 0.02
 
 TRIAL_VERSION = 2
 """To be raised whenever what is tried, or how its errors are kept, changes."""
@@ -82,7 +80,7 @@ def trial(search: Search) -> dict[str, str]:
         Infeasible: every plan loses more.
     """
     problem = search.costs.problems[search.precision]
-    smallest = solve(problem, minimize="size", limits={"loss": TRIAL}, gap=TRIAL_GAP)
+    smallest = solve(problem, minimize="size", limits={"loss": TRIAL}, gap=SAME)
     preferred = search.preferred
     common = not check(problem, preferred) and cost_of(problem, preferred)["loss"] > smallest.costs["loss"]
     return preferred if common else smallest.choices

@@ -34,36 +34,27 @@ def best_plan(job: Job, exporter: Exporter, minimize: str, rules: Sequence[Rule]
     """
     most_lost(job)  # what cannot be judged is told before anything is measured
     book = Book(job)
-    told: dict[str, list[str]] = {runtime.name: [] for runtime in job.runtimes}
-    kinds: dict[str, Iterator[tuple[str, str, list[Search]]]] = {}
+    kinds: dict[str, Iterator[list[Search]]] = {}
     entered: dict[str, list[Search]] = {}
-
-    def opened(typed: Runtime) -> list[Search]:
-        return searches(job, typed, exporter, minimize, rules)
-
     for runtime in job.runtimes:
-        note, why = partial(_note, job, told[runtime.name]), partial(_why_wider, book, runtime)
-        kinds[runtime.name] = in_kinds(runtime, opened, why, note)
+        why = partial(_why_wider, book, runtime)
+        kinds[runtime.name] = in_kinds(runtime, lambda typed: searches(job, typed, exporter, minimize, rules), why)
         try:
-            _, _, entered[runtime.name] = next(kinds[runtime.name])
+            entered[runtime.name] = next(kinds[runtime.name])
         except EdgeqError as error:
             book.failed(runtime, error)
-    runtimes = [runtime for runtime in job.runtimes if runtime.name in entered]
-    book.beside = _beside_floats(job, exporter, runtimes)
+    book.beside = _beside_floats(job, exporter, [runtime for runtime in job.runtimes if runtime.name in entered])
     every = [search for some in entered.values() for search in some]
     book.allowed = allowed_loss(job, every)
     look(book, every)
-    for runtime in runtimes:
-        for kind, reason, some in kinds[runtime.name]:
-            before, failures = book.best(runtime.name), len(book.errors)
-            look(book, some)
-            outcome = next((error.cause for error in book.errors[failures:]), "they are no better")
-            outcome = outcome if book.best(runtime.name) == before else "they are better"
-            told[runtime.name].append(f"{kind} activations were tried as well: {reason}; {outcome}")
+    for name in entered:
+        for wider in kinds[name]:
+            look(book, wider)
     best = book.best()
     if best is None:
         raise book.errors[0]
-    return written(best._replace(notes=[*best.notes, *told[best.search.runtime.name], *book.passed]))
+    best.search.notes.extend(book.passed)
+    return written(best)
 
 
 def _beside_floats(job: Job, exporter: Exporter, runtimes: Sequence[Runtime]) -> dict[str, float | None]:
@@ -99,8 +90,3 @@ def _why_wider(book: Book, runtime: Runtime) -> str:
     before, best = book.best(runtime.name), book.best()
     behind = best is not None and best.held and before is not None and not before.held
     return "" if before is None or behind else why_wider(before)
-
-
-def _note(job: Job, told: list[str], text: str) -> None:
-    told.append(text)
-    job.clock.progress.note(text)

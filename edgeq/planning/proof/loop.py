@@ -8,18 +8,17 @@ What is predicted to be behind a plan that was proved is not built.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from math import inf, sqrt
+from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from edgeq.errors import EdgeqError, GateError
-from edgeq.limits import Limits
 from edgeq.lowering.assign import FLOAT
 from edgeq.planning.proof.allowed import allowed_loss
 from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome, Rank, rank
-from edgeq.planning.proof.proving import held, judge, loses_too_much, prove, size_of
+from edgeq.planning.proof.proving import judge, loses_too_much, prove, size_of
 from edgeq.planning.proof.search import NEAR, SAME, Search, cheapest, float_seconds
-from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of, least, solve
+from edgeq.planning.solver.solve import Infeasible, Solution, check, cost_of, solve
 from edgeq.plans.plan import Attempt, Proof
 from edgeq.prepare import Job
 from edgeq.records.wording import times_text
@@ -28,12 +27,9 @@ from edgeq.registry.schema import Runtime
 ATTEMPTS = 5
 """Plans of one search that are solved for and proved."""
 
-FAR = {"latency": 0.97, "size": 1.03}
-"""By what is minimized, how many times what the best plan has another must be predicted to have at least, to be left
-unbuilt. To prove a latency takes as long as all the rest, and predictions are off by 4 %."""
-
-OFF = 1.05
-"""How many times what is predicted latencies are, at most and mostly (see `tools/bench/predicted_latency.py`)."""
+BETTER = 0.93
+"""How many times what the best plan measured, of what is minimized, another must be predicted to have at most to be
+built as well. To prove a latency takes as long as all the rest, and predictions are off by 4 %."""
 
 TIGHTER = 0.5
 """What is left of the loss that was spent after a plan that missed the drop."""
@@ -50,7 +46,7 @@ class Hope(NamedTuple):
 
     Attributes:
         beyond: by how much it is predicted to be over the limits on size, loss and latency, as shares of them.
-        value: at best, what it would be ranked by.
+        value: what it would be ranked by.
         usual: its name, if it is one of the plans that anyone would try first; empty for one that is solved for.
     """
 
@@ -66,25 +62,19 @@ class Line:
 
     Attributes:
         caps: by measure, the most that the next plan may be predicted to cost.
-        bound: what no such plan has less of, of what is minimized; infinite where there is none.
-        solution: that plan, once it was solved for.
+        solution: that plan; None if nothing is left to solve for.
         eased: the limits that no plan is predicted to hold beside those before them.
-        solved, attempts: what was solved for and proved.
-        usual: what anyone would try first, by name, as long as it was not tried.
-        open: whether another plan may be solved for.
+        attempts: what was solved for and proved.
+        usual: what anyone would try first, by what it is timed as (see `Proof.latency_of`), until it is tried.
     """
 
     search: Search
     caps: dict[str, float]
-    notes: list[str]
     most: Mapping[str, float]
     usual: dict[str, dict[str, str]]
-    bound: float | None = None
     solution: Solution | None = None
     eased: set[str] = field(default_factory=set)
-    solved: set[tuple[str, ...]] = field(default_factory=set)
     attempts: list[Attempt] = field(default_factory=list)
-    open: bool = True
 
 
 @dataclass
@@ -112,7 +102,10 @@ class Book:
         return min(some, key=self.rank, default=None)
 
     def rank(self, one: Outcome) -> Rank:
-        return rank(one, self.beside.get(one.search.runtime.name, 1.0))
+        return rank(one, self.beside_of(one.search))
+
+    def beside_of(self, search: Search) -> float | None:
+        return self.beside.get(search.runtime.name, 1.0)
 
     def failed(self, runtime: Runtime, error: EdgeqError) -> None:
         """What was found before stands, and another search may find something.
@@ -143,21 +136,25 @@ def find(search: Search) -> Outcome:
 
 def look(book: Book, searches: Iterable[Search]) -> None:
     """Adds plans of some searches to what was found."""
-    lines = {number: _line(search, book.allowed) for number, search in enumerate(searches)}
+    lines: dict[int, Line] = {}
+    for number, search in enumerate(searches):
+        try:
+            lines[number] = _line(search, book.allowed)
+        except EdgeqError as error:
+            book.failed(search.runtime, error)
     while lines:
-        hopes = [hope for number, line in lines.items() for hope in _hopes(book, number, line)]
+        hopes = [hope for number, line in lines.items() for hope in _hopes(number, line, book.beside_of(line.search))]
         why = {hope: _hopeless(book, lines[hope.number], hope) for hope in sorted(hopes)}
         hope = next((one for one, text in why.items() if not text), None)
         if hope is None:
             for number, text in {one.number: text for one, text in reversed(why.items())}.items():
-                _tell_passed(book, lines[number], text)
+                if not (search := lines[number].search).proofs:
+                    book.passed.append(f"{search.runtime.format}, {search.precision}: not built, {text}")
+                    book.job.clock.progress.note(book.passed[-1])
             break
         line = lines[hope.number]
         try:
-            if not hope.usual and line.solution is None:
-                _solve(line)  # in line again, with what it is really predicted to have
-            else:
-                _prove(book, line, hope)
+            _prove(book, line, hope)
         except EdgeqError as error:
             del lines[hope.number]
             book.failed(line.search.runtime, error)
@@ -165,69 +162,55 @@ def look(book: Book, searches: Iterable[Search]) -> None:
 
 
 def _line(search: Search, allowed: float | None) -> Line:
-    """A search at its beginning."""
-    limits, notes, preferred = search.job.limits, list(search.notes), search.usual
+    """A search at its beginning, with its first plan.
+
+    Raises:
+        Infeasible: there is none.
+    """
+    limits, preferred = search.job.limits, search.usual
     if allowed is None:
         allowed = cost_of(search.problem, preferred)["loss"]
-        notes.append("no largest drop was given: no more may be lost than the preferred kernels everywhere would lose")
+        told = "no largest drop was given: no more may be lost than the preferred kernels everywhere would lose"
+        search.notes.append(told)
     caps = {"loss": allowed}
     if limits.max_latency is not None and search.costs.latency_from is not None:
         caps["latency"] = limits.max_latency
     if limits.max_size is not None:
         caps["size"] = float(limits.max_size)
-    usual = {"preferred kernels": preferred, "float": dict.fromkeys(preferred, FLOAT)}
+    late = inf if search.costs.latency_from == "measured" else caps.get("latency", inf)  # no clock would tell
     able = search.job.device is not None  # to run them, which is how they are tried
-    usual = {name: choices for name, choices in usual.items() if able and not check(search.problem, choices)}
-    return Line(search, caps, notes, dict(caps), usual)
+    usual = {
+        name: one
+        for name, one in (("preferred", preferred), (search.precision, dict.fromkeys(preferred, FLOAT)))
+        if able and not check(search.problem, one) and cost_of(search.problem, one).get("latency", 0.0) <= late
+    }
+    line = Line(search, caps, dict(caps), usual)
+    _solve(line)
+    return line
 
 
-def _hopes(book: Book, number: int, line: Line) -> Iterator[Hope]:
+def _hopes(number: int, line: Line, beside: float | None) -> Iterator[Hope]:
     search = line.search
-    if line.open:
-        if line.bound is None:  # it costs a hundredth of a solution
-            line.bound = least(search.problem, minimize=search.minimize, limits=line.caps)
-        costs = {search.minimize: line.bound} if line.solution is None else line.solution.costs
-        possible = line.solution is not None or line.bound < inf
-        yield Hope(_beyond(line, costs) if possible else (0.0, 0.0, inf), _value(book, search, costs), number, "")
-    best = book.best()
+    if (found := line.solution) is not None:
+        yield Hope(_beyond(line, found.costs), _value(search, found.costs, beside), number, "")
     for name, choices in line.usual.items():
-        if search.name(choices) in search.proofs:
-            continue
-        costs = cost_of(search.problem, choices)
-        if search.costs.latency_from == "modelled" and costs["latency"] > line.most.get("latency", inf):
-            continue  # no clock would say so
-        value = _measured(book, search, choices, best)
-        beyond = _beyond(line, {m: cost for m, cost in costs.items() if m != "loss"})  # that, only running it tells
-        yield Hope(beyond, _value(book, search, costs) if value is None else value, number, name)
+        if search.name(choices) not in search.proofs:
+            costs = cost_of(search.problem, choices)
+            beyond = _beyond(line, {m: cost for m, cost in costs.items() if m != "loss"})  # that, only running it tells
+            yield Hope(beyond, _value(search, costs, beside), number, name)
 
 
 def _beyond(line: Line, costs: Mapping[str, float]) -> tuple[float, float, float]:
-    off = {"size": 1.0, "loss": 1 + SAME, "latency": OFF}
-    size, loss, latency = (
-        max(0.0, costs.get(m, 0.0) / cap - off[m]) if (cap := line.most.get(m)) else 0.0 for m in EASED
-    )
+    size, loss, latency = (max(0.0, costs.get(m, 0.0) / cap - 1) if (cap := line.most.get(m)) else 0.0 for m in EASED)
     return size, loss, latency
 
 
-def _value(book: Book, search: Search, costs: Mapping[str, float]) -> float:
+def _value(search: Search, costs: Mapping[str, float], beside: float | None) -> float:
     """What a plan is predicted to be ranked by; 0, so that it is tried, where no prediction is like a measurement."""
     if search.minimize == "size":
         return costs["size"]
-    unit, beside = float_seconds(search), book.beside.get(search.runtime.name, 1.0)
-    if search.minimize != "latency" or unit is None or beside is None:
-        return 0.0
-    return costs["latency"] / unit * beside
-
-
-def _measured(book: Book, search: Search, usual: Mapping[str, str], best: Outcome | None) -> float | None:
-    """What a plan took in turns with the best one, if that is of the same search."""
-    if best is None or best.search is not search or best.proof is None or search.minimize != "latency":
-        return None
-    floats = all(choice == FLOAT for choice in usual.values())
-    seconds = best.proof.latency_of.get(search.precision if floats else "preferred")
-    if seconds is None or best.proof.latency is None or not best.proof.held:
-        return None
-    return seconds / best.proof.latency * _known(book, best) * FAR["latency"]
+    unit = float_seconds(search) if search.minimize == "latency" else None
+    return 0.0 if unit is None or beside is None else costs["latency"] / unit * beside
 
 
 def _hopeless(book: Book, line: Line, hope: Hope) -> str:
@@ -235,35 +218,19 @@ def _hopeless(book: Book, line: Line, hope: Hope) -> str:
     best = book.best()
     if best is None or best.proof is None:
         return ""
-    told = f"the plan in {best.search.runtime.format}, {best.search.precision}"
-    if best.proof.held:
-        if any(hope.beyond):
-            return f"no plan is predicted to hold every limit, as {told} does"
-        measure = best.search.minimize
-        if measure not in FAR or not hope.value:
-            return "" if not hope.usual and not line.attempts else f"{told} holds every limit"
-        times = hope.value / _known(book, best)
-        return "" if times < FAR[measure] else f"predicted at {times_text(times)} the {measure} of {told}, or more"
-    if not hope.usual and line.solution is None:
-        return ""  # how near it comes, is to be seen
-    _, (too_large, drop_over, too_slow, _) = book.rank(best)
-    size, loss, latency = hope.beyond
-    further = size > too_large or (not drop_over and (loss, latency + 1 - FAR["latency"]) > (0.0, too_slow))
-    return f"predicted to be no nearer to the limits than {told}" if any(hope.beyond) and further else ""
-
-
-def _known(book: Book, best: Outcome) -> float:
-    """What the best plan has. One reading of the clock is off by as much as predictions are, and now and then by more:
-    what is known of a latency lies between the two."""
-    measured = book.rank(best)[1][0]
-    predicted = _value(book, best.search, best.predicted)
-    return sqrt(measured * predicted) if best.search.minimize == "latency" and predicted else measured
-
-
-def _tell_passed(book: Book, line: Line, why: str) -> None:
-    if not line.search.proofs:
-        book.passed.append(f"{line.search.runtime.format}, {line.search.precision}: not built, {why}")
-        book.job.clock.progress.note(book.passed[-1])
+    told, value = f"the plan in {best.search.runtime.format}, {best.search.precision}", book.rank(best)[1]
+    if not best.proof.held:
+        (too_large, drop_over, too_slow, _), (size, loss, latency) = value, hope.beyond
+        further = size > too_large or (not drop_over and (loss, latency) > (0.0, too_slow))
+        return f"predicted to be no nearer to the limits than {told}" if further else ""
+    if any(hope.beyond):
+        return f"no plan is predicted to hold every limit, as {told} does"
+    if not hope.value:
+        return "" if not hope.usual and not line.attempts else f"{told} holds every limit"
+    times, enough, measure = hope.value / value[0], BETTER, best.search.minimize
+    if measure == "latency" and best.search is line.search and hope.usual in best.proof.latency_of:
+        times, enough = best.proof.latency_of[hope.usual] / (best.proof.latency or inf), 1.0  # in the same turns
+    return "" if times < enough else f"predicted at {times_text(times)} the {measure} of {told}, or more"
 
 
 def _solve(line: Line) -> None:
@@ -277,17 +244,17 @@ def _solve(line: Line) -> None:
     try:
         line.solution = cheapest(search.problem, search.minimize, line.caps)
     except Infeasible as refused:
-        if "latency" in refused.conflict and search.costs.latency_from == "modelled":
-            cause = f"{refused.cause} (the latency is modelled, not measured)"
-            raise Infeasible(cause, refused.remedy, refused.least, refused.conflict) from refused
-        if not refused.conflict:
-            raise
-        if not line.eased:
-            line.notes.append(f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}")
         caps = _eased(line)
-        line.eased |= {measure for measure, cap in caps.items() if cap > line.caps[measure]}
-        line.caps = caps
-        line.solution = cheapest(search.problem, search.minimize, line.caps)
+        eased = {measure for measure, cap in caps.items() if cap > line.caps[measure]}
+        if "latency" in eased and search.costs.latency_from == "modelled":
+            cause = f"{refused.cause} (the latency is modelled, not measured)"
+            raise Infeasible(cause, remedy=refused.remedy) from refused
+        if not line.eased:
+            search.notes.append(f"{refused.cause}: this is the plan that comes nearest; {refused.remedy}")
+        line.caps, line.eased = caps, line.eased | eased
+        line.solution = cheapest(search.problem, search.minimize, caps)
+    if any(one.predicted == line.solution.costs for one in line.attempts):
+        line.solution = None
 
 
 def _eased(line: Line) -> dict[str, float]:
@@ -303,50 +270,25 @@ def _eased(line: Line) -> dict[str, float]:
 
 def _prove(book: Book, line: Line, hope: Hope) -> None:
     """Builds and measures a plan, and learns from what it was. Where nothing can be run, its files are all there is."""
-    search, solution, proof = line.search, line.solution, None
-    stage, runs = f"search in {search.runtime.name}, {search.precision}", search.job.device is not None
-    if hope.usual:
-        choices = line.usual.pop(hope.usual)
-        with search.job.clock.stage(f"{stage}: {hope.usual} everywhere"):
+    search, most = line.search, line.search.provable.max_size
+    what = f"{hope.usual} kernels everywhere" if hope.usual else f"plan {len(line.attempts) + 1}"
+    with search.job.clock.stage(f"search in {search.runtime.name}, {search.precision}: {what}"):
+        if hope.usual:
+            choices = line.usual.pop(hope.usual)
             _noted(book, line, choices, judge(search, choices), None)
-        return
-    assert solution is not None
-    name = search.name(solution.choices)
-    with search.job.clock.stage(f"{stage}: plan {len(line.attempts) + 1}"):
-        if name in line.solved:  # nothing else is left
-            line.open = False
             return
-        line.solved.add(name)
-        caps = _fitting(line, solution)
-        if runs and caps is None:
-            proof = search.proofs.get(name) or judge(search, solution.choices)
-    if caps is None or not runs:
-        _noted(book, line, solution.choices, proof, solution)
-        line.open = len(line.attempts) < ATTEMPTS
-    if caps is None:
-        line.open = line.open and proof is not None and not held(_uneased(line), proof)
-        caps = line.caps if proof is None else _tightened(line, solution, proof)
-    line.caps, line.solution, line.bound = caps, None, None
-
-
-def _fitting(line: Line, found: Solution) -> dict[str, float] | None:
-    """The caps for another plan, where the files of one are too large and smaller ones are possible: a build is cheap
-    beside a proof."""
-    most, problem = line.search.provable.max_size, line.search.problem
-    if most is None or "size" in line.eased or (size := size_of(line.search, found.choices)) <= most:
-        return None
-    smaller = min(line.caps["size"], most * found.costs["size"] / size) * 0.999
-    return {**line.caps, "size": smaller} if smaller >= least(problem, minimize="size", limits={}) else None
-
-
-def _uneased(line: Line) -> Limits:
-    """The limits that the search was still to hold."""
-    limits = line.search.provable
-    return replace(
-        limits,
-        max_size=None if "size" in line.eased else limits.max_size,
-        max_latency=None if "latency" in line.eased else limits.max_latency,
-    )
+        found, caps, proof = line.solution, line.caps, None
+        assert found is not None
+        line.solution = None
+        if most is not None and "size" not in line.eased and (size := size_of(search, found.choices)) > most:
+            line.caps = caps | {"size": _scaled(caps["size"], most, found.costs["size"], size)}  # no proof: it is built
+        else:
+            if search.job.device is not None:
+                proof = search.proofs.get(search.name(found.choices)) or judge(search, found.choices)
+            _noted(book, line, found.choices, proof, found)
+            line.caps = caps if proof is None else _tightened(line, found, proof)
+        if line.caps != caps and len(line.attempts) < ATTEMPTS:
+            _solve(line)
 
 
 def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof | None, solution: Solution | None) -> None:
@@ -361,26 +303,24 @@ def _noted(book: Book, line: Line, choices: Mapping[str, str], proof: Proof | No
         remark = KNOWN_TO_HOLD if holds else LOSES_LEAST
     size = size_of(search, choices) if proof is None else proof.size
     book.found = [one for one in book.found if one.search is not search or one.choices != choices]
-    # what will still be noted of the search goes for this plan as well
-    notes, caps = line.notes, dict(line.caps)
-    book.found.append(Outcome(search, choices, proof, size, solution, caps, line.attempts, notes, remark))
+    book.found.append(Outcome(search, choices, proof, size, solution, dict(line.caps), line.attempts, remark))
 
 
 def _tightened(line: Line, found: Solution, proof: Proof) -> dict[str, float]:
-    """The caps for the next plan, where one missed the user's limits. A cost is scaled by how far the table was off.
-    The loss that may be predicted shrinks by one factor, however far the drop was over: that is mostly chance. It stays
-    where the plan was predicted to lose more, for the sake of the other limits."""
-    limits, result = line.search.provable, dict(line.caps)
-    for measure, measured, most in (
-        ("size", proof.size, limits.max_size),
-        ("latency", proof.latency, limits.max_latency),
-    ):
-        known = measure in result and measure not in line.eased
-        if known and measured is not None and most is not None and measured > most:
-            result[measure] = min(result[measure], most * found.costs[measure] / measured) * 0.999
+    """The caps for the next plan, where one missed the user's limits. The loss that may be predicted shrinks by one
+    factor, however far the drop was over: that is mostly chance. It stays where the plan was predicted to lose more,
+    for the sake of the other limits."""
+    limits, result, seconds = line.search.provable, dict(line.caps), proof.latency
+    if seconds is not None and seconds > (limits.max_latency or inf) and "latency" not in line.eased:
+        result["latency"] = _scaled(result["latency"], limits.max_latency or inf, found.costs["latency"], seconds)
     if found.costs["loss"] <= result["loss"] and loses_too_much(limits, proof):
         result["loss"] = found.costs["loss"] * TIGHTER
     return result
+
+
+def _scaled(cap: float, most: float, predicted: float, measured: float) -> float:
+    """The cap on a cost, by how far the table was off."""
+    return min(cap, most * predicted / measured) * 0.999
 
 
 def _complete(book: Book) -> None:

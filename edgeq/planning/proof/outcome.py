@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
         solution: None where the plan was not solved for.
         caps: by measure, what it was solved under.
         attempts: what was built on the way.
-        notes, remark: what there is to say of the search, and of this plan alone.
+        remark: what there is to say of this plan, beside the notes of the search.
         size: bytes of its files.
     """
 
@@ -36,7 +36,6 @@ class Outcome(NamedTuple):
     solution: Solution | None = None
     caps: Mapping[str, float] = {}
     attempts: Sequence[Attempt] = ()
-    notes: Sequence[str] = ()
     remark: str = ""
 
     @property

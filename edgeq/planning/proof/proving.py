@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def prove(search: Search, choices: Choices, answered: Proof | None = None) -> Pr
     def timed() -> Proof:
         """The clock runs when all is built, the plan has given its answers, and every worker rests."""
         judged = answered or _keep(search, choices, "answers", lambda: _judged(search, choices))
-        latency, others = _in_turns(search, choices) or _latencies(search, choices)
+        latency, others = _latencies(search, choices)
         return judged.model_copy(update={"latency": latency, "latency_of": others})
 
     return _noted(search, choices, _keep(search, choices, "proof", timed))
@@ -80,14 +80,6 @@ def errors_of(search: Search, choices: Choices) -> list[Array]:
     proof, outputs = _run(search, choices)
     _keep(search, choices, "answers", lambda: proof)
     return [relative(found, wanted) for found, wanted in zip(outputs, search.job.reference, strict=True)]
-
-
-def build_unproved(search: Search, plans: Sequence[Choices]) -> None:
-    """Builds, before they are proved one after the other, those of the plans that no earlier run proved."""
-    unknown = [choices for choices in plans if _kept(search, choices, "proof") is None]
-    if unknown and search.job.timed is not None:
-        unknown.append(search.preferred)
-    search.build(unknown)
 
 
 def size_of(search: Search, choices: Choices) -> int:
@@ -145,16 +137,13 @@ def _keep(search: Search, choices: Choices, stage: str, measure: Callable[[], Pr
 def _answered(search: Search, choices: Choices) -> Proof:
     """Size and answers of a plan, as far as it takes to see that it loses too much."""
     limit, job, within = search.provable.max_drop, search.job, None
-    if limit is not None and job.metric is None and not search.fresh:
+    if limit is not None and job.metric is None:
         within = decisive(job.reference, search.evaluation.labels, limit.value, job.model.heads)
-    if within is None:
-        return _keep(search, choices, "answers", lambda: _judged(search, choices))
-    known = _kept(search, choices, "answers") or _kept(search, choices, "missed", most=within.most)
-    if known is not None:
-        return known
-    found = _judged(search, choices, within)
+    most = {} if within is None else {"most": within.most}
+    known = _kept(search, choices, "answers") or _kept(search, choices, "missed", **most)
+    found = known or _judged(search, choices, within)
     if found.at_least:
-        return _keep(search, choices, "missed", lambda: found, most=within.most)
+        return _keep(search, choices, "missed", lambda: found, **most)
     return _keep(search, choices, "answers", lambda: found)
 
 
@@ -162,14 +151,6 @@ def _expect(search: Search, jobs: int) -> None:
     """So many jobs will follow: a core is idle while files are written, and one while a runtime loads an artefact."""
     if search.job.engine is LOCAL:  # others give a job away in parts
         search.device.expect(search.runtime.name, jobs)
-
-
-def _taking_turns(search: Search) -> Made:
-    """The preferred kernels everywhere, for their time alone. Their files are kept: building them takes seconds of the
-    processor away from every plan's answers."""
-    if search.turns is None:
-        search.turns = _turns_kept(search) if search.runtime.io == "float" else search.built(search.preferred)
-    return search.turns
 
 
 def _turns_kept(search: Search) -> Made:
@@ -188,8 +169,11 @@ def _turns_kept(search: Search) -> Made:
 
 
 def _others_in_turns(search: Search) -> tuple[Made, Path]:
-    """What a plan takes turns with: the preferred kernels, and the float model."""
-    return _taking_turns(search), search.exporter.float_model(search.runtime.format)[0]
+    """What a plan takes turns with: the preferred kernels everywhere, for their time alone, and the float model. Files
+    of the former are kept: building them takes seconds of the processor away from every plan's answers."""
+    if search.turns is None:
+        search.turns = _turns_kept(search) if search.runtime.io == "float" else search.built(search.preferred)
+    return search.turns, search.exporter.float_model(search.runtime.format)[0]
 
 
 def _sample_files(search: Search) -> Files | None:
@@ -198,15 +182,6 @@ def _sample_files(search: Search) -> Files | None:
     if search.job.engine is not LOCAL or search.runtime.io != "float":
         return None
     return in_files(search.evaluation, search.exporter.scratch / "samples")
-
-
-def _in_turns(search: Search, choices: Choices) -> tuple[float, dict[str, float]] | None:
-    """What the preferred kernels everywhere took in turns with the plan before them. To be told from that one they need
-    no turns of their own, which the machine would give at another speed."""
-    if search.name(choices) != search.name(search.preferred):
-        return None
-    latest = next((p.latency_of for p in reversed(search.proofs.values()) if "preferred" in p.latency_of), None)
-    return None if latest is None else (latest["preferred"], dict(latest))
 
 
 def _judged(search: Search, choices: Choices, within: Decisive | None = None) -> Proof:

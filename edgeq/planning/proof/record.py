@@ -13,7 +13,6 @@ from edgeq.planning.solver.problem import Change, changes_of
 from edgeq.plans.describe import describe
 from edgeq.plans.memory import peak_memory
 from edgeq.plans.plan import Compiled, Condition, Conversion, Plan, Planned
-from edgeq.records.wording import seconds_text
 
 
 def written(found: Outcome) -> Plan:
@@ -58,7 +57,7 @@ def written(found: Outcome) -> Plan:
         peak_memory=peak_memory(job.model, quantized, search.precision),
         compiled=compiled,
         unvalidated=search.unvalidated,
-        notes=[*found.notes, *told, *filter(None, [found.remark]), *_over(search, predicted)],
+        notes=[*search.notes, *told, *filter(None, [found.remark])],
         conditions=[
             Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
             for n in problem.needs
@@ -90,16 +89,6 @@ def _compiled(search: Search, choices: Mapping[str, str]) -> tuple[Compiled | No
     left = [row.name for row in said.rows if row.where == "CPU"]
     found = Compiled(by=f"Vela {version}", seconds=said.seconds, sram=said.sram, flash=said.flash, left_to_cpu=left)
     return found, []
-
-
-def _over(search: Search, predicted: Mapping[str, float]) -> list[str]:
-    """Says if a modelled latency is above the limit."""
-    if search.costs.latency_from != "modelled":
-        return []
-    limit, latency = search.job.limits.max_latency, predicted["latency"]
-    if limit is None or latency <= limit:
-        return []
-    return [f"the modelled latency {seconds_text(latency)} is above the limit {seconds_text(limit)}"]
 
 
 def _priced(

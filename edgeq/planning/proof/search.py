@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from tempfile import mkdtemp
@@ -65,8 +66,7 @@ class Search:
         costs: of every choice that the runtime has.
         problem: what the rules leave of it.
         key: what the costs depend on.
-        fresh: whether this run measured the costs. It takes minutes then, and leaves nothing to later ones that they
-            would have to measure under another limit.
+        notes: what there is to say of every plan of it.
         turns: what every plan takes turns with, for its time.
     """
 
@@ -79,8 +79,7 @@ class Search:
     precision: FloatPrecision
     key: str
     minimize: str
-    notes: tuple[str, ...] = ()
-    fresh: bool = False
+    notes: list[str] = field(default_factory=list)
     made: dict[tuple[str, ...], Made] = field(default_factory=dict)
     turns: Made | None = None
     proofs: dict[tuple[str, ...], Proof] = field(default_factory=dict)
@@ -217,12 +216,7 @@ def searches(job: Job, runtime: Runtime, exporter: Exporter, minimize: str, rule
     ops = {group.name: group.op for group in job.model.groups}
     allowed = narrowed(options, ops, rules, runtime)
     key, folder = _key_of_costs(job, runtime, options), Path(mkdtemp(dir=exporter.scratch))
-    fresh: list[Costs] = []
-
-    def measure() -> Costs:
-        fresh.append(measure_costs(job, runtime, exporter, folder, options))
-        return fresh[0]
-
+    measure = partial(measure_costs, job, runtime, exporter, folder, options)
     costs = cached(job.cache, "costs", key, measure, pack_costs, unpack_costs)
     notes = [*job.warnings, *told, *costs.notes, *_origins(job, costs)]
     if costs.latency_from is None and minimize == "latency":
@@ -234,10 +228,8 @@ def searches(job: Job, runtime: Runtime, exporter: Exporter, minimize: str, rule
     found = []
     for precision in costs.problems:
         left, unknown = _left(job, costs, precision, allowed, minimize)
-        all_notes, place = (*notes, *unknown), folder / precision
-        found.append(
-            Search(job, runtime, exporter, place, costs, left, precision, key, minimize, all_notes, bool(fresh))
-        )
+        told, place = [*notes, *unknown], folder / precision
+        found.append(Search(job, runtime, exporter, place, costs, left, precision, key, minimize, told))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Linear programs, with and without integers, as HiGHS takes and answers them."""
+"""Linear programs with integers, as HiGHS takes and answers them."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def minimized(
     upper: Vector,
     within: Rows,
     *,
-    integers: int = 0,
+    integers: int,
     gap: float,
     seconds: float,
 ) -> Answer:
-    """Minimizes over columns between `lower` and `upper`, the first `integers` of them whole.
+    """Minimizes over columns between `lower` and `upper`, the first `integers` of them, one at least, whole.
 
     Args:
         gap: between the solution and what is proved, relative to the solution, at which the search may end.
@@ -91,9 +91,8 @@ def minimized(
     program.row_lower_, program.row_upper_ = within.low, within.high
     program.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     program.a_matrix_.start_, program.a_matrix_.index_, program.a_matrix_.value_ = within[:3]
-    if integers:
-        whole, split = highspy.HighsVarType.kInteger, highspy.HighsVarType.kContinuous
-        program.integrality_ = [whole] * integers + [split] * (len(objective) - integers)
+    whole, split = highspy.HighsVarType.kInteger, highspy.HighsVarType.kContinuous
+    program.integrality_ = [whole] * integers + [split] * (len(objective) - integers)
     with _muted():
         solver = highspy.Highs()  # type: ignore[no-untyped-call]
         solver.setOptionValue("output_flag", False)
@@ -111,11 +110,7 @@ def minimized(
     solution = solver.getSolution()
     feasible = info.primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible)
     values = np.array(solution.col_value) if feasible else None
-    if integers:
-        return Answer("optimal" if done else "time limit", values, info.mip_dual_bound)
-    if not done:
-        return Answer("time limit", values, -inf)
-    return Answer("optimal", values, info.objective_function_value)
+    return Answer("optimal" if done else "time limit", values, info.mip_dual_bound)
 
 
 @contextmanager

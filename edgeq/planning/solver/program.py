@@ -117,20 +117,8 @@ def search(program: Program, minimize: str, limits: Costs, gap: float, seconds: 
         ceiling = value  # what is left is too small for HiGHS to see: leave out all that costs more, scale up the rest
 
 
-def relaxed(program: Program, minimize: str, limits: Costs, seconds: float) -> float:
-    """What no plan within the limits has less of, by the program without integers, in a fraction of a search's time;
-    infinite if there is no such plan."""
-    return _run(program, minimize, limits, inf, 0.0, seconds, relax=True).bound
-
-
-def _run(
-    program: Program, minimize: str, limits: Costs, ceiling: float, gap: float, seconds: float, relax: bool = False
-) -> Found:
-    """One search in a scaled program without what alone breaks a limit or costs more than the ceiling.
-
-    Args:
-        relax: choices may be split; the bound is then all that is to be read.
-    """
+def _run(program: Program, minimize: str, limits: Costs, ceiling: float, gap: float, seconds: float) -> Found:
+    """One search in a scaled program without what alone breaks a limit or costs more than the ceiling."""
     problem, columns, costs, base, kept = program
     upper = np.ones(len(columns) + len(problem.boundaries) + 1)
     nothing = np.zeros(len(upper))
@@ -156,8 +144,8 @@ def _run(
 
     lower = np.zeros(len(upper))
     lower[-1] = 1.0
-    within, whole = stacked(kept, dense_rows(limited, _ROW)), 0 if relax else len(columns)
-    answer = minimized(objective * scale, lower, upper, within, integers=whole, gap=gap * 0.98, seconds=seconds)
+    within, integers = stacked(kept, dense_rows(limited, _ROW)), max(1, len(columns))
+    answer = minimized(objective * scale, lower, upper, within, integers=integers, gap=gap * 0.98, seconds=seconds)
     unseen = (_TOLERANCE + _PRICE_TOLERANCE * len(upper)) / scale
     bound, values = answer.proved / scale - share - unseen, answer.values
     if values is None:

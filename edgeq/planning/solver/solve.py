@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Literal
 
 from edgeq.errors import GateError
 from edgeq.planning.solver.problem import Boundary, Costs, Need, Problem, check, cost_of, over, validate
-from edgeq.planning.solver.program import Program, build, relative_gap, relaxed, search
+from edgeq.planning.solver.program import Program, build, relative_gap, search
 
-__all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "check", "cost_of", "least", "solve"]
+__all__ = ["Boundary", "Costs", "Infeasible", "Need", "Problem", "Solution", "check", "cost_of", "solve"]
 
 SECONDS = 2.0
 """For the search of a thousand groups or fewer."""
@@ -43,18 +42,7 @@ class Solution:
 
 
 class Infeasible(GateError):
-    """No plan holds the limits.
-
-    Attributes:
-        least: by limited measure, the least that any plan reaches if nothing else is limited.
-        conflict: the limits that no plan reaches even alone; if there are none, a set that cannot be held together,
-            though it can without any one of them. Empty if needs leave no plan at all.
-    """
-
-    def __init__(self, cause: str, remedy: str, least: Costs | None = None, conflict: Sequence[str] = ()) -> None:
-        super().__init__(cause, remedy=remedy)
-        self.least = dict(least or {})
-        self.conflict = tuple(conflict)
+    """No plan holds the limits."""
 
 
 def solve(
@@ -74,7 +62,7 @@ def solve(
         gap: how far from the best the plan may be, relative to its cost.
 
     Raises:
-        Infeasible: no plan holds the limits; says how far each can be reached and which contradict one another.
+        Infeasible: no plan holds the limits; says how far each can be reached.
         GateError: time ran out before any plan that holds the limits was found.
         ValueError: a group is unknown or has no choices, a cost is not finite, a limit is not a number, or the cost
             of a boundary is negative.
@@ -103,15 +91,8 @@ def solve(
     return Solution(choices, costs, bound, left, method)
 
 
-def least(problem: Problem, *, minimize: str, limits: Costs) -> float:
-    """What no plan within the limits has less of, from the relaxation: a bound, in a hundredth of a second where
-    `solve` takes up to seconds; infinite if no plan holds the limits."""
-    validate(problem)
-    return relaxed(build(problem), minimize, limits, SECONDS * max(1.0, len(problem.options) / 1000))
-
-
 def _explain(program: Program, limits: Costs, gap: float, seconds: float) -> Infeasible:
-    """Which limits cannot be held, found by minimizing each alone, then each beside those that contradict it."""
+    """How far each limit can be reached alone; where all can be held so, how far beside the others."""
 
     def least_of(measure: str, held: Costs) -> float | None:
         found = search(program, measure, held, gap, seconds)
@@ -119,24 +100,15 @@ def _explain(program: Program, limits: Costs, gap: float, seconds: float) -> Inf
             return None
         return cost_of(program.problem, found.choices).get(measure, 0.0) if found.choices else found.bound
 
-    least = {m: value for m in limits if (value := least_of(m, {})) is not None}
-    if len(least) < len(limits) or not limits:
-        return Infeasible("no plan is possible: needs contradict one another", "offer the groups more choices")
-    listed = ", ".join(f"{m} {_show(m, limits[m])} (least of any plan {_show(m, least[m])})" for m in limits)
-    head = f"no plan keeps within the limits: {listed}"
-    beyond = [m for m in limits if least[m] > limits[m]]
-    if beyond:
-        ways = " and ".join(f"{m} to at least {_show(m, least[m])}" for m in beyond)
-        return Infeasible(f"{head}; {' and '.join(beyond)} cannot be held even alone", f"raise {ways}", least, beyond)
-    conflict = list(limits)
-    for measure in limits:
-        rest = {m: limits[m] for m in conflict if m != measure}
-        if len(rest) > 1 and least_of(next(iter(rest)), rest) is None:
-            conflict.remove(measure)
-    eased = {m: least_of(m, {k: v for k, v in limits.items() if k != m}) for m in conflict}
-    ways = " or ".join(f"{m} to {_show(m, value)}" for m, value in eased.items() if value is not None)
-    cause = f"{head}; {' and '.join(conflict)} cannot be held together, though they can without any one of them"
-    return Infeasible(cause, f"raise {ways or 'more than one of them'}", least, conflict)
+    alone = {m: value for m in limits if (value := least_of(m, {})) is not None}
+    if len(alone) < len(limits) or not limits:
+        return Infeasible("no plan is possible: needs contradict one another", remedy="offer the groups more choices")
+    listed = ", ".join(f"{m} {_show(m, limits[m])} (least of any plan {_show(m, alone[m])})" for m in limits)
+    ways = " and ".join(f"{m} to at least {_show(m, alone[m])}" for m in limits if alone[m] > limits[m])
+    if not ways:
+        beside = {m: least_of(m, {other: cap for other, cap in limits.items() if other != m}) for m in limits}
+        ways = " or ".join(f"{m} to {_show(m, value)}" for m, value in beside.items() if value is not None)
+    return Infeasible(f"no plan keeps within the limits: {listed}", remedy=f"raise {ways or 'more than one of them'}")
 
 
 def _show(measure: str, value: float) -> str:

@@ -16,7 +16,7 @@ from edgeq.evaluation.accuracy import quick_drop
 from edgeq.evaluation.decided import decisive
 from edgeq.limits import Limits
 from edgeq.planning.planner import plan
-from edgeq.planning.proof import allowed, loop, proving
+from edgeq.planning.proof import allowed, proving
 from edgeq.planning.proof.proving import held
 from edgeq.plans.plan import Plan
 
@@ -102,24 +102,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_model.make(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def first(files: Path) -> list[bool]:
-    """Whether the jobs of a first run, which measured the costs that later ones find, might leave samples out."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEQ_CACHE", str(files / "kept"))
-        ran = Ran(patch, spoilt=0)
-        planned(files, "1.5%", samples=50)
-    return ran.whole
-
-
 @pytest.fixture(autouse=True)
 def _cache(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEQ_CACHE", str(files / "kept"))
     monkeypatch.setattr(allowed, "trial_errors", lambda _: [])
-
-
-def test_a_run_that_measures_costs_leaves_nothing_out(first: list[bool]) -> None:
-    assert first == []
 
 
 def test_what_misses_is_given_up_and_what_holds_is_run_to_the_end(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +122,7 @@ def test_what_misses_is_given_up_and_what_holds_is_run_to_the_end(files: Path, m
 
 
 def test_what_was_given_up_under_one_limit_is_run_to_the_end_under_another(
-    files: Path, first: list[bool], monkeypatch: pytest.MonkeyPatch
+    files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Ran(monkeypatch, spoilt=1)
     tight = planned(files, "2.5%", samples=110).planned
@@ -148,15 +134,12 @@ def test_what_was_given_up_under_one_limit_is_run_to_the_end_under_another(
     assert ran.whole == [True] and loose.proof is not None and not loose.proof.at_least and loose.held
 
 
-def test_where_nothing_holds_all_samples_tell_the_plans_apart(
-    files: Path, first: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nothing_holds_all_samples_tell_the_plans_apart(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(limits: Limits, proof: Any) -> bool:
         return False if limits.max_drop is not None else held(limits, proof)
 
     ran = Ran(monkeypatch, spoilt=1000)
-    for module in (proving, loop):
-        monkeypatch.setattr(module, "held", never)
+    monkeypatch.setattr(proving, "held", never)
     found = planned(files, "3.5%", samples=90).planned
     assert found is not None and found.proof is not None and not found.held
     assert len(ran.whole) > 1 and not any(ran.whole)

@@ -169,7 +169,7 @@ def test_where_no_plan_holds_the_latency_the_fastest_that_holds_the_drop_comes_n
     made = one(monkeypatch, Limits.parse(max_drop="1%", max_latency="500ms"))
     found = made.run()
     assert made.judged == ["a w8a8"] and found.choices == {"layer": "w8a8"} and not found.held
-    assert any("this is the plan that comes nearest" in note for note in found.notes)
+    assert any("this is the plan that comes nearest" in note for note in found.search.notes)
 
 
 def test_what_is_fast_enough_and_loses_too_much_ranks_behind_what_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,12 +226,14 @@ def test_the_most_promising_one_goes_first_and_what_is_no_better_is_not_built(mo
     ]
 
 
-def test_one_slow_reading_of_the_clock_is_held_against_what_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2.42 s were read and 2 predicted, which are 2.2 for all that is known: 2.16 is hardly faster, and 2.1 is."""
-    for times, built in ((1.08, ["first w8a8"]), (1.05, ["first w8a8", "second w8a8"])):
+def test_what_is_much_slower_than_predicted_is_held_against_what_was_predicted_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One reading of the clock is off by as much as predictions are; 16 % are more than that."""
+    for took, built in ((2.2, ["first w8a8"]), (2.32, ["first w8a8", "second w8a8"])):
         made = Made(monkeypatch, DROP)
-        made.search("first", took={"w8a8": 2.42})
-        made.search("second", times, took={"w8a8": 2.6})
+        made.search("first", took={"w8a8": took})
+        made.search("second", 1.05, took={"w8a8": 2.6})
         assert made.run().search.runtime.name == "first" and made.judged == built
 
 
@@ -290,7 +292,7 @@ def test_of_all_formats_only_the_promising_ones_are_built(tmp_path: Path, monkey
     for module in ("openvino", "ai_edge_litert"):
         pytest.importorskip(module)
     monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loop, "FAR", {"latency": 0.0, "size": 0.0})
+    monkeypatch.setattr(loop, "BETTER", 0.0)
     files, seen = trained_model.make(tmp_path), []
 
     class Stages(Silent):
