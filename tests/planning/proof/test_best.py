@@ -107,7 +107,8 @@ def test_a_machine_that_drifts_changes_no_ratio(drift: float, monkeypatch: pytes
     assert found["c"] / found["a"] == pytest.approx(0.5)
 
 
-def test_runtimes_take_turns(tmp_path: Path) -> None:
+def test_runtimes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeq.evaluation.alternating.TURNS", 2)
     path = models.write_quantized_onnx(tmp_path / "q.onnx")
     given = {str(name): (Candidate(path, name), SAMPLE) for name in ("onnxruntime", "openvino")}  # type: ignore[arg-type]
     found = alternating(open_device("local"), given, Silent(), threads=1)
@@ -133,6 +134,7 @@ def in_all_formats(files: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     """Plans for all formats of a target, and says which stages that took; all tests share what it measured."""
     pytest.importorskip("ai_edge_litert")
     monkeypatch.setenv("EDGEQ_CACHE", str(files / "cache"))
+    monkeypatch.setattr("edgeq.evaluation.alternating.TURNS", 2)
 
     def planned(max_drop: str, **given: Any) -> tuple[Plan, list[str]]:
         seen: list[str] = []
