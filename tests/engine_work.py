@@ -33,7 +33,8 @@ def local_class(item: int) -> None:
 
 
 def die(item: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    if item == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait(item: int) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +30,14 @@ class Net(nn.Module):
 
 
 def make(folder: Path, width: int = 8) -> Path:
-    """Writes `model.pt2`, `weights.pt`, `pickled.pt`, `calib.npz` and `eval.npz`."""
+    """Writes `model.pt2`, `weights.pt`, `pickled.pt`, `calib.npz` and `eval.npz`; it is trained once for all tests."""
+    return Path(shutil.copytree(_made(width), folder, dirs_exist_ok=True))
+
+
+@cache
+def _made(width: int) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="edgeq-tests-"))
+    atexit.register(shutil.rmtree, folder)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     generator = np.random.default_rng(0)

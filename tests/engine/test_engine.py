@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -270,13 +271,8 @@ def prepared(path: Path) -> tuple[Model, dict[str, np.ndarray], Calibration]:
     return model, inputs, calibrate(model, inputs)
 
 
-@both
-@pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_sensitivities_and_built_files_are_the_same_to_the_bit(
-    engine: Engine, form: str, files: Path, tmp_path: Path
-) -> None:
-    if form == "openvino":
-        pytest.importorskip("openvino")
+def everything(where: Engine, form: str, files: Path, folder: Path) -> tuple[object, object, dict[str, object]]:
+    """What is measured and built for a format: losses, losses alone, and by probing plan its files and choices."""
     runtime = next(r for r in RUNTIME if r.format == form)
     model, inputs, calibration = prepared(files)
     options = ladder(model, runtime, calibration.histograms)
@@ -284,23 +280,32 @@ def test_sensitivities_and_built_files_are_the_same_to_the_bit(
         name: quantize_model(model, runtime, calibration, choices=uniform(options, name))
         for name in dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
     }
-    exporter = Exporter(model, tmp_path)
+    found = measure_sensitivity(model, inputs, alternatives, None, where)
+    wanted = contenders({(g, c): v for g, costs in found.weights.items() for c, v in costs.items()})
+    assert wanted
+    plans = probing_plans(Space(model, runtime, options))
+    built = build_all(model, runtime, calibration, plans, Exporter(model, folder), folder, Silent(), where)
+    digests = {
+        name: [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(b.candidate.path.parent.iterdir())]
+        for name, b in built.items()
+    }
+    choices = {name: (b.choices, b.size) for name, b in built.items()}
+    return found, measure_alone(model, inputs, alternatives, wanted, where), {**digests, **choices}
 
-    def everything(where: Engine, folder: Path) -> tuple[object, object, dict[str, object]]:
-        folder.mkdir()
-        found = measure_sensitivity(model, inputs, alternatives, None, where)
-        wanted = contenders({(g, c): v for g, costs in found.weights.items() for c, v in costs.items()})
-        assert wanted
-        plans = probing_plans(Space(model, runtime, options))
-        built = build_all(model, runtime, calibration, plans, exporter, folder, Silent(), where)
-        files = {
-            name: [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(b.candidate.path.parent.iterdir())]
-            for name, b in built.items()
-        }
-        choices = {name: (b.choices, b.size) for name, b in built.items()}
-        return found, measure_alone(model, inputs, alternatives, wanted, where), {**files, **choices}
 
-    assert everything(engine, tmp_path / "spread") == everything(LOCAL, tmp_path / "here")
+@cache
+def everything_here(form: str, files: Path) -> tuple[object, object, dict[str, object]]:
+    return everything(LOCAL, form, files, Path(tempfile.mkdtemp(dir=files)))
+
+
+@both
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_sensitivities_and_built_files_are_the_same_to_the_bit(
+    engine: Engine, form: str, files: Path, tmp_path: Path
+) -> None:
+    if form == "openvino":
+        pytest.importorskip("openvino")
+    assert everything(engine, form, files, tmp_path) == everything_here(form, files)
 
 
 def test_a_cluster_elsewhere_returns_the_files_themselves(
@@ -359,18 +364,25 @@ def test_the_plan_is_the_same_given_the_same_times(
     monkeypatch.setattr(proving_module, "_latencies", latencies)
     monkeypatch.setenv("EDGEQ_CACHE", "off")
 
-    def planned(where: Engine) -> Plan:
-        return plan(
-            files / "model.pt2",
-            target="x86-avx512",
-            calibration=files / "calib.npz",
-            evaluation=files / "eval.npz",
-            format="onnx",
-            limits=Limits.parse(max_drop="1%"),
-            engine=where,
-        )
+    assert planned(Watched(), files) == planned_here(files)  # type: ignore[arg-type]
 
-    assert planned(Watched()) == planned(LOCAL)  # type: ignore[arg-type]
+
+def planned(where: Engine, files: Path) -> Plan:
+    return plan(
+        files / "model.pt2",
+        target="x86-avx512",
+        calibration=files / "calib.npz",
+        evaluation=files / "eval.npz",
+        format="onnx",
+        limits=Limits.parse(max_drop="1%"),
+        engine=where,
+    )
+
+
+@cache
+def planned_here(files: Path) -> Plan:
+    """Once for all engines, whose tests make the same times up."""
+    return planned(LOCAL, files)
 
 
 def made_up(choices: dict[str, str]) -> dict[str, float]:

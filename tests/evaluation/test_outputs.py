@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from edgeq.cli.app import run
 from edgeq.data.load import load_data
 from edgeq.errors import DeviceError, UnsupportedError, UsageError
 from edgeq.evaluation.accuracy import compare, quick_drop
@@ -347,26 +346,33 @@ def written(net: Two, path: Path, *, scale: float = 1.0) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
 
 
-def validated(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", "edgeq.cli", "validate", str(folder / "model.onnx"), "--model"]
-    command += [str(folder / "model.pt2"), "--target", "x86-avx512", "--eval", str(folder / "eval.npz")]
-    done = subprocess.run([*command, "--allow-slower", "--json", *options], capture_output=True, text=True, timeout=300)
-    return done.returncode, json.loads(done.stdout)
+def test_garbage_is_not_passed_and_outputs_are_found_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def validated(*options: str) -> tuple[int, dict[str, Any]]:
+        given = [
+            "validate",
+            tmp_path / "model.onnx",
+            "--model",
+            tmp_path / "model.pt2",
+            "--eval",
+            tmp_path / "eval.npz",
+        ]
+        code = run([*map(str, given), "--target", "x86-avx512", "--allow-slower", "--json", *options])
+        return code, json.loads(capsys.readouterr().out)
 
-
-def test_garbage_is_not_passed_and_outputs_are_found_by_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Two().eval()
     torch.export.save(torch.export.export(net, (torch.randn(1, 6),)), tmp_path / "model.pt2")
     np.savez(tmp_path / "eval.npz", x=normal(20, 6))
     written(net, tmp_path / "model.onnx")
-    code, report = validated(tmp_path)
+    code, report = validated()
     assert (code, report["verdict"]) == (0, "passed")
     assert [o["name"] for o in report["builds"][0]["accuracy"]["outputs"]] == ["first", "second"]
     assert report["builds"][0]["accuracy"]["sqnr_db"] > 100
     written(net, tmp_path / "model.onnx", scale=-1.0)
-    code, report = validated(tmp_path)
+    code, report = validated()
     assert (code, report["verdict"]) == (3, "failed")
     assert "recognizable" in report["verdict_text"] and "second" in report["verdict_text"]
-    code, report = validated(tmp_path, "--allow-unrecognizable")
+    code, report = validated("--allow-unrecognizable")
     assert (code, report["verdict"]) == (0, "passed")

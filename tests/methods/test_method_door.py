@@ -45,7 +45,8 @@ def test_errors_of_a_channel_add_up_to_no_more_than_a_step(scheme: Scheme, axis:
     assert np.all(np.abs(errors.reshape(len(errors), -1)) <= 1.01 * scale)
 
 
-def test_a_method_comes_in_by_a_function_and_an_entry(tmp_path: Path) -> None:
+def test_a_method_comes_in_by_a_function_and_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
     files = trained_model.make(tmp_path)
     data = ["--calib", str(files / "calib.npz"), "--eval", str(files / "eval.npz"), "--allow-slower", "--quiet"]
     (command,) = re.findall(r"```bash\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +43,8 @@ from edgeq.plans.rules import Rule
 from edgeq.progress import Silent
 
 FORMATS = {"onnx": "onnx", "openvino": "openvino", "tflite": "ai_edge_litert"}
+MEASURED = ("losses", "costs", "turns", "answers", "proof")
+"""Kinds of what is kept for a plan."""
 
 
 class Stages(Silent):
@@ -67,6 +69,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _cache(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEQ_CACHE", str(kept))
+
+
+def own_cache(kept: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *without: str) -> Path:
+    """What is kept by now, save some kinds of it, in a folder of one test alone."""
+    cache = Path(shutil.copytree(kept, folder / "cache", ignore=shutil.ignore_patterns(*without)))
+    monkeypatch.setenv("EDGEQ_CACHE", str(cache))
+    return cache
 
 
 def planned(files: Path, form: str = "onnx", **changes: object) -> Plan:
@@ -203,7 +212,6 @@ def test_what_plans_take_turns_with_is_built_once(
 ) -> None:
     """A later plan times the same bytes as the first one, and never takes them for an artefact that it may judge."""
     pytest.importorskip(FORMATS[form])
-    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
     seen: list[bytes] = []
     timed = proving._latencies
 
@@ -225,10 +233,10 @@ def test_what_plans_take_turns_with_is_built_once(
 
 
 def test_where_a_search_begins_is_told_by_what_an_artefact_misses(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In their runtime; it is measured again where a run was stopped before it was kept, and leads to the same."""
-    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
+    cache = own_cache(kept, tmp_path, monkeypatch, "errors", "allowed")
     measured = allowed.trial_errors
     begun: list[float | None] = []
 
@@ -252,8 +260,8 @@ def test_where_a_search_begins_is_told_by_what_an_artefact_misses(
     monkeypatch.setattr(allowed, "trial_errors", checked)
     monkeypatch.setattr(loop, "_line", start)
     first, stages = planned(files), Stages()
-    for kept in [*(tmp_path / "cache" / "errors").iterdir(), *(tmp_path / "cache" / "allowed").iterdir()]:
-        kept.unlink()
+    for entry in [*(cache / "errors").iterdir(), *(cache / "allowed").iterdir()]:
+        entry.unlink()
     assert planned(files, progress=stages) == first
     assert [s for s in stages.seen if s.startswith("answers in")] == ["answers in onnxruntime, float32: a trial"]
     monkeypatch.setattr(allowed, "trial_errors", lambda search: [])
@@ -291,7 +299,9 @@ def test_a_plan_that_was_measured_to_hold_the_drop_is_no_worse_for_its_predictio
     assert found.planned.predicted["loss"] > 1e-12 and loop.KNOWN_TO_HOLD in found.planned.notes
 
 
-def test_a_second_plan_takes_what_the_first_one_measured(files: Path, kept: Path) -> None:
+def test_a_second_plan_takes_what_the_first_one_measured(
+    files: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned(files)
     stages = Stages()
     other = planned(files, limits=Limits.parse(max_drop="50%"), minimize="size", progress=stages)
@@ -299,7 +309,7 @@ def test_a_second_plan_takes_what_the_first_one_measured(files: Path, kept: Path
     first = planned(files)
     assert other.planned is not None and first.planned is not None
     assert other.planned.predicted["size"] <= first.planned.predicted["size"]
-    for file in kept.rglob("*"):
+    for file in own_cache(kept, tmp_path, monkeypatch).rglob("*"):
         if file.is_file():  # damage is noticed, and everything is computed again
             file.write_bytes(file.read_bytes()[:-7])
     stages = Stages()
@@ -574,12 +584,15 @@ def test_a_front_is_measured_and_every_point_is_a_plan(
     assert run([*given[:-1], "--pareto", "3", "--format", "auto"]) == 2
 
 
-def test_ctrl_c_leaves_no_plan_and_no_partial_file(files: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_plan_and_no_partial_file(
+    files: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_cache(kept, tmp_path, monkeypatch, *MEASURED)
     process = subprocess.Popen(
         [sys.executable, "-m", "edgeq.cli", "plan", str(files / "model.pt2"), "--target", "x86-avx512", "--calib",
          str(files / "calib.npz"), "--eval", str(files / "eval.npz"), "--format", "onnx", "-o",
          str(tmp_path / "plan.json")],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "EDGEQ_CACHE": str(tmp_path / "own")},
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
@@ -592,21 +605,28 @@ def test_ctrl_c_leaves_no_plan_and_no_partial_file(files: Path, tmp_path: Path) 
     assert not list(tmp_path.glob("*.json*")) and not list(tmp_path.glob(".*plan*"))
 
 
-def test_a_killed_run_changes_nothing_for_the_next(files: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-m", "edgeq.cli", "plan", str(files / "model.pt2"), "--target", "x86-avx512", "--calib",
-        str(files / "calib.npz"), "--eval", str(files / "eval.npz"), "--format", "onnx", "--minimize", "size", "-o",
-        str(tmp_path / "plan.json"),
-    ]  # fmt: skip
-    environment = {**os.environ, "EDGEQ_CACHE": str(tmp_path / "own")}
-    rng = np.random.default_rng(0)
-    for _ in range(4):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        time.sleep(float(rng.uniform(3.0, 14.0)))
-        process.kill()
-        process.wait()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    interrupted = read_plan(tmp_path / "plan.json")
+def test_a_killed_run_changes_nothing_for_the_next(
+    files: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in builds and in proofs: each run goes on where the one before it was."""
     undisturbed = planned(files, minimize="size", limits=Limits())
+    own_cache(kept, tmp_path, monkeypatch, *MEASURED)
+    given = [
+        "plan", str(files / "model.pt2"), "--target", "x86-avx512", "--calib", str(files / "calib.npz"), "--eval",
+        str(files / "eval.npz"), "--format", "onnx", "--minimize", "size", "-o", str(tmp_path / "plan.json"),
+    ]  # fmt: skip
+    rng = np.random.default_rng(0)
+    for stage in ("sensitivity", "times"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgeq.cli", *given], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        assert process.stderr is not None
+        assert any(line.strip().startswith(stage) for line in process.stderr), f"{stage} never ended"
+        time.sleep(float(rng.uniform(0.0, 0.3)))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert run(given) == 0
+    interrupted = read_plan(tmp_path / "plan.json")
     assert [layer.choice for layer in interrupted.layers] == [layer.choice for layer in undisturbed.layers]
     assert [layer.output for layer in interrupted.layers] == [layer.output for layer in undisturbed.layers]

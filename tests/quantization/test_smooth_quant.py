@@ -194,7 +194,10 @@ def test_networks_without_a_candidate_are_not_touched_and_nothing_is_computed(na
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_an_artefact_gains_and_its_plan_is_followed_to_the_same_weights(form: str, tmp_path: Path) -> None:
+def test_an_artefact_gains_and_its_plan_is_followed_to_the_same_weights(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
     model = transformer(post_norm=False)
     calib = make_dataset(inputs(model, tokens(64)), model.inputs, labels=None, source="calib")
     evals = make_dataset(inputs(model, tokens(64, seed=9)), model.inputs, labels=None, source="eval")

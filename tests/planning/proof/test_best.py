@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from edgeq.errors import DeviceError
 from edgeq.evaluation.alternating import TURNS, alternating
 from edgeq.limits import Drop, Limits
 from edgeq.planning.planner import plan
+from edgeq.planning.proof import loop
 from edgeq.planning.proof.outcome import Outcome, Rank, proof_rank, rank
 from edgeq.planning.solver.problem import Problem
 from edgeq.plans.plan import Plan, Proof
@@ -105,7 +107,8 @@ def test_a_machine_that_drifts_changes_no_ratio(drift: float, monkeypatch: pytes
     assert found["c"] / found["a"] == pytest.approx(0.5)
 
 
-def test_runtimes_take_turns(tmp_path: Path) -> None:
+def test_runtimes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeq.evaluation.alternating.TURNS", 2)
     path = models.write_quantized_onnx(tmp_path / "q.onnx")
     given = {str(name): (Candidate(path, name), SAMPLE) for name in ("onnxruntime", "openvino")}  # type: ignore[arg-type]
     found = alternating(open_device("local"), given, Silent(), threads=1)
@@ -121,28 +124,58 @@ def test_an_emulated_device_has_no_speed(tmp_path: Path) -> None:
         alternating(emulated, {"a": (Candidate(path, "onnxruntime"), SAMPLE)}, Silent(), threads=1)
 
 
-def test_of_all_formats_the_fastest_plan_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_model.make(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def in_all_formats(files: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Plan, list[str]]]:
+    """Plans for all formats of a target, and says which stages that took; all tests share what it measured."""
     pytest.importorskip("ai_edge_litert")
-    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
-    files = trained_model.make(tmp_path)
-    seen: list[str] = []
+    monkeypatch.setenv("EDGEQ_CACHE", str(files / "cache"))
+    monkeypatch.setattr("edgeq.evaluation.alternating.TURNS", 2)
 
-    class Stages(Silent):
-        def start(self, stage: str) -> None:
-            seen.append(stage)
+    def planned(max_drop: str, **given: Any) -> tuple[Plan, list[str]]:
+        seen: list[str] = []
 
-    def planned() -> Plan:
-        return plan(
+        class Stages(Silent):
+            def start(self, stage: str) -> None:
+                seen.append(stage)
+
+        found = plan(
             files / "model.pt2", target="x86-avx512", calibration=files / "calib.npz", evaluation=files / "eval.npz",
-            limits=Limits.parse(max_drop="1%"), progress=Stages(),
+            limits=Limits.parse(max_drop=max_drop), progress=Stages(), **given,
         )  # fmt: skip
+        return found, seen
 
-    found = planned()
+    return planned
+
+
+def test_of_all_formats_the_fastest_plan_is_kept(
+    files: Path, in_all_formats: Callable[..., tuple[Plan, list[str]]]
+) -> None:
+    shutil.rmtree(files / "cache" / "floats", ignore_errors=True)
+    found, seen = in_all_formats("1%")
     assert found.planned is not None and found.planned.held
     assert seen.count("float model in every runtime") == 1
-    seen.clear()
-    assert planned().runtime == found.runtime
+    again, seen = in_all_formats("1%")
+    assert again.runtime == found.runtime
     assert "float model in every runtime" not in seen
+
+
+@pytest.mark.parametrize("minimize", ["latency", "size"])
+def test_of_all_formats_only_the_promising_ones_are_built(
+    in_all_formats: Callable[..., tuple[Plan, list[str]]], minimize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no tolerance at all, one: the others are predicted at more than nothing."""
+    monkeypatch.setattr(loop, "BETTER", 0.0)
+    found, seen = in_all_formats("2%", minimize=minimize)
+    assert found.planned is not None and found.planned.held and found.planned.proof is not None
+    built = [stage for stage in seen if stage.startswith("search in")]
+    assert built and all(stage.startswith(f"search in {found.runtime}") for stage in built)
+    passed = [note for note in found.planned.notes if "not built" in note]
+    assert len(passed) >= 2 and all(f"the {minimize} of the plan in {found.format}" in note for note in passed)
 
 
 def unproved(loss: float, latency: float, size: int = 100, most: float = 0.5) -> Outcome:

@@ -9,11 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import trained_model
 
 from edgeq.errors import DeviceError, GateError
 from edgeq.limits import Drop, Limits
-from edgeq.planning.planner import plan
 from edgeq.planning.proof import loop
 from edgeq.planning.proof.loop import KNOWN_TO_HOLD, Book, look
 from edgeq.planning.proof.outcome import LOSES_LEAST, Outcome
@@ -285,28 +283,3 @@ def test_alone_a_runtime_that_crashes_is_an_error_and_a_limit_that_is_too_tight_
     made.broken["a"] = DeviceError("it crashed", remedy="none")
     with pytest.raises(DeviceError, match="it crashed"):
         made.run()
-
-
-def test_of_all_formats_only_the_promising_ones_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no tolerance at all, one: the others are predicted at more than nothing."""
-    for module in ("openvino", "ai_edge_litert"):
-        pytest.importorskip(module)
-    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loop, "BETTER", 0.0)
-    files, seen = trained_model.make(tmp_path), []
-
-    class Stages(Silent):
-        def start(self, stage: str) -> None:
-            seen.append(stage)
-
-    for minimize in ("latency", "size"):
-        seen.clear()
-        found = plan(
-            files / "model.pt2", target="x86-avx512", calibration=files / "calib.npz", evaluation=files / "eval.npz",
-            minimize=minimize, limits=Limits.parse(max_drop="2%"), progress=Stages(),
-        )  # fmt: skip
-        assert found.planned is not None and found.planned.held and found.planned.proof is not None
-        built = [stage for stage in seen if stage.startswith("search in")]
-        assert built and all(stage.startswith(f"search in {found.runtime}") for stage in built)
-        passed = [note for note in found.planned.notes if "not built" in note]
-        assert len(passed) >= 2 and all(f"the {minimize} of the plan in {found.format}" in note for note in passed)
