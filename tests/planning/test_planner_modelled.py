@@ -11,7 +11,8 @@ import pytest
 import trained_model
 
 from edgeq.cli.app import run
-from edgeq.planning.costs import estimates, vela
+from edgeq.export import vela
+from edgeq.planning.costs import estimates
 from edgeq.planning.solver.restate import restate
 from edgeq.planning.solver.solve import cost_of
 from edgeq.plans.plan import Planned, read_plan

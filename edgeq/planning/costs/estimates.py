@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.export.onnx_names import layer_of
+from edgeq.export.vela import estimate, version
 from edgeq.lowering.assign import FLOAT, writes_integers
 from edgeq.lowering.boundaries import Edge, Kind, elements
 from edgeq.lowering.form import on_integers
@@ -22,7 +23,6 @@ from edgeq.planning.costs.builds import Built
 from edgeq.planning.costs.size import stored_bytes
 from edgeq.planning.costs.source import Bench, Latencies
 from edgeq.planning.costs.timing import Timing, attribute
-from edgeq.planning.costs.vela import estimate, version
 from edgeq.plans.plan import FloatPrecision, ModelledBy
 from edgeq.registry.roofline import ENERGY, LATENCY, WIDTHS, Energies, Roofline, Work, energies, roofline, used_figures
 from edgeq.registry.schema import Profile, Runtime, VelaSystem

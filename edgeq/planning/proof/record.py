@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgeq.errors import UnsupportedError
+from edgeq.export.vela import estimate
 from edgeq.planning.costs.estimates import asked_of_vela
-from edgeq.planning.costs.vela import estimate
 from edgeq.planning.proof.outcome import Outcome
 from edgeq.planning.proof.search import Search
 from edgeq.planning.solver.problem import Change, changes_of
