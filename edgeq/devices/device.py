@@ -6,9 +6,10 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,11 @@ class Device:
         self, artifact: Candidate, inputs: Inputs | Files, progress: Progress | None, threads: int, **decides: Any
     ) -> list[NDArray[Any]] | None:
         with self._job("outputs", {"artifact": (artifact, inputs)}, threads, progress, **decides) as (folder, result):
-            return None if result["missed"] else [np.load(folder / name) for name in result["files"]]
+            try:
+                return None if result["missed"] else [np.load(folder / name) for name in result["files"]]
+            except (OSError, KeyError) as error:
+                cause = f"its answers were not brought back: {error}"
+                raise DeviceError(cause, where=self.name, remedy="look at the link to this device") from error
 
     def latency(
         self,
@@ -276,7 +281,11 @@ class Device:
 
             # where the import itself is timed, it must not have been made
             waiting = self._started.get(info.name) if task != "cold" else None
-            ended = waiting.pop(0).run(folder, on_line) if waiting else self.link(folder, command, on_line)
+            try:
+                ended = waiting.pop(0).run(folder, on_line) if waiting else self.link(folder, command, on_line)
+            except (OSError, ValueError, SubprocessError) as error:
+                cause = f"the link to it failed: {type(error).__name__}: {error}"
+                raise DeviceError(cause, where=self.name, remedy="look whether the device is there") from error
             paths = {key: str(candidate.path) for key, (candidate, _) in artifacts.items()}
             result = self.runner.result(folder, lines)
             if result is None:
@@ -311,8 +320,9 @@ def workers_ahead(devices: Iterable[Device | None]) -> Iterator[None]:
 def _pass_on(line: str, progress: Progress) -> None:
     # Runtimes write to standard output too.
     if line.startswith('{"progress"'):
-        done, total = json.loads(line)["progress"]
-        progress.step(done, total)
+        with suppress(ValueError):  # cut off: how the worker ended tells more
+            done, total = json.loads(line)["progress"]
+            progress.step(done, total)
 
 
 def _port(fields: Mapping[str, Any]) -> Port:

@@ -77,9 +77,9 @@ class PythonWorker:
     def result(self, folder: Path, lines: Sequence[str]) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # it was not brought back, or not whole
             return None
-        return found
+        return found if isinstance(found, dict) else None
 
 
 class Started(Protocol):

@@ -35,6 +35,8 @@ def mean_iou(outputs: Sequence[NDArray[Any]], labels: NDArray[Any]) -> float:
     """
     scores = np.stack(outputs)
     classes, found, wanted = scores.shape[1], scores.argmax(axis=1), np.asarray(labels)
+    if wanted.shape != found.shape or not np.issubdtype(wanted.dtype, np.integer):
+        raise ValueError(f"labels are {wanted.dtype} {wanted.shape}, and have to be integers {found.shape}")
     counts = (wanted >= 0) & (wanted < classes)
     both = np.bincount(classes * wanted[counts].astype(np.int64) + found[counts], minlength=classes**2)
     confusion = both.reshape(classes, classes).astype(np.float64)

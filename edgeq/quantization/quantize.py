@@ -125,12 +125,10 @@ def quantize_model(
         change = method(by)(model, list(layers.values()), Seen(calibration, impact))
         for name, wanted in layers.items():
             found = change.weights.get(name)
-            if found is None or found.q.scheme != wanted.scheme or found.integers.shape != wanted.weight.shape:
-                raise UnsupportedError(
-                    f"the method {by!r} does not give what is stored, {wanted.scheme}",
-                    where=f"layer {name}",
-                    remedy="take another method for it, such as nearest",
-                )
+            if found is None or (why := _unstorable(found, wanted)):
+                why = "no weights" if found is None else why
+                remedy = "take another method, such as nearest, or mend this one"
+                raise UnsupportedError(f"the method {by!r} gives {why}", where=f"layer {name}", remedy=remedy)
             result.weights[name] = found
             if name in change.biases:
                 result.biases[name] = change.biases[name]
@@ -139,3 +137,23 @@ def quantize_model(
                 patch = calibration.mean_patches[groups[name].root]
                 result.biases[name] = wanted.bias - bias_shift(groups[name].op, error, patch)
     return result
+
+
+def _unstorable(found: QuantizedWeight, wanted: Wanted) -> str:
+    """What is wrong with a method's weights; empty if they can be stored as is wanted."""
+    scheme, scale, zero = found.q.scheme, found.q.scale, found.q.zero_point
+    if scheme != wanted.scheme:
+        return f"integers of another scheme than {wanted.scheme}"
+    if found.integers.shape != wanted.weight.shape:
+        return f"weights of the shape {found.integers.shape} for {wanted.weight.shape}"
+    if not np.isfinite(scale).all() or (scale <= 0).any():
+        return "scales that are not finite and positive"
+    channels = 1 if scheme.granularity == "tensor" else wanted.weight.shape[wanted.axis]
+    if scheme.group is None and scale.size != channels:
+        return f"{scale.size} scales where there are {channels}"
+    if scale.shape != zero.shape or (scheme.symmetry == "symmetric" and scheme.signed and zero.any()):
+        return "other zero points than its scheme has"
+    kept = np.issubdtype(found.integers.dtype, np.integer)
+    if not kept or found.integers.min() < scheme.quant_min or found.integers.max() > scheme.quant_max:
+        return f"weights that are no integers from {scheme.quant_min} to {scheme.quant_max}"
+    return ""

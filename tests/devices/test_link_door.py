@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import device_models as models
 import pytest
 import trained_model
 
 from edgeq.cli.app import run
+from edgeq.devices import Candidate, Device
+from edgeq.devices.link import Exit
 from edgeq.devices.links import LINKS
+from edgeq.errors import DeviceError
 
 GUIDE = Path(__file__).parents[2] / "docs" / "links.md"
 
@@ -37,6 +41,37 @@ def test_a_link_comes_in_by_a_function_and_an_entry(shown: dict[str, Any], tmp_p
     assert build["device"] == "board" and build["accuracy"]["score"] > 90 and build["speed"] is not None
     assert list((tmp_path / "board").iterdir()) == [], "nothing is left there"
     assert run(["verify", str(tmp_path / "build"), "--device", "board", "--quiet"]) == 0
+
+
+def cut_off(folder: Path, command: Any, on_line: Any) -> Exit:
+    on_line('{"progress": [1')
+    return Exit(-15, "gone")
+
+
+def half(folder: Path, command: Any, on_line: Any) -> Exit:
+    (folder / "result.json").write_text('{"interf')
+    return Exit(0, "")
+
+
+def unreachable(folder: Path, command: Any, on_line: Any) -> Exit:
+    raise OSError(113, "No route to host")
+
+
+def forgetful(folder: Path, command: Any, on_line: Any) -> Exit:
+    (folder / "result.json").write_text('{"files": ["output0.npy"], "missed": false}')
+    return Exit(0, "")
+
+
+@pytest.mark.parametrize(
+    ("link", "told"),
+    [(cut_off, "SIGTERM"), (half, "no result"), (unreachable, "No route to host"), (forgetful, "not brought back")],
+)
+def test_a_link_that_fails_is_an_error_of_its_device(link: Any, told: str, tmp_path: Path) -> None:
+    board = Device("board", False, link)
+    artefact = Candidate(models.write_float_onnx(tmp_path / "m.onnx"), "onnxruntime")
+    with pytest.raises(DeviceError, match=told) as error:
+        board.outputs(artefact, {"a": models.samples(2), "b": models.samples(2)})
+    assert error.value.remedy and "board" in f"{error.value.cause} {error.value.where}"
 
 
 def test_a_board_that_is_off_is_an_error_of_the_device(shown: dict[str, Any], tmp_path: Path) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_models as small
 import trained_model
 
 from edgeq.cli.app import run
+from edgeq.errors import UnsupportedError
 from edgeq.methods import METHODS
-from edgeq.methods.method import Change, Wanted
+from edgeq.methods.method import Change, Seen, Wanted
+from edgeq.model.model import Model
 from edgeq.numerics import Scheme
+from edgeq.numerics.weights import QuantizedWeight
+from edgeq.quantization.quantize import quantize_model
 
 GUIDE = Path(__file__).parents[2] / "docs" / "methods.md"
 SCHEMES = [Scheme("int8", "symmetric", g, n) for g in ("channel", "tensor") for n in (True, False)]
@@ -69,6 +76,34 @@ def test_a_method_comes_in_by_a_function_and_an_entry(tmp_path: Path, monkeypatc
         for layer in json.loads((again / "plan.json").read_text())["layers"]
         if layer["weight"]
     ] == hashes["carry"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda w: None, "no weights"),
+        (lambda w: QuantizedWeight(w.integers[:1], w.q), "weights of the shape"),
+        (lambda w: QuantizedWeight(w.integers.astype(np.float32), w.q), "no integers from -127 to 127"),
+        (lambda w: QuantizedWeight(np.full_like(w.integers, -128), w.q), "no integers from -127 to 127"),
+        (lambda w: QuantizedWeight(w.integers, replace(w.q, scale=0 * w.q.scale)), "not finite and positive"),
+        (lambda w: QuantizedWeight(w.integers, replace(w.q, scale=np.nan * w.q.scale)), "not finite and positive"),
+        (lambda w: QuantizedWeight(w.integers, replace(w.q, scale=w.q.scale[:1])), "1 scales"),
+        (lambda w: QuantizedWeight(w.integers, replace(w.q, zero_point=w.q.zero_point + 1)), "other zero points"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused_with_the_method_and_the_layer(
+    spoil: Callable[[QuantizedWeight], QuantizedWeight | None], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+        weights = METHODS["nearest"](model, wanted, seen).weights
+        return Change({name: w for name, one in weights.items() if (w := spoil(one)) is not None})
+
+    monkeypatch.setitem(METHODS, "broken", broken)
+    model = small.model("residual")
+    by, methods = small.runtime("litert"), dict.fromkeys((group.name for group in model.groups), "broken")
+    with pytest.raises(UnsupportedError, match=told) as error:
+        quantize_model(model, by, small.calibration("residual"), methods=methods)
+    assert "'broken'" in error.value.cause and error.value.where.startswith("layer ")
 
 
 def test_a_name_that_is_none_is_told_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
