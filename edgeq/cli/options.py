@@ -82,7 +82,6 @@ _CALIBRATION = typer.Option(
     rich_help_panel=_DATA,
 )
 Calibration = Annotated[str | None, _CALIBRATION]
-NeededCalibration = Annotated[str, _CALIBRATION]
 Preprocess = Annotated[
     str | None,
     typer.Option(

@@ -50,7 +50,8 @@ def by_vela(bench: Bench) -> Latencies | str | None:
         return None
     system = profile.vela
     try:
-        layers = _by_vela(space.model, bench.built, bench.labels, system)
+        with bench.job.clock.stage(f"model of {profile.name}"):
+            layers = _by_vela(space.model, bench.built, bench.labels, system)
     except EdgeqError as error:
         return f"there is no estimate of Vela's: {error.cause}; {error.remedy}"
     roof = roofline(profile, bench.job.threads)
