@@ -13,7 +13,8 @@ from edgeq.export.audit import audit, confirm
 from edgeq.plans.describe import describe
 from edgeq.plans.plan import FloatPrecision, Plan, run_options
 from edgeq.prepare import Job
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantized import quantize_job
 from edgeq.records.schema import Audit, Layer
 from edgeq.registry.schema import Runtime
 from edgeq.report.build import describe_build
@@ -59,7 +60,7 @@ def write(
     """
     net = job.model
     with job.clock.stage(f"quantize for {runtime.name}"):
-        quantized = quantize_model(net, runtime, job.calibration, job.impact, choices=choices, methods=job.methods)
+        quantized = quantize_job(job, runtime, choices)
     with job.clock.stage(f"export {runtime.format}"):
         files = exporter.write(quantized, folder)
         audited = audit(net, quantized, exporter.read_back(quantized, files[0]))

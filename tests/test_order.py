@@ -46,6 +46,7 @@ ORDER = [
     "request",
     "smoothed",
     "prepare",
+    "quantized",
     "probing",
     "planning.sensitivity",
     "planning.solver",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +42,12 @@ class Seen(NamedTuple):
     Attributes:
         calibration: a histogram of every tensor, and the mean of what each layer's weights meet.
         impact: how much the outputs move when a tensor does; None where that was not asked for.
+        inputs: the samples, by input name, [N, ...]; empty where nothing but the above was kept of them.
     """
 
     calibration: Calibration
     impact: Impact | None
+    inputs: Mapping[str, NDArray[Any]]
 
 
 class Change(NamedTuple):
@@ -68,6 +70,6 @@ class Method(Protocol):
         """Makes the weights of all these layers integers of their schemes.
 
         Args:
-            model: the float model. `model.example` holds a few calibration samples.
+            model: the float model.
             wanted: layers in the model's order; others take other methods, or stay in float.
         """

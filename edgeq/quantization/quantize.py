@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,7 @@ def quantize_model(
     choices: Mapping[str, str] | None = None,
     estimator: str = "auto",
     methods: Mapping[str, str] | None = None,
+    inputs: Mapping[str, NDArray[Any]] | None = None,
     correct_bias: bool = True,
     ranges: Ranges | None = None,
 ) -> Quantized:
@@ -100,6 +102,7 @@ def quantize_model(
         impact: what the choice of ranges minimizes (see `edgeq.calibration.impact`).
         choices: by group name, the name of a kernel or `float32`, where it is not the runtime's preferred kernel.
         methods: by group name, how its weights are rounded, where that is not to nearest (see `edgeq.methods`).
+        inputs: the calibration samples, for methods that run the model on them.
         estimator: see `quantize_activations`.
         ranges: see `quantize_activations`; a search over many plans of one model and runtime keeps them here.
         correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
@@ -122,7 +125,7 @@ def quantize_model(
         by_method.setdefault(result.methods[group.name], {})[group.name] = wanted
     groups = {group.name: group for group in model.groups}
     for by, layers in by_method.items():
-        change = method(by)(model, list(layers.values()), Seen(calibration, impact))
+        change = method(by)(model, list(layers.values()), Seen(calibration, impact, inputs or {}))
         for name, wanted in layers.items():
             found = change.weights.get(name)
             if found is None or (why := _unstorable(found, wanted)):

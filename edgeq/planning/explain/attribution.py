@@ -46,8 +46,8 @@ from edgeq.plans.rules import narrowed
 from edgeq.prepare import Job
 from edgeq.progress import Progress
 from edgeq.quantization.activations import Ranges, quantize_activations
-from edgeq.quantization.quantize import Quantized, quantize_model
-from edgeq.registry.schema import Runtime
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantized import quantize_job
 
 SAMPLES = 16
 GUILTIEST = 16
@@ -77,7 +77,7 @@ def attribute(
     known, ranges = len(job.warnings), Ranges()
     with clock.stage("quantize"):
         choices = planned_choices(plan, job, runtime := runtime_of(plan, job.target))
-        quantized = _quantized(job, runtime, choices, ranges)
+        quantized = quantize_job(job, runtime, choices, ranges)
     planned = plan.planned
     problem = None if planned is None else restate(plan)
     conversions = charged(model, quantized, choices, problem)
@@ -183,11 +183,6 @@ def measure_causes(
     return Measured(len(plan.losses), loss, error, causes, instead, _recovered(plan, found[-1]))
 
 
-def _quantized(job: Job, runtime: Runtime, choices: Mapping[str, str], ranges: Ranges) -> Quantized:
-    seen = job.calibration, job.impact
-    return quantize_model(job.model, runtime, *seen, choices=choices, methods=job.methods, ranges=ranges)
-
-
 def _alternatives(
     job: Job, plan: Plan, quantized: Quantized, choices: Mapping[str, str], ranges: Ranges, picked: Sequence[Place]
 ) -> dict[str, dict[str, Edit]]:
@@ -202,7 +197,7 @@ def _alternatives(
         for done, name in enumerate(layers, start=1):
             for choice in (c for c in offered[name] if c != choices[name]):
                 wanted = {**choices, name: choice}
-                other = _quantized(job, runtime, wanted, ranges)
+                other = quantize_job(job, runtime, wanted, ranges)
                 if all(other.assignment.choice(group) == one for group, one in wanted.items()):
                     found[name][choice] = difference(model, quantized, other)
             steps.step(done, len(layers))

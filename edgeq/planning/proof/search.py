@@ -30,7 +30,8 @@ from edgeq.planning.solver.solve import Infeasible, Problem, Solution, check, co
 from edgeq.plans.plan import FloatPrecision, Proof, run_options
 from edgeq.plans.rules import Rule, idle, narrowed
 from edgeq.prepare import Job
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantize import Quantized
+from edgeq.quantized import quantize_job
 from edgeq.records.wording import seconds_text
 from edgeq.registry.roofline import energies
 from edgeq.registry.schema import Runtime
@@ -146,16 +147,7 @@ class Search:
         return tuple(choices[name] for name in self.problem.options)
 
     def quantize(self, choices: Mapping[str, str]) -> Quantized:
-        job = self.job
-        return quantize_model(
-            job.model,
-            self.runtime,
-            job.calibration,
-            job.impact,
-            choices=choices,
-            methods=job.methods,
-            ranges=self.costs.losses.ranges,
-        )
+        return quantize_job(self.job, self.runtime, choices, self.costs.losses.ranges)
 
     def build(self, plans: Sequence[Mapping[str, str]]) -> None:
         """Writes and audits the artefacts of plans, side by side where there are workers."""

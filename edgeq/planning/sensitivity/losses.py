@@ -20,7 +20,7 @@ from edgeq.planning.sensitivity.value import Sensitivity, contenders, predicted_
 from edgeq.plans.plan import AloneLoss
 from edgeq.prepare import Job
 from edgeq.quantization.activations import QuantizedTensor, Ranges
-from edgeq.quantization.quantize import quantize_model
+from edgeq.quantized import quantize_job
 from edgeq.registry.schema import Runtime
 
 LOSSES_VERSION = 8
@@ -110,8 +110,7 @@ def _measure(job: Job, space: Space) -> Losses:
     from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
 
     model, inputs, options, ranges = job.model, job.calibration_data.inputs, space.options, Ranges()
-    seen = job.calibration, job.impact
-    quantized = partial(quantize_model, model, space.runtime, *seen, methods=job.methods, ranges=ranges)
+    quantized = partial(quantize_job, job, space.runtime, ranges=ranges)
     with job.clock.stage(f"sensitivity for {space.runtime.name}") as steps:
         kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
         alternatives = {kernel: quantized(choices=uniform(options, kernel)) for kernel in kernels}
