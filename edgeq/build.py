@@ -13,7 +13,7 @@ from edgeq.export.audit import audit, confirm
 from edgeq.plans.describe import describe
 from edgeq.plans.plan import FloatPrecision, Plan, run_options
 from edgeq.prepare import Job
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantized import quantize_job
 from edgeq.records.schema import Audit, Layer
 from edgeq.registry.schema import Runtime

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeq.methods.quantize import quantize_model
 from edgeq.prepare import Job
 from edgeq.quantization.activations import Ranges
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.registry.schema import Runtime
 
 

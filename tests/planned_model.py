@@ -17,6 +17,7 @@ from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.lowering.space import Space
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import state
@@ -27,7 +28,6 @@ from edgeq.planning.solver.problem import check, cost_of
 from edgeq.plans.describe import describe
 from edgeq.plans.plan import Condition, Conversion, Given, Plan, Planned
 from edgeq.prepare import Job
-from edgeq.quantization.quantize import quantize_model
 
 BY = small.runtime("openvino")
 

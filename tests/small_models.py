@@ -21,9 +21,10 @@ from edgeq.calibration.calibration import Calibration
 from edgeq.export.artifact import Exporter
 from edgeq.export.stored import Stored
 from edgeq.frontends.load import load
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.on_device import worker
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
 

@@ -22,7 +22,7 @@ from edgeq.model.heads import Head
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, dequantize, quantize
 from edgeq.progress import Progress
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.records.schema import Accuracy, Placement, Speed
 from edgeq.runtimes import runtime
 

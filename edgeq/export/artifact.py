@@ -16,7 +16,7 @@ from edgeq.export.stored import Stored
 from edgeq.export.writers import writer
 from edgeq.formats import FORMATS
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 JUDGES = ("scipy.special", "scipy.optimize")
 """What intervals of answers are computed with."""

@@ -12,7 +12,7 @@ from edgeq.export.stored import Stored
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics.weights import bias_scale, quantize_bias
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.records.schema import Audit, FloatOperator, Placement
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from edgeq.export.artifact import read_artifact, write_artifact
 from edgeq.export.audit import audit
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 
 class Written(NamedTuple):

@@ -19,7 +19,7 @@ from edgeq.model.model import Model
 from edgeq.model.ops import output_channels_axis
 from edgeq.numerics import QParams
 from edgeq.numerics.weights import QuantizedWeight, bias_scale, quantize_bias
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 OPSET_OF_INT2, IR_OF_INT2 = 25, 13
 """The first with integers of 2 bits. Files without any stay at the older version, which more runtimes read: what edgeq

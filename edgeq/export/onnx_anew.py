@@ -14,7 +14,7 @@ from edgeq.export.onnx_float import FloatOnnx
 from edgeq.model.groups import Group, only_moves
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, same_steps
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 _Place = tuple[ir.Node, int]
 """An operator, and the number of one of its inputs."""

@@ -14,7 +14,7 @@ from edgeq.export.onnx_names import labels as labels
 from edgeq.export.stored import Stored
 from edgeq.installed import installed
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 VERSION = 3
 """To be raised whenever what is converted to changes."""

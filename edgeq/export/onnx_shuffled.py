@@ -9,7 +9,7 @@ import onnx_ir as ir
 from edgeq.export.onnx_constant import constant
 from edgeq.model.model import Model
 from edgeq.model.shuffled import Shuffle, scattered, shuffle_of
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 _PASSED = {"Relu", "Clip", "QuantizeLinear"}
 

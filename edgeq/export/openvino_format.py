@@ -16,7 +16,7 @@ from edgeq.export.onnx_format import labels as labels
 from edgeq.export.stored import Stored
 from edgeq.installed import installed
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 VERSION = 1
 """To be raised whenever what is written in float changes."""

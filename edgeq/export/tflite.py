@@ -24,7 +24,7 @@ from edgeq.export.tflite_tidy import (
 from edgeq.export.tflite_transposed import cut_inside
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 
 @dataclass(frozen=True)

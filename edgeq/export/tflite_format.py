@@ -11,7 +11,7 @@ from edgeq.export.stored import Stored
 from edgeq.export.tflite import FloatTflite, export_float, export_quantized, stored
 from edgeq.installed import installed
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 VERSION = 4
 """To be raised whenever what is converted to changes."""

@@ -19,7 +19,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.numerics import QParams
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 _ACTIVATION_TYPES = ("int8", "int16")
 

@@ -13,7 +13,7 @@ from edgeq.export.tflite_transposed import Spacing, spacing, spread
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics.weights import bias_scale, quantize_bias
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 WEIGHT_SLOT = 1
 

@@ -10,7 +10,7 @@ from edgeq.cache import Cache
 from edgeq.export.stored import Stored
 from edgeq.formats import FORMATS
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 
 class Writer(Protocol):

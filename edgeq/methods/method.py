@@ -13,6 +13,11 @@ from edgeq.calibration.impact import Impact
 from edgeq.model.model import Model
 from edgeq.numerics import Scheme
 from edgeq.numerics.weights import QuantizedWeight
+from edgeq.progress import Progress
+from edgeq.quantization.quantized import Quantized
+
+STEPS = 100
+"""Of learning, where nothing else is asked for."""
 
 
 class Wanted(NamedTuple):
@@ -37,17 +42,24 @@ class Wanted(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What was observed of the float model on calibration data.
+    """What was observed of the model on calibration data, and how much may be done.
 
     Attributes:
         calibration: a histogram of every tensor, and the mean of what each layer's weights meet.
         impact: how much the outputs move when a tensor does; None where that was not asked for.
         inputs: the samples, by input name, [N, ...]; empty where nothing but the above was kept of them.
+        quantized: the model with what is known so far: its activations, layers whose method came before, and all others
+            rounded to nearest.
+        steps: of learning, for methods that learn.
+        progress: hears how far a method is.
     """
 
     calibration: Calibration
     impact: Impact | None
     inputs: Mapping[str, NDArray[Any]]
+    quantized: Quantized
+    steps: int
+    progress: Progress
 
 
 class Change(NamedTuple):

@@ -9,7 +9,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.plans.plan import FloatPrecision, LayerPlan, Plan, TensorPlan, WeightPlan
 from edgeq.quantization.activations import QuantizedTensor
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.smooth_quant import smoothed_layers
 
 

@@ -14,7 +14,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of
 from edgeq.plans.plan import FloatPrecision
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.registry.roofline import WIDTHS
 
 

@@ -20,12 +20,13 @@ from edgeq.evaluation.measure import Array
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
 from edgeq.frontends.load import load
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.numerics import Scheme, dequantize, quantize
 from edgeq.probing.evidence import Cell, Evidence, Speed, cells_of, claim_of
 from edgeq.probing.operators import OPERATORS, Tensor, samples, seeded
 from edgeq.progress import Clock, Progress, Silent
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 from edgeq.records.schema import Placement
 from edgeq.registry.schema import Kernel, OpClass, Runtime, Target

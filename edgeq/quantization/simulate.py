@@ -11,7 +11,7 @@ from edgeq.model.execute import Hook
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.numerics.fake import fake_quantize
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 
 def simulate(

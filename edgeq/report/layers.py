@@ -11,7 +11,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.numerics import SQNR_END, sqnr_db
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 from edgeq.records.schema import Layer
 

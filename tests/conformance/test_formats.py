@@ -17,9 +17,9 @@ from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter, artifact_files, read_artifact, write_artifact
 from edgeq.export.audit import AuditError, audit
 from edgeq.formats import FORMATS
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.ops import WEIGHTED
 from edgeq.numerics import sqnr_db
-from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as info

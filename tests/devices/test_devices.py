@@ -24,7 +24,7 @@ from edgeq.devices.setup import renamed_sources, set_up
 from edgeq.errors import DeviceError, UsageError
 from edgeq.export.artifact import Exporter
 from edgeq.frontends.load import load
-from edgeq.quantization.quantize import quantize_model
+from edgeq.methods.quantize import quantize_model
 from edgeq.registry.load import load_target
 from edgeq.runtimes import runtime
 

@@ -32,7 +32,7 @@ from edgeq.export.stored import Stored
 from edgeq.files import sha256_file
 from edgeq.limits import Limits
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.records.schema import Audit, Report
 from edgeq.registry.load import load_target
 

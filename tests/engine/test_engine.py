@@ -38,6 +38,7 @@ from edgeq.limits import Limits
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.lowering.space import Space
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.planning.costs import table as costs_module
 from edgeq.planning.costs.builds import build_all, probing_plans
@@ -48,7 +49,6 @@ from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivit
 from edgeq.planning.sensitivity.value import contenders
 from edgeq.plans.plan import Plan
 from edgeq.progress import Silent
-from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
 
 RUNTIME = load_target("x86-avx512").runtimes

@@ -26,8 +26,9 @@ from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError, audit, confirm
 from edgeq.export.packing import BITS, pack, unpack
 from edgeq.frontends.load import load
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 from edgeq.records.schema import Placement
 from edgeq.registry.load import load_target, target_names

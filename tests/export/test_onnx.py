@@ -20,9 +20,10 @@ from edgeq.errors import UnsupportedError
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import audit
 from edgeq.frontends.load import load
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.numerics import quantize, sqnr_db
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 
 NAMES = list(small.SMALL)
@@ -229,7 +230,7 @@ def test_outputs_that_are_other_ends_are_written_or_refused(net: torch.nn.Module
 
 def _through(net: torch.nn.Module, folder: Path) -> tuple[Path, torch.Tensor, list[np.ndarray]]:
     from edgeq.calibration.calibrate import calibrate
-    from edgeq.quantization.quantize import quantize_model
+    from edgeq.methods.quantize import quantize_model
 
     torch.manual_seed(0)
     x = torch.randn(16, 4)

@@ -19,9 +19,9 @@ from edgeq.export.audit import audit
 from edgeq.export.onnx_convert import _export
 from edgeq.export.onnx_match import match, same
 from edgeq.frontends.load import load
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.numerics import sqnr_db
-from edgeq.quantization.quantize import quantize_model
 
 
 class EveryOutput(nn.Module):

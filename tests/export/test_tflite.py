@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UnsupportedError
 from edgeq.frontends.load import load
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.numerics import quantize, sqnr_db
 from edgeq.numerics.weights import bias_scale, quantize_bias
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime

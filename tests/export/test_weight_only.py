@@ -21,8 +21,9 @@ from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError, audit, confirm
 from edgeq.frontends.load import load
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 from edgeq.registry.schema import Runtime
 

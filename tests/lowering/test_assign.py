@@ -11,9 +11,9 @@ from torch import nn
 from edgeq.calibration.histogram import Histogram
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import WIDEST_SHARE, Assignment, assign
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
-from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.schema import Runtime
 
 

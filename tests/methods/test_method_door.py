@@ -17,10 +17,10 @@ from edgeq.cli.app import run
 from edgeq.errors import UnsupportedError
 from edgeq.methods import METHODS
 from edgeq.methods.method import Change, Seen, Wanted
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.numerics import Scheme
 from edgeq.numerics.weights import QuantizedWeight
-from edgeq.quantization.quantize import quantize_model
 
 GUIDE = Path(__file__).parents[2] / "docs" / "methods.md"
 SCHEMES = [Scheme("int8", "symmetric", g, n) for g in ("channel", "tensor") for n in (True, False)]

@@ -15,10 +15,10 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError, audit
 from edgeq.frontends.load import load
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.model.shuffled import Shuffle, gathered, scattered, shuffle_of
 from edgeq.numerics import sqnr_db
-from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
 

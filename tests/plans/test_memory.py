@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.lowering.assign import FLOAT
+from edgeq.methods.quantize import quantize_model
 from edgeq.plans.memory import Step, peak, peak_memory
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.registry.schema import Runtime
 
 Graph = tuple[list[Step], dict[str, int], list[str], list[str]]

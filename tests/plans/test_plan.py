@@ -22,6 +22,7 @@ from edgeq.lowering.boundaries import Kind, crossings, edges
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.lowering.form import on_integers
 from edgeq.lowering.space import Space
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.ops import MOVEMENT
 from edgeq.planning.costs.size import Sizes
 from edgeq.planning.costs.state import state
@@ -32,7 +33,6 @@ from edgeq.planning.solver.problem import Problem, check, cost_of
 from edgeq.planning.solver.restate import restate
 from edgeq.plans.describe import describe
 from edgeq.plans.plan import Condition, Conversion, Plan, Planned, read_plan, refuse_other
-from edgeq.quantization.quantize import quantize_model
 
 NETS = ["residual", "split-shuffle", "activations", "gate", "two-inputs", "two-outputs"]
 RUNTIMES = ["onnxruntime", "openvino", "litert"]

@@ -24,6 +24,7 @@ from edgeq.frontends.load import load
 from edgeq.lowering.assign import assign
 from edgeq.lowering.choices import Ladder, ladder, uniform
 from edgeq.lowering.form import form, on_integers
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.groups import only_moves
 from edgeq.model.model import Model
 from edgeq.numerics import dequantize, quantize
@@ -31,7 +32,7 @@ from edgeq.numerics.quantize import QParams
 from edgeq.planning.explain.counterfactual import difference, run_edits
 from edgeq.planning.sensitivity.damages import damage
 from edgeq.plans.memory import peak_memory
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 from edgeq.registry.schema import Runtime
 

@@ -12,6 +12,7 @@ import torch
 from edgeq.calibration.gradients import measure_impact
 from edgeq.data.dataset import make_dataset
 from edgeq.methods.bias_correction import bias_shift
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.graph import Node
 from edgeq.model.operators import operator_of
 from edgeq.model.ops import WEIGHTED, channel_axis_of_output
@@ -19,7 +20,6 @@ from edgeq.numerics.fake import fake_quantize
 from edgeq.numerics.weights import BIAS_HEADROOM
 from edgeq.plans.describe import describe
 from edgeq.plans.plan import Plan
-from edgeq.quantization.quantize import quantize_model
 from edgeq.quantization.simulate import simulate
 from edgeq.report.layers import layer_table
 

@@ -17,11 +17,11 @@ from edgeq.evaluation.measure import answers, ends_of
 from edgeq.export.artifact import Exporter
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder, uniform, with_preferred
+from edgeq.methods.quantize import quantize_model
 from edgeq.planning.costs.table import measure_costs
 from edgeq.planning.solver.solve import Problem, cost_of, solve
 from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
-from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
 
 

@@ -26,6 +26,7 @@ from edgeq.lowering.assign import FLOAT, assign
 from edgeq.lowering.boundaries import edges
 from edgeq.lowering.choices import ladder, uniform, with_preferred
 from edgeq.lowering.space import Space
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.groups import Group
 from edgeq.planning.costs.builds import Built, build_all, probing_plans
 from edgeq.planning.costs.size import fit_sizes
@@ -37,7 +38,6 @@ from edgeq.planning.solver.solve import cost_of, solve
 from edgeq.prepare import runtimes_for
 from edgeq.progress import Silent
 from edgeq.quantization.activations import Ranges
-from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
 
 SAMPLES = 32

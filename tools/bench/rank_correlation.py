@@ -13,13 +13,13 @@ from edgeq.case import Case
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder, uniform, with_preferred
 from edgeq.lowering.space import Space
+from edgeq.methods.quantize import quantize_model
 from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
 from edgeq.planning.sensitivity.losses import rank_correlation
 from edgeq.planning.sensitivity.value import Choice, contenders, predicted_losses
 from edgeq.prepare import prepare, take_aim
 from edgeq.progress import Clock, Silent
 from edgeq.quantization.activations import Ranges
-from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target
 
 AT_ONCE = 12

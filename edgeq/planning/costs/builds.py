@@ -22,12 +22,12 @@ from edgeq.lowering.boundaries import alternating
 from edgeq.lowering.choices import uniform
 from edgeq.lowering.form import form, on_integers
 from edgeq.lowering.space import Space
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.planning.costs.timing import Observed, attribute
 from edgeq.plans.plan import FloatPrecision, run_options
 from edgeq.progress import Progress
-from edgeq.quantization.quantize import quantize_model
 from edgeq.records.schema import Placement
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import runtime as info

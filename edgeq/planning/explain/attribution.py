@@ -46,7 +46,7 @@ from edgeq.plans.rules import narrowed
 from edgeq.prepare import Job
 from edgeq.progress import Progress
 from edgeq.quantization.activations import Ranges, quantize_activations
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantized import quantize_job
 
 SAMPLES = 16

@@ -30,7 +30,7 @@ from edgeq.numerics import QParams, same_steps
 from edgeq.planning.explain.counterfactual import clipped, copies, exact, unclipped
 from edgeq.planning.sensitivity.edits import Edit, Rounding, rounded, weight_and_bias
 from edgeq.quantization.activations import QuantizedTensor
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 
 

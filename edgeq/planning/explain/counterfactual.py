@@ -19,7 +19,7 @@ from edgeq.numerics import QParams, Scheme, same_steps
 from edgeq.numerics.fake import fake_quantize
 from edgeq.planning.sensitivity.edits import Edit, Rounding, movement, rounded, run
 from edgeq.progress import Progress, Silent
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import rounded_constants
 
 TOGETHER = 48

@@ -11,7 +11,7 @@ from edgeq.lowering.form import form, on_integers
 from edgeq.model.model import Model
 from edgeq.planning.solver.solve import Boundary, Problem
 from edgeq.plans.explained import Explanation, LostFusion, What
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 Charged = list[tuple[Crossing, Boundary | None]]
 """Conversions that a plan needs, each with its entry in the plan's costs."""

@@ -30,7 +30,7 @@ from edgeq.planning.solver.solve import Infeasible, Problem, Solution, check, co
 from edgeq.plans.plan import FloatPrecision, Proof, run_options
 from edgeq.plans.rules import Rule, idle, narrowed
 from edgeq.prepare import Job
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantized import quantize_job
 from edgeq.records.wording import seconds_text
 from edgeq.registry.roofline import energies

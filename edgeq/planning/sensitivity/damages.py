@@ -34,7 +34,7 @@ from edgeq.numerics.fake import fake_quantize
 from edgeq.planning.sensitivity.edits import Edit, losses, movement, rounded, weight_and_bias
 from edgeq.planning.sensitivity.value import Choice, Rounded, Sensitivity
 from edgeq.progress import Progress
-from edgeq.quantization.quantize import Quantized
+from edgeq.quantization.quantized import Quantized
 
 Moves = list[tuple[tuple[str, str], float]]
 

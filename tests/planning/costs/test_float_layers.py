@@ -19,9 +19,10 @@ from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.numerics.fake import fake_quantize
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 
 LARGE = 1e4
 """A weight beside which all others of its tensor round to nothing in 8 bits. It meets a channel that is always zero, so

@@ -26,6 +26,7 @@ from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.methods.bias_correction import bias_shift
 from edgeq.methods.nearest import quantize_weight
+from edgeq.methods.quantize import quantize_model
 from edgeq.model import execute
 from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT
@@ -42,7 +43,7 @@ from edgeq.planning.solver.problem import cost_of
 from edgeq.planning.solver.restate import restate
 from edgeq.plans.explained import CAUSES
 from edgeq.quantization.activations import QuantizedTensor, Ranges, quantize_activations
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 
 BY = small.runtime("onnxruntime")

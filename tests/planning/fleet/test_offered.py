@@ -9,8 +9,8 @@ import small_models as small
 
 from edgeq.lowering.assign import FLOAT, writes_integers
 from edgeq.lowering.choices import ladder, uniform
+from edgeq.methods.quantize import quantize_model
 from edgeq.planning.fleet.offered import offered_too, refusal, takes
-from edgeq.quantization.quantize import quantize_model
 from edgeq.registry.load import load_target, target_names
 from edgeq.registry.schema import Kernel, Runtime
 

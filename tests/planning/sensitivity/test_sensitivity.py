@@ -24,6 +24,7 @@ from edgeq.lowering.assign import writes_integers
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.lowering.form import on_integers
 from edgeq.lowering.space import Space
+from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT
 from edgeq.numerics.fake import fake_quantize
@@ -34,7 +35,7 @@ from edgeq.planning.sensitivity.budget import LARGEST, LINEAR, SLOW_STEPS, SMALL
 from edgeq.planning.sensitivity.damages import damage, measure_alone, measure_sensitivity
 from edgeq.planning.sensitivity.value import Sensitivity, contenders
 from edgeq.planning.solver.problem import cost_of
-from edgeq.quantization.quantize import Quantized, quantize_model
+from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 
 BY = small.runtime("onnxruntime")

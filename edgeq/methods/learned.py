@@ -1,0 +1,103 @@
+"""What is learned of a layer: to which neighbour each weight is rounded, the scales, and the bias.
+
+Weights are rounded by the straight-through estimator (Bengio et al. 2013, "Estimating or Propagating Gradients Through
+Stochastic Neurons for Conditional Computation"), and stay within a step of where they were: that is what keeps a few
+hundred samples from being learned by heart. Scales are learned with them (Esser et al. 2020, "Learned Step Size
+Quantization", equation 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeq.methods.method import Wanted
+from edgeq.numerics.weights import BIAS_HEADROOM, QuantizedWeight, rows
+
+RATES: Mapping[str, float] = {"steps": 1e-2, "growth": 2e-4, "shift": 1e-3}
+"""Of learning: of weights in steps of their integers, of scales in parts of themselves, of biases in units of the
+layer's output."""
+
+
+class Learned(NamedTuple):
+    """A layer on its way.
+
+    Attributes:
+        rounded: where it started.
+        near: the float weights in steps of their scales, as `edgeq.numerics.weights.rows` has them.
+        scale, zero: ready to be broadcast against `near`; a scale may become as small as `least`.
+        bias: [channels], and the `unit` that its shift is in.
+        steps, growth, shift: what is learned: `near` as it is to be rounded, the logarithm of the change of the scales,
+            and that of the bias.
+    """
+
+    rounded: QuantizedWeight
+    near: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+    least: torch.Tensor
+    bias: torch.Tensor
+    unit: torch.Tensor
+    steps: torch.Tensor
+    growth: torch.Tensor
+    shift: torch.Tensor
+
+    def integers(self) -> torch.Tensor:
+        """In the shape of `near`, whole numbers with the gradient of what was rounded."""
+        scheme = self.rounded.q.scheme
+        steps = self.near + (self.steps - self.near).clamp(-1, 1)
+        whole = steps + (steps.round() - steps).detach()
+        return whole.clamp(scheme.quant_min, scheme.quant_max)
+
+    def scales(self) -> torch.Tensor:
+        return torch.maximum(self.scale * self.growth.exp(), self.least)
+
+    def real(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight, in PyTorch's layout, and bias, as the integers stand for them."""
+        weight = ((self.integers() - self.zero) * self.scales()).reshape(self.rounded.integers.shape)
+        return weight, self.bias + self.shift * self.unit
+
+    def found(self) -> tuple[QuantizedWeight, NDArray[np.float32]]:
+        """What was learned, to be stored."""
+        with torch.no_grad():
+            scale = self.scales().numpy().reshape(self.rounded.q.scale.shape)
+            integers = self.integers().numpy().astype(self.rounded.integers.dtype)
+            q = replace(self.rounded.q, scale=np.ascontiguousarray(scale, np.float32))
+            return QuantizedWeight(integers.reshape(self.rounded.integers.shape), q), self.real()[1].numpy()
+
+
+def begin(wanted: Wanted, rounded: QuantizedWeight, bias: NDArray[np.float32], unit: torch.Tensor) -> Learned:
+    """A layer before anything is learned of it.
+
+    Args:
+        rounded, bias: where to start.
+        unit: [], the size of its outputs.
+    """
+    scheme = rounded.q.scheme
+    own = rows(wanted.weight, scheme)
+    scale, zero = (torch.from_numpy(np.array(part)) for part in rounded.q.shaped(own.ndim))
+    least = torch.zeros_like(scale)
+    if wanted.input_scale is not None:  # what the bias is stored in units of must not become too small for it
+        needed: Any = np.abs(bias.astype(np.float64)) / (float(wanted.input_scale) * BIAS_HEADROOM)
+        least = torch.from_numpy(np.asarray(needed if scale.numel() > 1 else needed.max(), np.float32)).reshape(
+            scale.shape
+        )
+    near = torch.from_numpy(own) / scale + zero
+    growth = torch.zeros_like(scale)
+    return Learned(
+        rounded,
+        near,
+        scale,
+        zero,
+        least,
+        torch.from_numpy(bias),
+        unit.clamp(min=1e-6),
+        near.clone().requires_grad_(),
+        growth if scheme.power_of_two else growth.requires_grad_(),
+        torch.zeros(len(bias)).requires_grad_(),
+    )

@@ -1,0 +1,131 @@
+"""Quantizes a model: ranges for its activations, and every layer's weights rounded by its method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.calibration.calibration import Calibration
+from edgeq.calibration.impact import Impact
+from edgeq.errors import UnsupportedError
+from edgeq.lowering.assign import assign
+from edgeq.methods import METHODS, NEAREST, method
+from edgeq.methods.bias_correction import bias_shift
+from edgeq.methods.method import STEPS, Change, Seen, Wanted
+from edgeq.model.model import Model
+from edgeq.model.ops import WEIGHTED, output_channels_axis
+from edgeq.numerics.weights import QuantizedWeight
+from edgeq.progress import Progress, Silent
+from edgeq.quantization.activations import Ranges, quantize_activations
+from edgeq.quantization.quantized import Quantized
+from edgeq.registry.schema import Runtime
+
+
+def quantize_model(
+    model: Model,
+    runtime: Runtime,
+    calibration: Calibration,
+    impact: Impact | None = None,
+    *,
+    choices: Mapping[str, str] | None = None,
+    estimator: str = "auto",
+    methods: Mapping[str, str] | None = None,
+    inputs: Mapping[str, NDArray[Any]] | None = None,
+    steps: int = STEPS,
+    progress: Progress | None = None,
+    correct_bias: bool = True,
+    ranges: Ranges | None = None,
+) -> Quantized:
+    """Ranges, integer weights and corrected biases for one runtime.
+
+    Args:
+        impact: what the choice of ranges minimizes (see `edgeq.calibration.impact`).
+        choices: by group name, the name of a kernel or `float32`, where it is not the runtime's preferred kernel.
+        methods: by group name, how its weights are rounded, where that is not to nearest (see `edgeq.methods`).
+        inputs: the calibration samples, for methods that run the model on them.
+        steps, progress: for methods that learn (see `edgeq.methods.method.Seen`).
+        estimator: see `quantize_activations`.
+        ranges: see `quantize_activations`; a search over many plans of one model and runtime keeps them here.
+        correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
+    """
+    assignment = assign(model, runtime, calibration.histograms, choices)
+    activations, again = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
+    result = Quantized(runtime, assignment, activations, again, weights={}, biases={}, methods={})
+    wanted = _wanted(model, result)
+    seen = Seen(calibration, impact, inputs or {}, result, steps, progress or Silent())
+
+    def take(by: str, layers: Sequence[Wanted]) -> None:
+        change = method(by)(model, layers, seen)
+        for one in layers:
+            _take(result, one, by, change)
+            if correct_bias and one.layer not in change.biases:
+                group = groups[one.layer]
+                shift = bias_shift(
+                    group.op, result.weights[one.layer].real - one.weight, calibration.mean_patches[group.root]
+                )
+                result.biases[one.layer] = one.bias - shift
+
+    groups = {group.name: group for group in model.groups}
+    take(NEAREST, wanted)
+    asked = {one.layer: (methods or {}).get(one.layer, NEAREST) for one in wanted}
+    for by in (*METHODS, *dict.fromkeys(asked.values())):  # in the registry's order, and what is not there is told
+        if by != NEAREST and (
+            layers := [one for one in wanted if asked[one.layer] == by and result.methods[one.layer] != by]
+        ):
+            take(by, layers)
+    return result
+
+
+def _wanted(model: Model, quantized: Quantized) -> list[Wanted]:
+    """The layers whose weights become integers. Biases of the others stay as they are."""
+    found = []
+    for group in model.groups:
+        if group.op not in WEIGHTED or group.weight is None or group.bias is None or not group.inputs:
+            continue  # computed weights are no constants; a layer that reads constants alone is one itself
+        weight, bias = model.state[group.weight], model.state[group.bias]
+        quantized.biases[group.name] = bias
+        kernel = quantized.assignment.kernel(group.name)
+        if kernel is None or kernel.weight_scheme is None:
+            continue
+        input_scale = quantized.input_scale(group) if kernel.bias in ("int32", "int64") else None
+        axis = output_channels_axis(group.op)
+        found.append(Wanted(group.name, weight, bias, kernel.weight_scheme, axis, input_scale))
+    return found
+
+
+def _take(quantized: Quantized, wanted: Wanted, by: str, change: Change) -> None:
+    """Writes down what a method made of a layer.
+
+    Raises:
+        UnsupportedError: no file can hold it.
+    """
+    found = change.weights.get(wanted.layer)
+    why = "no weights" if found is None else _unstorable(found, wanted)
+    if found is None or why:
+        remedy = "take another method, such as nearest, or mend this one"
+        raise UnsupportedError(f"the method {by!r} gives {why}", where=f"layer {wanted.layer}", remedy=remedy)
+    quantized.weights[wanted.layer], quantized.methods[wanted.layer] = found, by
+    quantized.biases[wanted.layer] = change.biases.get(wanted.layer, wanted.bias)
+
+
+def _unstorable(found: QuantizedWeight, wanted: Wanted) -> str:
+    """What is wrong with a method's weights; empty if they can be stored as is wanted."""
+    scheme, scale, zero = found.q.scheme, found.q.scale, found.q.zero_point
+    if scheme != wanted.scheme:
+        return f"integers of another scheme than {wanted.scheme}"
+    if found.integers.shape != wanted.weight.shape:
+        return f"weights of the shape {found.integers.shape} for {wanted.weight.shape}"
+    if not np.isfinite(scale).all() or (scale <= 0).any():
+        return "scales that are not finite and positive"
+    channels = 1 if scheme.granularity == "tensor" else wanted.weight.shape[wanted.axis]
+    if scheme.group is None and scale.size != channels:
+        return f"{scale.size} scales where there are {channels}"
+    if scale.shape != zero.shape or (scheme.symmetry == "symmetric" and scheme.signed and zero.any()):
+        return "other zero points than its scheme has"
+    kept = np.issubdtype(found.integers.dtype, np.integer)
+    if not kept or found.integers.min() < scheme.quant_min or found.integers.max() > scheme.quant_max:
+        return f"weights that are no integers from {scheme.quant_min} to {scheme.quant_max}"
+    return ""

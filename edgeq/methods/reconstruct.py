@@ -1,0 +1,212 @@
+"""Block reconstruction: rounding, scales and biases are learned so that each block gives what it gives in float.
+
+Blocks are taken in the order in which they run. Each is given what the rounded blocks before it give on the calibration
+samples, and asked for what the float model has there: it makes up for their errors, as far as it can. No labels are
+needed.
+
+Source: Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", equation 10,
+with all outputs weighted alike. In place of AdaRound's relaxation (Nagel et al. 2020), which takes 20,000 steps,
+weights are rounded as `edgeq.methods.learned` says: a hundred steps do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError
+from edgeq.methods.learned import RATES, Learned, begin
+from edgeq.methods.method import Change, Seen, Wanted
+from edgeq.model.batches import batches, side_by_side
+from edgeq.model.blocks import Block, find_blocks
+from edgeq.model.execute import Reads, execute
+from edgeq.model.graph import Node, Program, itemsize
+from edgeq.model.model import Model
+from edgeq.model.values import tensor_of, traced_size
+from edgeq.numerics.fake import fake_quantize
+from edgeq.numerics.weights import QuantizedWeight
+from edgeq.quantization.quantized import Quantized
+from edgeq.quantization.simulate import rounded_constants
+
+Values = dict[str, list[torch.Tensor]]
+"""By graph node, its value for each sample."""
+
+STEP_MACS = 1e8
+"""Multiply-accumulates of a block in one step of learning: it decides how many samples that takes."""
+
+MOST_SAMPLES = 32
+"""Of one step."""
+
+MEMORY = 2 << 30
+"""Bytes that the values between two blocks may take, of all samples: large models are given fewer."""
+
+
+def reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+    """Rounds layers together, block by block. What is beside them in a block stays as `seen.quantized` has it."""
+    if not seen.inputs:
+        raise UsageError("blocks cannot be reconstructed without calibration samples", remedy="take another method")
+    groups = {group.name: group for group in model.groups}
+    by_root = {groups[one.layer].root: one for one in wanted}
+    blocks = find_blocks(model.program, by_root)
+    given = _samples(model, seen, blocks)
+    real: Values = {name: [sample[i] for sample in given] for i, name in enumerate(model.input_nodes)}
+    rounded = {name: [_rounded(seen.quantized, name, v) for v in values] for name, values in real.items()}
+    held = rounded_constants(model, seen.quantized)
+    weights: dict[str, QuantizedWeight] = {}
+    biases: dict[str, NDArray[np.float32]] = {}
+    for number, block in enumerate(blocks):
+        targets, units = _in_float(block, real)
+        learned = {root: _begin(by_root[root], seen.quantized, units[root]) for root in block.layers}
+        stacks = bool(learned) and _stacks(block.program, real)
+        run = partial(_run, model, seen.quantized, block.program, held, learned, stacks=stacks)
+        if learned:
+            macs = sum(groups[by_root[root].layer].macs for root in learned)
+            at_once = max(1, min(len(given), MOST_SAMPLES, round(STEP_MACS / max(macs, 1))))
+            _learn(run, block.program, learned.values(), rounded, targets, seen.steps, at_once)
+        answers = _each(run, block.program, rounded)
+        for root, one in learned.items():
+            weights[by_root[root].layer], biases[by_root[root].layer] = one.found()
+        later = {name for one in blocks[number + 1 :] for name in one.program.inputs}
+        real = {name: values for name, values in {**real, **targets}.items() if name in later}
+        rounded = {name: values for name, values in {**rounded, **answers}.items() if name in later}
+        seen.progress.step(number + 1, len(blocks))
+    return Change(weights, biases)
+
+
+def _begin(wanted: Wanted, quantized: Quantized, unit: torch.Tensor) -> Learned:
+    return begin(wanted, quantized.weights[wanted.layer], quantized.biases[wanted.layer], unit)
+
+
+def _samples(model: Model, seen: Seen, blocks: Sequence[Block]) -> list[list[torch.Tensor]]:
+    """One by one, as many as there is memory for: what blocks are given and give is held four times."""
+
+    def size(names: Iterable[str]) -> int:
+        values = (tensor_of(model.nodes[name]) for name in names)
+        return sum(math.prod(map(traced_size, v.shape)) * itemsize(v.dtype) for v in values if v is not None)
+
+    largest = max(max(size(b.program.inputs), size(b.program.outputs)) for b in blocks)
+    most = max(1, MEMORY // (4 * max(largest, 1)))
+    few = {name: array[:most] for name, array in seen.inputs.items()}
+    return list(batches(model, few, 1))
+
+
+def _rounded(quantized: Quantized, name: str, value: torch.Tensor) -> torch.Tensor:
+    tensor = quantized.rounded.get(name)
+    return value if tensor is None else fake_quantize(value, tensor.q)
+
+
+def _in_float(block: Block, real: Values) -> tuple[Values, dict[str, torch.Tensor]]:
+    """What a block gives in float for each sample, and the root mean square of the outputs of each of its layers."""
+    squares: dict[str, list[torch.Tensor]] = {name: [] for name in block.layers}
+
+    def see(node: Node, values: list[Any]) -> list[Any]:
+        if node.name in squares:
+            squares[node.name] += [value.square().mean() for value in values]
+        return values
+
+    def run(samples: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:
+        return execute(block.program, samples, see)
+
+    outputs = _each(run, block.program, real)
+    return outputs, {name: torch.stack(found).mean().sqrt() for name, found in squares.items()}
+
+
+def _each(run: Callable[..., list[list[torch.Tensor]]], program: Program, given: Values) -> Values:
+    """What comes of each sample."""
+    columns = [given[name] for name in program.inputs]
+    samples = zip(*columns, strict=True)
+    found = side_by_side(lambda sample: [value.clone() for value in run([sample])[0]], samples)
+    return dict(zip(program.outputs, map(list, zip(*found, strict=True)), strict=True))
+
+
+def _stacks(program: Program, given: Values) -> bool:
+    """Whether several samples go through a block side by side: its graph may be made for one."""
+    samples = list(zip(*(given[name][:2] for name in program.inputs), strict=True))
+    alone = execute(program, samples)
+    try:
+        (both,) = execute(program, [_stacked(samples)])
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return False
+    return all(
+        one.shape == other.shape and torch.allclose(one.double(), other.double(), atol=1e-4, rtol=1e-3, equal_nan=True)
+        for one, other in zip(_stacked(alone), both, strict=True)
+    )
+
+
+def _stacked(samples: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    return [
+        torch.cat([value if value.dim() else value[None] for value in column]) for column in zip(*samples, strict=True)
+    ]
+
+
+def _run(
+    model: Model,
+    quantized: Quantized,
+    program: Program,
+    held: Mapping[str, torch.Tensor],
+    learned: Mapping[str, Learned],
+    samples: Sequence[Sequence[torch.Tensor]],
+    *,
+    stacks: bool,
+    differentiable: bool = False,
+) -> list[list[torch.Tensor]]:
+    """What a rounded block gives: for each sample, or where it learns, for all of them in one."""
+    constants = dict(held)
+    for root, one in learned.items():
+        _, weight, bias = model.nodes[root].all_input_nodes[:3]
+        constants[weight.name], constants[bias.name] = one.real()
+    inside = {node.name for node in program.nodes}
+    ways = {
+        pair: partial(fake_quantize, q=t.q)
+        for pair, t in quantized.rounded_by_readers(model).items()
+        if pair[0] in inside
+    }
+    given = [_stacked(samples)] if stacks and differentiable else samples
+    own = {name: value for name, value in constants.items() if name in inside}
+    reads: Reads = {pair: [way] * len(given) for pair, way in ways.items()}
+
+    def round_off(node: Node, values: list[Any]) -> list[Any]:
+        return values if node.op == "placeholder" else [_rounded(quantized, node.name, value) for value in values]
+
+    return execute(program, given, round_off, own, reads, differentiable)
+
+
+def _learn(
+    run: Callable[..., list[list[torch.Tensor]]],
+    program: Program,
+    learned: Iterable[Learned],
+    given: Values,
+    targets: Values,
+    steps: int,
+    samples: int,
+) -> None:
+    """Moves what is learned so that the block's outputs come near their targets, each in units of its power."""
+    layers, generator = list(learned), torch.Generator().manual_seed(0)
+    wanted = {name: values for name, values in targets.items() if values and values[0].is_floating_point()}
+    powers = {
+        name: torch.stack([v.square().mean() for v in values]).mean().clamp(min=1e-12)
+        for name, values in wanted.items()
+    }
+    groups = [
+        {"params": [value for one in layers if (value := getattr(one, name)).requires_grad], "lr": rate}
+        for name, rate in RATES.items()
+    ]
+    optimizer = torch.optim.Adam(groups)
+    slower = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    count = len(next(iter(wanted.values())))
+    for _ in range(steps):
+        picked = torch.randint(count, (samples,), generator=generator).tolist()
+        rows = [[given[name][i] for name in program.inputs] for i in picked]
+        found = dict(zip(program.outputs, _stacked(run(rows, differentiable=True)), strict=True))
+        aims = {name: _stacked([[values[i]] for i in picked])[0] for name, values in wanted.items()}
+        loss = torch.stack([(found[name] - aim).square().mean() / powers[name] for name, aim in aims.items()]).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        slower.step()
