@@ -59,15 +59,16 @@ def write(
         AuditError: the file is not what was planned.
     """
     net = job.model
-    with job.clock.stage(f"quantize for {runtime.name}"):
-        quantized = quantize_job(job, runtime, choices)
+    quantized = quantize_job(job, runtime, choices)
+    job.warnings.extend(quantized.remarks)
     with job.clock.stage(f"export {runtime.format}"):
         files = exporter.write(quantized, folder)
         audited = audit(net, quantized, exporter.read_back(quantized, files[0]))
         baseline = exporter.float_model(runtime.format)
     with job.clock.stage("layer errors (simulated)"):
         layers = layer_table(net, quantized, job.calibration_data)
-    plan = describe(net, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=precision)
+    data = job.calibration_data.sha256
+    plan = describe(net, quantized, target=job.target.name, data_hash=data, precision=precision, effort=job.effort)
     return Written(quantized, files, baseline, audited, layers, plan)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -33,8 +33,10 @@ from edgeq.evaluation.metric import Metric
 from edgeq.installed import installed
 from edgeq.limits import Limits
 from edgeq.lowering.assign import assign
-from edgeq.methods import NEAREST, method
+from edgeq.methods import method
+from edgeq.methods.effort import DEFAULT, EFFORTS, EffortName
 from edgeq.model.model import Model
+from edgeq.plans.plan import Plan
 from edgeq.progress import Clock
 from edgeq.registry.load import load_target, profile_of
 from edgeq.registry.schema import Profile, Runtime, Target
@@ -84,7 +86,8 @@ class Job(Aim):
         cache: of results of earlier runs.
         warnings: what the user should know.
         engine: what builds and sensitivities are spread over.
-        methods: by layer, how its weights are rounded, where that is not to nearest.
+        methods: by layer, how its weights are rounded, where that is not to nearest; None where the effort decides.
+        effort: see `edgeq.methods.effort`.
 
     The other attributes are those of `Aim` and `edgeq.case.Loaded`.
     """
@@ -100,7 +103,8 @@ class Job(Aim):
     cache: Cache
     warnings: list[str]
     engine: Engine = LOCAL
-    methods: Mapping[str, str] = field(default_factory=dict)
+    methods: Mapping[str, str] | None = None
+    effort: EffortName = DEFAULT
 
     @property
     def labels(self) -> Array | None:
@@ -176,14 +180,17 @@ def prepare(
 
 
 def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engine: Engine) -> list[Job]:
-    method(case.method)  # one that there is not is told before all the work
+    if case.method is not None:
+        method(case.method)  # one that there is not is told before all the work
+    if case.effort not in EFFORTS:
+        raise UsageError(f"there is no effort {case.effort!r}", remedy=f"one of {', '.join(EFFORTS)}")
     # of all formats of a target, so that a plan for another one finds it
     every = [r for aim in aims for r in (*aim.runtimes, *aim.target.runtimes)]
     loaded = smoothed(load_case(case, clock, cache), every, case.smooth_quant, clock, cache)
     # exporters find the model's values in their files by what they are on real samples
     loaded = replace(loaded, model=loaded.model.with_samples(loaded.calibration))
     calibration, impact = _calibrated(loaded, every, clock, cache)
-    methods = {} if case.method == NEAREST else {group.name: case.method for group in loaded.model.groups}
+    methods = None if case.method is None else {group.name: case.method for group in loaded.model.groups}
     references: dict[str, list[Array]] = {}
     jobs = []
     for aim in aims:
@@ -216,6 +223,7 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
                 warnings=warnings,
                 engine=engine,
                 methods=methods,
+                effort=case.effort,
             )
         )
     # answers that are there anyway serve also those jobs that nothing can be run for
@@ -233,6 +241,11 @@ def _of_another_class(aim: Aim) -> list[str]:
                 text = unlike(aim.target, aim.device, aim.device.environment(runtime.name))
                 return [text] if text else []
     return []
+
+
+def following(job: Job, plan: Plan) -> Job:
+    """The job with layers rounded as a plan says."""
+    return replace(job, methods=plan.methods, effort=plan.effort)
 
 
 def answered(job: Job) -> Job:

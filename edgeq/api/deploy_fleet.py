@@ -18,7 +18,7 @@ from edgeq.lock import versions_now, write_lock
 from edgeq.planning.explain.follow import planned_choices, tell_contradictions
 from edgeq.plans.fleet import Artefact, Fleet, Member
 from edgeq.plans.plan import Plan, refuse_other
-from edgeq.prepare import Aim, Job, prepare, take_aim
+from edgeq.prepare import Aim, Job, following, prepare, take_aim
 from edgeq.progress import Clock
 from edgeq.records.schema import Report
 from edgeq.registry.load import load_target
@@ -90,7 +90,7 @@ def deploy_fleet(request: FleetDeployRequest) -> FleetReport:
         found: dict[str, tuple[Path, Report]] = {}
         for artefact in fleet.artefacts:
             plan = plans[artefact.name]
-            job = replace(made_by[artefact.name], clock=clock.copy(), methods=plan.methods)
+            job = following(replace(made_by[artefact.name], clock=clock.copy()), plan)
             found |= _build(artefact, plan, job, jobs, exporter, folder / artefact.name)
         artefacts = [a.model_copy(update={"plan": f"{a.name}/plan.json"}) for a in fleet.artefacts]
         built = fleet.model_copy(update={"artefacts": artefacts})

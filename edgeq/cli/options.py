@@ -66,9 +66,29 @@ SmoothQuant = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+
+
+class EffortChoice(str, Enum):
+    """How much is tried for a better rounding."""
+
+    fast = "fast"
+    balanced = "balanced"
+    max = "max"
+
+
+EffortOption = Annotated[
+    EffortChoice,
+    typer.Option(
+        "--effort",
+        help="How much is tried for a better rounding; what held-out samples do not speak for is undone.",
+        rich_help_panel=_MODEL,
+    ),
+]
 MethodName = Annotated[
-    str,
-    typer.Option("--method", metavar="NAME", help="How weights are rounded.", rich_help_panel=_MODEL),
+    str | None,
+    typer.Option(
+        "--method", metavar="NAME", help="How all weights are rounded, whatever the effort.", rich_help_panel=_MODEL
+    ),
 ]
 TargetName = Annotated[
     str, typer.Option("--target", metavar="T", help="What to build for: a name from `edgeq targets`, or a .toml file.")

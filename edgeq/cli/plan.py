@@ -74,7 +74,8 @@ def plan(
     engine: o.EngineName = None,
     read: o.Judging,
     smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
-    method: o.MethodName = "nearest",
+    effort: o.EffortOption = o.EffortChoice.balanced,
+    method: o.MethodName = None,
     pareto: Annotated[
         int | None,
         typer.Option(
@@ -110,6 +111,7 @@ def plan(
         "format": format,
         "threads": threads,
         "smooth_quant": smooth_quant.value,
+        "effort": effort.value,
         "method": method,
         "minimize": minimize.value,
         **vars(read),

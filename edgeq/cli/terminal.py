@@ -6,7 +6,16 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.text import Span, Text
 
@@ -95,6 +104,7 @@ class Live(Stages):
             BarColumn(bar_width=24),
             _Count(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
             transient=True,
             redirect_stdout=False,

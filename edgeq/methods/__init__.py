@@ -25,6 +25,9 @@ def late(module: str, name: str) -> Method:
 METHODS: dict[str, Method] = {NEAREST: nearest, RECONSTRUCT: late("edgeq.methods.reconstruct", "reconstruct")}
 """In the order in which they are applied, where layers of a model take several."""
 
+TOGETHER = frozenset({RECONSTRUCT})
+"""Those whose integers of one layer depend on how others are rounded."""
+
 
 def method(name: str) -> Method:
     """A method by its name.

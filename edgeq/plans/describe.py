@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from edgeq.methods import NEAREST
+from edgeq.methods.effort import DEFAULT, EffortName
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.plans.plan import FloatPrecision, LayerPlan, Plan, TensorPlan, WeightPlan
@@ -14,7 +15,13 @@ from edgeq.quantization.smooth_quant import smoothed_layers
 
 
 def describe(
-    model: Model, quantized: Quantized, *, target: str, data_hash: str, precision: FloatPrecision = "float32"
+    model: Model,
+    quantized: Quantized,
+    *,
+    target: str,
+    data_hash: str,
+    precision: FloatPrecision = "float32",
+    effort: EffortName = DEFAULT,
 ) -> Plan:
     """The plan of a quantized model: schemes, ranges and reasons, layer by layer."""
     runtime, smooth = quantized.runtime, smoothed_layers(model)
@@ -25,6 +32,7 @@ def describe(
         runtime=runtime.name,
         format=runtime.format,
         float_precision=precision,
+        effort=effort,
         inputs={
             spec.name: _tensor(node, quantized.activations[node])
             for spec, node in zip(model.inputs, model.input_nodes, strict=True)
@@ -65,7 +73,7 @@ def _tensor(node: str, tensor: QuantizedTensor) -> TensorPlan:
     )
 
 
-_ROUNDED = {NEAREST: "round to nearest"}
+_ROUNDED = {NEAREST: "round to nearest, analytic bias correction"}
 """What methods are called in words, where that is more than their name."""
 
 
@@ -81,8 +89,7 @@ def _weight(quantized: Quantized, group: Group, alpha: float | None) -> WeightPl
         symmetry=weight.q.scheme.symmetry,
         granularity=weight.q.scheme.granularity,
         axis=weight.q.axis or 0,
-        algorithm=("" if alpha is None else f"SmoothQuant (alpha {alpha:g}), ")
-        + f"{_ROUNDED.get(method, method)}, analytic bias correction",
+        algorithm=("" if alpha is None else f"SmoothQuant (alpha {alpha:g}), ") + _ROUNDED.get(method, method),
         method=method,
         sha256=digest.hexdigest(),
         bias=kernel.bias,

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from edgeq.errors import UsageError
 from edgeq.limits import Measured
+from edgeq.methods.effort import DEFAULT, EffortName
 from edgeq.numerics.scheme import DType, Granularity, Symmetry
 from edgeq.plans.rules import Rule
 from edgeq.reading import read_json
@@ -232,6 +233,8 @@ class Plan(Strict):
     smooth_quant: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     """Values of the model as it was loaded whose channels were smoothed before anything was rounded: by graph node, the
     alpha of each (see `edgeq.quantization.smooth_quant`)."""
+    effort: EffortName = DEFAULT
+    """How long methods learn that do."""
     layers: list[LayerPlan]
     rules: list[Rule] = []
     """Written by a person: they overrule the choices above."""

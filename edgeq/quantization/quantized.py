@@ -28,6 +28,7 @@ class Quantized:
         weights: by group name.
         biases: float32, corrected, by group name; also of groups that stay in float.
         methods: by group name, how its weights were rounded (see `edgeq.methods`).
+        remarks: what there is to say of what was tried.
     """
 
     runtime: Runtime
@@ -37,6 +38,7 @@ class Quantized:
     weights: dict[str, QuantizedWeight]
     biases: dict[str, NDArray[np.float32]]
     methods: dict[str, str]
+    remarks: tuple[str, ...] = ()
 
     def read(self, group: Group, node: str) -> QuantizedTensor | None:
         """A value as a group reads it; None where that is float."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from edgeq.model.batches import batches, side_by_side
 from edgeq.model.execute import Hook
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
@@ -44,3 +48,30 @@ def rounded_constants(model: Model, quantized: Quantized) -> dict[str, torch.Ten
             constants[weight.name] = torch.from_numpy(quantized.weights[group.name].real)
             constants[bias.name] = torch.from_numpy(quantized.biases[group.name])
     return constants
+
+
+def movement(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], samples: int) -> NDArray[np.float64]:
+    """How far outputs, [samples, ...] each, are from those of the float model: [samples], their squared movement over
+    their own power, summed over outputs."""
+    total = torch.zeros(samples, dtype=torch.float64)
+    for found, wanted in zip(outputs, reference, strict=True):
+        if wanted.is_floating_point():
+            power = wanted.double().square().reshape(len(wanted), -1).sum(1).clamp(min=1e-24)
+            error = (found.double() - wanted.double()).square().reshape(len(wanted), -1).sum(1)
+            total += (error / power).reshape(samples, -1).mean(1)
+    return total.numpy()
+
+
+def sqnr_of(model: Model, quantized: Quantized, inputs: Mapping[str, NDArray[Any]]) -> float:
+    """Mean ratio of signal to noise of the outputs, in dB, simulated.
+
+    Args:
+        inputs: by input name, [N, ...].
+    """
+
+    def noise(batch: Sequence[torch.Tensor]) -> NDArray[np.float64]:
+        samples = len(batch[0]) if model.inputs[0].batched else 1
+        return movement(simulate(model, quantized, batch), model.run([batch])[0], samples)
+
+    found = np.concatenate(list(side_by_side(noise, batches(model, inputs))))
+    return float(-10 * np.log10(max(float(found.mean()), 1e-20)))

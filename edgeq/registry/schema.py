@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -228,3 +228,9 @@ class Profile(_Strict):
             if figure is not None and (wrong := known.problem(name, figure.value, figure.unit)):
                 raise ValueError(wrong)
         return self
+
+
+def arithmetic(runtime: Runtime) -> dict[str, Any]:
+    """Of a runtime, what decides which values an artefact stores: not how a target file knows it, nor what runs it."""
+    others = dict.fromkeys(("extra", "float_alternatives", "rounds_float_layers"), True)
+    return runtime.model_dump(mode="json", exclude={**others, "kernels": {"__all__": {"source", "accumulator"}}})

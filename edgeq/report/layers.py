@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from edgeq.data.dataset import Dataset
+from edgeq.methods import NEAREST
 from edgeq.model.batches import batches
 from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
-from edgeq.numerics import SQNR_END, sqnr_db
+from edgeq.numerics import SQNR_END, Scheme, sqnr_db
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 from edgeq.records.schema import Layer
@@ -51,7 +52,7 @@ def _row(quantized: Quantized, group: Group, error: float | None) -> Layer:
         name=group.name,
         op=group.op + (f" + {group.activation_op}" if group.activation_op else ""),
         precision="integer" if integer else "float32",
-        weights=_weight_text(weight.q.scheme.dtype, weight.q.scheme.granularity) if weight else "-",
+        weights=_weight_text(weight.q.scheme, quantized.methods[group.name]) if weight else "-",
         activations=f"{tensor.q.scheme.dtype} ({tensor.estimator})" if tensor else "float32",
         macs=group.macs,
         parameters=group.parameters,
@@ -59,5 +60,6 @@ def _row(quantized: Quantized, group: Group, error: float | None) -> Layer:
     )
 
 
-def _weight_text(dtype: str, granularity: str) -> str:
-    return dtype if granularity == "tensor" else f"{dtype} per {granularity}"
+def _weight_text(scheme: Scheme, method: str) -> str:
+    shared = "" if scheme.granularity == "tensor" else f" per {scheme.granularity}"
+    return f"{scheme.dtype}{shared}" + ("" if method == NEAREST else f", {method}")

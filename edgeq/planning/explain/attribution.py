@@ -47,7 +47,7 @@ from edgeq.prepare import Job
 from edgeq.progress import Progress
 from edgeq.quantization.activations import Ranges, quantize_activations
 from edgeq.quantization.quantized import Quantized
-from edgeq.quantized import quantize_job
+from edgeq.quantized import quantize_each, quantize_job
 
 SAMPLES = 16
 GUILTIEST = 16
@@ -193,13 +193,14 @@ def _alternatives(
     offered = narrowed(ladder(model, runtime, calibration.histograms), ops, plan.rules, runtime)
     layers = [place.name for place in picked if place.group is not None]
     found: dict[str, dict[str, Edit]] = {name: {} for name in layers}
+    plain = quantize_each(job, runtime, choices, ranges)
     with job.clock.stage("alternatives") as steps:
         for done, name in enumerate(layers, start=1):
             for choice in (c for c in offered[name] if c != choices[name]):
                 wanted = {**choices, name: choice}
-                other = quantize_job(job, runtime, wanted, ranges)
+                other = quantize_each(job, runtime, wanted, ranges)
                 if all(other.assignment.choice(group) == one for group, one in wanted.items()):
-                    found[name][choice] = difference(model, quantized, other)
+                    found[name][choice] = difference(model, plain, other)
             steps.step(done, len(layers))
     return found
 

@@ -17,10 +17,10 @@ from edgeq.model.groups import only_moves
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, Scheme, same_steps
 from edgeq.numerics.fake import fake_quantize
-from edgeq.planning.sensitivity.edits import Edit, Rounding, movement, rounded, run
+from edgeq.planning.sensitivity.edits import Edit, Rounding, rounded, run
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.quantized import Quantized
-from edgeq.quantization.simulate import rounded_constants
+from edgeq.quantization.simulate import movement, rounded_constants
 
 TOGETHER = 48
 """Changes that run side by side: they hold as many values of what lies behind them."""

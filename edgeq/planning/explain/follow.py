@@ -16,7 +16,7 @@ from edgeq.plans.edited import contradictions
 from edgeq.plans.follow import followed, runtime_of
 from edgeq.plans.plan import Plan, refuse_other
 from edgeq.plans.remembered import data_of
-from edgeq.prepare import Aim, Job, prepare
+from edgeq.prepare import Aim, Job, following, prepare
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime, Target
@@ -71,7 +71,7 @@ def job_of(
         refuse_other(plan, model_hash=net.sha256, layers=[group.name for group in net.groups])
     nowhere = Aim(aim, [runtime_of(plan, aim)], None, None, 1, Limits(), "nothing is run")
     (job,) = prepare(replace(case, model=net), [nowhere], clock, cache)
-    return replace(job, methods=plan.methods)
+    return following(job, plan)
 
 
 def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:

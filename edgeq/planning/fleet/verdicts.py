@@ -15,11 +15,10 @@ from edgeq.planning.fleet.offered import offered_too, refusal
 from edgeq.planning.proof.allowed import allowed_loss
 from edgeq.planning.proof.proving import prove
 from edgeq.planning.proof.search import Search
-from edgeq.planning.sensitivity.losses import arithmetic
 from edgeq.plans.fleet import Verdict
 from edgeq.plans.plan import Proof
 from edgeq.prepare import Job, answered
-from edgeq.registry.schema import Runtime
+from edgeq.registry.schema import Runtime, arithmetic
 
 
 def judged(candidate: Candidate, jobs: Sequence[Job]) -> dict[str, Verdict]:

@@ -105,6 +105,7 @@ def _place(search: Search, choices: Choices, **more: int) -> tuple[Cache, str]:
         costs=search.key,
         choices=list(search.name(choices)),
         precision=search.precision,
+        effort=search.job.effort,
         evaluation=search.evaluation.sha256,
         metric=judge,
         **more,

@@ -22,7 +22,12 @@ def written(found: Outcome) -> Plan:
     quantized = search.quantize(choices)
     predicted = found.predicted
     basis = describe(
-        job.model, quantized, target=job.target.name, data_hash=job.calibration_data.sha256, precision=search.precision
+        job.model,
+        quantized,
+        target=job.target.name,
+        data_hash=job.calibration_data.sha256,
+        precision=search.precision,
+        effort=job.effort,
     )
     every = search.costs.problems[search.precision].options
     changes, lost = changes_of(problem, choices), predicted["loss"]
@@ -57,7 +62,7 @@ def written(found: Outcome) -> Plan:
         peak_memory=peak_memory(job.model, quantized, search.precision),
         compiled=compiled,
         unvalidated=search.unvalidated,
-        notes=[*search.notes, *told, *filter(None, [found.remark])],
+        notes=[*search.notes, *told, *quantized.remarks, *filter(None, [found.remark])],
         conditions=[
             Condition(layer=n.group, choices=sorted(n.choices), any_of={o: sorted(v) for o, v in n.any_of})
             for n in problem.needs

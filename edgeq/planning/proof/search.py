@@ -259,7 +259,7 @@ def _key_of_costs(job: Job, runtime: Runtime, options: Ladder) -> str:
         vela=asked_of_vela(runtime, profile),
         sources=sources(),
         options=options,
-        methods=dict(job.methods),
+        methods=dict(job.methods or {}),
     )
 
 

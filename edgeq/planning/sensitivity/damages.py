@@ -31,10 +31,11 @@ from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.numerics import QParams
 from edgeq.numerics.fake import fake_quantize
-from edgeq.planning.sensitivity.edits import Edit, losses, movement, rounded, weight_and_bias
+from edgeq.planning.sensitivity.edits import Edit, losses, rounded, weight_and_bias
 from edgeq.planning.sensitivity.value import Choice, Rounded, Sensitivity
 from edgeq.progress import Progress
 from edgeq.quantization.quantized import Quantized
+from edgeq.quantization.simulate import movement
 
 Moves = list[tuple[tuple[str, str], float]]
 

@@ -19,6 +19,7 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, Scheme, per_tensor
 from edgeq.numerics.fake import fake_quantize
+from edgeq.quantization.simulate import movement
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 """What is done to a tensor's values on their way; one and the same object where it is the same."""
@@ -92,15 +93,3 @@ def losses(model: Model, edits: Sequence[Edit], batch: Sequence[torch.Tensor]) -
     reference, *outputs = run(model, edits, batch)
     samples = len(batch[0]) if model.inputs[0].batched else 1
     return [movement(found, reference, samples) for found in outputs]
-
-
-def movement(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], samples: int) -> NDArray[np.float64]:
-    """How far outputs, [samples, ...] each, are from those of the float model: [samples], their squared movement over
-    their own power, summed over outputs."""
-    total = torch.zeros(samples, dtype=torch.float64)
-    for found, wanted in zip(outputs, reference, strict=True):
-        if wanted.is_floating_point():
-            power = wanted.double().square().reshape(len(wanted), -1).sum(1).clamp(min=1e-24)
-            error = (found.double() - wanted.double()).square().reshape(len(wanted), -1).sum(1)
-            total += (error / power).reshape(samples, -1).mean(1)
-    return total.numpy()

@@ -20,8 +20,8 @@ from edgeq.planning.sensitivity.value import Sensitivity, contenders, predicted_
 from edgeq.plans.plan import AloneLoss
 from edgeq.prepare import Job
 from edgeq.quantization.activations import QuantizedTensor, Ranges
-from edgeq.quantized import quantize_job
-from edgeq.registry.schema import Runtime
+from edgeq.quantized import quantize_each
+from edgeq.registry.schema import arithmetic
 
 LOSSES_VERSION = 8
 """To be raised whenever what is measured, or how it is kept, changes."""
@@ -76,7 +76,7 @@ def measure_losses(job: Job, space: Space) -> Losses:
         model=job.model.fingerprint,
         calibration=job.calibration_data.sha256,
         runtime=arithmetic(space.runtime),
-        methods=dict(job.methods),
+        methods=dict(job.methods or {}),
         choices={name: list(offered) for name, offered in space.options.items()},
         **installed("torch"),
     )
@@ -88,12 +88,6 @@ def measure_losses(job: Job, space: Space) -> Losses:
         lambda found: Entry(_KEPT.dump_python(found, mode="json")),
         lambda entry: _KEPT.validate_python(entry.values),
     )
-
-
-def arithmetic(runtime: Runtime) -> dict[str, Any]:
-    """Of a runtime, what decides which values an artefact stores: not how a target file knows it, nor what runs it."""
-    others = dict.fromkeys(("extra", "float_alternatives", "rounds_float_layers"), True)
-    return runtime.model_dump(mode="json", exclude={**others, "kernels": {"__all__": {"source", "accumulator"}}})
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -110,7 +104,7 @@ def _measure(job: Job, space: Space) -> Losses:
     from edgeq.planning.sensitivity.damages import measure_alone, measure_sensitivity
 
     model, inputs, options, ranges = job.model, job.calibration_data.inputs, space.options, Ranges()
-    quantized = partial(quantize_job, job, space.runtime, ranges=ranges)
+    quantized = partial(quantize_each, job, space.runtime, ranges=ranges)
     with job.clock.stage(f"sensitivity for {space.runtime.name}") as steps:
         kernels = dict.fromkeys(c for offered in options.values() for c in offered if c != FLOAT)
         alternatives = {kernel: quantized(choices=uniform(options, kernel)) for kernel in kernels}
