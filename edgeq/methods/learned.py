@@ -8,7 +8,6 @@ Quantization", equation 3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,9 +18,15 @@ from numpy.typing import NDArray
 from edgeq.methods.method import Wanted
 from edgeq.numerics.weights import BIAS_HEADROOM, QuantizedWeight, rows
 
-RATES: Mapping[str, float] = {"steps": 1e-2, "growth": 2e-4, "shift": 1e-3}
-"""Of learning: of weights in steps of their integers, of scales in parts of themselves, of biases in units of the
-layer's output."""
+RATE = 0.16
+"""Of learning, in steps of a weight's integers, over how many integers there are: where steps are small, what another
+neighbour gains is less than the noise of a few samples."""
+
+SCALE_RATE = 2e-4
+"""In parts of the scale."""
+
+BIAS_RATE = 1e-3
+"""In units of the layer's output."""
 
 
 class Learned(NamedTuple):
@@ -61,6 +66,11 @@ class Learned(NamedTuple):
         """Weight, in PyTorch's layout, and bias, as the integers stand for them."""
         weight = ((self.integers() - self.zero) * self.scales()).reshape(self.rounded.integers.shape)
         return weight, self.bias + self.shift * self.unit
+
+    def rates(self) -> list[dict[str, Any]]:
+        """What is learned, and how fast: groups of parameters for an optimizer."""
+        own = (self.steps, RATE / 2**self.rounded.q.scheme.width), (self.growth, SCALE_RATE), (self.shift, BIAS_RATE)
+        return [{"params": [value], "lr": rate} for value, rate in own if value.requires_grad]
 
     def found(self) -> tuple[QuantizedWeight, NDArray[np.float32]]:
         """What was learned, to be stored."""

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeq.errors import UsageError
-from edgeq.methods.learned import RATES, Learned, begin
+from edgeq.methods.learned import Learned, begin
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.blocks import Block, find_blocks
@@ -57,19 +57,18 @@ def reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     given = _samples(model, seen, blocks)
     real: Values = {name: [sample[i] for sample in given] for i, name in enumerate(model.input_nodes)}
     rounded = {name: [_rounded(seen.quantized, name, v) for v in values] for name, values in real.items()}
-    held = rounded_constants(model, seen.quantized)
     weights: dict[str, QuantizedWeight] = {}
     biases: dict[str, NDArray[np.float32]] = {}
     for number, block in enumerate(blocks):
         targets, units = _in_float(block, real)
         learned = {root: _begin(by_root[root], seen.quantized, units[root]) for root in block.layers}
         stacks = bool(learned) and _stacks(block.program, real)
-        run = partial(_run, model, seen.quantized, block.program, held, learned, stacks=stacks)
+        run = _block_of(model, seen.quantized, block, learned, stacks=stacks)
         if learned:
             macs = sum(groups[by_root[root].layer].macs for root in learned)
             at_once = max(1, min(len(given), MOST_SAMPLES, round(STEP_MACS / max(macs, 1))))
             _learn(run, block.program, learned.values(), rounded, targets, seen.steps, at_once)
-        answers = _each(run, block.program, rounded)
+        answers = _each(run, block.program.inputs, block.program.outputs, rounded)
         for root, one in learned.items():
             weights[by_root[root].layer], biases[by_root[root].layer] = one.found()
         later = {name for one in blocks[number + 1 :] for name in one.program.inputs}
@@ -103,26 +102,32 @@ def _rounded(quantized: Quantized, name: str, value: torch.Tensor) -> torch.Tens
 
 def _in_float(block: Block, real: Values) -> tuple[Values, dict[str, torch.Tensor]]:
     """What a block gives in float for each sample, and the root mean square of the outputs of each of its layers."""
-    squares: dict[str, list[torch.Tensor]] = {name: [] for name in block.layers}
-
-    def see(node: Node, values: list[Any]) -> list[Any]:
-        if node.name in squares:
-            squares[node.name] += [value.square().mean() for value in values]
-        return values
 
     def run(samples: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:
-        return execute(block.program, samples, see)
+        squares: dict[str, torch.Tensor] = {}
 
-    outputs = _each(run, block.program, real)
-    return outputs, {name: torch.stack(found).mean().sqrt() for name, found in squares.items()}
+        def see(node: Node, values: list[Any]) -> list[Any]:
+            if node.name in block.layers:
+                squares[node.name] = values[0].square().mean()
+            return values
+
+        (found,) = execute(block.program, samples, see)
+        return [[*found, *(squares[name] for name in block.layers)]]
+
+    outputs = block.program.outputs
+    found = _each(run, block.program.inputs, (*outputs, *block.layers), real)
+    return {name: found[name] for name in outputs}, {
+        name: torch.stack(found[name]).mean().sqrt() for name in block.layers
+    }
 
 
-def _each(run: Callable[..., list[list[torch.Tensor]]], program: Program, given: Values) -> Values:
+def _each(
+    run: Callable[..., list[list[torch.Tensor]]], read: Sequence[str], give: Sequence[str], given: Values
+) -> Values:
     """What comes of each sample."""
-    columns = [given[name] for name in program.inputs]
-    samples = zip(*columns, strict=True)
+    samples = zip(*(given[name] for name in read), strict=True)
     found = side_by_side(lambda sample: [value.clone() for value in run([sample])[0]], samples)
-    return dict(zip(program.outputs, map(list, zip(*found, strict=True)), strict=True))
+    return dict(zip(give, map(list, zip(*found, strict=True)), strict=True))
 
 
 def _stacks(program: Program, given: Values) -> bool:
@@ -145,36 +150,27 @@ def _stacked(samples: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
     ]
 
 
-def _run(
-    model: Model,
-    quantized: Quantized,
-    program: Program,
-    held: Mapping[str, torch.Tensor],
-    learned: Mapping[str, Learned],
-    samples: Sequence[Sequence[torch.Tensor]],
-    *,
-    stacks: bool,
-    differentiable: bool = False,
-) -> list[list[torch.Tensor]]:
-    """What a rounded block gives: for each sample, or where it learns, for all of them in one."""
-    constants = dict(held)
-    for root, one in learned.items():
-        _, weight, bias = model.nodes[root].all_input_nodes[:3]
-        constants[weight.name], constants[bias.name] = one.real()
-    inside = {node.name for node in program.nodes}
-    ways = {
-        pair: partial(fake_quantize, q=t.q)
-        for pair, t in quantized.rounded_by_readers(model).items()
-        if pair[0] in inside
-    }
-    given = [_stacked(samples)] if stacks and differentiable else samples
-    own = {name: value for name, value in constants.items() if name in inside}
-    reads: Reads = {pair: [way] * len(given) for pair, way in ways.items()}
+def _block_of(
+    model: Model, quantized: Quantized, block: Block, learned: Mapping[str, Learned], *, stacks: bool
+) -> Callable[..., list[list[torch.Tensor]]]:
+    """A block that rounds: a function of samples, which gives what comes of each, or of all in one where it learns."""
+    inside = {node.name for node in block.program.nodes}
+    held = {name: value for name, value in rounded_constants(model, quantized).items() if name in inside}
+    readers = quantized.rounded_by_readers(model).items()
+    ways = {pair: partial(fake_quantize, q=tensor.q) for pair, tensor in readers if pair[0] in inside}
+    places = {root: model.nodes[root].all_input_nodes[1:3] for root in learned}
 
     def round_off(node: Node, values: list[Any]) -> list[Any]:
         return values if node.op == "placeholder" else [_rounded(quantized, node.name, value) for value in values]
 
-    return execute(program, given, round_off, own, reads, differentiable)
+    def run(samples: Sequence[Sequence[torch.Tensor]], *, differentiable: bool = False) -> list[list[torch.Tensor]]:
+        given = [_stacked(samples)] if stacks and differentiable else samples
+        reads: Reads = {pair: [way] * len(given) for pair, way in ways.items()}
+        pairs = ((places[root], one.real()) for root, one in learned.items())
+        own = {node.name: value for nodes, values in pairs for node, value in zip(nodes, values, strict=True)}
+        return execute(block.program, given, round_off, {**held, **own}, reads, differentiable)
+
+    return run
 
 
 def _learn(
@@ -193,11 +189,7 @@ def _learn(
         name: torch.stack([v.square().mean() for v in values]).mean().clamp(min=1e-12)
         for name, values in wanted.items()
     }
-    groups = [
-        {"params": [value for one in layers if (value := getattr(one, name)).requires_grad], "lr": rate}
-        for name, rate in RATES.items()
-    ]
-    optimizer = torch.optim.Adam(groups)
+    optimizer = torch.optim.Adam([group for one in layers for group in one.rates()])
     slower = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     count = len(next(iter(wanted.values())))
     for _ in range(steps):
