@@ -68,7 +68,7 @@ def reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
             macs = sum(groups[by_root[root].layer].macs for root in learned)
             at_once = max(1, min(len(given), MOST_SAMPLES, round(STEP_MACS / max(macs, 1))))
             _learn(run, block.program, learned.values(), rounded, targets, seen.steps, at_once)
-        answers = _each(run, block.program.inputs, block.program.outputs, rounded)
+        answers = dict(zip(block.program.outputs, _each(run, block.program, rounded), strict=True))
         for root, one in learned.items():
             weights[by_root[root].layer], biases[by_root[root].layer] = one.found()
         later = {name for one in blocks[number + 1 :] for name in one.program.inputs}
@@ -115,19 +115,19 @@ def _in_float(block: Block, real: Values) -> tuple[Values, dict[str, torch.Tenso
         return [[*found, *(squares[name] for name in block.layers)]]
 
     outputs = block.program.outputs
-    found = _each(run, block.program.inputs, (*outputs, *block.layers), real)
-    return {name: found[name] for name in outputs}, {
-        name: torch.stack(found[name]).mean().sqrt() for name in block.layers
+    columns = _each(run, block.program, real)
+    units = {
+        name: torch.stack(found).mean().sqrt()
+        for name, found in zip(block.layers, columns[len(outputs) :], strict=True)
     }
+    return dict(zip(outputs, columns, strict=False)), units
 
 
-def _each(
-    run: Callable[..., list[list[torch.Tensor]]], read: Sequence[str], give: Sequence[str], given: Values
-) -> Values:
-    """What comes of each sample."""
-    samples = zip(*(given[name] for name in read), strict=True)
+def _each(run: Callable[..., list[list[torch.Tensor]]], program: Program, given: Values) -> list[list[torch.Tensor]]:
+    """What comes of each sample: for each output, one behind the other."""
+    samples = zip(*(given[name] for name in program.inputs), strict=True)
     found = side_by_side(lambda sample: [value.clone() for value in run([sample])[0]], samples)
-    return dict(zip(give, map(list, zip(*found, strict=True)), strict=True))
+    return [list(column) for column in zip(*found, strict=True)]
 
 
 def _stacks(program: Program, given: Values) -> bool:
