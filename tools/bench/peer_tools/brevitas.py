@@ -1,7 +1,7 @@
 """Brevitas: its quantization of a graph of layers, as its own example for image classifiers calls it: 8-bit unsigned
 activations, weights of the least squared error with a scale for each channel, bias correction.
 
-Option `gptq`: the weights are rounded by GPTQ.
+Options: `backend`, `fx` quantizes every value, `layerwise` only what layers with weights read; `gptq` rounds by GPTQ.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from peer_tools.modules import as_modules, weighted
 
 BATCH = 32
 EQUALIZATIONS = 20
+ROUNDS = 200
+"""After which it may give up aligning the scales of what is added; it would try ten thousand times."""
 
 
 def quantize(job: Job) -> None:
     from brevitas.export import export_onnx_qcdq
+    from brevitas.graph import quantize_impl
     from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
     from brevitas.graph.gptq import gptq_mode
     from brevitas.graph.quantize import preprocess_for_quantize
     from brevitas_examples.imagenet_classification.ptq.ptq_common import quantize_model
 
+    quantize_impl.MAX_RESIDUAL_ITERS = ROUNDS
     with job.timed("convert"):
         network = as_modules(torch.export.load(job.model), job.samples()[0])
     batches = [[torch.from_numpy(array) for array in batch.values()] for batch in job.batches(BATCH)]
@@ -30,7 +34,17 @@ def quantize(job: Job) -> None:
             network, equalize_iters=EQUALIZATIONS, equalize_merge_bias=True, merge_bn=True, trace_model=False
         )
         quantized = quantize_model(
-            merged, "fx", 8, 8, None, "per_channel", 99.999, "asym", "float_scale", "int", weight_param_method="mse"
+            merged,
+            job.options["backend"],
+            8,
+            8,
+            None,
+            "per_channel",
+            99.999,
+            "asym",
+            "float_scale",
+            "int",
+            weight_param_method="mse",
         )
         if job.precision == "w4a8":
             for name in weighted(quantized)[1:-1]:

@@ -66,7 +66,24 @@ TOOLS: dict[str, Tool] = {
         "peer_tools.mct", "the same with gradient-based rounding, 5 epochs", {"onnx": BOTH}, MCT, {"gptq": 5}
     ),
     "brevitas": Tool(
-        "peer_tools.brevitas", "equalization, `quantize`, bias correction, QCDQ", {"onnx": BOTH}, BREVITAS
+        "peer_tools.brevitas",
+        "equalization, `quantize` of the graph, bias correction, QCDQ",
+        {"onnx": BOTH},
+        BREVITAS,
+        {"backend": "fx"},
     ),
-    "brevitas (gptq)": Tool("peer_tools.brevitas", "the same with GPTQ", {"onnx": BOTH}, BREVITAS, {"gptq": True}),
+    "brevitas (layerwise)": Tool(
+        "peer_tools.brevitas",
+        "the same with `layerwise_quantize`",
+        {"onnx": BOTH},
+        BREVITAS,
+        {"backend": "layerwise"},
+    ),
+    "brevitas (gptq)": Tool(
+        "peer_tools.brevitas",
+        "`layerwise_quantize` with GPTQ",
+        {"onnx": BOTH},
+        BREVITAS,
+        {"backend": "layerwise", "gptq": True},
+    ),
 }
