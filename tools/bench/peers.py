@@ -4,7 +4,7 @@
 
 Each FOLDER holds `model.pt2`, `calibration.npz` and `evaluation.npz`, the last with `labels` where there are some.
 Every tool runs in a process and an environment of its own under `--out`. What is made there is kept: delete a tool's
-folder to have it made anew. A tool that does not install or fails is a row that says so.
+folder to have it made anew. A tool that does not install or fails is a row that says so, and is tried again next time.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _made(
 def _row(row: Row, found: Mapping[Row, Judged], rows: Sequence[Row]) -> Row:
     """A row with what was judged, beside the others of its model."""
     result = found[row]
-    units = [one.seconds for one in rows if one.tool == UNIT and one.seconds is not None]
+    nearest = sorted(rows, key=lambda one: one.runtime != row.runtime)  # UNIT may not make this runtime's format
+    units = [one.seconds for one in nearest if one.tool == UNIT and one.seconds is not None]
     spent = row.seconds / units[0] if units and row.seconds is not None else None
     if result.error or result.accuracy is None or result.beside is None or result.median is None:
         return replace(row, error=result.error, units=spent)

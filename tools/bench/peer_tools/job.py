@@ -69,8 +69,9 @@ class Job:
         count = len(next(iter(arrays.values())))
         return [{name: array[i : i + size] for name, array in arrays.items()} for i in range(0, count, size)]
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), default=str), encoding="utf-8")
+    def text(self) -> str:
+        """As JSON, for `read_job`."""
+        return json.dumps(asdict(self), default=str)
 
 
 def read_job(path: Path) -> Job:

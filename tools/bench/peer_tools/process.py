@@ -36,18 +36,18 @@ class Made:
 
 
 def make(tool: Tool, job: Job, environments: Path, minutes: float = 120.0) -> Made:
-    """Does a job, unless its folder tells that it was done before.
+    """Does a job, unless its folder tells that the same one was done before.
 
     Args:
         environments: folder of those that are made for tools.
         minutes: after so many it is given up.
     """
     folder = job.out.parent
-    result, log = folder / "result.json", folder / "log"
-    if not result.exists():
+    told, result, log = folder / "job.json", folder / "result.json", folder / "log"
+    if not result.exists() or told.read_text(encoding="utf-8") != job.text():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        job.write(folder / "job.json")
+        told.write_text(job.text(), encoding="utf-8")
         python = interpreter(tool.requires, environments)
         if isinstance(python, str):
             return Made(f"it does not install: {python}")
@@ -63,10 +63,10 @@ def make(tool: Tool, job: Job, environments: Path, minutes: float = 120.0) -> Ma
             return Made(f"it was not done after {minutes:g} minutes")
         if not result.exists():
             return Made(last_line(log.read_text(encoding="utf-8", errors="replace")) or f"it ended with {status}")
-    told = json.loads(result.read_text(encoding="utf-8"))
+    found = json.loads(result.read_text(encoding="utf-8"))
     if not job.out.exists():
-        return Made("it wrote no file", told["version"])
-    return Made("", told["version"], sum(told["seconds"].values()), told["peak_bytes"])
+        return Made("it wrote no file", found["version"])
+    return Made("", found["version"], sum(found["seconds"].values()), found["peak_bytes"])
 
 
 def interpreter(requires: tuple[str, ...], environments: Path) -> Path | str:
