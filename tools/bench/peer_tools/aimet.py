@@ -25,10 +25,10 @@ def quantize(job: Job) -> None:
     with job.timed("quantize"):
         model = onnx.load(path)
         equalize_model(model)
+        between = {node.name for node in between_first_and_last(model)}
         sim = aimet_onnx.QuantizationSimModel(model, param_type="int8", activation_type="int8", config_file="default")
         if job.precision == "w4a8":
-            narrow = {node.name for node in between_first_and_last(sim.model.model)}
-            set_param_type(sim, "int4", nodes_to_include=narrow)
+            set_param_type(sim, "int4", nodes_to_include=between)
         if job.options.get("weights") == "seq_mse":
             aimet_onnx.apply_seq_mse(sim, batches)
         if job.options.get("weights") == "adaround":
