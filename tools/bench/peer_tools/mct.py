@@ -52,7 +52,8 @@ def quantize(job: Job) -> None:
         bits = BitWidthConfig()
         if job.precision == "w4a8":
             for name in weighted(network)[1:-1]:
-                bits.set_manual_weights_bit_width(NodeNameFilter(name), 4, "weight")
+                layer = NodeNameFilter(name) | NodeNameFilter(f"{name}_bn")  # as it is called with its norm folded
+                bits.set_manual_weights_bit_width(layer, 4, "weight")
         told: dict[str, Any] = {"core_config": CoreConfig(bit_width_config=bits)}
         told["target_platform_capabilities"] = capabilities()
         if epochs := job.options.get("gptq"):
