@@ -83,7 +83,7 @@ def validate(
                 data = load_data(data, net.inputs, preprocess=preprocess, role="evaluation")
             if judge_by is None:
                 check_classes(net, data)
-            ends = _ends(where, Candidate(path, chosen.name), net)
+            ends = ends_of_file(where, Candidate(path, chosen.name), net)
         exporter = Exporter(net.with_samples(data), scratch)
         found, baseline = _measured(path, chosen, where, exporter, data, ends, judge_by, threads, clock)
         files = [path, *(f for f in runtime(chosen.name).companions(path) if f.is_file())]
@@ -137,8 +137,13 @@ def _runtime(target: Target, path: Path) -> Runtime:
     )
 
 
-def _ends(where: Device, artifact: Candidate, model: Model) -> Ends:
-    """How the artefact's ends are quantized, from the artefact itself."""
+def ends_of_file(where: Device, artifact: Candidate, model: Model) -> Ends:
+    """How an artefact's ends are quantized, as the artefact itself says.
+
+    Raises:
+        UnsupportedError: it has other inputs or outputs than the model.
+        DeviceError: integers of it carry no scale.
+    """
     interface = where.interface(artifact)
     if len(interface.inputs) != len(model.inputs) or len(interface.outputs) != len(model.output_nodes):
         raise UnsupportedError(

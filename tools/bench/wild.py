@@ -2,7 +2,7 @@
 
     pip install timm transformers
     python tools/bench/wild.py --out build/wild                     # all; a Markdown table in build/wild/table.md
-    python tools/bench/wild.py --out build/wild --peers swin gpt2   # some, beside other tools (see peers.py)
+    python tools/bench/wild.py --out build/wild --peers swin gpt2   # some, beside the formats' own tools
 
 Weights are random and running statistics are made to fit, so that nothing is fetched: accuracy means nothing here.
 What counts is whether each format is built, and the SQNR of its worst output against the float module, measured here
@@ -28,11 +28,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from peer_tools.job import Job
+from peer_tools.process import make
+from peer_tools.table import TOOLS
+
 Array = NDArray[Any]
 Inputs = dict[str, Array]
 
 CALIBRATION, EVALUATION = 64, 24
 FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tflite": "model.tflite"}
+PEERS = {"onnx": "onnxruntime", "openvino": "nncf", "tflite": "ai-edge-quantizer"}
+"""Each format's own tool."""
 
 
 @dataclass(frozen=True)
@@ -381,12 +387,13 @@ def by_peers(case: Case) -> dict[str, Any]:
     """By format, the dB of its own tool's artefact, or why there is none."""
     result = {}
     for form, file in FILES.items():
-        path = case.folder / f"peer-{form}" / file
-        path.parent.mkdir(exist_ok=True)
-        tool = [sys.executable, str(Path(__file__).with_name("peers.py")), form, str(case.folder), str(path)]
-        done = subprocess.run(tool + ["--transformer"] * case.transformer, capture_output=True, text=True)
-        why = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "missing")
-        result[f"peer {form}"] = _judged(form, path, case, why)
+        path = case.folder.resolve() / f"peer-{form}" / file
+        shutil.rmtree(path.parent, ignore_errors=True)
+        tool = TOOLS[PEERS[form]]
+        options = {"transformer": True} if case.transformer and form == "openvino" else {}
+        job = Job(case.folder.resolve() / "model.pt2", case.folder.resolve() / "calib.npz", path, form, options=options)
+        made = make(tool, job, case.folder.parent / "environments")
+        result[f"peer {form}"] = _judged(form, path, case, made.error)
     return result
 
 
