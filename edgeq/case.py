@@ -17,7 +17,7 @@ from edgeq.evaluation.accuracy import check_labels
 from edgeq.evaluation.metric import Metric, load_metric
 from edgeq.frontends.kept import load_kept
 from edgeq.frontends.load import load
-from edgeq.methods.effort import DEFAULT, EffortName
+from edgeq.methods.effort import EffortName
 from edgeq.model.model import Model
 from edgeq.model.ops import shape_of
 from edgeq.plans.plan import Given
@@ -46,7 +46,8 @@ class Case:
         inputs, arch, trust_pickle: see `edgeq.load`.
         smooth_quant: `off` leaves every value as it is; `auto` smooths those of transformers where that helps (see
             `edgeq.quantization.smooth_quant`); or, as a plan says it, the alphas by graph node.
-        effort: how much is tried for a better rounding: `fast`, `balanced` or `max` (see `edgeq.methods.effort`).
+        effort: how much is tried for a better rounding: `fast`, `balanced` or `max` (see `edgeq.methods.effort`);
+            `balanced`, or what a plan says, if None.
         method: how all weights are rounded instead (see `edgeq.methods`).
         threads: of the latency runs.
         progress: hears of stages and steps.
@@ -62,7 +63,7 @@ class Case:
     arch: str | None = None
     trust_pickle: bool = False
     smooth_quant: Smooth | Mapping[str, float] = "auto"
-    effort: EffortName = DEFAULT
+    effort: EffortName | None = None
     method: str | None = None
     threads: int = 1
     progress: Progress = field(default_factory=Silent)

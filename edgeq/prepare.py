@@ -182,7 +182,7 @@ def prepare(
 def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engine: Engine) -> list[Job]:
     if case.method is not None:
         method(case.method)  # one that there is not is told before all the work
-    if case.effort not in EFFORTS:
+    if case.effort not in (None, *EFFORTS):
         raise UsageError(f"there is no effort {case.effort!r}", remedy=f"one of {', '.join(EFFORTS)}")
     # of all formats of a target, so that a plan for another one finds it
     every = [r for aim in aims for r in (*aim.runtimes, *aim.target.runtimes)]
@@ -223,7 +223,7 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
                 warnings=warnings,
                 engine=engine,
                 methods=methods,
-                effort=case.effort,
+                effort=case.effort or DEFAULT,
             )
         )
     # answers that are there anyway serve also those jobs that nothing can be run for

@@ -12,7 +12,6 @@ from edgeq.errors import EdgeqError, UsageError, foreseen
 from edgeq.evaluation.alternating import alternating
 from edgeq.export.artifact import Exporter, artifact_files
 from edgeq.files import scratch_folder, staged_directory
-from edgeq.methods.effort import DEFAULT
 from edgeq.planning.explain.follow import planned_choices, tell_contradictions
 from edgeq.plans.plan import FloatPrecision, Plan
 from edgeq.prepare import Aim, Job, following, prepare, take_aim
@@ -67,7 +66,7 @@ def deploy(request: DeployRequest) -> Report:
         scratch_folder() as scratch,
     ):
         (job,) = prepare(case, [aim], Clock(request.progress))
-        job = job if plan is None else following(job, plan)
+        job = job if plan is None or request.effort is not None else following(job, plan)
         built = _in_turns(job, _builds(job, plan, scratch, folder))
         report = conclude(
             job.model,
@@ -103,8 +102,8 @@ def _aim_of(plan: Plan, request: DeployRequest) -> Aim:
     target = load_target(request.target).name
     if plan.target != target:
         raise UsageError(f"the plan was made for {plan.target}, not for {target}", remedy=f"--target {plan.target}")
-    if request.method is not None or request.effort != DEFAULT:
-        remedy = "leave --method and --effort away, or edit the plan"
+    if request.method is not None:
+        remedy = "leave --method away, edit the plan, or let --effort choose anew"
         raise UsageError("a plan says itself how weights are rounded", remedy=remedy)
     if request.smooth_quant != "auto":
         raise UsageError("a plan says itself what is smoothed", remedy="leave --smooth-quant away, or edit the plan")

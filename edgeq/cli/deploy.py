@@ -47,7 +47,7 @@ def deploy(
     ] = None,
     read: o.Judging,
     smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
-    effort: o.EffortOption = o.EffortChoice.balanced,
+    effort: o.EffortOption = None,
     method: o.MethodName = None,
     limits: o.BuildLimits,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier build in --out.")] = False,
@@ -76,7 +76,7 @@ def deploy(
             alone = {"--target": target, "--device": device, "--profile": profile, "--io": io}
             alone["--format"] = None if format == "auto" else format
             alone["--smooth-quant"] = None if smooth_quant is o.SmoothChoice.auto else smooth_quant
-            alone |= {"--method": method, "--effort": None if effort is o.EffortChoice.balanced else effort}
+            alone |= {"--method": method, "--effort": effort}
             return deploy_fleet(shell, model, plan, alone, limits, how)
         made = read_plan(plan)
         how = completed(made.given, how)
@@ -92,7 +92,7 @@ def deploy(
         "profile": profile,
         "io": None if io is None else "integer" if io is o.IoChoice.int8 else "float",
         "smooth_quant": smooth_quant.value,
-        "effort": effort.value,
+        "effort": None if effort is None else effort.value,
         "method": method,
         "plan": made,
     }

@@ -77,11 +77,12 @@ class EffortChoice(str, Enum):
 
 
 EffortOption = Annotated[
-    EffortChoice,
+    EffortChoice | None,
     typer.Option(
         "--effort",
         help="How much is tried for a better rounding; what held-out samples do not speak for is undone.",
         rich_help_panel=_MODEL,
+        show_default="balanced, or what the plan says",
     ),
 ]
 MethodName = Annotated[

@@ -74,7 +74,7 @@ def plan(
     engine: o.EngineName = None,
     read: o.Judging,
     smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
-    effort: o.EffortOption = o.EffortChoice.balanced,
+    effort: o.EffortOption = None,
     method: o.MethodName = None,
     pareto: Annotated[
         int | None,
@@ -111,7 +111,7 @@ def plan(
         "format": format,
         "threads": threads,
         "smooth_quant": smooth_quant.value,
-        "effort": effort.value,
+        "effort": None if effort is None else effort.value,
         "method": method,
         "minimize": minimize.value,
         **vars(read),

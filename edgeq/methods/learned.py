@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeq.methods.method import Wanted
+from edgeq.methods.nearest import quantize_weight
 from edgeq.numerics.weights import BIAS_HEADROOM, QuantizedWeight, rows
 
 RATE = 0.16
@@ -33,7 +34,7 @@ class Learned(NamedTuple):
     """A layer on its way.
 
     Attributes:
-        rounded: where it started.
+        rounded: to nearest.
         near: the float weights in steps of their scales, as `edgeq.numerics.weights.rows` has them.
         scale, zero: ready to be broadcast against `near`; a scale may become as small as `least`.
         bias: [channels], and the `unit` that its shift is in.
@@ -81,14 +82,17 @@ class Learned(NamedTuple):
             return QuantizedWeight(integers.reshape(self.rounded.integers.shape), q), self.real()[1].numpy()
 
 
-def begin(wanted: Wanted, rounded: QuantizedWeight, bias: NDArray[np.float32], unit: torch.Tensor) -> Learned:
-    """A layer before anything is learned of it.
+def begin(wanted: Wanted, bias: NDArray[np.float32], unit: torch.Tensor) -> Learned:
+    """A layer before anything is learned of it. With few bits, the scales of least squared error are where to start.
 
     Args:
-        rounded, bias: where to start.
+        bias: where to start.
         unit: [], the size of its outputs.
     """
-    scheme = rounded.q.scheme
+    scheme = wanted.scheme
+    rounded = quantize_weight(
+        wanted.weight, wanted.bias, scheme, wanted.axis, wanted.input_scale, cut=scheme.width <= 4
+    )
     own = rows(wanted.weight, scheme)
     scale, zero = (torch.from_numpy(np.array(part)) for part in rounded.q.shaped(own.ndim))
     least = torch.zeros_like(scale)

@@ -36,6 +36,8 @@ def quantize_weight(
     scheme: Scheme,
     axis: int,
     input_scale: NDArray[np.float32] | None,
+    *,
+    cut: bool | None = None,
 ) -> QuantizedWeight:
     """Rounds to nearest, with absolute-maximum scales or those of least squared error (see `least_squared_error`).
 
@@ -48,13 +50,15 @@ def quantize_weight(
         scheme: an integer scheme; per channel, per tensor, or per group of a float bias's layer.
         axis: axis of the output channels in `weight`; the first one for groups, whose size divides a channel's weights.
         input_scale: scale of the layer's input, where the bias is stored as integers.
+        cut: whether the largest weights may be cut off; up to `FEW_BITS` if None.
     """
+    cut = scheme.width <= FEW_BITS if cut is None else cut
     if scheme.group is not None:
         grouped = rows(weight, scheme)
-        q = qparams(*_range(grouped, scheme, 0), scheme, 0)
+        q = qparams(*_range(grouped, scheme, 0, cut), scheme, 0)
         return QuantizedWeight(quantize(grouped, q).reshape(weight.shape), q)
     channel_axis = None if scheme.granularity == "tensor" else axis
-    low, high = _range(weight, scheme, channel_axis)
+    low, high = _range(weight, scheme, channel_axis, cut)
     if input_scale is not None:
         needed = np.abs(bias.astype(np.float64)) / (float(input_scale) * BIAS_HEADROOM) * scheme.quant_max
         high = np.maximum(high, needed if channel_axis is not None else needed.max())
@@ -62,11 +66,13 @@ def quantize_weight(
     return QuantizedWeight(quantize(weight, q), q)
 
 
-def _range(weight: NDArray[np.float32], scheme: Scheme, axis: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
+def _range(
+    weight: NDArray[np.float32], scheme: Scheme, axis: int | None, cut: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """What the integers have to reach, [channels], or [] where the axis is None."""
     other = tuple(d for d in range(weight.ndim) if d != axis)
     low, high = np.asarray(weight.min(axis=other)), np.asarray(weight.max(axis=other))
-    if scheme.width > FEW_BITS:
+    if not cut:
         return low, high
     part = least_squared_error(weight, low, high, scheme, axis)
     return low * part, high * part

@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edgeq.errors import UsageError
 from edgeq.methods.learned import Learned, begin
@@ -30,7 +28,6 @@ from edgeq.model.graph import Node, Program, itemsize
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of, traced_size
 from edgeq.numerics.fake import fake_quantize
-from edgeq.numerics.weights import QuantizedWeight
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import rounded_constants
 
@@ -42,6 +39,9 @@ STEP_MACS = 1e8
 
 MOST_SAMPLES = 32
 """Of one step."""
+
+HELD_OUT = 8
+"""One sample of so many judges what a block has learned from the others."""
 
 MEMORY = 2 << 30
 """Bytes that the values between two blocks may take, of all samples: large models are given fewer."""
@@ -57,29 +57,30 @@ def reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     given = _samples(model, seen, blocks)
     real: Values = {name: [sample[i] for sample in given] for i, name in enumerate(model.input_nodes)}
     rounded = {name: [_rounded(seen.quantized, name, v) for v in values] for name, values in real.items()}
-    weights: dict[str, QuantizedWeight] = {}
-    biases: dict[str, NDArray[np.float32]] = {}
+    weights = {one.layer: seen.quantized.weights[one.layer] for one in wanted}
+    biases = {one.layer: seen.quantized.biases[one.layer] for one in wanted}
     for number, block in enumerate(blocks):
         targets, units = _in_float(block, real)
-        learned = {root: _begin(by_root[root], seen.quantized, units[root]) for root in block.layers}
-        stacks = bool(learned) and _stacks(block.program, real)
-        run = _block_of(model, seen.quantized, block, learned, stacks=stacks)
-        if learned:
+        stacks = _stacks(block.program, real)
+        before = _block_of(model, seen.quantized, block, {}, stacks=stacks)
+        answers = _each(before, block.program, rounded)
+        if block.layers and (loss := _Loss(targets)).wanted:
+            learned = {root: begin(by_root[root], biases[by_root[root].layer], units[root]) for root in block.layers}
+            after = _block_of(model, seen.quantized, block, learned, stacks=stacks)
             macs = sum(groups[by_root[root].layer].macs for root in learned)
             at_once = max(1, min(len(given), MOST_SAMPLES, round(STEP_MACS / max(macs, 1))))
-            _learn(run, block.program, learned.values(), rounded, targets, seen.steps, at_once)
-        answers = dict(zip(block.program.outputs, _each(run, block.program, rounded), strict=True))
-        for root, one in learned.items():
-            weights[by_root[root].layer], biases[by_root[root].layer] = one.found()
+            _learn(after, block.program, learned.values(), rounded, loss, seen.steps, at_once)
+            others = _each(after, block.program, rounded)
+            if loss.held_out(others) < loss.held_out(answers):
+                answers = others
+                for root, one in learned.items():
+                    weights[by_root[root].layer], biases[by_root[root].layer] = one.found()
         later = {name for one in blocks[number + 1 :] for name in one.program.inputs}
+        given_on = dict(zip(block.program.outputs, answers, strict=True))
         real = {name: values for name, values in {**real, **targets}.items() if name in later}
-        rounded = {name: values for name, values in {**rounded, **answers}.items() if name in later}
+        rounded = {name: values for name, values in {**rounded, **given_on}.items() if name in later}
         seen.progress.step(number + 1, len(blocks))
     return Change(weights, biases)
-
-
-def _begin(wanted: Wanted, quantized: Quantized, unit: torch.Tensor) -> Learned:
-    return begin(wanted, quantized.weights[wanted.layer], quantized.biases[wanted.layer], unit)
 
 
 def _samples(model: Model, seen: Seen, blocks: Sequence[Block]) -> list[list[torch.Tensor]]:
@@ -173,32 +174,59 @@ def _block_of(
     return run
 
 
+class _Loss:
+    """How far a block's outputs are from what it gives in float: mean squares, each output's in units of its power.
+
+    Args:
+        targets: by output, its value for each sample. One in `HELD_OUT` is kept from learning, and judges it.
+    """
+
+    def __init__(self, targets: Values) -> None:
+        self.wanted = {n: values for n, values in targets.items() if values and values[0].is_floating_point()}
+        self.names = list(targets)
+        self.powers = {
+            n: _mean([v.square().mean() for v in values]).clamp(min=1e-12) for n, values in self.wanted.items()
+        }
+        samples = range(max(map(len, targets.values()), default=0))
+        self.held = samples[::HELD_OUT]
+        self.learned = [i for i in samples if i % HELD_OUT] or list(samples)
+
+    def of(self, outputs: Sequence[torch.Tensor], samples: Sequence[int]) -> torch.Tensor:
+        """Of outputs in the block's order, the given samples of each one behind the other."""
+        found = dict(zip(self.names, outputs, strict=True))
+        aims = {name: _stacked([[values[i]] for i in samples])[0] for name, values in self.wanted.items()}
+        return _mean([(found[name] - aim).square().mean() / self.powers[name] for name, aim in aims.items()])
+
+    def held_out(self, outputs: Sequence[Sequence[torch.Tensor]]) -> float:
+        return float(self.of([_stacked([[values[i]] for i in self.held])[0] for values in outputs], self.held))
+
+
+def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(values)).mean()
+
+
 def _learn(
     run: Callable[..., list[list[torch.Tensor]]],
     program: Program,
     learned: Iterable[Learned],
     given: Values,
-    targets: Values,
+    loss: _Loss,
     steps: int,
     samples: int,
 ) -> None:
-    """Moves what is learned so that the block's outputs come near their targets, each in units of its power."""
-    layers, generator = list(learned), torch.Generator().manual_seed(0)
-    wanted = {name: values for name, values in targets.items() if values and values[0].is_floating_point()}
-    powers = {
-        name: torch.stack([v.square().mean() for v in values]).mean().clamp(min=1e-12)
-        for name, values in wanted.items()
-    }
-    optimizer = torch.optim.Adam([group for one in layers for group in one.rates()])
+    """Moves what is learned so that the block's outputs come near their targets.
+
+    Args:
+        samples: of one step.
+    """
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([group for one in learned for group in one.rates()])
     slower = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
-    count = len(next(iter(wanted.values())))
     for _ in range(steps):
-        picked = torch.randint(count, (samples,), generator=generator).tolist()
+        drawn = torch.randint(len(loss.learned), (samples,), generator=generator).tolist()
+        picked = [loss.learned[i] for i in drawn]
         rows = [[given[name][i] for name in program.inputs] for i in picked]
-        found = dict(zip(program.outputs, _stacked(run(rows, differentiable=True)), strict=True))
-        aims = {name: _stacked([[values[i]] for i in picked])[0] for name, values in wanted.items()}
-        loss = torch.stack([(found[name] - aim).square().mean() / powers[name] for name, aim in aims.items()]).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.of(_stacked(run(rows, differentiable=True)), picked).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         slower.step()
