@@ -104,6 +104,9 @@ class Proof(Strict):
     drop: float | None
     drop_low: float | None
     drop_high: float | None
+    loss: float | None = None
+    """What its outputs lose on the evaluation samples, in the unit of predicted losses (see `Planned`); None if it was
+    not run to the end."""
     at_least: bool = False
     """Whether the drop may be larger: no further sample was run once it was certain that it is over its limit."""
     unrecognizable: str = ""

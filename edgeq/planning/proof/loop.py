@@ -31,6 +31,10 @@ BETTER = 0.93
 """How many times what the best plan measured, of what is minimized, another must be predicted to have at most to be
 built as well. To prove a latency takes as long as all the rest, and predictions are off by 4 %."""
 
+MADE_UP_FOR = 2.0
+"""How many times what a plan lost it must have been predicted to lose for others to be tried that may lose more:
+predictions are off by less where weights are rounded to nearest."""
+
 TIGHTER = 0.5
 """What is left of the loss that was spent after a plan that missed the drop."""
 
@@ -286,7 +290,7 @@ def _prove(book: Book, line: Line, hope: Hope) -> None:
             if search.job.device is not None:
                 proof = search.proofs.get(search.name(found.choices)) or judge(search, found.choices)
             _noted(book, line, found.choices, proof, found)
-            line.caps = caps if proof is None else _tightened(line, found, proof)
+            line.caps = caps if proof is None else _loosened(line, found, proof) or _tightened(line, found, proof)
         if line.caps != caps and len(line.attempts) < ATTEMPTS:
             _solve(line)
 
@@ -316,6 +320,15 @@ def _tightened(line: Line, found: Solution, proof: Proof) -> dict[str, float]:
     if found.costs["loss"] <= result["loss"] and loses_too_much(limits, proof):
         result["loss"] = found.costs["loss"] * TIGHTER
     return result
+
+
+def _loosened(line: Line, found: Solution, proof: Proof) -> dict[str, float] | None:
+    """The caps for the next plan, where one held every limit and lost much less than predicted: methods make up for
+    what rounding was predicted to lose, and what loses as much as it may is predicted to lose as many times more."""
+    if line.search.provable.max_drop is None or not proof.held or not proof.loss:
+        return None
+    times = found.costs["loss"] / proof.loss
+    return {**line.caps, "loss": line.most["loss"] * times} if times > MADE_UP_FOR else None
 
 
 def _scaled(cap: float, most: float, predicted: float, measured: float) -> float:

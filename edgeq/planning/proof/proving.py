@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ Choices = Mapping[str, str]
 
 PROOF_ROUNDS = 200
 PROOF_SECONDS = 1.2
-PROOF_VERSION = 4
+PROOF_VERSION = 5
 """To be raised whenever what is measured for a proof, or how it is kept, changes."""
 
 TURNS_VERSION = 1
@@ -230,10 +230,16 @@ def _run(search: Search, choices: Choices, within: Decisive | None = None) -> tu
         drop=drop.value if drop else None,
         drop_low=drop.low if drop else None,
         drop_high=drop.high if drop else None,
+        loss=_loss(outputs, job.reference),
         unrecognizable=beyond_recognition(accuracy),
         held=False,
     )
     return proof, outputs
+
+
+def _loss(outputs: Sequence[Array], reference: Sequence[Array]) -> float:
+    errors = [relative(found, wanted) for found, wanted in zip(outputs, reference, strict=True)]
+    return float(sum(np.square(e, dtype=np.float64).mean() for e in errors if e.size))
 
 
 def _given_up(search: Search, size: int, within: Decisive) -> Proof:
