@@ -3,7 +3,7 @@ plan tell what was found; only choices, rules and the float precision are settin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pydantic import BaseModel
 
@@ -15,12 +15,13 @@ _NEAR = 1e-5
 """Relative: another processor may sum in another order."""
 
 
-def contradictions(plan: Plan, built: Plan) -> list[str]:
+def contradictions(plan: Plan, built: Plan, without: Collection[str] = ()) -> list[str]:
     """A sentence for each kind of thing that a plan says and that its build does not have.
 
     Args:
         plan: as it was given.
         built: what became of it, as `describe` tells.
+        without: fields that were to become something else.
     """
     there = {layer.name: layer for layer in built.layers}
     found: dict[str, list[tuple[str, str]]] = {}
@@ -32,7 +33,7 @@ def contradictions(plan: Plan, built: Plan) -> list[str]:
         if now is not None:
             for field, text in _between(layer, now, ""):
                 found.setdefault(field, []).append((f"layer {layer.name} ({now.choice})", text))
-    return [_sentence(field, places) for field, places in found.items()]
+    return [_sentence(field, places) for field, places in found.items() if field not in without]
 
 
 def _sentence(field: str, places: list[tuple[str, str]]) -> str:

@@ -82,9 +82,10 @@ def planned_choices(plan: Plan, job: Job, runtime: Runtime) -> dict[str, str]:
 
 
 def tell_contradictions(plan: Plan, built: Plan, job: Job) -> None:
-    """Adds to the job's warnings what a plan says and its build does not have, where that is not for other data."""
+    """Adds to the job's warnings what a plan says and its build does not have, where that is not for other data, or
+    because methods were chosen anew."""
     if plan.data_hash == built.data_hash:
-        _tell(job, contradictions(plan, built))
+        _tell(job, contradictions(plan, built, () if job.methods is not None else ("method", "sha256")))
 
 
 def _tell(job: Job, notes: Sequence[str]) -> None:
