@@ -68,7 +68,12 @@ SmoothQuant = Annotated[
 ]
 MethodName = Annotated[
     str,
-    typer.Option("--method", metavar="NAME", help="How weights are rounded.", rich_help_panel=_MODEL),
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="How weights are rounded: nearest, gptq, hqq, awq-clip.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 TargetName = Annotated[
     str, typer.Option("--target", metavar="T", help="What to build for: a name from `edgeq targets`, or a .toml file.")
