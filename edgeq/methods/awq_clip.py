@@ -35,11 +35,11 @@ def awq_clip(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
 
 def _scales(layer: Curved) -> QParams:
     one, at, hessian = layer
-    curved = hessian.numpy()
+    curved = hessian.float().numpy()
 
     def cost(error: NDArray[np.float32]) -> NDArray[Any]:
         """e H e^T of each output, as what each of its weights adds to it."""
-        e = error.reshape(-1)[at].astype(np.float64)
+        e = error.reshape(-1)[at]
         found = np.empty(error.size)
         found[at] = e * (e @ curved)
         return found.reshape(error.shape)

@@ -33,7 +33,8 @@ def columns(node: Node, widest: int) -> NDArray[np.intp]:
     at = at.reshape(*at.shape[:2], -1)
     inputs = at.shape[2]
     pieces = next(n for n in range(1, inputs + 1) if inputs % n == 0 and inputs // n <= widest)
-    return at.reshape(*at.shape[:2], pieces, -1).swapaxes(1, 2).reshape(groups * pieces, at.shape[1], -1)
+    cut: NDArray[np.intp] = at.reshape(*at.shape[:2], pieces, -1).swapaxes(1, 2)
+    return cut.reshape(groups * pieces, at.shape[1], -1)
 
 
 def met(node: Node, x: torch.Tensor, most: int, seed: int) -> torch.Tensor:
@@ -73,7 +74,8 @@ def _spread(node: Node, x: torch.Tensor, kernel: Sequence[int]) -> torch.Tensor:
     strides, paddings, more, steps = (by_axis(node, *at, len(kernel)) for at in given)
     sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True)]
     apart = x.new_zeros((*x.shape[:2], *sizes))
-    apart[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = x
+    places = tuple(slice(None, None, s) for s in (1, 1, *strides))
+    apart[places] = x
     reach = [d * (k - 1) - p for k, d, p in zip(kernel, steps, paddings, strict=True)]
     ends = [(r, r + m) for r, m in zip(reach, more, strict=True)]
     return _windows(apart, kernel, [1] * len(kernel), steps, ends)

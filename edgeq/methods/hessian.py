@@ -100,9 +100,8 @@ def _sums(model: Model, layers: Sequence[_Layer], seen: Seen) -> dict[str, torch
             for one, node, at in layers:
                 if node.args[0] is read:
                     x = met(node, values[0], each * samples, number)
-                    found[one.layer] = (
-                        (x - means[one.layer].reshape(x.shape[1:])).reshape(len(x), len(at), -1).transpose(0, 1)
-                    )
+                    x = x - means[one.layer].reshape(x.shape[1:])
+                    found[one.layer] = x.reshape(len(x), len(at), -1).transpose(0, 1)
             return values
 
         model.run([batch], look)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import layers
+import layer_models as layers
 import numpy as np
 import pytest
 import torch
