@@ -88,7 +88,10 @@ EffortOption = Annotated[
 MethodName = Annotated[
     str | None,
     typer.Option(
-        "--method", metavar="NAME", help="How all weights are rounded, whatever the effort.", rich_help_panel=_MODEL
+        "--method",
+        metavar="NAME",
+        help="How all weights are rounded, whatever the effort: nearest, gptq, hqq, awq-clip, reconstruct.",
+        rich_help_panel=_MODEL,
     ),
 ]
 TargetName = Annotated[

@@ -1,28 +1,33 @@
 """Ways to round weights, by the names that plans have for them."""
 
 from collections.abc import Sequence
-from importlib import import_module
 
 from edgeq.errors import UsageError
+from edgeq.methods.awq_clip import awq_clip
+from edgeq.methods.gptq import gptq
+from edgeq.methods.hqq import hqq
 from edgeq.methods.method import Change, Method, Seen, Wanted
 from edgeq.methods.nearest import nearest
 from edgeq.model.model import Model
 
 NEAREST = "nearest"
+GPTQ = "gptq"
 RECONSTRUCT = "reconstruct"
 
 
-def late(module: str, name: str) -> Method:
-    """A method whose module is imported when it is used: PyTorch takes seconds."""
+def _reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+    from edgeq.methods.reconstruct import reconstruct  # PyTorch takes seconds to import
 
-    def called(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
-        change: Change = getattr(import_module(module), name)(model, wanted, seen)
-        return change
-
-    return called
+    return reconstruct(model, wanted, seen)
 
 
-METHODS: dict[str, Method] = {NEAREST: nearest, RECONSTRUCT: late("edgeq.methods.reconstruct", "reconstruct")}
+METHODS: dict[str, Method] = {
+    NEAREST: nearest,
+    GPTQ: gptq,
+    "hqq": hqq,
+    "awq-clip": awq_clip,
+    RECONSTRUCT: _reconstruct,
+}
 """In the order in which they are applied, where layers of a model take several."""
 
 TOGETHER = frozenset({RECONSTRUCT})

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgeq.methods.method import Wanted
-from edgeq.methods.nearest import quantize_weight
-from edgeq.numerics.weights import BIAS_HEADROOM, QuantizedWeight, rows
+from edgeq.methods.scales import smallest_scales
+from edgeq.numerics.weights import QuantizedWeight, rows
 
 RATE = 0.16
 """Of learning, in steps of a weight's integers, over how many integers there are: where steps are small, what another
@@ -29,13 +29,16 @@ SCALE_RATE = 2e-4
 BIAS_RATE = 1e-3
 """In units of the layer's output."""
 
+REACH = 0.45
+"""How far from an integer a weight starts at most, in steps: it stays there until something is learned."""
+
 
 class Learned(NamedTuple):
     """A layer on its way.
 
     Attributes:
-        rounded: to nearest.
-        near: the float weights in steps of their scales, as `edgeq.numerics.weights.rows` has them.
+        rounded: where it started.
+        near: where the weights were, in steps of their scales, as `edgeq.numerics.weights.rows` has them.
         scale, zero: ready to be broadcast against `near`; a scale may become as small as `least`.
         bias: [channels], and the `unit` that its shift is in.
         steps, growth, shift: what is learned: `near` as it is to be rounded, the logarithm of the change of the scales,
@@ -82,36 +85,29 @@ class Learned(NamedTuple):
             return QuantizedWeight(integers.reshape(self.rounded.integers.shape), q), self.real()[1].numpy()
 
 
-def begin(wanted: Wanted, bias: NDArray[np.float32], unit: torch.Tensor) -> Learned:
-    """A layer before anything is learned of it. With few bits, the scales of least squared error are where to start.
+def begin(wanted: Wanted, rounded: QuantizedWeight, bias: NDArray[np.float32], unit: torch.Tensor) -> Learned:
+    """A layer before anything is learned of it.
 
     Args:
-        bias: where to start.
+        rounded, bias: where to start.
         unit: [], the size of its outputs.
     """
-    scheme = wanted.scheme
-    rounded = quantize_weight(
-        wanted.weight, wanted.bias, scheme, wanted.axis, wanted.input_scale, cut=scheme.width <= 4
-    )
-    own = rows(wanted.weight, scheme)
+    own, integers = (rows(array, wanted.scheme) for array in (wanted.weight, rounded.integers))
     scale, zero = (torch.from_numpy(np.array(part)) for part in rounded.q.shaped(own.ndim))
-    least = torch.zeros_like(scale)
-    if wanted.input_scale is not None:  # what the bias is stored in units of must not become too small for it
-        needed: Any = np.abs(bias.astype(np.float64)) / (float(wanted.input_scale) * BIAS_HEADROOM)
-        least = torch.from_numpy(np.asarray(needed if scale.numel() > 1 else needed.max(), np.float32)).reshape(
-            scale.shape
-        )
-    near = torch.from_numpy(own) / scale + zero
+    smallest = np.asarray(smallest_scales(wanted), np.float32)
+    there = torch.from_numpy(integers.astype(np.float32))
+    # what was rounded elsewhere than to the nearest integer starts at that side of where it is
+    near = torch.minimum(torch.maximum(torch.from_numpy(own) / scale + zero, there - REACH), there + REACH)
     growth = torch.zeros_like(scale)
     return Learned(
         rounded,
         near,
         scale,
         zero,
-        least,
+        torch.from_numpy(np.array(np.broadcast_to(smallest, rounded.q.scale.shape))).reshape(scale.shape),
         torch.from_numpy(bias),
         unit.clamp(min=1e-6),
         near.clone().requires_grad_(),
-        growth if scheme.power_of_two else growth.requires_grad_(),
+        growth if wanted.scheme.power_of_two else growth.requires_grad_(),
         torch.zeros(len(bias)).requires_grad_(),
     )

@@ -13,7 +13,7 @@ from edgeq.calibration.impact import Impact
 from edgeq.errors import UnsupportedError
 from edgeq.lowering.assign import assign
 from edgeq.methods import METHODS, NEAREST, method
-from edgeq.methods.bias_correction import bias_shift
+from edgeq.methods.bias_correction import corrected
 from edgeq.methods.method import STEPS, Change, Seen, Wanted
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
@@ -62,11 +62,8 @@ def quantize_model(
         for one in layers:
             _take(result, one, by, change)
             if correct_bias and one.layer not in change.biases:
-                group = groups[one.layer]
-                shift = bias_shift(
-                    group.op, result.weights[one.layer].real - one.weight, calibration.mean_patches[group.root]
-                )
-                result.biases[one.layer] = one.bias - shift
+                found = result.weights[one.layer]
+                result.biases[one.layer] = corrected(groups[one.layer], one, found, calibration)
 
     groups = {group.name: group for group in model.groups}
     take(NEAREST, wanted)

@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from edgeq.errors import UsageError
+from edgeq.methods.bias_correction import corrected
+from edgeq.methods.gptq import FEW_BITS, gptq
 from edgeq.methods.learned import Learned, begin
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.blocks import Block, find_blocks
 from edgeq.model.execute import Reads, execute
 from edgeq.model.graph import Node, Program, itemsize
+from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of, traced_size
 from edgeq.numerics.fake import fake_quantize
@@ -53,20 +57,25 @@ def reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
         raise UsageError("blocks cannot be reconstructed without calibration samples", remedy="take another method")
     groups = {group.name: group for group in model.groups}
     by_root = {groups[one.layer].root: one for one in wanted}
+    start = _start(groups, gptq(model, [one for one in wanted if one.scheme.width <= FEW_BITS], seen), by_root, seen)
     blocks = find_blocks(model.program, by_root)
     given = _samples(model, seen, blocks)
     real: Values = {name: [sample[i] for sample in given] for i, name in enumerate(model.input_nodes)}
-    rounded = {name: [_rounded(seen.quantized, name, v) for v in values] for name, values in real.items()}
-    weights = {one.layer: seen.quantized.weights[one.layer] for one in wanted}
-    biases = {one.layer: seen.quantized.biases[one.layer] for one in wanted}
+    rounded = {name: [_rounded(start, name, v) for v in values] for name, values in real.items()}
+    weights = {one.layer: start.weights[one.layer] for one in wanted}
+    biases = {one.layer: start.biases[one.layer] for one in wanted}
     for number, block in enumerate(blocks):
         targets, units = _in_float(block, real)
         stacks = _stacks(block.program, real)
-        before = _block_of(model, seen.quantized, block, {}, stacks=stacks)
+        before = _block_of(model, start, block, {}, stacks=stacks)
         answers = _each(before, block.program, rounded)
         if block.layers and (loss := _Loss(targets)).wanted:
-            learned = {root: begin(by_root[root], biases[by_root[root].layer], units[root]) for root in block.layers}
-            after = _block_of(model, seen.quantized, block, learned, stacks=stacks)
+            learned = {
+                root: begin(one, weights[one.layer], biases[one.layer], units[root])
+                for root in block.layers
+                for one in [by_root[root]]
+            }
+            after = _block_of(model, start, block, learned, stacks=stacks)
             macs = sum(groups[by_root[root].layer].macs for root in learned)
             at_once = max(1, min(len(given), MOST_SAMPLES, round(STEP_MACS / max(macs, 1))))
             _learn(after, block.program, learned.values(), rounded, loss, seen.steps, at_once)
@@ -81,6 +90,17 @@ def reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
         rounded = {name: values for name, values in {**rounded, **given_on}.items() if name in later}
         seen.progress.step(number + 1, len(blocks))
     return Change(weights, biases)
+
+
+def _start(groups: Mapping[str, Group], change: Change, by_root: Mapping[str, Wanted], seen: Seen) -> Quantized:
+    """What is known so far, with what GPTQ makes of layers of few bits: there it is nearer than the nearest."""
+    quantized = seen.quantized
+    biases = {
+        one.layer: corrected(groups[one.layer], one, change.weights[one.layer], seen.calibration)
+        for one in by_root.values()
+        if one.layer in change.weights
+    }
+    return replace(quantized, weights={**quantized.weights, **change.weights}, biases={**quantized.biases, **biases})
 
 
 def _samples(model: Model, seen: Seen, blocks: Sequence[Block]) -> list[list[torch.Tensor]]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edgeq.methods.method import Wanted
 from edgeq.methods.nearest import quantize_weight
 from edgeq.numerics import QParams, Scheme, dequantize, per_tensor, qparams, quantize, sqnr_db
 from edgeq.numerics.fake import fake_quantize
@@ -178,7 +179,7 @@ def test_weights_on_the_grid_come_back(seed: int, dtype: str, granularity: str) 
     integers[:, 0, 0, 0] = scheme.quant_max  # the largest weight of a channel sets its scale
     scales = 2.0 ** random.integers(-12, 0, 4) if granularity == "channel" else np.full(4, 2.0**-5)
     weight = (integers * scales[:, None, None, None]).astype(np.float32)
-    found = quantize_weight(weight, np.zeros(4, np.float32), scheme, 0, None)
+    found = quantize_weight(Wanted("layer", weight, np.zeros(4, np.float32), scheme, 0, None))
     assert np.array_equal(found.integers, integers)
     assert np.array_equal(found.real, weight)
 
@@ -190,7 +191,7 @@ def test_four_levels_take_the_scale_with_the_least_squared_error(seed: int, narr
     weight = random.standard_t(3, (4, 64)).astype(np.float32)
     group = 16 if granularity == "group" else None
     scheme = Scheme("int2", "symmetric", granularity, narrow, group=group)
-    found = quantize_weight(weight, np.zeros(4, np.float32), scheme, 0, None)
+    found = quantize_weight(Wanted("layer", weight, np.zeros(4, np.float32), scheme, 0, None))
     rows = weight.reshape({"channel": 4, "tensor": 1, "group": 16}[granularity], -1).astype(np.float64)
     errors = ((found.real.astype(np.float64).reshape(rows.shape) - rows) ** 2).sum(1)
     lowest = -1 if narrow else -2
@@ -208,14 +209,14 @@ def test_four_levels_take_the_scale_with_the_least_squared_error(seed: int, narr
 
 def test_a_bias_that_would_not_fit_keeps_its_scale_at_four_levels() -> None:
     weight, bias = floats([1e-7, -2e-7], [0.5, -0.25]), floats(100.0, 0.1)
-    stored = quantize_weight(weight, bias, Scheme("int2", "symmetric", "channel"), 0, INPUT_SCALE)
+    stored = quantize_weight(Wanted("layer", weight, bias, Scheme("int2", "symmetric", "channel"), 0, INPUT_SCALE))
     assert float(np.abs(quantize_bias(bias, INPUT_SCALE, stored.q)).max()) <= BIAS_HEADROOM * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 def test_a_large_bias_on_tiny_weights_fits_its_integers(granularity: str) -> None:
     weight, bias = floats([1e-7, -2e-7], [0.5, -0.25], [0.0, 0.0]), floats(100.0, -0.1, -50.0)
-    stored = quantize_weight(weight, bias, Scheme("int8", "symmetric", granularity), 0, INPUT_SCALE)
+    stored = quantize_weight(Wanted("layer", weight, bias, Scheme("int8", "symmetric", granularity), 0, INPUT_SCALE))
     integers = quantize_bias(bias, INPUT_SCALE, stored.q).astype(np.float64)
     scale = bias_scale(INPUT_SCALE, stored.q, 3).astype(np.float64)
     assert float(np.abs(integers).max()) <= BIAS_HEADROOM * (1 + 1e-6)

@@ -25,6 +25,7 @@ from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.methods.bias_correction import bias_shift
+from edgeq.methods.method import Wanted
 from edgeq.methods.nearest import quantize_weight
 from edgeq.methods.quantize import quantize_model
 from edgeq.model import execute
@@ -304,7 +305,7 @@ def test_one_scale_for_a_tensor_with_an_outlier_is_a_loss_of_weights() -> None:
     weight, bias = (model.state[n or ""] for n in (group.weight, group.bias))
     scheme = replace(sound.weights["point"].q.scheme, granularity="tensor")
     # as if another channel of the same tensor were 60 times as large
-    coarse = quantize_weight(weight, bias, scheme, 0, None)
+    coarse = quantize_weight(Wanted("layer", weight, bias, scheme, 0, None))
     q = QParams(scheme, coarse.q.scale * 60, coarse.q.zero_point)
     coarse = QuantizedWeight(quantize(weight, q), q)
     shift = bias_shift(group.op, coarse.real - weight, calibration.mean_patches[group.root])
