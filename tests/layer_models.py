@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -10,11 +10,17 @@ import torch
 from torch import nn
 
 from edgeq.calibration.calibrate import calibrate
+from edgeq.calibration.calibration import Calibration
 from edgeq.frontends.load import load
+from edgeq.lowering.assign import Assignment
 from edgeq.methods.method import Seen, Wanted
+from edgeq.methods.nearest import quantize_weight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
 from edgeq.numerics import Scheme
+from edgeq.progress import Silent
+from edgeq.quantization.quantized import Quantized
+from edgeq.registry.load import load_target
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(12, 5), (12,)),
@@ -33,7 +39,18 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def seen_of(model: Model, samples: np.ndarray) -> Seen:
     inputs = {model.inputs[0].name: samples}
-    return Seen(calibrate(model, inputs), None, inputs)
+    return seen_by(model, calibrate(model, inputs), inputs)
+
+
+def seen_by(
+    model: Model, calibration: Calibration, inputs: Mapping[str, np.ndarray], wanted: Sequence[Wanted] = ()
+) -> Seen:
+    """What a method sees of a model whose activations stay in float, and of whose weights some are to be rounded."""
+    nothing = Assignment({}, {}, {}, {}, frozenset(), {}, {})
+    weights = {one.layer: quantize_weight(one) for one in wanted}
+    biases = {one.layer: one.bias for one in wanted}
+    known = Quantized(load_target("x86-avx512").runtimes[0], nothing, {}, {}, weights, biases, {})
+    return Seen(calibration, None, inputs, known, 3, Silent())
 
 
 def correlated(shape: Sequence[int], samples: int = 48, seed: int = 0) -> np.ndarray:

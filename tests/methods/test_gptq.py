@@ -12,7 +12,7 @@ from edgeq.frontends.load import load
 from edgeq.methods import METHODS
 from edgeq.methods.gptq import compensated
 from edgeq.methods.hessian import hessians
-from edgeq.methods.method import Change, Seen
+from edgeq.methods.method import Change
 from edgeq.numerics import Scheme
 
 INT4 = Scheme("int4", "symmetric", "channel", narrow=True)
@@ -113,7 +113,8 @@ def test_layers_do_not_depend_on_one_another_nor_on_passes(monkeypatch: pytest.M
     import small_models as small
 
     model, inputs = small.model("depthwise"), small.arrays("depthwise", 32)
-    seen, wanted = Seen(small.calibration("depthwise"), None, inputs), layers.wanted_of(small.model("depthwise"), INT4)
+    wanted = layers.wanted_of(small.model("depthwise"), INT4)
+    seen = layers.seen_by(model, small.calibration("depthwise"), inputs)
     whole = METHODS["gptq"](model, wanted, seen).weights
     for one in wanted:
         assert np.array_equal(

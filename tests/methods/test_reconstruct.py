@@ -32,7 +32,7 @@ CPU = small_models.runtime("onnxruntime")
 
 def rounded(name: str, choice: str, method: str, steps: int = 60, by: Runtime = CPU) -> Quantized:
     net, seen = small_models.model(name), small_models.calibration(name)
-    inputs = small_models.arrays(name, 32, seed=5)
+    inputs = small_models.arrays(name, 128, seed=5)
     choices = uniform(ladder(net, by, seen.histograms), choice)
     methods = {group.name: method for group in net.groups}
     return quantize_model(net, by, seen, choices=choices, methods=methods, inputs=inputs, steps=steps)
