@@ -39,12 +39,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def seen_of(model: Model, samples: np.ndarray) -> Seen:
     inputs = {model.inputs[0].name: samples}
-    return seen_by(model, calibrate(model, inputs), inputs)
+    return seen_by(calibrate(model, inputs), inputs)
 
 
-def seen_by(
-    model: Model, calibration: Calibration, inputs: Mapping[str, np.ndarray], wanted: Sequence[Wanted] = ()
-) -> Seen:
+def seen_by(calibration: Calibration, inputs: Mapping[str, np.ndarray], wanted: Sequence[Wanted] = ()) -> Seen:
     """What a method sees of a model whose activations stay in float, and of whose weights some are to be rounded."""
     nothing = Assignment({}, {}, {}, {}, frozenset(), {}, {})
     weights = {one.layer: quantize_weight(one) for one in wanted}

@@ -40,7 +40,7 @@ def test_integers_can_be_stored(name: str, scheme: str) -> None:
             if whole_bias and (wanted.group or wanted.symmetry == "asymmetric"):
                 continue  # such layers have float biases
             some = layers.wanted_of(model, wanted, 1e-9 if whole_bias else None)
-            seen = layers.seen_by(model, small.calibration(network), inputs, some)
+            seen = layers.seen_by(small.calibration(network), inputs, some)
             weights = METHODS[name](model, some, seen).weights
             assert set(weights) == {one.layer for one in some}
             for one in some:

@@ -114,7 +114,7 @@ def test_layers_do_not_depend_on_one_another_nor_on_passes(monkeypatch: pytest.M
 
     model, inputs = small.model("depthwise"), small.arrays("depthwise", 32)
     wanted = layers.wanted_of(small.model("depthwise"), INT4)
-    seen = layers.seen_by(model, small.calibration("depthwise"), inputs)
+    seen = layers.seen_by(small.calibration("depthwise"), inputs)
     whole = METHODS["gptq"](model, wanted, seen).weights
     for one in wanted:
         assert np.array_equal(

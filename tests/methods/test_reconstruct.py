@@ -38,13 +38,17 @@ def rounded(name: str, choice: str, method: str, steps: int = 60, by: Runtime = 
     return quantize_model(net, by, seen, choices=choices, methods=methods, inputs=inputs, steps=steps)
 
 
-@pytest.mark.parametrize(
-    "name", ["residual", "grouped", "conv1d", "two-inputs", "two-outputs", "mlp", "residual-batch-1"]
-)
-def test_outputs_come_nearer_on_samples_that_were_not_learned_from(name: str) -> None:
-    held = small_models.arrays(name, 16, seed=77)
-    old, new = (sqnr_of(small_models.model(name), rounded(name, "w4a8", by), held) for by in ("nearest", RECONSTRUCT))
-    assert new >= old
+NAMES = ["residual", "grouped", "conv1d", "two-inputs", "two-outputs", "mlp", "residual-batch-1"]
+
+
+def test_outputs_come_nearer_on_samples_that_were_not_learned_from() -> None:
+    gains = []
+    for name in NAMES:
+        held, net = small_models.arrays(name, 32, seed=77), small_models.model(name)
+        old, new = (sqnr_of(net, rounded(name, "w4a8", by), held) for by in ("nearest", RECONSTRUCT))
+        gains.append(new - old)
+    assert np.mean(gains) > 1
+    assert min(gains) > -0.5, "of networks of random weights that are given noise"
 
 
 @pytest.mark.parametrize("choice", ["w8a8", "w4a8"])
