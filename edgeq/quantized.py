@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeq.cache import Entry, cached, content_key
 from edgeq.installed import installed
-from edgeq.methods import NEAREST, TOGETHER
+from edgeq.methods import NEAREST, TOGETHER, method
 from edgeq.methods.effort import EFFORTS
+from edgeq.methods.gptq import FEW_BITS
+from edgeq.methods.method import Change, Method, Seen, Wanted
 from edgeq.methods.quantize import quantize_model
+from edgeq.model.model import Model
+from edgeq.numerics import QParams
 from edgeq.numerics.weights import QuantizedWeight
 from edgeq.prepare import Job
+from edgeq.progress import Progress
 from edgeq.quantization.activations import Ranges
 from edgeq.quantization.quantized import Quantized
 from edgeq.registry.schema import Runtime, arithmetic
@@ -39,15 +46,14 @@ def quantize_job(
         choices: by layer; the runtime's preferred kernels if None.
         ranges: what was found for other plans of the same job and runtime; what is found now is added to it.
     """
-    told = job.methods or {}
     with job.clock.stage(f"quantize for {runtime.name}"):
-        best = _quantized(job, runtime, choices, ranges, told)
+        best = _quantized(job, runtime, choices, ranges, job.methods)
     if job.methods is not None or len(job.calibration_data) < FEWEST or not best.weights:
         return best
     remarks: list[str] = []
-    for method in EFFORTS[job.effort].methods:
-        other = _quantized(job, runtime, choices, ranges, dict.fromkeys(best.weights, method))
-        best, remark = _judged(job, method, best, other)
+    for name in EFFORTS[job.effort].methods:
+        other = _quantized(job, runtime, choices, ranges, dict.fromkeys(best.weights, name))
+        best, remark = _judged(job, name, best, other)
         remarks.append(remark)
         job.clock.progress.note(remark)
     return replace(best, remarks=tuple(remarks))
@@ -58,8 +64,8 @@ def quantize_each(
 ) -> Quantized:
     """The same with every layer rounded by itself, without what rounds layers together: what choices of one layer are
     compared by."""
-    apart = {name: method for name, method in (job.methods or {}).items() if method not in TOGETHER}
-    return _quantized(job, runtime, choices, ranges, apart)
+    told = None if job.methods is None else {n: name for n, name in job.methods.items() if name not in TOGETHER}
+    return _quantized(job, runtime, choices, ranges, told)
 
 
 def _quantized(
@@ -67,14 +73,30 @@ def _quantized(
     runtime: Runtime,
     choices: Mapping[str, str] | None,
     ranges: Ranges | None,
-    methods: Mapping[str, str],
+    methods: Mapping[str, str] | None,
 ) -> Quantized:
-    model, steps, data = job.model, EFFORTS[job.effort].steps, job.calibration_data
-    seen = job.calibration, job.impact
-    plain = quantize_model(model, runtime, *seen, choices=choices, ranges=ranges)
-    wanted = {name: method for name in plain.weights if (method := methods.get(name, NEAREST)) != NEAREST}
-    if not wanted:
+    """By these methods; where there are none, by the effort's for layers of few bits."""
+    model, effort, data = job.model, EFFORTS[job.effort], job.calibration_data
+    quantize = partial(quantize_model, model, runtime, job.calibration, job.impact, choices=choices, ranges=ranges)
+    plain = quantize()
+    few = {name: effort.few for name, weight in plain.weights.items() if weight.q.scheme.width <= FEW_BITS}
+    enough = len(data) >= FEWEST
+    wanted = (few if enough else {}) if methods is None else {n: m for n, m in methods.items() if n in plain.weights}
+    if set(wanted.values()) <= {NEAREST}:
         return plain
+    learned = {name: np.delete(array, slice(None, None, HELD_OUT), axis=0) for name, array in data.inputs.items()}
+
+    def rounded(progress: Progress | None = None) -> Quantized:
+        return quantize(
+            methods=wanted,
+            inputs=learned if enough else data.inputs,
+            steps=effort.steps,
+            progress=progress,
+            by=partial(_keeping, job),
+        )
+
+    if TOGETHER.isdisjoint(wanted.values()):
+        return rounded()  # what they give is kept for each layer
     key = content_key(
         "methods",
         METHODS_VERSION,
@@ -83,26 +105,50 @@ def _quantized(
         runtime=arithmetic(runtime),
         choices={group.name: plain.assignment.choice(group.name) for group in model.groups},
         methods=wanted,
-        steps=steps,
+        steps=effort.steps,
         **installed("torch"),
     )
 
-    def rounded() -> Quantized:
-        learned = {name: np.delete(array, slice(None, None, HELD_OUT), axis=0) for name, array in data.inputs.items()}
+    def together() -> Quantized:
         with job.clock.stage(" and ".join(dict.fromkeys(wanted.values()))) as progress:
-            return quantize_model(
-                model,
-                runtime,
-                *seen,
-                choices=choices,
-                ranges=ranges,
-                methods=wanted,
-                inputs=learned if len(data) >= FEWEST else data.inputs,
-                steps=steps,
-                progress=progress,
-            )
+            return rounded(progress)
 
-    return cached(job.cache, "methods", key, rounded, _pack, lambda entry: _unpack(entry, plain))
+    return cached(job.cache, "methods", key, together, _pack, lambda entry: _unpack(entry, plain))
+
+
+def _keeping(job: Job, name: str) -> Method:
+    """A method that rounds each layer by itself, with what it gives kept: plans of one model share most layers."""
+    found = method(name)
+    if name in (NEAREST, *TOGETHER):
+        return found
+
+    def called(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+        keys = {
+            one.layer: content_key(
+                "rounded",
+                METHODS_VERSION,
+                model=model.fingerprint,
+                calibration=job.calibration_data.sha256,
+                method=f"{found.__module__}.{name}",
+                layer=one.layer,
+                scheme=asdict(one.scheme),
+                input_scale=None if one.input_scale is None else float(one.input_scale),
+                **installed("torch"),
+            )
+            for one in wanted
+        }
+        known = {layer: entry for layer, key in keys.items() if (entry := job.cache.get("rounded", key))}
+        missing = [one for one in wanted if one.layer not in known]
+        if missing:
+            with job.clock.stage(name):
+                change = found(model, missing, seen)
+            for one in missing:
+                known[one.layer] = entry = _entry(change.weights[one.layer], change.biases.get(one.layer))
+                job.cache.put("rounded", keys[one.layer], entry)
+        weights = {one.layer: _weight(known[one.layer], one) for one in wanted}
+        return Change(weights, {n: entry.arrays["bias"] for n, entry in known.items() if "bias" in entry.arrays})
+
+    return called
 
 
 def _judged(job: Job, method: str, before: Quantized, after: Quantized) -> tuple[Quantized, str]:
@@ -113,6 +159,16 @@ def _judged(job: Job, method: str, before: Quantized, after: Quantized) -> tuple
     old, new = (sqnr_of(job.model, one, held) for one in (before, after))
     told = f"{old:.1f} to {new:.1f} dB, simulated on calibration samples that were held out"
     return (after, f"{method}: {told}") if new > old else (before, f"{method} was undone: {told}")
+
+
+def _entry(weight: QuantizedWeight, bias: NDArray[np.float32] | None) -> Entry:
+    arrays = {"integers": weight.integers, "scale": weight.q.scale, "zero point": weight.q.zero_point}
+    return Entry(weight.q.axis, arrays if bias is None else {**arrays, "bias": bias})
+
+
+def _weight(entry: Entry, one: Wanted) -> QuantizedWeight:
+    arrays = entry.arrays
+    return QuantizedWeight(arrays["integers"], QParams(one.scheme, arrays["scale"], arrays["zero point"], entry.values))
 
 
 def _pack(found: Quantized) -> Entry:

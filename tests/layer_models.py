@@ -13,6 +13,7 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.calibration import Calibration
 from edgeq.frontends.load import load
 from edgeq.lowering.assign import Assignment
+from edgeq.methods import method
 from edgeq.methods.method import Seen, Wanted
 from edgeq.methods.nearest import quantize_weight
 from edgeq.model.model import Model
@@ -48,7 +49,7 @@ def seen_by(calibration: Calibration, inputs: Mapping[str, np.ndarray], wanted: 
     weights = {one.layer: quantize_weight(one) for one in wanted}
     biases = {one.layer: one.bias for one in wanted}
     known = Quantized(load_target("x86-avx512").runtimes[0], nothing, {}, {}, weights, biases, {})
-    return Seen(calibration, None, inputs, known, 3, Silent())
+    return Seen(calibration, None, inputs, known, 3, Silent(), method)
 
 
 def correlated(shape: Sequence[int], samples: int = 48, seed: int = 0) -> np.ndarray:

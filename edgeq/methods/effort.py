@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from edgeq.methods import RECONSTRUCT
+from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT
 
 EffortName = Literal["fast", "balanced", "max"]
 
@@ -13,10 +13,13 @@ class Effort(NamedTuple):
     """What is tried, beside rounding to nearest.
 
     Attributes:
-        methods: see `edgeq.methods`, one after the other.
+        few: the method for layers of few bits, where others are not tried together with them: what planning compares
+            choices by.
+        methods: of the whole model, tried one after the other.
         steps: of learning.
     """
 
+    few: str
     methods: tuple[str, ...]
     steps: int
 
@@ -24,7 +27,7 @@ class Effort(NamedTuple):
 DEFAULT: EffortName = "balanced"
 
 EFFORTS: dict[EffortName, Effort] = {
-    "fast": Effort((), 0),
-    "balanced": Effort((RECONSTRUCT,), 100),
-    "max": Effort((RECONSTRUCT,), 1000),
+    "fast": Effort(NEAREST, (), 0),
+    "balanced": Effort(GPTQ, (RECONSTRUCT,), 100),
+    "max": Effort(GPTQ, (RECONSTRUCT,), 1000),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -52,6 +52,7 @@ class Seen(NamedTuple):
             rounded to nearest.
         steps: of learning, for methods that learn.
         progress: hears how far a method is.
+        by: other methods by their names, to begin with what they give.
     """
 
     calibration: Calibration
@@ -60,6 +61,7 @@ class Seen(NamedTuple):
     quantized: Quantized
     steps: int
     progress: Progress
+    by: Callable[[str], Method]
 
 
 class Change(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from edgeq.errors import UnsupportedError
 from edgeq.lowering.assign import assign
 from edgeq.methods import METHODS, NEAREST, method
 from edgeq.methods.bias_correction import corrected
-from edgeq.methods.method import STEPS, Change, Seen, Wanted
+from edgeq.methods.method import STEPS, Change, Method, Seen, Wanted
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
 from edgeq.numerics.weights import QuantizedWeight
@@ -36,6 +36,7 @@ def quantize_model(
     inputs: Mapping[str, NDArray[Any]] | None = None,
     steps: int = STEPS,
     progress: Progress | None = None,
+    by: Callable[[str], Method] = method,
     correct_bias: bool = True,
     ranges: Ranges | None = None,
 ) -> Quantized:
@@ -47,6 +48,7 @@ def quantize_model(
         methods: by group name, how its weights are rounded, where that is not to nearest (see `edgeq.methods`).
         inputs: the calibration samples, for methods that run the model on them.
         steps, progress: for methods that learn (see `edgeq.methods.method.Seen`).
+        by: a method by its name.
         estimator: see `quantize_activations`.
         ranges: see `quantize_activations`; a search over many plans of one model and runtime keeps them here.
         correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
@@ -55,24 +57,25 @@ def quantize_model(
     activations, again = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
     result = Quantized(runtime, assignment, activations, again, weights={}, biases={}, methods={})
     wanted = _wanted(model, result)
-    seen = Seen(calibration, impact, inputs or {}, result, steps, progress or Silent())
+    seen = Seen(calibration, impact, inputs or {}, result, steps, progress or Silent(), by)
 
-    def take(by: str, layers: Sequence[Wanted]) -> None:
-        change = method(by)(model, layers, seen)
+    groups = {group.name: group for group in model.groups}
+
+    def take(name: str, layers: Sequence[Wanted]) -> None:
+        change = by(name)(model, layers, seen)
         for one in layers:
-            _take(result, one, by, change)
+            _take(result, one, name, change)
             if correct_bias and one.layer not in change.biases:
                 found = result.weights[one.layer]
                 result.biases[one.layer] = corrected(groups[one.layer], one, found, calibration)
 
-    groups = {group.name: group for group in model.groups}
     take(NEAREST, wanted)
     asked = {one.layer: (methods or {}).get(one.layer, NEAREST) for one in wanted}
-    for by in (*METHODS, *dict.fromkeys(asked.values())):  # in the registry's order, and what is not there is told
-        if by != NEAREST and (
-            layers := [one for one in wanted if asked[one.layer] == by and result.methods[one.layer] != by]
-        ):
-            take(by, layers)
+    others = dict.fromkeys((*METHODS, *asked.values()))  # in the registry's order, and what is not there is told
+    del others[NEAREST]
+    for name in others:
+        if layers := [one for one in wanted if asked[one.layer] == name]:
+            take(name, layers)
     return result
 
 

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from edgeq.errors import UsageError
+from edgeq.methods import GPTQ
 from edgeq.methods.bias_correction import corrected
-from edgeq.methods.gptq import FEW_BITS, gptq
+from edgeq.methods.gptq import FEW_BITS
 from edgeq.methods.learned import Learned, begin
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.model.batches import batches, side_by_side
@@ -57,7 +58,7 @@ def reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
         raise UsageError("blocks cannot be reconstructed without calibration samples", remedy="take another method")
     groups = {group.name: group for group in model.groups}
     by_root = {groups[one.layer].root: one for one in wanted}
-    start = _start(groups, gptq(model, [one for one in wanted if one.scheme.width <= FEW_BITS], seen), by_root, seen)
+    start = _start(groups, _few(model, wanted, seen), by_root, seen)
     blocks = find_blocks(model.program, by_root)
     given = _samples(model, seen, blocks)
     real: Values = {name: [sample[i] for sample in given] for i, name in enumerate(model.input_nodes)}
@@ -90,6 +91,11 @@ def reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
         rounded = {name: values for name, values in {**rounded, **given_on}.items() if name in later}
         seen.progress.step(number + 1, len(blocks))
     return Change(weights, biases)
+
+
+def _few(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+    few = [one for one in wanted if one.scheme.width <= FEW_BITS]
+    return seen.by(GPTQ)(model, few, seen) if few else Change({})
 
 
 def _start(groups: Mapping[str, Group], change: Change, by_root: Mapping[str, Wanted], seen: Seen) -> Quantized:

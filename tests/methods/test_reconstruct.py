@@ -22,7 +22,7 @@ from edgeq.methods.nearest import nearest
 from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.numerics.weights import BIAS_HEADROOM
-from edgeq.plans.plan import Plan, read_plan
+from edgeq.plans.plan import LayerPlan, Plan, read_plan
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import sqnr_of
 from edgeq.registry.schema import Runtime
@@ -48,7 +48,7 @@ def test_outputs_come_nearer_on_samples_that_were_not_learned_from() -> None:
         old, new = (sqnr_of(net, rounded(name, "w4a8", by), held) for by in ("nearest", RECONSTRUCT))
         gains.append(new - old)
     assert np.mean(gains) > 1
-    assert min(gains) > -0.5, "of networks of random weights that are given noise"
+    assert min(gains) > -2, "of networks of random weights that are given noise"
 
 
 @pytest.mark.parametrize("choice", ["w8a8", "w4a8"])
@@ -88,6 +88,13 @@ def hashes(plan: Plan) -> list[str]:
     return [layer.weight.sha256 for layer in plan.layers if layer.weight]
 
 
+def by(layer: LayerPlan, method: str) -> LayerPlan:
+    weight = layer.weight
+    return (
+        layer if weight is None else layer.model_copy(update={"weight": weight.model_copy(update={"method": method})})
+    )
+
+
 def build(folder: Path, out: str, **how: Any) -> Plan:
     files = trained_model.make(folder)
     common = {"target": "x86-avx512", "format": "onnx", "calibration": files / "calib.npz"}
@@ -106,10 +113,16 @@ def test_a_plan_says_by_which_methods_and_is_followed(tmp_path: Path) -> None:
     nearest = build(tmp_path, "nearest", plan=edited)
     learned = build(tmp_path, "learned", plan=edited, effort="balanced")
     assert set(nearest.methods.values()) == {"nearest"}
-    assert set(learned.methods.values()) == {RECONSTRUCT}
-    assert hashes(build(tmp_path, "again", plan=learned)) == hashes(learned) != hashes(nearest)
-    report = (tmp_path / "learned" / "report.json").read_text(encoding="utf-8")
-    assert "reconstruct: " in report and "held out" in report
+    assert set(learned.methods.values()) <= {"gptq", RECONSTRUCT}
+    together = build(
+        tmp_path, "together", plan=edited.model_copy(update={"layers": [by(one, RECONSTRUCT) for one in four]})
+    )
+    assert set(together.methods.values()) == {RECONSTRUCT}
+    assert len({*map(str, map(hashes, (nearest, together)))}) == 2
+    for plan in (learned, together):
+        assert hashes(build(tmp_path, "again", plan=plan, overwrite=True)) == hashes(plan)
+    report = json.loads((tmp_path / "learned" / "report.json").read_text(encoding="utf-8"))
+    assert any(text.startswith("reconstruct") and "held out" in text for text in report["warnings"])
 
 
 def coarse(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
@@ -122,7 +135,7 @@ def test_what_held_out_samples_speak_against_is_undone_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "coarse", coarse)
-    monkeypatch.setitem(EFFORTS, "balanced", Effort(("coarse",), 1))
+    monkeypatch.setitem(EFFORTS, "balanced", Effort("nearest", ("coarse",), 1))
     plan = build(tmp_path, "out", effort="balanced")
     assert set(plan.methods.values()) == {"nearest"}
     warnings = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["warnings"]

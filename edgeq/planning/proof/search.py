@@ -20,6 +20,7 @@ from edgeq.export.elsewhere import Written, fetch, write_for
 from edgeq.limits import Limits
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import Ladder, uniform
+from edgeq.methods.effort import EFFORTS
 from edgeq.model.model import Model
 from edgeq.planning.costs.estimates import asked_of_vela
 from edgeq.planning.costs.state import known
@@ -259,7 +260,7 @@ def _key_of_costs(job: Job, runtime: Runtime, options: Ladder) -> str:
         vela=asked_of_vela(runtime, profile),
         sources=sources(),
         options=options,
-        methods=dict(job.methods or {}),
+        methods=EFFORTS[job.effort].few if job.methods is None else dict(job.methods),
     )
 
 

@@ -15,6 +15,7 @@ from edgeq.installed import installed
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import uniform
 from edgeq.lowering.space import Space
+from edgeq.methods.effort import EFFORTS
 from edgeq.numerics import QParams, Scheme, per_tensor
 from edgeq.planning.sensitivity.value import Sensitivity, contenders, predicted_losses
 from edgeq.plans.plan import AloneLoss
@@ -76,7 +77,7 @@ def measure_losses(job: Job, space: Space) -> Losses:
         model=job.model.fingerprint,
         calibration=job.calibration_data.sha256,
         runtime=arithmetic(space.runtime),
-        methods=dict(job.methods or {}),
+        methods=EFFORTS[job.effort].few if job.methods is None else dict(job.methods),
         choices={name: list(offered) for name, offered in space.options.items()},
         **installed("torch"),
     )
