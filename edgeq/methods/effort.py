@@ -16,7 +16,7 @@ class Effort(NamedTuple):
         few: the method for layers of few bits, where others are not tried together with them: what planning compares
             choices by.
         methods: of the whole model, tried one after the other.
-        steps: of learning.
+        steps: of learning, for each block.
     """
 
     few: str
@@ -27,7 +27,7 @@ class Effort(NamedTuple):
 DEFAULT: EffortName = "balanced"
 
 EFFORTS: dict[EffortName, Effort] = {
-    "fast": Effort(NEAREST, (), 0),
+    "fast": Effort(NEAREST, (), 100),
     "balanced": Effort(GPTQ, (RECONSTRUCT,), 100),
     "max": Effort(GPTQ, (RECONSTRUCT,), 1000),
 }
