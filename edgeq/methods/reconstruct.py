@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from edgeq.methods.bias_correction import corrected
 from edgeq.methods.gptq import FEW_BITS
 from edgeq.methods.learned import Learned, begin
 from edgeq.methods.method import Change, Seen, Wanted
-from edgeq.model.batches import batches, side_by_side
+from edgeq.model.batches import batches, one_thread_each
 from edgeq.model.blocks import Block, find_blocks
 from edgeq.model.execute import Reads, execute
 from edgeq.model.graph import Node, Program, itemsize
@@ -38,6 +39,15 @@ from edgeq.quantization.simulate import rounded_constants
 
 Values = dict[str, list[torch.Tensor]]
 """By graph node, its value for each sample."""
+
+Layer = tuple[torch.Tensor, torch.Tensor]
+"""Weight and bias."""
+
+Run = Callable[..., list[list[torch.Tensor]]]
+Pool = ThreadPoolExecutor
+
+PARTS = 4
+"""Of the samples of one step, that are looked at side by side."""
 
 STEP_MACS = 1e8
 """Multiply-accumulates of a block in one step of learning: it decides how many samples that takes."""
@@ -65,31 +75,32 @@ def reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     rounded = {name: [_rounded(start, name, v) for v in values] for name, values in real.items()}
     weights = {one.layer: start.weights[one.layer] for one in wanted}
     biases = {one.layer: start.biases[one.layer] for one in wanted}
-    for number, block in enumerate(blocks):
-        targets, units = _in_float(block, real)
-        stacks = _stacks(block.program, real)
-        before = _block_of(model, start, block, {}, stacks=stacks)
-        answers = _each(before, block.program, rounded)
-        if block.layers and (loss := _Loss(targets)).wanted:
-            learned = {
-                root: begin(one, weights[one.layer], biases[one.layer], units[root])
-                for root in block.layers
-                for one in [by_root[root]]
-            }
-            after = _block_of(model, start, block, learned, stacks=stacks)
-            macs = sum(groups[by_root[root].layer].macs for root in learned)
-            at_once = max(1, min(len(given), MOST_SAMPLES, round(STEP_MACS / max(macs, 1))))
-            _learn(after, block.program, learned.values(), rounded, loss, seen.steps, at_once)
-            others = _each(after, block.program, rounded)
-            if loss.held_out(others) < loss.held_out(answers):
-                answers = others
-                for root, one in learned.items():
-                    weights[by_root[root].layer], biases[by_root[root].layer] = one.found()
-        later = {name for one in blocks[number + 1 :] for name in one.program.inputs}
-        given_on = dict(zip(block.program.outputs, answers, strict=True))
-        real = {name: values for name, values in {**real, **targets}.items() if name in later}
-        rounded = {name: values for name, values in {**rounded, **given_on}.items() if name in later}
-        seen.progress.step(number + 1, len(blocks))
+    with one_thread_each() as pool:
+        for number, block in enumerate(blocks):
+            targets, units = _in_float(pool, block, real)
+            run = _block_of(model, start, block, stacks=_stacks(block.program, real))
+            answers = _each(pool, run, block.program, rounded)
+            if block.layers and (loss := _Loss(targets)).wanted:
+                learned = {
+                    root: begin(one, weights[one.layer], biases[one.layer], units[root])
+                    for root in block.layers
+                    for one in [by_root[root]]
+                }
+                macs = sum(groups[by_root[root].layer].macs for root in learned)
+                at_once = max(1, min(len(given), MOST_SAMPLES, round(STEP_MACS / max(macs, 1))))
+                _learn(pool, run, block.program, learned, rounded, loss, (seen.steps, at_once))
+                with torch.no_grad():
+                    real_of = {root: one.real() for root, one in learned.items()}
+                others = _each(pool, partial(run, layers=real_of), block.program, rounded)
+                if loss.held_out(others) < loss.held_out(answers):
+                    answers = others
+                    for root, one in learned.items():
+                        weights[by_root[root].layer], biases[by_root[root].layer] = one.found()
+            later = {name for one in blocks[number + 1 :] for name in one.program.inputs}
+            given_on = dict(zip(block.program.outputs, answers, strict=True))
+            real = {name: values for name, values in {**real, **targets}.items() if name in later}
+            rounded = {name: values for name, values in {**rounded, **given_on}.items() if name in later}
+            seen.progress.step(number + 1, len(blocks))
     return Change(weights, biases)
 
 
@@ -127,7 +138,7 @@ def _rounded(quantized: Quantized, name: str, value: torch.Tensor) -> torch.Tens
     return value if tensor is None else fake_quantize(value, tensor.q)
 
 
-def _in_float(block: Block, real: Values) -> tuple[Values, dict[str, torch.Tensor]]:
+def _in_float(pool: Pool, block: Block, real: Values) -> tuple[Values, dict[str, torch.Tensor]]:
     """What a block gives in float for each sample, and the root mean square of the outputs of each of its layers."""
 
     def run(samples: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:
@@ -142,7 +153,7 @@ def _in_float(block: Block, real: Values) -> tuple[Values, dict[str, torch.Tenso
         return [[*found, *(squares[name] for name in block.layers)]]
 
     outputs = block.program.outputs
-    columns = _each(run, block.program, real)
+    columns = _each(pool, run, block.program, real)
     units = {
         name: torch.stack(found).mean().sqrt()
         for name, found in zip(block.layers, columns[len(outputs) :], strict=True)
@@ -150,10 +161,10 @@ def _in_float(block: Block, real: Values) -> tuple[Values, dict[str, torch.Tenso
     return dict(zip(outputs, columns, strict=False)), units
 
 
-def _each(run: Callable[..., list[list[torch.Tensor]]], program: Program, given: Values) -> list[list[torch.Tensor]]:
+def _each(pool: Pool, run: Run, program: Program, given: Values) -> list[list[torch.Tensor]]:
     """What comes of each sample: for each output, one behind the other."""
     samples = zip(*(given[name] for name in program.inputs), strict=True)
-    found = side_by_side(lambda sample: [value.clone() for value in run([sample])[0]], samples)
+    found = pool.map(lambda sample: [value.clone() for value in run([sample])[0]], samples)
     return [list(column) for column in zip(*found, strict=True)]
 
 
@@ -177,25 +188,28 @@ def _stacked(samples: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
     ]
 
 
-def _block_of(
-    model: Model, quantized: Quantized, block: Block, learned: Mapping[str, Learned], *, stacks: bool
-) -> Callable[..., list[list[torch.Tensor]]]:
+def _block_of(model: Model, quantized: Quantized, block: Block, *, stacks: bool) -> Run:
     """A block that rounds: a function of samples, which gives what comes of each, or of all in one where it learns."""
     inside = {node.name for node in block.program.nodes}
     held = {name: value for name, value in rounded_constants(model, quantized).items() if name in inside}
     readers = quantized.rounded_by_readers(model).items()
     ways = {pair: partial(fake_quantize, q=tensor.q) for pair, tensor in readers if pair[0] in inside}
-    places = {root: model.nodes[root].all_input_nodes[1:3] for root in learned}
 
     def round_off(node: Node, values: list[Any]) -> list[Any]:
         return values if node.op == "placeholder" else [_rounded(quantized, node.name, value) for value in values]
 
-    def run(samples: Sequence[Sequence[torch.Tensor]], *, differentiable: bool = False) -> list[list[torch.Tensor]]:
+    def run(
+        samples: Sequence[Sequence[torch.Tensor]],
+        layers: Mapping[str, Layer] | None = None,
+        differentiable: bool = False,
+    ) -> list[list[torch.Tensor]]:
         given = [_stacked(samples)] if stacks and differentiable else samples
         reads: Reads = {pair: [way] * len(given) for pair, way in ways.items()}
-        pairs = ((places[root], one.real()) for root, one in learned.items())
-        own = {node.name: value for nodes, values in pairs for node, value in zip(nodes, values, strict=True)}
-        return execute(block.program, given, round_off, {**held, **own}, reads, differentiable)
+        constants = dict(held)
+        for root, values in (layers or {}).items():
+            nodes = model.nodes[root].all_input_nodes[1:3]
+            constants |= {node.name: value for node, value in zip(nodes, values, strict=True)}
+        return execute(block.program, given, round_off, constants, reads, differentiable)
 
     return run
 
@@ -232,27 +246,34 @@ def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _learn(
-    run: Callable[..., list[list[torch.Tensor]]],
+    pool: Pool,
+    run: Run,
     program: Program,
-    learned: Iterable[Learned],
+    learned: Mapping[str, Learned],
     given: Values,
     loss: _Loss,
-    steps: int,
-    samples: int,
+    steps_and_samples: tuple[int, int],
 ) -> None:
-    """Moves what is learned so that the block's outputs come near their targets.
-
-    Args:
-        samples: of one step.
-    """
+    """Moves what is learned so that the block's outputs come near their targets. The samples of a step are shared out
+    in parts, as many whatever the machine, and their gradients added up in order."""
+    steps, samples = steps_and_samples
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam([group for one in learned for group in one.rates()])
+    optimizer = torch.optim.Adam([group for one in learned.values() for group in one.rates()])
     slower = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     for _ in range(steps):
         drawn = torch.randint(len(loss.learned), (samples,), generator=generator).tolist()
-        picked = [loss.learned[i] for i in drawn]
-        rows = [[given[name][i] for name in program.inputs] for i in picked]
+        real = {root: one.real() for root, one in learned.items()}
+        leaves = {root: (w.detach().requires_grad_(), b.detach().requires_grad_()) for root, (w, b) in real.items()}
+
+        def gradients(part: list[int], leaves: Mapping[str, Layer] = leaves) -> tuple[torch.Tensor, ...]:
+            picked = [loss.learned[i] for i in part]
+            rows = [[given[name][i] for name in program.inputs] for i in picked]
+            found = loss.of(_stacked(run(rows, leaves, True)), picked) * (len(part) / samples)
+            return torch.autograd.grad(found, [value for values in leaves.values() for value in values])
+
+        parts = [part for start in range(PARTS) if (part := drawn[start::PARTS])]
+        total = [sum(column[1:], column[0]) for column in zip(*pool.map(gradients, parts), strict=True)]
         optimizer.zero_grad()
-        loss.of(_stacked(run(rows, differentiable=True)), picked).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward([value for values in real.values() for value in values], total)
         optimizer.step()
         slower.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -41,27 +42,38 @@ def batches(model: Model, inputs: Mapping[str, np.ndarray], size: int | None = N
         yield [column[start : start + step] for column in columns]
 
 
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as PyTorch has threads. Each of them, and the caller meanwhile, computes on one: what comes of it
+    does not depend on how many there are."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, "batch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            torch.set_num_threads(1)
+            yield pool
+        finally:
+            torch.set_num_threads(threads)
+
+
 def side_by_side(work: Callable[[Given], Result], given: Iterable[Given]) -> Iterator[Result]:
     """Applies `work` to batches, one on each of PyTorch's threads, and yields the results in the batches' order.
 
     Layers of small models are too short to be split over cores; whole batches are not. What a batch gives does not
     depend on the number of threads, and nor does anything that is added up in the order of the results.
     """
-    threads = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, "batch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    most = torch.get_num_threads()
+    with one_thread_each() as pool:
         try:
-            torch.set_num_threads(1)
             for batch in given:
                 waiting.append(pool.submit(work, batch))
-                if len(waiting) > threads:
+                if len(waiting) > most:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             for left in waiting:
                 left.cancel()
-            torch.set_num_threads(threads)
 
 
 def _fast_size(model: Model) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_models
+import torch
 import trained_model
 
 import edgeq
@@ -65,8 +66,13 @@ def test_integers_stay_near_the_weights_and_biases_fit(choice: str) -> None:
         assert fits.max() <= 2 * BIAS_HEADROOM
 
 
-def test_the_same_comes_of_the_same() -> None:
-    first, second = (rounded("residual", "w4a8", RECONSTRUCT, steps=10) for _ in range(2))
+def test_the_same_comes_of_any_number_of_threads() -> None:
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(rounded("residual", "w4a8", RECONSTRUCT, steps=10))
+    torch.set_num_threads(1)
+    first, second = found
     for name, weight in first.weights.items():
         assert np.array_equal(weight.integers, second.weights[name].integers)
         assert np.array_equal(first.biases[name], second.biases[name])
