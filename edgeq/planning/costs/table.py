@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from edgeq.cache import Entry
 from edgeq.devices import Device
+from edgeq.errors import UnsupportedError
 from edgeq.export.artifact import Exporter
 from edgeq.lowering.as_run import as_run
 from edgeq.lowering.choices import Ladder
@@ -101,6 +102,9 @@ def measure_costs(job: Job, runtime: Runtime, exporter: Exporter, folder: Path, 
         told = source(bench)
         if isinstance(told, Latencies):
             latency = told
+            if latency.by is None and job.timed is None:
+                cause = f"{source.__name__} gives latencies and does not say what modelled them"
+                raise UnsupportedError(cause, where="edgeq.planning.costs.table.SOURCES", remedy="give a ModelledBy")
             break
         notes += [told] if told else []
     wanted = FLOATS if job.device else (*FLOATS, *runtime.float_alternatives)  # an emulated device has float32 alone

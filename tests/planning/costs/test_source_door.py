@@ -11,6 +11,7 @@ import trained_model
 
 from edgeq.cli.app import run
 from edgeq.planning.costs import table
+from edgeq.planning.costs.source import Bench, Latencies
 
 GUIDE = Path(__file__).parents[3] / "docs" / "costs.md"
 TARGET = """
@@ -49,3 +50,21 @@ def test_a_plan_is_made_by_a_datasheet(target: Path, tmp_path: Path) -> None:
                 if choice in layer["alternatives"]:
                     assert costs[layer["name"]][choice]["latency"] == pytest.approx(each * layer["macs"] / 100e6)
     assert planned["proof"] is None, "nothing was run"
+
+
+def test_what_nothing_timed_is_not_told_as_measured(
+    target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = table.SOURCES[0]
+
+    def forgetful(bench: Bench) -> Latencies | str | None:
+        found = told(bench)
+        return found._replace(by=None) if isinstance(found, Latencies) else found
+
+    table.SOURCES[0] = forgetful
+    files = trained_model.make(tmp_path)
+    data = ["--calib", str(files / "calib.npz"), "--eval", str(files / "eval.npz"), "--quiet"]
+    out = tmp_path / "plan.json"
+    assert run(["plan", str(files / "model.pt2"), "--target", str(target), *data, "--out", str(out)]) == 4
+    assert "forgetful gives latencies and does not say what modelled them" in capsys.readouterr().err
+    assert not out.exists()
