@@ -81,7 +81,7 @@ class Learned(NamedTuple):
         with torch.no_grad():
             scale = self.scales().numpy().reshape(self.rounded.q.scale.shape)
             integers = self.integers().numpy().astype(self.rounded.integers.dtype)
-            q = replace(self.rounded.q, scale=np.ascontiguousarray(scale, np.float32))
+            q = replace(self.rounded.q, scale=np.asarray(scale, np.float32))
             return QuantizedWeight(integers.reshape(self.rounded.integers.shape), q), self.real()[1].numpy()
 
 

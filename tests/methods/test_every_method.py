@@ -48,6 +48,7 @@ def test_integers_can_be_stored(name: str, scheme: str) -> None:
                 assert found.q.scheme == wanted and found.integers.shape == one.weight.shape
                 assert np.issubdtype(found.integers.dtype, np.integer)
                 assert wanted.quant_min <= found.integers.min() and found.integers.max() <= wanted.quant_max
+                assert found.q.scale.shape == found.q.zero_point.shape
                 assert np.isfinite(found.q.scale).all() and (found.q.scale > 0).all()
                 assert wanted.symmetry == "asymmetric" or not found.q.zero_point.any()
                 assert not wanted.power_of_two or np.array_equal(
