@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,16 @@ def write_openvino(model: ir.Model, path: Path) -> None:
         ]:
             port.set_names({str(value.name)})
         _merge_pairs(read)
+        _drop_idle(read)
         _reshape_constants(read)
+        _split_groups(read)
         _store_two_bits(read, two_bits)
         # The plugin would round the float inputs of a product with compressed weights to 8 bits, 32 at a time.
         read.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         _number_unnamed(read)
         # what the plan leaves in float stays float32: halving it is not this stage's choice
         openvino.save_model(read, path, compress_to_fp16=False)
+        _without_indents(path)
 
 
 def _without_two_bits(model: ir.Model) -> tuple[ir.Model, set[str]]:
@@ -120,33 +124,106 @@ def _merge_pairs(model: Any) -> None:
         real.output(0).replace(merged.output(0))
 
 
+def _drop_idle(model: Any) -> None:
+    """Takes away what changes no number: the subtraction of zeros from stored integers, five operators a layer, and the
+    products with 1 that ONNX's Gemm is read as."""
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "Subtract" and _constant(op.input(0)) is not None:
+            zero = _constant(op.input(1))
+            if zero is not None and not np.any(zero):
+                op.output(0).replace(op.input(0).get_source_output())
+        elif op.get_type_name() == "Multiply" and _unnamed(op):
+            for one, kept in (op.inputs(), reversed(op.inputs())):
+                value = _constant(one)
+                if _unnamed(_source(one)) and value is not None and value.shape == () and value == 1:
+                    op.output(0).replace(kept.get_source_output())
+                    break
+
+
 def _reshape_constants(model: Any) -> None:
     """Reshapes float constants where the file is written.
 
     A convolution's bias is read as one whose shape hangs on that of the convolution's output. With OpenVINO 2026.4 that
     bias could end in the quantization behind it, and every channel got that of the first: 6 dB of DeiT's outputs.
     """
-    ops = import_openvino().opset15
-
     for op in model.get_ordered_ops():
-        held = op.input(0).get_source_output().get_node() if op.get_type_name() == "Reshape" else None
+        held = _source(op.input(0)) if op.get_type_name() == "Reshape" else None
         if held is None or held.get_type_name() != "Constant" or held.get_element_type().get_type_name() != "f32":
             continue
         shape = op.output(0).get_partial_shape()
         if not shape.is_static:
             continue
-        reshaped = ops.constant(np.asarray(held.data).reshape(tuple(shape.to_shape())))
-        reshaped.set_friendly_name(held.get_friendly_name())
+        reshaped = _reshaped(held, tuple(shape.to_shape()))
         held.set_friendly_name(op.get_friendly_name())  # should anything else still read it
         op.output(0).replace(reshaped.output(0))
+
+
+def _split_groups(model: Any) -> None:
+    """Stores the integers of a convolution in groups in the shape that it reads. The reader of ONNX splits their first
+    axis behind their dequantization, with seven operators that work out by how much."""
+    for op in model.get_ordered_ops():
+        if op.get_type_name() not in ("GroupConvolution", "GroupConvolutionBackpropData"):
+            continue
+        reshape = _source(op.input(1))
+        if reshape.get_type_name() != "Reshape":
+            continue
+        old, new = (port.get_partial_shape() for port in (reshape.input(0), reshape.output(0)))
+        if not (old.is_static and new.is_static) or [*old.to_shape()][1:] != [*new.to_shape()][2:]:
+            continue
+        split = _split(_source(reshape.input(0)), tuple(new.to_shape()))
+        if split is not None:
+            op.input(1).replace_source_output(split.output(0))
+
+
+def _split(op: Any, shape: tuple[int, ...]) -> Any:
+    """An operator again, on constants whose first axis is made two, so that it gives `shape`; None for one that does
+    not dequantize constants."""
+    ops = import_openvino().opset15
+    kind = op.get_type_name()
+    if kind == "Constant":
+        own = tuple(op.shape)
+        if len(own) != len(shape) - 1:
+            return None if own else op
+        return _reshaped(op, (*(shape[:2] if own[0] > 1 else (1, 1)), *own[1:]))
+    if kind not in ("Convert", "Subtract", "Multiply"):
+        return None
+    parts = [_split(_source(port), shape) for port in op.inputs()]
+    if any(part is None for part in parts):
+        return None
+    if kind == "Convert":
+        return _with_name(ops.convert(*parts, op.get_output_element_type(0)), op)
+    return _with_name({"Subtract": ops.subtract, "Multiply": ops.multiply}[kind](*parts), op)
+
+
+def _reshaped(held: Any, shape: tuple[int, ...]) -> Any:
+    """A constant of the same name and values."""
+    openvino = import_openvino()
+    stored = openvino.Tensor(held.get_element_type(), openvino.Shape(shape))  # one with memory of its own
+    stored.data[...] = held.data.reshape(stored.data.shape)  # of fewer than 8 bits the bytes, in one row
+    return _with_name(openvino.opset15.constant(stored), held)
+
+
+def _with_name(op: Any, of: Any) -> Any:
+    if not _unnamed(of):
+        op.set_friendly_name(of.get_friendly_name())
+    return op
+
+
+def _unnamed(op: Any) -> bool:
+    return bool(op.get_friendly_name() == op.get_name())
 
 
 def _number_unnamed(model: Any) -> None:
     """Names what has none by its place. OpenVINO's own names count everything that the process ever made, so that the
     same plan would give other bytes, and another size, each time."""
     for number, op in enumerate(model.get_ordered_ops()):
-        if op.get_friendly_name() == op.get_name():
+        if _unnamed(op):
             op.set_friendly_name(f"{op.get_type_name()}_{number}")
+
+
+def _without_indents(path: Path) -> None:
+    """A sixth of the .xml, which is most of the file of a small network, is white space between its tags."""
+    path.write_text(re.sub(r">\s+<", "><", path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _only_reader(op: Any) -> Any:
@@ -154,8 +231,12 @@ def _only_reader(op: Any) -> Any:
     return readers[0] if len(readers) == 1 else None
 
 
+def _source(port: Any) -> Any:
+    return port.get_source_output().get_node()
+
+
 def _constant(port: Any) -> np.ndarray | None:
-    op = port.get_source_output().get_node()
-    if op.get_type_name() == "Convert":
-        op = op.input(0).get_source_output().get_node()
+    op = _source(port)
+    while op.get_type_name() in ("Convert", "Reshape"):
+        op = _source(op.input(0))
     return np.asarray(op.data) if op.get_type_name() == "Constant" else None

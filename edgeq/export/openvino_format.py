@@ -18,7 +18,7 @@ from edgeq.installed import installed
 from edgeq.model.model import Model
 from edgeq.quantization.quantized import Quantized
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever what is written in float changes."""
 
 
