@@ -172,7 +172,7 @@ def _step(read: Read, pool: _Pool) -> float:
     """A step of a pool's samples; their divergence before it."""
     pool.adam.zero_grad()
     loss = read(pool.inputs())
-    (loss + pool.prior()).backward()
+    (loss + pool.prior()).backward()  # type: ignore[no-untyped-call]
     pool.adam.step()
     pool.schedule.step()
     return loss.item()
