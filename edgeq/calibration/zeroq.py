@@ -37,6 +37,10 @@ BOUND = 3.0
 CENTRED = 0.01
 """Nats that a mean of one deviation counts: filters that only see edges tell nothing of the mean, and then it is 0."""
 
+ASKED = 1 / 8
+"""Of the samples, how many are asked for an answer (as in DeepInversion, Yin et al. 2020): batch norms do not tell how
+sure a network is of real inputs, and without these, outputs stay at half of their extremes, where integers end."""
+
 TOGETHER = 8
 """Samples whose statistics are pooled: one image need not look like the mean of all."""
 
@@ -51,8 +55,8 @@ TRIED = 4
 """Samples to try them on."""
 
 
-Read = Callable[[Sequence[torch.Tensor]], torch.Tensor]
-"""How far the batch norms read from what they have kept, given the model's inputs [N, ...]."""
+Read = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, list[torch.Tensor]]]
+"""Given the model's inputs [N, ...]: how far the batch norms read from what they have kept, and the outputs [N, M]."""
 
 
 class Norm(NamedTuple):
@@ -85,7 +89,10 @@ def synthesize(model: Model, samples: int, seed: int, progress: Progress) -> tup
     size = max(1, min(TOGETHER, samples, MEMORY // _bytes_of(program)))
     read = partial(_divergence, model, program, norms)
     start = _nearest(read, [_Pool(model, min(size, TRIED), start, seed) for start in STARTS])
-    pools = [_Pool(model, min(size, samples - first), start, seed + first) for first in range(0, samples, size)]
+    pools = [
+        _Pool(model, min(size, samples - first), start, seed + first, asked=first >= samples * (1 - ASKED))
+        for first in range(0, samples, size)
+    ]
     losses: list[float] = []
     for step in range(STEPS):
         losses = []
@@ -122,10 +129,12 @@ class _Pool:
 
     Args:
         start: exp(stretch) and offset before the first step.
+        asked: whether outputs are to stand out.
     """
 
-    def __init__(self, model: Model, size: int, start: tuple[float, float], seed: int) -> None:
+    def __init__(self, model: Model, size: int, start: tuple[float, float], seed: int, *, asked: bool = False) -> None:
         self.start = start
+        self._asked = asked
         generator = torch.Generator().manual_seed(seed)
         self._fields: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]]] = []
         for spec, array in zip(model.inputs, model.example, strict=True):
@@ -136,6 +145,7 @@ class _Pool:
             common = (*channels[-1:], *[1] * len(positions))
             offset, stretch = torch.full(common, start[1]), torch.full(common, math.log(start[0]))
             self._fields.append((waves, offset, stretch, positions))
+        self._answers = torch.rand(size, generator=generator)
         parameters = [tensor.requires_grad_() for *tensors, _ in self._fields for tensor in tensors]
         self.adam = torch.optim.Adam(parameters, RATE)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, STEPS)
@@ -147,6 +157,14 @@ class _Pool:
     def prior(self) -> torch.Tensor:
         """What the inputs' means count, in nats."""
         return CENTRED * torch.stack([offset.square().mean() for _, offset, *_ in self._fields]).sum()
+
+    def unanswered(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What the outputs [N, M] count, in nats: where they are asked for, one random value of each is to stand out."""
+        total = torch.zeros(())
+        for output in outputs if self._asked else ():
+            answers = (self._answers * output.shape[1]).long()
+            total = total + torch.nn.functional.cross_entropy(output, answers)
+        return total
 
 
 def _waves(positions: Sequence[int]) -> tuple[int, ...]:
@@ -171,8 +189,8 @@ def _noise(waves: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
 def _step(read: Read, pool: _Pool) -> float:
     """A step of a pool's samples; their divergence before it."""
     pool.adam.zero_grad()
-    loss = read(pool.inputs())
-    (loss + pool.prior()).backward()  # type: ignore[no-untyped-call]
+    loss, outputs = read(pool.inputs())
+    (loss + pool.prior() + pool.unanswered(outputs)).backward()  # type: ignore[no-untyped-call]
     pool.adam.step()
     pool.schedule.step()
     return loss.item()
@@ -183,8 +201,9 @@ def _nearest(read: Read, pools: Sequence[_Pool]) -> tuple[float, float]:
 
     def loss(pool: _Pool) -> float:
         with torch.no_grad():
-            found = (read(pool.inputs()) + pool.prior()).item()
-        return found if math.isfinite(found) else math.inf
+            found, _ = read(pool.inputs())
+            total = (found + pool.prior()).item()
+        return total if math.isfinite(total) else math.inf
 
     losses = list(side_by_side(loss, pools))
     return pools[losses.index(min(losses))].start
@@ -192,8 +211,8 @@ def _nearest(read: Read, pools: Sequence[_Pool]) -> tuple[float, float]:
 
 def _divergence(
     model: Model, program: Program, norms: dict[str, list[Norm]], inputs: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """How far the batch norms read from what they have kept, in nats."""
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """How far the batch norms read from what they have kept, in nats; and the outputs, [N, M] each."""
     terms: list[torch.Tensor] = []
 
     def compare(node: Node, values: list[Any]) -> list[Any]:
@@ -205,8 +224,10 @@ def _divergence(
             terms.append((ratio - 1 - ratio.log() + (mean - kept.mean).square() / kept.variance).mean() / 2)
         return values
 
-    execute(program, list(_batches(model, inputs)), compare, differentiable=True)
-    return torch.stack(terms).mean()
+    batches = list(_batches(model, inputs))
+    columns = zip(*execute(program, batches, compare, differentiable=True), strict=True)
+    outputs = [torch.stack(column).reshape(len(inputs[0]), -1) for column in columns if column[0].is_floating_point()]
+    return torch.stack(terms).mean(), outputs
 
 
 def _moments(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
