@@ -159,7 +159,7 @@ class _Pool:
         return CENTRED * torch.stack([offset.square().mean() for _, offset, *_ in self._fields]).sum()
 
     def unanswered(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What the outputs [N, M] count, in nats: where they are asked for, one random value of each is to stand out."""
+        """What the outputs [N, M] count, in nats: if asked for, one random value of each is to stand out."""
         total = torch.zeros(())
         for output in outputs if self._asked else ():
             answers = (self._answers * output.shape[1]).long()

@@ -89,6 +89,13 @@ def test_batch_norms_read_what_they_have_kept(fixed: bool) -> None:
     )
 
 
+def test_the_last_samples_get_sure_answers() -> None:
+    images, _ = made(model_of(seen_pixels()), 64)
+    with torch.no_grad():
+        sure = seen_pixels()(images).softmax(1).amax(1)
+    assert sure[56:].mean() > 1.2 * sure[:56].mean()
+
+
 def test_moments_and_their_gradients_are_those_of_pytorch() -> None:
     value = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
     mean, variance = zeroq._moments(value)
