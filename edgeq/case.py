@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeq.cache import Cache, Entry, cached, content_key
+from edgeq.calibration.synthetic import synthetic_data
 from edgeq.data.dataset import Dataset, overlap
 from edgeq.data.kept import load_kept_data
-from edgeq.data.load import Role
+from edgeq.data.load import SYNTHETIC, Role
 from edgeq.evaluation.accuracy import check_labels
 from edgeq.evaluation.metric import Metric, load_metric
 from edgeq.frontends.kept import load_kept
@@ -39,7 +40,8 @@ class Case:
 
     Attributes:
         model: a file, a module or a loaded model.
-        calibration: samples that set the ranges (see `edgeq.data.load_data`).
+        calibration: samples that set the ranges (see `edgeq.data.load_data`); `synthetic` to make them from what the
+            model's batch norms have kept of its training data (see `edgeq.calibration.zeroq`).
         evaluation: samples, with labels where there are any, that artefacts are judged on.
         preprocess: how images become inputs: a preset or a TOML file.
         metric: `package.module:function` or a loaded metric; top-1 where there are labels.
@@ -95,11 +97,13 @@ def load_case(case: Case, clock: Clock, cache: Cache) -> Loaded:
     with clock.stage("load"):
         net = load_model(case, cache)
         calib, evals = _both(case, net, cache)
-        warnings = _warnings(net, calib, evals, cache)
         if evals is not None and metric is None:
             check_classes(net, evals)
-        for text in warnings:
-            clock.progress.note(text)
+    if calib is None:  # last: it takes minutes, and what is wrong with the rest is told before
+        calib = synthetic_data(net, clock, cache)
+    warnings = _warnings(net, calib, evals, cache)
+    for text in warnings:
+        clock.progress.note(text)
     return Loaded(net, calib, evals, metric, warnings)
 
 
@@ -122,7 +126,8 @@ def given(case: Case, calibration: Dataset, device: str | None = None) -> Given:
     """
 
     def named(data: str | Path | Dataset | None) -> str | None:
-        return str(data) if isinstance(data, str | Path) else None
+        # a folder of the name that means samples without data
+        return f"./{data}" if data == Path(SYNTHETIC) else str(data) if isinstance(data, str | Path) else None
 
     return Given(
         calibration=named(case.calibration) or calibration.source,
@@ -142,9 +147,9 @@ def load_model(case: Case, cache: Cache) -> Model:
     return load(case.model, inputs=case.inputs, arch=case.arch, trust_pickle=case.trust_pickle)
 
 
-def _both(case: Case, model: Model, cache: Cache) -> tuple[Dataset, Dataset | None]:
+def _both(case: Case, model: Model, cache: Cache) -> tuple[Dataset | None, Dataset | None]:
     """Calibration and evaluation samples: files side by side, since reading and hashing leave the interpreter free. A
-    function of the user's may mind."""
+    function of the user's may mind. Of synthetic ones there are none yet."""
     calibration = partial(_data, case.calibration, model, case.preprocess, "calibration", cache)
     if case.evaluation is None:
         return calibration(), None
@@ -158,9 +163,11 @@ def _both(case: Case, model: Model, cache: Cache) -> tuple[Dataset, Dataset | No
         return first.result(), second.result()
 
 
-def _data(data: str | Path | Dataset, model: Model, preprocess: str | None, role: Role, cache: Cache) -> Dataset:
+def _data(data: str | Path | Dataset, model: Model, preprocess: str | None, role: Role, cache: Cache) -> Dataset | None:
     if isinstance(data, Dataset):
         return data
+    if role == "calibration" and data == SYNTHETIC:
+        return None
     return load_kept_data(data, model.inputs, preprocess=preprocess, role=role, cache=cache)
 
 

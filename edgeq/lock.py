@@ -48,6 +48,8 @@ class Lock(BaseModel):
     model: str
     data: dict[str, str]
     """Hash by role: calibration, evaluation."""
+    recipes: dict[str, str] = {}
+    """By role, how edgeq itself made the samples, and can make them again; samples that were given have none."""
     plans: dict[_Name, str]
     """Hash of the plan by format."""
     files: dict[str, str]
@@ -112,6 +114,7 @@ def write_lock(
     files: Sequence[str],
     versions: Mapping[str, str],
     golden: Golden | None = None,
+    recipes: Mapping[str, str] | None = None,
 ) -> Lock:
     """Write `edgeq.lock`, and `golden.npz` beside it where there are golden vectors.
 
@@ -123,6 +126,7 @@ def write_lock(
         files: names relative to `build`.
         versions: see `versions_now`.
         golden: None where no artefact could be run.
+        recipes: by role, how samples were made that were not given.
 
     Raises:
         UsageError: a file is missing, the folder is not writable, or the disk is full.
@@ -134,6 +138,7 @@ def write_lock(
     lock = Lock(
         model=model,
         data=dict(sorted(data.items())),
+        recipes=dict(sorted((recipes or {}).items())),
         plans=dict(sorted(plans.items())),
         files={name: sha256_file(build / name) for name in sorted(set(names))},
         versions=dict(sorted(versions.items())),

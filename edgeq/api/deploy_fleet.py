@@ -192,7 +192,15 @@ def _seal(folder: Path, fleet: Fleet, job: Job) -> None:
     """Writes the fleet file and a lock over everything, which also makes the folder one that may be overwritten."""
     write_json(folder / "fleet.json", fleet)
     data = {role: samples.sha256 for role, samples in job.data.items()}
+    recipes = {role: samples.recipe for role, samples in job.data.items() if samples.recipe}
     files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     write_lock(
-        folder, model=fleet.model_hash, data=data, plans={}, files=files, versions=versions_now(VERSIONED), golden=None
+        folder,
+        model=fleet.model_hash,
+        data=data,
+        recipes=recipes,
+        plans={},
+        files=files,
+        versions=versions_now(VERSIONED),
+        golden=None,
     )

@@ -102,7 +102,8 @@ NeededEvaluation = Annotated[str, _EVALUATION]
 _CALIBRATION = typer.Option(
     "--calib",
     metavar="DATA",
-    help="Samples to set ranges by: .npz, .npy, a folder of images, or package.module:function.",
+    help="Samples to set ranges by: .npz, .npy, a folder of images, or package.module:function; "
+    "or synthetic, to make them from the model's batch norms.",
     rich_help_panel=_DATA,
 )
 Calibration = Annotated[str | None, _CALIBRATION]

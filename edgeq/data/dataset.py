@@ -28,11 +28,13 @@ def make_dataset(
     source: str,
     notes: Sequence[str] = (),
     places: Mapping[str, Place] | None = None,
+    recipe: str = "",
 ) -> Dataset:
     """Hash checked arrays and put them together. Arrays are stacked `[N, ...]`, one for each of `specs`.
 
     Args:
         places: by input name, the file that holds just this array.
+        recipe: how edgeq made them itself.
     """
     places = dict(places or {})
     digest = hashlib.sha256()
@@ -50,6 +52,7 @@ def make_dataset(
         specs=tuple(specs),
         notes=tuple(notes),
         places=places,
+        recipe=recipe,
     )
 
 
@@ -114,6 +117,7 @@ class Dataset:
         specs: the inputs that the arrays were checked against.
         notes: what was assumed or converted, for the caller to show.
         places: by input name, the file that holds just this array, where there is one.
+        recipe: how edgeq made the samples itself, and can again; empty for samples that were given.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -123,6 +127,7 @@ class Dataset:
     specs: tuple[InputSpec, ...]
     notes: tuple[str, ...] = ()
     places: Mapping[str, Place] = field(default_factory=dict)
+    recipe: str = ""
 
     def __len__(self) -> int:
         name = self.specs[0].name

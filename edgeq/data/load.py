@@ -15,6 +15,11 @@ from edgeq.errors import UsageError
 from edgeq.reading import refuse_special
 
 Role = Literal["calibration", "evaluation"]
+
+SYNTHETIC = "synthetic"
+"""In place of calibration data: they are made from the model (see `edgeq.calibration.synthetic`). A folder or file of
+this name is `./synthetic`, or a `Path`."""
+
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeq.data.load import names_function
+from edgeq.data.load import SYNTHETIC, names_function
 from edgeq.errors import UsageError
 from edgeq.plans.plan import Given
 
@@ -35,7 +35,8 @@ def data_of(given: Given | None, option: str, told: str | Path | None, role: str
         role: the field of `Given`.
 
     Returns:
-        None where neither says anything. What the plan remembers is a `Path`, which `load_data` never calls.
+        None where neither says anything. What the plan remembers is a `Path`, which `load_data` never calls, or that
+        samples are synthetic.
 
     Raises:
         UsageError: the plan was made with a function.
@@ -45,7 +46,7 @@ def data_of(given: Given | None, option: str, told: str | Path | None, role: str
         return told
     if names_function(remembered) and not Path(remembered).exists():
         raise _code(option, remembered)
-    return Path(remembered)
+    return remembered if remembered == SYNTHETIC else Path(remembered)
 
 
 def metric_of(given: Given | None, told: str | None) -> str | None:

@@ -118,6 +118,7 @@ def conclude(
                 (f"{role}", samples.source),
                 (f"{role}_samples", len(samples)),
                 (f"{role}_sha256", samples.sha256),
+                *([(f"{role}_recipe", samples.recipe)] if samples.recipe else ()),
             )
         },
         environment=_environment(),
@@ -157,9 +158,20 @@ def write_build(
             devices={b.build.format: b.build.device for b in run},
             steps={b.build.format: b.steps for b in run},
         )
-    data = {k.removesuffix("_sha256"): str(v) for k, v in report.data.items() if k.endswith("_sha256")}
-    versions = versions_now(VERSIONED)
-    write_lock(folder, model=report.model_hash, data=data, plans=plans, files=files, versions=versions, golden=golden)
+    data, recipes = (
+        {key.removesuffix(end): str(value) for key, value in report.data.items() if key.endswith(end)}
+        for end in ("_sha256", "_recipe")
+    )
+    write_lock(
+        folder,
+        model=report.model_hash,
+        data=data,
+        recipes=recipes,
+        plans=plans,
+        files=files,
+        versions=versions_now(VERSIONED),
+        golden=golden,
+    )
 
 
 def write_reports(folder: Path, report: Report) -> None:
