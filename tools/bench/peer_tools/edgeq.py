@@ -1,6 +1,6 @@
 """edgeq itself, told nothing of the evaluation data: it quantizes, writes and audits, and measures nothing.
 
-Option `effort`, where `edgeq.deploy` takes one. `w4a8` is the plan of the 8-bit build, edited.
+Option `effort`. `w4a8` is the plan of an 8-bit build, edited, with methods chosen anew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ PROOF = ("layer errors", "validate", "formats in turns")
 def quantize(job: Job) -> None:
     given: dict[str, Any] = dict(calibration=job.calibration, target=job.target, **job.options)
     built = job.out.with_name("built")
-    _timed(job, "quantize", edgeq.deploy(job.model, **given, format=job.format, out=built, overwrite=True))
+    first = {**given, "effort": "fast"} if job.precision == "w4a8" else given
+    _timed(job, "quantize", edgeq.deploy(job.model, **first, format=job.format, out=built, overwrite=True))
     if job.precision == "w4a8":
         plan, built = narrow(read_plan(built / "plan.json")), job.out.with_name("narrow")
         _timed(job, "quantize", edgeq.deploy(job.model, **given, plan=plan, out=built, overwrite=True))

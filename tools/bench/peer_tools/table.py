@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, NamedTuple
 
-from edgeq.api.deploy import DeployRequest
+from edgeq.methods.effort import EFFORTS
 
 
 class Tool(NamedTuple):
@@ -30,9 +29,8 @@ class Tool(NamedTuple):
 EIGHT, BOTH = ("w8a8",), ("w8a8", "w4a8")
 EVERY = {"onnx": BOTH, "openvino": BOTH, "tflite": BOTH}
 AIMET, MCT, BREVITAS = ("aimet-onnx",), ("model-compression-toolkit", "torchvision"), ("brevitas", "onnxoptimizer")
-EFFORTS = ("fast", "balanced", "max") if "effort" in {field.name for field in fields(DeployRequest)} else ()
 
-OURS = "edgeq (balanced)" if EFFORTS else "edgeq"
+OURS = "edgeq (balanced)"
 """What latencies are also told in units of."""
 
 UNIT = "nncf"
@@ -41,7 +39,7 @@ UNIT = "nncf"
 _EDGEQ = Tool("peer_tools.edgeq", "`edgeq.deploy`, in `w4a8` with an edited plan", EVERY)
 
 TOOLS: dict[str, Tool] = {
-    **({f"edgeq ({effort})": _EDGEQ._replace(options={"effort": effort}) for effort in EFFORTS} or {"edgeq": _EDGEQ}),
+    **{f"edgeq ({effort})": _EDGEQ._replace(options={"effort": effort}) for effort in EFFORTS},
     "onnxruntime": Tool("peer_tools.onnxruntime", "`quantize_static`, one scale a channel", {"onnx": EIGHT}),
     "nncf": Tool("peer_tools.nncf", "`nncf.quantize`", {"openvino": EIGHT, "onnx": EIGHT}, ("nncf",)),
     "nncf (slow bias correction)": Tool(
