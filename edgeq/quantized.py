@@ -157,7 +157,7 @@ def _judged(job: Job, method: str, before: Quantized, after: Quantized) -> tuple
 
     held = {name: array[::HELD_OUT] for name, array in job.calibration_data.inputs.items()}
     old, new = (sqnr_of(job.model, one, held) for one in (before, after))
-    told = f"{old:.1f} to {new:.1f} dB, simulated on calibration samples that were held out"
+    told = f"{old:.1f} to {new:.1f} dB, simulated on calibration samples that it had not seen"
     return (after, f"{method}: {told}") if new > old else (before, f"{method} was undone: {told}")
 
 

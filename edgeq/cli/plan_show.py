@@ -56,7 +56,9 @@ def _costs(planned: Planned) -> Table:
     """What was predicted beside what was measured; what is modelled says so in its own row."""
     proof = planned.proof
     rows = table("", "predicted", "built" if proof is None else "measured")
-    measured = {"latency": proof.latency if proof is not None else None, "size": planned.size}
+    measured: dict[str, float | None] = {"size": planned.size}
+    if proof is not None:
+        measured |= {"latency": proof.latency, "loss": proof.loss}
     for measure, value in planned.predicted.items():
         known = measured.get(measure)
         name = label(measure, planned.latency_from, planned.latency_by)

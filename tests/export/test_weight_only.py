@@ -153,9 +153,9 @@ def rounded_by_hand(weight: torch.Tensor, kernel: str, axis: int, *, narrow: boo
     ):  # four levels: of some parts of the largest weight, the one with the least squared error
         parts = [
             sum((r - part * w * np.clip(np.round(r / (part * w)), -lowest, largest)) ** 2 for r in rows.T)
-            for part, w in ((0.9**step, whole) for step in range(20))
+            for part, w in ((0.95**step, whole) for step in range(40))
         ]
-        part = 0.9 ** np.argmin(parts, axis=0)
+        part = 0.95 ** np.argmin(parts, axis=0)
     scale = (part * whole).astype(np.float32)[:, None]
     integers = np.clip(np.round(rows.astype(np.float32) / scale), -lowest, largest)
     return torch.from_numpy(np.moveaxis((integers * scale).reshape(shape), 0, axis).astype(np.float32))
