@@ -41,6 +41,9 @@ ASKED = 1 / 8
 """Of the samples, how many are asked for an answer (as in DeepInversion, Yin et al. 2020): batch norms do not tell how
 sure a network is of real inputs, and without these, outputs stay at half of their extremes, where integers end."""
 
+SURE = 2.0
+"""How many times as far that output is to stand out as its cross entropy asks: trained networks are surer than that."""
+
 TOGETHER = 8
 """Samples whose statistics are pooled: one image need not look like the mean of all."""
 
@@ -163,7 +166,7 @@ class _Pool:
         total = torch.zeros(())
         for output in outputs if self._asked else ():
             answers = (self._answers * output.shape[1]).long()
-            total = total + torch.nn.functional.cross_entropy(output, answers)
+            total = total + torch.nn.functional.cross_entropy(output / SURE, answers)
         return total
 
 
