@@ -269,7 +269,11 @@ def _learn(
             picked = [loss.learned[i] for i in part]
             rows = [[given[name][i] for name in program.inputs] for i in picked]
             found = loss.of(_stacked(run(rows, leaves, True)), picked) * (len(part) / samples)
-            return torch.autograd.grad(found, [value for values in leaves.values() for value in values])
+            values = [value for pair in leaves.values() for value in pair]
+            if not found.requires_grad:  # nothing that is learned reaches an output by a gradient
+                return tuple(map(torch.zeros_like, values))
+            moved = torch.autograd.grad(found, values, allow_unused=True)
+            return tuple(torch.zeros_like(v) if g is None else g for v, g in zip(values, moved, strict=True))
 
         parts = [part for start in range(PARTS) if (part := drawn[start::PARTS])]
         total = [sum(column[1:], column[0]) for column in zip(*pool.map(gradients, parts), strict=True)]
