@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgeq.cache import Entry, cached, content_key
 from edgeq.installed import installed
-from edgeq.methods import NEAREST, TOGETHER, method
+from edgeq.methods import GPTQ, NEAREST, TOGETHER, method
 from edgeq.methods.effort import EFFORTS
 from edgeq.methods.gptq import FEW_BITS
 from edgeq.methods.method import Change, Method, Seen, Wanted
@@ -31,6 +31,10 @@ METHODS_VERSION = 1
 
 HELD_OUT = 8
 """One calibration sample of so many judges what methods learn from the others."""
+
+KEPT = frozenset({GPTQ, "awq-clip"})
+"""Methods that look through the samples, whose results are kept for each layer. Those of others are not: who is writing
+one would be given what it did before it was changed."""
 
 FEWEST = 16
 """Calibration samples below which nothing is learned: those held out would say no more than chance."""
@@ -96,7 +100,7 @@ def _quantized(
         )
 
     if TOGETHER.isdisjoint(wanted.values()):
-        return rounded()  # what they give is kept for each layer
+        return rounded()  # what takes long is kept for each layer
     key = content_key(
         "methods",
         METHODS_VERSION,
@@ -117,9 +121,9 @@ def _quantized(
 
 
 def _keeping(job: Job, name: str) -> Method:
-    """A method that rounds each layer by itself, with what it gives kept: plans of one model share most layers."""
+    """A method, with what it gives kept where that takes long: plans of one model share most layers."""
     found = method(name)
-    if name in (NEAREST, *TOGETHER):
+    if name not in KEPT:
         return found
 
     def called(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
@@ -129,7 +133,7 @@ def _keeping(job: Job, name: str) -> Method:
                 METHODS_VERSION,
                 model=model.fingerprint,
                 calibration=job.calibration_data.sha256,
-                method=f"{found.__module__}.{name}",
+                method=name,
                 layer=one.layer,
                 scheme=asdict(one.scheme),
                 input_scale=None if one.input_scale is None else float(one.input_scale),

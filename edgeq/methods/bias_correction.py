@@ -16,10 +16,10 @@ from edgeq.numerics.weights import QuantizedWeight
 
 def corrected(group: Group, one: Wanted, found: QuantizedWeight, calibration: Calibration) -> NDArray[np.float32]:
     """The bias of a layer, float32 [channels], less what its rounded weights add to the mean output."""
-    corrected: NDArray[np.float32] = one.bias - bias_shift(
+    bias: NDArray[np.float32] = one.bias - bias_shift(
         group.op, found.real - one.weight, calibration.mean_patches[group.root]
     )
-    return corrected
+    return bias
 
 
 def bias_shift(op: str, weight_error: NDArray[Any], patch: NDArray[np.float32]) -> NDArray[np.float32]:

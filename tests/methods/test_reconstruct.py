@@ -147,3 +147,14 @@ def test_what_held_out_samples_speak_against_is_undone_and_told(
     warnings = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["warnings"]
     assert any(text.startswith("coarse was undone: ") for text in warnings)
     assert hashes(plan) == hashes(build(tmp_path, "fast", effort="fast"))
+
+
+def test_a_method_that_was_changed_is_not_answered_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
+    found = []
+    for number, method in enumerate((nearest, coarse)):
+        monkeypatch.setitem(METHODS, "own", method)
+        found.append(hashes(build(tmp_path, str(number), method="own")))
+    assert all(one != other for one, other in zip(*found, strict=True))
