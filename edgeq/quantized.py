@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeq.cache import Entry, cached, content_key
+from edgeq.cache import cached, content_key
 from edgeq.installed import installed
-from edgeq.methods import GPTQ, NEAREST, TOGETHER, method
+from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT, TOGETHER, method
 from edgeq.methods.effort import EFFORTS
 from edgeq.methods.gptq import FEW_BITS
-from edgeq.methods.method import Change, Method, Seen, Wanted
+from edgeq.methods.kept import content_of, pack_change, unpack_change
+from edgeq.methods.method import HELD_OUT, Change, Method, Seen, Wanted
 from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
-from edgeq.numerics import QParams
-from edgeq.numerics.weights import QuantizedWeight
 from edgeq.prepare import Job
-from edgeq.progress import Progress
 from edgeq.quantization.activations import Ranges
 from edgeq.quantization.quantized import Quantized
-from edgeq.registry.schema import Runtime, arithmetic
+from edgeq.registry.schema import Runtime
 
-METHODS_VERSION = 1
+METHODS_VERSION = 2
 """To be raised whenever a method changes, or how its results are kept."""
 
-HELD_OUT = 8
-"""One calibration sample of so many judges what methods learn from the others."""
-
-KEPT = frozenset({GPTQ, "awq-clip"})
-"""Methods that look through the samples, whose results are kept for each layer. Those of others are not: who is writing
-one would be given what it did before it was changed."""
+KEPT = frozenset({GPTQ, "awq-clip", *TOGETHER})
+"""Methods that look through the samples, whose results are kept. Those of others are not: who is writing one would be
+given what it did before it was changed."""
 
 FEWEST = 16
 """Calibration samples below which nothing is learned: those held out would say no more than chance."""
@@ -52,10 +45,16 @@ def quantize_job(
     """
     with job.clock.stage(f"quantize for {runtime.name}"):
         best = _quantized(job, runtime, choices, ranges, job.methods)
-    if job.methods is not None or len(job.calibration_data) < FEWEST or not best.weights:
+    tried = EFFORTS[job.effort].methods
+    if job.methods is not None or not tried or not best.weights:
         return best
+    if len(job.calibration_data) < FEWEST:
+        few = f"nothing is learned from {len(job.calibration_data)} calibration samples: give {FEWEST} or more"
+        return replace(best, remarks=(few,))
     remarks: list[str] = []
-    for name in EFFORTS[job.effort].methods:
+    for name in tried:
+        if name == RECONSTRUCT and min(weight.q.scheme.width for weight in best.weights.values()) > FEW_BITS:
+            continue  # what blocks know of themselves is too little to better many bits by
         other = _quantized(job, runtime, choices, ranges, dict.fromkeys(best.weights, name))
         best, remark = _judged(job, name, best, other)
         remarks.append(remark)
@@ -80,8 +79,8 @@ def _quantized(
     methods: Mapping[str, str] | None,
 ) -> Quantized:
     """By these methods; where there are none, by the effort's for layers of few bits."""
-    model, effort, data = job.model, EFFORTS[job.effort], job.calibration_data
-    quantize = partial(quantize_model, model, runtime, job.calibration, job.impact, choices=choices, ranges=ranges)
+    effort, data = EFFORTS[job.effort], job.calibration_data
+    quantize = partial(quantize_model, job.model, runtime, job.calibration, job.impact, choices=choices, ranges=ranges)
     plain = quantize()
     few = {name: effort.few for name, weight in plain.weights.items() if weight.q.scheme.width <= FEW_BITS}
     enough = len(data) >= FEWEST
@@ -89,70 +88,72 @@ def _quantized(
     if set(wanted.values()) <= {NEAREST}:
         return plain
     learned = {name: np.delete(array, slice(None, None, HELD_OUT), axis=0) for name, array in data.inputs.items()}
-
-    def rounded(progress: Progress | None = None) -> Quantized:
-        return quantize(
-            methods=wanted,
-            inputs=learned if enough else data.inputs,
-            steps=effort.steps,
-            progress=progress,
-            by=partial(_keeping, job),
-        )
-
-    if TOGETHER.isdisjoint(wanted.values()):
-        return rounded()  # what takes long is kept for each layer
-    key = content_key(
-        "methods",
-        METHODS_VERSION,
-        model=model.fingerprint,
-        calibration=data.sha256,
-        runtime=arithmetic(runtime),
-        choices={group.name: plain.assignment.choice(group.name) for group in model.groups},
-        methods=wanted,
-        steps=effort.steps,
-        **installed("torch"),
-    )
-
-    def together() -> Quantized:
-        with job.clock.stage(" and ".join(dict.fromkeys(wanted.values()))) as progress:
-            return rounded(progress)
-
-    return cached(job.cache, "methods", key, together, _pack, lambda entry: _unpack(entry, plain))
+    inputs = learned if enough else data.inputs
+    return quantize(methods=wanted, inputs=inputs, steps=effort.steps, by=partial(_keeping, job))
 
 
 def _keeping(job: Job, name: str) -> Method:
-    """A method, with what it gives kept where that takes long: plans of one model share most layers."""
+    """A method, with what it gives kept where that takes long."""
     found = method(name)
-    if name not in KEPT:
-        return found
+    return partial(_together if name in TOGETHER else _by_layer, job, name, found) if name in KEPT else found
 
-    def called(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
-        keys = {
-            one.layer: content_key(
-                "rounded",
-                METHODS_VERSION,
-                model=model.fingerprint,
-                calibration=job.calibration_data.sha256,
-                method=name,
-                layer=one.layer,
-                scheme=asdict(one.scheme),
-                input_scale=None if one.input_scale is None else float(one.input_scale),
-                **installed("torch"),
-            )
-            for one in wanted
-        }
-        known = {layer: entry for layer, key in keys.items() if (entry := job.cache.get("rounded", key))}
-        missing = [one for one in wanted if one.layer not in known]
-        if missing:
-            with job.clock.stage(name):
-                change = found(model, missing, seen)
-            for one in missing:
-                known[one.layer] = entry = _entry(change.weights[one.layer], change.biases.get(one.layer))
-                job.cache.put("rounded", keys[one.layer], entry)
-        weights = {one.layer: _weight(known[one.layer], one) for one in wanted}
-        return Change(weights, {n: entry.arrays["bias"] for n, entry in known.items() if "bias" in entry.arrays})
 
-    return called
+def _by_layer(job: Job, name: str, found: Method, model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+    """Kept for each layer: plans of one model share most of them."""
+    keys = {
+        one.layer: content_key(
+            "rounded",
+            METHODS_VERSION,
+            model=model.fingerprint,
+            calibration=job.calibration_data.sha256,
+            method=name,
+            layer=one.layer,
+            scheme=asdict(one.scheme),
+            input_scale=None if one.input_scale is None else float(one.input_scale),
+            **installed("torch"),
+        )
+        for one in wanted
+    }
+    schemes = {one.layer: one.scheme for one in wanted}
+    known = {layer: entry for layer, key in keys.items() if (entry := job.cache.get("rounded", key))}
+    parts = [unpack_change(entry, schemes) for entry in known.values()]
+    if missing := [one for one in wanted if one.layer not in known]:
+        with job.clock.stage(name):
+            fresh = found(model, missing, seen)
+        parts.append(fresh)
+        for layer in (one.layer for one in missing):
+            biases = {layer: fresh.biases[layer]} if layer in fresh.biases else {}
+            own = Change({layer: fresh.weights[layer]}, biases)
+            job.cache.put("rounded", keys[layer], pack_change(own))
+    weights = {layer: weight for part in parts for layer, weight in part.weights.items()}
+    return Change(weights, {layer: bias for part in parts for layer, bias in part.biases.items()})
+
+
+def _together(job: Job, name: str, found: Method, model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+    """Kept as a whole, and in parts on the way: what a run that was interrupted has done is not done again."""
+    key = content_key(
+        "learned",
+        METHODS_VERSION,
+        model=model.fingerprint,
+        calibration=job.calibration_data.sha256,
+        method=name,
+        steps=seen.steps,
+        layers=[one.layer for one in wanted],
+        start=content_of(seen.quantized),
+        **installed("torch"),
+    )
+    unpack = partial(unpack_change, schemes={one.layer: one.scheme for one in wanted})
+
+    def part(of: str, make: Callable[[], Change]) -> Change:
+        return cached(
+            job.cache, "parts", content_key("parts", METHODS_VERSION, key=key, of=of), make, pack_change, unpack
+        )
+
+    def whole() -> Change:
+        with job.clock.stage(name) as progress:
+            return found(model, wanted, seen._replace(kept=part, progress=progress))
+
+    return cached(job.cache, "learned", key, whole, pack_change, unpack)
 
 
 def _judged(job: Job, method: str, before: Quantized, after: Quantized) -> tuple[Quantized, str]:
@@ -163,32 +164,3 @@ def _judged(job: Job, method: str, before: Quantized, after: Quantized) -> tuple
     old, new = (sqnr_of(job.model, one, held) for one in (before, after))
     told = f"{old:.1f} to {new:.1f} dB, simulated on calibration samples that it had not seen"
     return (after, f"{method}: {told}") if new > old else (before, f"{method} was undone: {told}")
-
-
-def _entry(weight: QuantizedWeight, bias: NDArray[np.float32] | None) -> Entry:
-    arrays = {"integers": weight.integers, "scale": weight.q.scale, "zero point": weight.q.zero_point}
-    return Entry(weight.q.axis, arrays if bias is None else {**arrays, "bias": bias})
-
-
-def _weight(entry: Entry, one: Wanted) -> QuantizedWeight:
-    arrays = entry.arrays
-    return QuantizedWeight(arrays["integers"], QParams(one.scheme, arrays["scale"], arrays["zero point"], entry.values))
-
-
-def _pack(found: Quantized) -> Entry:
-    arrays: dict[str, Any] = {}
-    for number, (name, weight) in enumerate(found.weights.items()):
-        parts = weight.integers, weight.q.scale, weight.q.zero_point, found.biases[name]
-        arrays |= {f"{number} {part}": array for part, array in zip(_PARTS, parts, strict=True)}
-    return Entry([found.methods[name] for name in found.weights], arrays)
-
-
-_PARTS = ("integers", "scale", "zero point", "bias")
-
-
-def _unpack(entry: Entry, plain: Quantized) -> Quantized:
-    weights, biases, methods = {}, dict(plain.biases), dict(zip(plain.weights, entry.values, strict=True))
-    for number, (name, weight) in enumerate(plain.weights.items()):
-        integers, scale, zero, biases[name] = (entry.arrays[f"{number} {part}"] for part in _PARTS)
-        weights[name] = QuantizedWeight(integers, replace(weight.q, scale=scale, zero_point=zero))
-    return replace(plain, weights=weights, biases=biases, methods=methods)

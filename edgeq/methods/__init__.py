@@ -13,6 +13,7 @@ from edgeq.model.model import Model
 NEAREST = "nearest"
 GPTQ = "gptq"
 RECONSTRUCT = "reconstruct"
+DISTIL = "distil"
 
 
 def _reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
@@ -21,16 +22,23 @@ def _reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     return reconstruct(model, wanted, seen)
 
 
+def _distil(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+    from edgeq.methods.distil import distil  # likewise
+
+    return distil(model, wanted, seen)
+
+
 METHODS: dict[str, Method] = {
     NEAREST: nearest,
     GPTQ: gptq,
     "hqq": hqq,
     "awq-clip": awq_clip,
     RECONSTRUCT: _reconstruct,
+    DISTIL: _distil,
 }
 """In the order in which they are applied, where layers of a model take several."""
 
-TOGETHER = frozenset({RECONSTRUCT})
+TOGETHER = frozenset({RECONSTRUCT, DISTIL})
 """Those whose integers of one layer depend on how others are rounded."""
 
 

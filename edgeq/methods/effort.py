@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT
+from edgeq.methods import DISTIL, GPTQ, NEAREST, RECONSTRUCT
 
 EffortName = Literal["fast", "balanced", "max"]
 
@@ -15,7 +15,7 @@ class Effort(NamedTuple):
     Attributes:
         few: the method for layers of few bits, where others are not tried together with them: what planning compares
             choices by.
-        methods: of the whole model, tried one after the other.
+        methods: of the whole model, tried one after the other; blocks are reconstructed where a layer has few bits.
         steps: of learning, for each block.
     """
 
@@ -28,6 +28,6 @@ DEFAULT: EffortName = "balanced"
 
 EFFORTS: dict[EffortName, Effort] = {
     "fast": Effort(NEAREST, (), 100),
-    "balanced": Effort(GPTQ, (RECONSTRUCT,), 100),
-    "max": Effort(GPTQ, (RECONSTRUCT,), 1000),
+    "balanced": Effort(GPTQ, (RECONSTRUCT, DISTIL), 100),
+    "max": Effort(GPTQ, (RECONSTRUCT, DISTIL), 1000),
 }

@@ -20,13 +20,13 @@ from edgeq.methods.scales import smallest_scales
 from edgeq.numerics.weights import QuantizedWeight, rows
 
 RATE = 0.16
-"""Of learning, in steps of a weight's integers, over how many integers there are: where steps are small, what another
-neighbour gains is less than the noise of a few samples."""
+"""Of learning, in steps of a weight's integers. This and the other rates are over how many integers there are: where
+steps are small, what is gained is less than the noise of a few samples."""
 
-SCALE_RATE = 2e-4
+SCALE_RATE = 0.0032
 """In parts of the scale."""
 
-BIAS_RATE = 1e-3
+BIAS_RATE = 0.016
 """In units of the layer's output."""
 
 REACH = 0.45
@@ -73,8 +73,9 @@ class Learned(NamedTuple):
 
     def rates(self) -> list[dict[str, Any]]:
         """What is learned, and how fast: groups of parameters for an optimizer."""
-        own = (self.steps, RATE / 2**self.rounded.q.scheme.width), (self.growth, SCALE_RATE), (self.shift, BIAS_RATE)
-        return [{"params": [value], "lr": rate} for value, rate in own if value.requires_grad]
+        integers = 2**self.rounded.q.scheme.width
+        own = (self.steps, RATE), (self.growth, SCALE_RATE), (self.shift, BIAS_RATE)
+        return [{"params": [value], "lr": rate / integers} for value, rate in own if value.requires_grad]
 
     def found(self) -> tuple[QuantizedWeight, NDArray[np.float32]]:
         """What was learned, to be stored."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.impact import Impact
+from edgeq.lowering.assign import Version
 from edgeq.model.model import Model
 from edgeq.numerics import Scheme
 from edgeq.numerics.weights import QuantizedWeight
@@ -18,6 +19,9 @@ from edgeq.quantization.quantized import Quantized
 
 STEPS = 100
 """Of learning, where nothing else is asked for."""
+
+HELD_OUT = 8
+"""One calibration sample of so many judges what is learned from the others."""
 
 
 class Wanted(NamedTuple):
@@ -41,6 +45,16 @@ class Wanted(NamedTuple):
     input_scale: NDArray[np.float32] | None
 
 
+Kept = Callable[[str, Callable[[], "Change"]], "Change"]
+"""A part of what a method gives, by a name of the method's: what an interrupted run has left, or else what the function
+gives, which is left for the next."""
+
+
+def afresh(part: str, make: Callable[[], Change]) -> Change:
+    """Where nothing is kept."""
+    return make()
+
+
 class Seen(NamedTuple):
     """What was observed of the model on calibration data, and how much may be done.
 
@@ -53,6 +67,7 @@ class Seen(NamedTuple):
         steps: of learning, for methods that learn.
         progress: hears how far a method is.
         by: other methods by their names, to begin with what they give.
+        kept: for methods that take long.
     """
 
     calibration: Calibration
@@ -62,6 +77,7 @@ class Seen(NamedTuple):
     steps: int
     progress: Progress
     by: Callable[[str], Method]
+    kept: Kept = afresh
 
 
 class Change(NamedTuple):
@@ -71,10 +87,12 @@ class Change(NamedTuple):
         weights: by layer.
         biases: float32 [channels], by layer, where the method has its own; the others are corrected by what the rounded
             weights add to the layer's mean (see `edgeq.methods.bias_correction`).
+        scales: float32 [], of activations that the method finds others for.
     """
 
     weights: Mapping[str, QuantizedWeight]
     biases: Mapping[str, NDArray[np.float32]] = {}
+    scales: Mapping[Version, NDArray[np.float32]] = {}
 
 
 class Method(Protocol):

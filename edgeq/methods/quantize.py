@@ -63,6 +63,9 @@ def quantize_model(
 
     def take(name: str, layers: Sequence[Wanted]) -> None:
         change = by(name)(model, layers, seen)
+        rescaled = result.rescaled(change.scales)
+        result.activations.update(rescaled.activations)
+        result.again.update(rescaled.again)
         for one in layers:
             _take(result, one, name, change)
             if correct_bias and one.layer not in change.biases:

@@ -28,7 +28,7 @@ class Block:
     layers: tuple[str, ...]
 
 
-def find_blocks(program: Program, layers: Collection[str], most: int = MOST) -> list[Block]:
+def find_blocks(program: Program, layers: Collection[str], most: float = MOST) -> list[Block]:
     """The whole network in blocks, in the order in which they run.
 
     A block ends where the fewest numbers are alive, of all places behind its first layers: between residual blocks,

@@ -43,6 +43,11 @@ class QuantizedTensor:
     share: str
     reason: str
 
+    @property
+    def version(self) -> Version:
+        """What all have in common that carry this scale."""
+        return self.share, self.q.scheme.dtype
+
 
 class Activations(NamedTuple):
     """Every quantized tensor.
@@ -81,14 +86,14 @@ def quantize_activations(
     own = assignment.tensors.items()
     for name, share in (*own, *((name, share) for (name, _), share in assignment.again.items())):
         shares[share].append(name)
-    ends, levelled = _ends(model), smoothed_values(model)
+    at_the_ends, levelled = ends(model), smoothed_values(model)
     found: dict[Version, QuantizedTensor] = {}
     for share, names in shares.items():
         scheme = assignment.schemes[share].activation_scheme
         fixed = next((f for n in names if (f := _fixed(model, n, runtime, scheme)) is not None), None)
         key = (estimator, scheme, fixed is not None, tuple(sorted(names)))
         if key not in known:
-            whole = END if not ends.isdisjoint(names) else SMOOTHED if not levelled.isdisjoint(names) else ""
+            whole = END if not at_the_ends.isdisjoint(names) else SMOOTHED if not levelled.isdisjoint(names) else ""
             known[key] = (
                 _prescribed(fixed, share[0], runtime.name)
                 if fixed
@@ -101,7 +106,7 @@ def quantize_activations(
     )
 
 
-def _ends(model: Model) -> set[str]:
+def ends(model: Model) -> set[str]:
     """The inputs and outputs of a model, and whatever is only moved to become an output."""
     found = {*model.input_nodes, *model.output_nodes}
     for node in reversed(model.program.nodes):

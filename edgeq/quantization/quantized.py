@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from edgeq.model.model import Model
 from edgeq.numerics.weights import QuantizedWeight
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.registry.schema import Runtime
+
+LEARNED = "learned"
+LEARNED_FROM = "learned together with the weights"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,20 @@ class Quantized:
     biases: dict[str, NDArray[np.float32]]
     methods: dict[str, str]
     remarks: tuple[str, ...] = ()
+
+    def rescaled(self, scales: Mapping[Version, NDArray[np.float32]]) -> Quantized:
+        """With other scales of activations, float32 []; their zero points stay."""
+
+        def other(tensor: QuantizedTensor) -> QuantizedTensor:
+            scale = scales.get(tensor.version)
+            if scale is None:
+                return tensor
+            q = replace(tensor.q, scale=scale)
+            return replace(tensor, q=q, low=q.low, high=q.high, estimator=LEARNED, reason=LEARNED_FROM)
+
+        activations = {node: other(tensor) for node, tensor in self.activations.items()}
+        again = {version: other(tensor) for version, tensor in self.again.items()}
+        return replace(self, activations=activations, again=again)
 
     def read(self, group: Group, node: str) -> QuantizedTensor | None:
         """A value as a group reads it; None where that is float."""
