@@ -15,6 +15,7 @@ from edgeq.model.execute import Hook
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.numerics.fake import fake_quantize
+from edgeq.quantization.dynamic import dynamic_reads
 from edgeq.quantization.quantized import Quantized
 
 
@@ -36,6 +37,7 @@ def simulate(
         return see(node, rounded) if see else rounded
 
     reads = {pair: [partial(fake_quantize, q=t.q)] for pair, t in quantized.rounded_by_readers(model).items()}
+    reads |= {pair: [way] for pair, way in dynamic_reads(model, quantized).items()}
     return model.run([batch], hook, rounded_constants(model, quantized), reads)[0]
 
 
