@@ -34,9 +34,8 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of, traced_size
 from edgeq.numerics.fake import fake_quantize
-from edgeq.quantization.dynamic import dynamic_reads
 from edgeq.quantization.quantized import Quantized
-from edgeq.quantization.simulate import rounded_constants
+from edgeq.quantization.simulate import rounded_constants, rounded_reads
 
 Values = dict[str, list[torch.Tensor]]
 """By graph node, its value for each sample."""
@@ -193,9 +192,7 @@ def _block_of(model: Model, quantized: Quantized, block: Block, *, stacks: bool)
     """A block that rounds: a function of samples, which gives what comes of each, or of all in one where it learns."""
     inside = {node.name for node in block.program.nodes}
     held = {name: value for name, value in rounded_constants(model, quantized).items() if name in inside}
-    static = {pair: partial(fake_quantize, q=t.q) for pair, t in quantized.rounded_by_readers(model).items()}
-    every = {**static, **dynamic_reads(model, quantized)}
-    ways = {pair: way for pair, way in every.items() if pair[0] in inside}
+    ways = {pair: way for pair, way in rounded_reads(model, quantized).items() if pair[0] in inside}
 
     def round_off(node: Node, values: list[Any]) -> list[Any]:
         return values if node.op == "placeholder" else [_rounded(quantized, node.name, value) for value in values]

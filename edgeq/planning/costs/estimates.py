@@ -116,7 +116,8 @@ def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision
     read = WIDTHS[precision if dynamic(choice) else dtype]
     if kernel is not None and kernel.weights is not None and kernel.weights.removeprefix("u") != dtype:
         dtype = f"{dtype}_{kernel.weights.removeprefix('u')}"
-    written = read if kernel is None or kernel.float_ends or writes_integers(model, runtime, group) else WIDTHS[precision]
+    as_read = kernel is None or kernel.float_ends or writes_integers(model, runtime, group)
+    written = read if as_read else WIDTHS[precision]
     weights = WIDTHS[precision] * group.parameters if kernel is None else stored_bytes(model, group, kernel)
     values = read * sum(elements(model, name) for name in group.inputs) + written * elements(model, group.output)
     if group.op == "reshape" or model.nodes[group.root].target == "operator.getitem":
