@@ -106,7 +106,7 @@ def _store_weights(
     # a linear layer on three dimensions becomes a MatMul, which wants its weight the other way round
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
     if not in_the_file and group.name not in quantized.assignment.kernels:
-        fusible = node.op_type in ("MatMul", "Gemm") and quantized.rounded.keys().isdisjoint(group.inputs)
+        fusible = node.op_type in ("MatMul", "Gemm") and _fusible(group, quantized, weight)
         real = _expanded(graph, node, f"{group.weight}_quantized", weight, axis, turned=turned, fusible=fusible)
         _replace_input(graph, node, 1, real)
         _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}_corrected", bias))
@@ -137,6 +137,15 @@ def _store_weights(
     else:
         real_bias = constant(graph, f"{group.bias}_corrected", bias)
     _replace_input(graph, bias_owner, bias_index, real_bias)
+
+
+def _fusible(group: Group, quantized: Quantized, weight: QuantizedWeight) -> bool:
+    """Whether a runtime may make a product with compressed weights of a linear layer, and still computes as planned: it
+    would take a rounded input for integers, and rounds that of all layers where the file says so for some."""
+    dynamic, row = quantized.assignment.dynamic, weight.integers[0].size
+    sharing = [k.dynamic for k in dynamic.values() if isinstance(k.dynamic, int)]
+    rounds = any(min(row, weight.q.scheme.group or row) >= numbers for numbers in sharing)
+    return quantized.rounded.keys().isdisjoint(group.inputs) and (group.name in dynamic or not rounds)
 
 
 def weighted(value: ir.Value) -> ir.Node | None:

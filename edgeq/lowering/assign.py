@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -157,8 +157,23 @@ def float_ends_refusal(model: Model, group: Group, kernel: Kernel) -> str:
         row = weight.size // weight.shape[axis]
         if axis != 0 or row % kernel.weight_group:
             return f"its {row} weights for an output are no multiple of {kernel.weight_group}"
-    if isinstance(kernel.dynamic, int) and shape_of(model.nodes[group.root].args[1])[-1] < kernel.dynamic:
-        return f"it reads fewer numbers in a row than the {kernel.dynamic} that would share a scale"
+    return "" if kernel.dynamic is None else _dynamic_refusal(shape_of(model.nodes[group.root].args[1]), kernel)
+
+
+def _dynamic_refusal(weight: Sequence[int], kernel: Kernel) -> str:
+    """Why a runtime would compute a linear layer otherwise than a dynamic kernel of its says; empty if it would not.
+
+    Args:
+        weight: the shape, [outputs, inputs].
+    """
+    outputs, inputs = weight
+    if isinstance(kernel.dynamic, int) and inputs < kernel.dynamic:
+        return f"it reads {inputs} numbers in a row, fewer than the {kernel.dynamic} that would share a scale"
+    if isinstance(kernel.dynamic, int) and outputs == 1:
+        return "the runtime keeps a product with one output in float"
+    scheme = kernel.weight_scheme
+    if scheme is not None and inputs * scheme.stored_bits % 8:  # other kernels may run these, which round otherwise
+        return f"its rows of {inputs} {kernel.weights} weights end within a byte"
     return ""
 
 
