@@ -140,12 +140,12 @@ def _store_weights(
 
 
 def _fusible(group: Group, quantized: Quantized, weight: QuantizedWeight) -> bool:
-    """Whether a runtime may make a product with compressed weights of a linear layer, and still computes as planned: it
-    would take a rounded input for integers, and rounds that of all layers where the file says so for some."""
+    """Whether a runtime may make a product with compressed weights of a linear layer, and still computes as planned:
+    it takes a rounded input for integers, and rounds that of all layers where the file says so for some."""
     dynamic, row = quantized.assignment.dynamic, weight.integers[0].size
     sharing = [k.dynamic for k in dynamic.values() if isinstance(k.dynamic, int)]
     rounds = any(min(row, weight.q.scheme.group or row) >= numbers for numbers in sharing)
-    return quantized.rounded.keys().isdisjoint(group.inputs) and (group.name in dynamic or not rounds)
+    return group.name in dynamic or (quantized.rounded.keys().isdisjoint(group.inputs) and not rounds)
 
 
 def weighted(value: ir.Value) -> ir.Node | None:

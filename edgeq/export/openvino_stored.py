@@ -66,7 +66,9 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
             integers.reshape(weight.shape), dtype, scale, zero, bias, "" if bias is None else str(bias.dtype)
         )
         row, weights_sharing = weight[0].size, len(weight) * weight[0].size // scale.size
-        rounded = dynamic and weights_sharing >= dynamic and row >= dynamic and len(weight) > 1 and _compressed(computing)
+        rounded = (
+            dynamic and weights_sharing >= dynamic and row >= dynamic and len(weight) > 1 and _compressed(computing)
+        )
         if rounded or _reads_integers(computing):
             integer.add(group.name)
     floats = [

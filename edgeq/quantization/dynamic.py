@@ -20,12 +20,17 @@ Rounding = Callable[[torch.Tensor], torch.Tensor]
 
 
 def dynamic_reads(model: Model, quantized: Quantized) -> dict[tuple[str, str], Rounding]:
-    """By graph nodes of a reader and of what it reads, what is done to the values on their way."""
+    """By graph nodes of a reader and of what it reads, what is done to the values on their way.
+
+    Integers that a layer in front leaves behind are multiplied as they are where the file does not say that they are
+    rounded anew, but the runtime does so by itself; OpenVINO has no product of them with fewer bits.
+    """
     return {
         (group.root, node): rounding(model, kernel, node)
         for group in model.groups
         if (kernel := quantized.assignment.dynamic.get(group.name))
         for node in group.inputs
+        if not (node in quantized.rounded and isinstance(kernel.dynamic, int) and kernel.weights == "int8")
     }
 
 

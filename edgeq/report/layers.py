@@ -54,7 +54,10 @@ def _row(quantized: Quantized, group: Group, error: float | None) -> Layer:
         op=group.op + (f" + {group.activation_op}" if group.activation_op else ""),
         precision="integer" if integer else "float32",
         weights=_weight_text(weight.q.scheme, quantized.methods[group.name]) if weight else "-",
-        activations=f"{tensor.q.scheme.dtype} ({tensor.estimator})" if tensor else "float32" if dynamic is None
+        activations=f"{tensor.q.scheme.dtype} ({tensor.estimator})"
+        if tensor
+        else "float32"
+        if dynamic is None
         else f"{dynamic.activations} (in every call)",
         macs=group.macs,
         parameters=group.parameters,
