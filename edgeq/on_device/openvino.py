@@ -31,12 +31,14 @@ def integer(op: str, precision: str, kernel: str, rounds: bool = False) -> Optio
         precision: its `runtimePrecision`, that of one of the node's inputs: of a product with compressed weights that
             of the weights, although the kernel is one of floats.
         kernel: its `primitiveType`, such as `brgemm_avx512_f32`.
-        rounds: whether products with compressed weights round their inputs: the kernel is called as one of floats.
+        rounds: whether products with compressed weights round their inputs where these are float32. The kernel is then
+            called as if it computed in that.
     """
     if op in _CONVERSIONS_AND_MOVES:
         return None
     if op in _WEIGHTED and kernel.endswith(_FLOAT_KERNELS):
-        return None if rounds and op == "FullyConnected" and precision in _INTEGERS else False
+        rounded = rounds and op == "FullyConnected" and precision in _INTEGERS and kernel.endswith("_f32")
+        return None if rounded else False
     return precision in _INTEGERS
 
 

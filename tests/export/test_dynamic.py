@@ -77,9 +77,7 @@ class Subject:
 
     def quantized(self, by: Runtime, **choices: str) -> Quantized:
         every = dict.fromkeys((group.name for group in self.model.groups), "float32") | choices
-        return quantize_model(
-            self.model, by, self.calibration, choices=every, estimator="min-max", correct_bias=False
-        )
+        return quantize_model(self.model, by, self.calibration, choices=every, estimator="min-max", correct_bias=False)
 
     def ran(self, by: Runtime, path: Path, x: torch.Tensor) -> np.ndarray:
         (found,) = open_device("local").outputs(Candidate(path, by.name), {self.input: x.numpy()})
