@@ -1,4 +1,4 @@
-"""Plans of a network whose samples are of very different sizes: no calibrated scale holds them, one of each call does."""
+"""Plans of a network whose samples differ much in size: no calibrated scale holds them, one for each call does."""
 
 from __future__ import annotations
 

@@ -535,7 +535,7 @@ def test_the_errors_have_the_damage_that_is_asked_for_and_spare_integers(seed: i
 
 
 def test_what_is_rounded_in_every_call_counts_with_the_weights() -> None:
-    """Of one layer with one output the damage is exact: of its weights and of its input at once, worked out by numpy."""
+    """Of one layer with one output the damage is exact: of its weights and of its input at once, by numpy."""
     with torch.random.fork_rng():
         torch.manual_seed(4)
         net = nn.Sequential(nn.Linear(12, 1)).eval()
