@@ -119,10 +119,9 @@ def _store_weights(
     else:
         stored = constant(graph, name, integers)
     if in_the_file:
-        real_bias = constant(graph, f"{group.bias}_corrected", bias)
-        if bias_owner is not node:
-            _replace_input(graph, bias_owner, bias_index, real_bias)
-        multiply_integers(graph, node, name, weight, stored, real_bias)
+        corrected = constant(graph, f"{group.bias}_corrected", bias)
+        _replace_input(graph, bias_owner, bias_index, corrected)
+        multiply_integers(graph, node, name, weight, stored)
         return
     per_channel = axis if weight.q.axis is not None else None
     real = _dequantize(graph, node, stored, weight.q.scale, weight.q.zero_point, dtype, per_channel)

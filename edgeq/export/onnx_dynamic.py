@@ -14,16 +14,13 @@ from edgeq.export.onnx_constant import constant
 from edgeq.numerics.weights import QuantizedWeight
 
 
-def multiply_integers(
-    graph: ir.Graph, node: ir.Node, stem: str, weight: QuantizedWeight, integers: ir.Value, bias: ir.Value
-) -> None:
+def multiply_integers(graph: ir.Graph, node: ir.Node, stem: str, weight: QuantizedWeight, integers: ir.Value) -> None:
     """Makes a Gemm, or a MatMul with an addition behind it, a product of integers. What it gives keeps its name.
 
     Args:
         node: named after its layer.
         stem: of the names of constants.
         integers: int8 [inputs, outputs].
-        bias: float32 [outputs], which a Gemm adds itself.
     """
     layer, given = str(node.name), node.inputs[0]
     assert given is not None
@@ -44,7 +41,8 @@ def multiply_integers(
     by_channel = constant(graph, f"{stem}_scale", np.ascontiguousarray(weight.q.scale))
     (scales,) = step("Mul", [scale, by_channel], "/scales")
     if node.op_type == "Gemm":
-        (scaled,) = step("Mul", [real, scales], "/scaled")
+        (scaled,), bias = step("Mul", [real, scales], "/scaled"), node.inputs[2]
+        assert bias is not None
         _become(node, "Add", f"{layer}/bias", [scaled, bias])
     else:
         _become(node, "Mul", f"{layer}/scaled", [real, scales])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from edgeq.calibration.histogram import Histogram
-from edgeq.lowering.assign import FLOAT, assign, float_ends_refusal
+from edgeq.lowering.assign import FLOAT, assign
+from edgeq.lowering.float_ends import float_ends_refusal
 from edgeq.lowering.form import form, on_integers
 from edgeq.model.groups import Group
 from edgeq.model.model import Model

@@ -40,7 +40,10 @@ from edgeq.quantization.simulate import movement
 
 Moves = list[tuple[tuple[str, str], float]]
 
-Errors = dict[str, list[tuple[Choice, torch.Tensor]]]
+Keyed = list[tuple[tuple[str, str], torch.Tensor]]
+"""Errors, each with what it is of: a choice of a group, or a node and a form."""
+
+Errors = dict[str, Keyed]
 """By constant (placeholder of a weight or bias), what each choice of a group changes it by."""
 
 Dynamic = dict[tuple[str, str], list[tuple[Choice, Rounding]]]
@@ -175,6 +178,20 @@ def _own(batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in batch]
 
 
+def _errors(value: torch.Tensor, ways: Sequence[tuple[Choice, Rounding]]) -> Keyed:
+    return [(key, way(value) - value) for key, way in ways]
+
+
+def _inner(gradients: Sequence[torch.Tensor | None], errors: Sequence[Keyed]) -> Moves:
+    """By what the errors are of, their inner products with the gradients, added up."""
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for gradient, some in zip(gradients, errors, strict=True):
+        if gradient is not None:
+            for key, error in some:
+                found[key] += float(torch.sum(gradient * error))
+    return [*found.items()]
+
+
 def _one_sample(
     model: Model,
     errors: Errors,
@@ -209,12 +226,10 @@ def _one_sample(
     by_integers = [(reader, name) for name, found in readers.items() for reader in found]
     reads = {pair: [partial(apart, pair)] for pair in (*by_integers, *dynamic)}
     outputs = [o for o in model.run([batch], keep, leaves, reads, differentiable=True)[0] if o.requires_grad]
-    of_weights: Moves = []
-    of_tensors: Moves = []
+    of_weights, of_tensors = Moves(), Moves()
     rounding = {
-        (name, one): fake_quantize(v.detach(), tensors[name, one]) - v.detach()
+        name: [((name, one), fake_quantize(v.detach(), tensors[name, one]) - v.detach()) for one in forms[name]]
         for name, v in values.items()
-        for one in forms[name]
     }
     # what integer layers alone read rounded moves the outputs through them
     places = [
@@ -223,23 +238,10 @@ def _one_sample(
         if forms[name]
         for place in ([on_the_way[reader, name] for reader in readers[name]] if name in readers else [value])
     ]
-    beside = [
-        (on_the_way[pair], [(key, way(on_the_way[pair].detach()) - on_the_way[pair].detach()) for key, way in found])
-        for pair, found in dynamic.items()
-    ]
-    wanted = [*leaves.values(), *(place for place, _ in beside), *(place for _, place in places)]
-    moved = [*(errors[name] for name in leaves), *(found for _, found in beside)]
+    beside = [_errors(on_the_way[pair].detach(), found) for pair, found in dynamic.items()]
+    wanted = [*leaves.values(), *(on_the_way[pair] for pair in dynamic), *(place for _, place in places)]
+    moved = [*(errors[name] for name in leaves), *beside]
     for gradients in random_gradients(outputs, wanted, generator, PROBES):
-        by_weight: dict[Choice, float] = defaultdict(float)
-        for found, gradient in zip(moved, gradients, strict=False):
-            if gradient is not None:
-                for key, error in found:
-                    by_weight[key] += float(torch.sum(gradient * error))
-        by_tensor: dict[Rounded, float] = defaultdict(float)
-        for (name, _), gradient in zip(places, gradients[len(moved) :], strict=True):
-            if gradient is not None:
-                for one in forms[name]:
-                    by_tensor[name, one] += float(torch.sum(gradient * rounding[name, one]))
-        of_weights += by_weight.items()
-        of_tensors += by_tensor.items()
+        of_weights += _inner(gradients[: len(moved)], moved)
+        of_tensors += _inner(gradients[len(moved) :], [rounding[name] for name, _ in places])
     return of_weights, of_tensors
