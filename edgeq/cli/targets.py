@@ -90,7 +90,8 @@ def _kernels(target: Target, runtime: Runtime) -> Table:
         table.add_column(heading)
     for kernel in runtime.kernels:
         evidence = _evidence(target, runtime, kernel)
-        table.add_row(", ".join(kernel.ops), kernel.activations, _weights(kernel), kernel.bias or "-", evidence)
+        activations = kernel.activations + ("" if kernel.dynamic is None else " in every call")
+        table.add_row(", ".join(kernel.ops), activations, _weights(kernel), kernel.bias or "-", evidence)
     return table
 
 

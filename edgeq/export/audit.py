@@ -134,7 +134,7 @@ def _left_in_float(model: Model, quantized: Quantized, integer: set[str]) -> lis
     found = []
     for group in model.groups:
         reason = quantized.assignment.reasons[group.name]
-        if group.name in quantized.assignment.kernels:
+        if group.name in quantized.assignment.kernels or group.name in quantized.assignment.dynamic:
             if not group.macs or group.name in integer:
                 continue
             reason = "the exported file computes it in float"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_anew import read_anew, round_again
 from edgeq.export.onnx_constant import TYPES, constant
+from edgeq.export.onnx_dynamic import multiply_integers
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_float_layers import keep_float_layers
 from edgeq.export.onnx_shuffled import shuffle_transposed
@@ -33,7 +34,7 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
 
     Weights are stored as integers under one DequantizeLinear, those of 2 or 4 bits with a Cast to int8 in between;
     biases as int32 where the kernel wants them. Weights of layers that compute in float are integers under a Cast to
-    float and a product with their scales.
+    float and a product with their scales. A layer whose input is rounded in every call is a product of integers.
 
     Raises:
         UnsupportedError: the exporter moved a weight or tensor to where it cannot be found; names the layer.
@@ -100,21 +101,28 @@ def _store_weights(
         return
     axis = output_channels_axis(group.op)
     integers = weight.integers
+    dynamic = quantized.assignment.dynamic.get(group.name)
+    in_the_file = dynamic is not None and dynamic.dynamic == "tensor"
     # a linear layer on three dimensions becomes a MatMul, which wants its weight the other way round
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
-    if group.name in quantized.assignment.weight_only:
-        fusible = node.op_type in ("MatMul", "Gemm") and quantized.rounded.keys().isdisjoint(group.inputs)
+    if not in_the_file and group.name not in quantized.assignment.kernels:
+        fusible = node.op_type in ("MatMul", "Gemm") and _fusible(group, quantized, weight)
         real = _expanded(graph, node, f"{group.weight}_quantized", weight, axis, turned=turned, fusible=fusible)
         _replace_input(graph, node, 1, real)
         _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}_corrected", bias))
         return
-    if turned:
+    if turned or in_the_file:
         integers, axis = np.ascontiguousarray(integers.T), 1 - axis
     name, dtype = f"{group.weight}_quantized", weight.q.scheme.dtype
     if weight.q.scheme.stored_bits < 8:
         stored, dtype = _widened(graph, node, name, integers, dtype), "int8"
     else:
         stored = constant(graph, name, integers)
+    if in_the_file:
+        corrected = constant(graph, f"{group.bias}_corrected", bias)
+        _replace_input(graph, bias_owner, bias_index, corrected)
+        multiply_integers(graph, node, name, weight, stored)
+        return
     per_channel = axis if weight.q.axis is not None else None
     real = _dequantize(graph, node, stored, weight.q.scale, weight.q.zero_point, dtype, per_channel)
     _replace_input(graph, node, 1, real)
@@ -128,6 +136,15 @@ def _store_weights(
     else:
         real_bias = constant(graph, f"{group.bias}_corrected", bias)
     _replace_input(graph, bias_owner, bias_index, real_bias)
+
+
+def _fusible(group: Group, quantized: Quantized, weight: QuantizedWeight) -> bool:
+    """Whether a runtime may make a product with compressed weights of a linear layer, and still computes as planned:
+    it takes a rounded input for integers, and rounds that of all layers where the file says so for some."""
+    dynamic, row = quantized.assignment.dynamic, weight.integers[0].size
+    sharing = [k.dynamic for k in dynamic.values() if isinstance(k.dynamic, int)]
+    rounds = any(min(row, weight.q.scheme.group or row) >= numbers for numbers in sharing)
+    return group.name in dynamic or (quantized.rounded.keys().isdisjoint(group.inputs) and not rounds)
 
 
 def weighted(value: ir.Value) -> ir.Node | None:

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from edgeq.cache import Cache, Entry, cached, content_key
+from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_float import FloatOnnx, save
 from edgeq.export.onnx_names import labels as labels
 from edgeq.export.stored import Stored
@@ -39,6 +40,13 @@ def write_float(model: Model, source: FloatOnnx, path: Path, cache: Cache) -> No
 def write(model: Model, quantized: Quantized, source: FloatOnnx, path: Path) -> None:
     from edgeq.export.onnx import quantize_onnx
 
+    for name, kernel in quantized.assignment.dynamic.items():
+        if kernel.dynamic != "tensor":
+            raise UnsupportedError(
+                "ONNX has no operator that rounds parts of a tensor in every call",
+                where=f"layer {name}",
+                remedy='write dynamic = "tensor" into the target file',
+            )
     save(quantize_onnx(model, quantized, source), path)
 
 

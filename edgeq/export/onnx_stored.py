@@ -21,7 +21,7 @@ from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.model.shuffled import gathered, shape_of_weight, shuffle_of
 
-_INVISIBLE = {"QuantizeLinear", "DequantizeLinear", "Identity"}
+_INVISIBLE = {"QuantizeLinear", "DequantizeLinear", "Identity", "DynamicQuantizeLinear", "MatMulInteger"}
 _MOVES_INTEGERS = ("DepthToSpace", "Slice")
 """What stands between a QuantizeLinear and its DequantizeLinear (see `edgeq.export.onnx_shuffled`)."""
 
@@ -114,6 +114,8 @@ def _read_layer(
 ) -> tuple[StoredWeight | None, str | None]:
     """The weight of a layer, if it is stored as integers; and why it computes in float, None if it does not."""
     constants, types, producer = file.constants, file.types, file.producer
+    if node.op_type == "MatMulInteger":
+        return _dynamic(node, file)
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
     bias, bias_scale = _bias(node, constants, producer, file.readers)
     bias_dtype = "" if bias is None else str(bias.dtype)
@@ -134,6 +136,22 @@ def _read_layer(
     if not _dequantized(node.input[0], producer):
         return weight, "its input is not quantized"
     return weight, "its weight is not widened to int8" if types.get(dequantize.input[0]) in BITS else None
+
+
+def _dynamic(node: onnx.NodeProto, file: _File) -> tuple[StoredWeight, str | None]:
+    """The same of a product of integers (see `edgeq.export.onnx_dynamic`)."""
+    stored = _stored(node.input[1], file.constants, file.producer)
+    (cast,) = file.readers[node.output[0]]
+    (scaled,) = file.readers[cast.output[0]]
+    (added,) = file.readers[scaled.output[0]]
+    scale = file.constants[file.producer[scaled.input[1]].input[1]]
+    bias = next(file.constants[name] for name in added.input if name in file.constants)
+    weight = StoredWeight(
+        file.constants[stored].T, file.types[stored], scale, np.zeros((), np.int32), bias, str(bias.dtype)
+    )
+    rounded = file.producer.get(node.input[0])
+    whole = rounded is not None and rounded.op_type == "DynamicQuantizeLinear"
+    return weight, None if whole else "its input is not rounded in every call"
 
 
 def _unshuffled(root: Node, stored: StoredWeight) -> StoredWeight:

@@ -16,15 +16,19 @@ from edgeq.export.onnx_float import save
 from edgeq.export.packing import pack, unpack
 from edgeq.runtimes.openvino import import_openvino
 
+DYNAMIC = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+
 _PAIR = ["FakeQuantize", "Convert", "Convert", "Subtract", "Multiply"]
 
 
-def write_openvino(model: ir.Model, path: Path) -> None:
+def write_openvino(model: ir.Model, path: Path, dynamic: int = 0) -> None:
     """Writes `path` (.xml) and the .bin beside it.
 
     Args:
         model: a float or QDQ ONNX model.
         path: ends in .xml.
+        dynamic: how many numbers in a row share a scale where products with stored integers round their input in every
+            call; 0 where nothing does.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -53,8 +57,8 @@ def write_openvino(model: ir.Model, path: Path) -> None:
         _reshape_constants(read)
         _split_groups(read)
         _store_two_bits(read, two_bits)
-        # The plugin would round the float inputs of a product with compressed weights to 8 bits, 32 at a time.
-        read.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+        # By itself the plugin would round the float inputs of products with compressed weights to 8 bits, 32 at a time.
+        read.set_rt_info(str(dynamic), ["runtime_options", DYNAMIC])
         _number_unnamed(read)
         # what the plan leaves in float stays float32: halving it is not this stage's choice
         openvino.save_model(read, path, compress_to_fp16=False)

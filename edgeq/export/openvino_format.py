@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.cache import Cache, Entry, cached, content_key, read_folder, write_folder
+from edgeq.errors import UnsupportedError
 from edgeq.export import onnx_format
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_format import convert as convert
@@ -41,7 +42,23 @@ def write(model: Model, quantized: Quantized, source: FloatOnnx, path: Path) -> 
     from edgeq.export.onnx import quantize_onnx
     from edgeq.export.openvino import write_openvino
 
-    write_openvino(quantize_onnx(model, quantized, source), path)
+    write_openvino(quantize_onnx(model, quantized, source), path, _sharing(quantized))
+
+
+def _sharing(quantized: Quantized) -> int:
+    """How many numbers in a row share a scale where they are rounded in every call; 0 where none are.
+
+    Raises:
+        UnsupportedError: it is not the same number for all layers, or none.
+    """
+    found = {kernel.dynamic for kernel in quantized.assignment.dynamic.values()} or {0}
+    (one, *others) = found
+    if others or not isinstance(one, int):
+        raise UnsupportedError(
+            f"an OpenVINO file rounds by one number of values that share a scale, not by {sorted(map(str, found))}",
+            remedy="mend the kernels of the target file",
+        )
+    return one
 
 
 def read_back(model: Model, quantized: Quantized, source: FloatOnnx, path: Path) -> Stored:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.export.onnx_anew import names_anew
+from edgeq.export.openvino import DYNAMIC
 from edgeq.export.packing import BITS, unpack
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
@@ -28,6 +29,7 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         values: name of the ONNX value for each graph node: what quantizes it is named after it.
     """
     read = import_openvino().Core().read_model(path)
+    dynamic = int(read.get_rt_info(["runtime_options", DYNAMIC]).astype(str))
     named = {op.get_friendly_name(): op for op in read.get_ops()}
     computed = [op for op in read.get_ops() if op.get_type_name() != "Result"]
     writer = {name: op for op in computed for port in op.outputs() for name in port.get_names()}
@@ -63,7 +65,11 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         weights[group.name] = StoredWeight(
             integers.reshape(weight.shape), dtype, scale, zero, bias, "" if bias is None else str(bias.dtype)
         )
-        if _reads_integers(computing):
+        row, weights_sharing = weight[0].size, len(weight) * weight[0].size // scale.size
+        rounded = (
+            dynamic and weights_sharing >= dynamic and row >= dynamic and len(weight) > 1 and _compressed(computing)
+        )
+        if rounded or _reads_integers(computing):
             integer.add(group.name)
     floats = [
         (op.get_type_name(), op.get_friendly_name(), "")
@@ -127,6 +133,18 @@ def _computing(weight: Any) -> Any:
 def _constant(named: Mapping[str, Any], name: str) -> np.ndarray | None:
     op = named.get(name)
     return None if op is None else _integers(op)[0].reshape(-1)
+
+
+def _compressed(op: Any) -> bool:
+    """Whether an operator is a product with integers that are made float on their way, and only there."""
+    if op.get_type_name() != "MatMul":
+        return False
+    op = op.input(1).get_source_output().get_node()
+    while op.get_type_name() in ("Reshape", "Transpose", "Multiply", "Subtract"):
+        kind, op = op.get_type_name(), op.input(0).get_source_output().get_node()
+        if kind == "Reshape" and op.get_type_name() == "Convert":
+            return False  # made float when the file is compiled
+    return bool(op.get_type_name() == "Convert")
 
 
 def _reads_integers(op: Any) -> bool:

@@ -14,7 +14,7 @@ from edgeq.export.tflite_forms import INTEGER_FORMS, JOINS, KEEPS_SCALE, TAKES_C
 from edgeq.export.tflite_graph import Graph
 from edgeq.export.tflite_match import MOVERS, makers, origins, owners, source
 from edgeq.export.tflite_pointwise import pointwise_as_product
-from edgeq.export.tflite_weights import store_float_bias, store_weights, store_weights_alone
+from edgeq.export.tflite_weights import store_dynamic_weights, store_float_bias, store_weights, store_weights_alone
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
@@ -154,6 +154,9 @@ class _Rewriter:
                 self.stored.add(group.name)
                 store_weights(self.model, self.quantized, group, self.graph, operator, plan.writes.dtype)
                 pointwise_as_product(self.graph, operator)
+            elif group.name in self.quantized.assignment.dynamic:
+                self.stored.add(group.name)
+                store_dynamic_weights(self.model, self.quantized, group, self.graph, operator)
             elif group.name in self.quantized.assignment.weight_only:
                 self.stored.add(group.name)
                 name = self._free(f"{group.name}/weight")

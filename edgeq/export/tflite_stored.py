@@ -44,7 +44,8 @@ def read_tflite(model: Model, path: Path, held: frozenset[str], reasons: Mapping
         operator, output = maker
         kind = graph.kind(operator)
         data = int(operator.inputs[data_slot(kind)])
-        if _integer(graph, data) and _integer(graph, output):
+        dynamic = kind in _WEIGHTED and graph.dtype(int(operator.inputs[1])).startswith("int")
+        if dynamic or (_integer(graph, data) and _integer(graph, output)):
             integer.add(group.name)
         if kind in _WEIGHTED and group.weight is not None:
             found = _weight(model, group, graph, operator, kind, made_by)

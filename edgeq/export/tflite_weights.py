@@ -78,13 +78,25 @@ def store_weights(
     _put_bias(graph, operator, index)
 
 
+def store_dynamic_weights(model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any) -> None:
+    """Replaces the float constants of a layer between floats by the planned integers and the corrected bias. Kernels
+    that read integer weights beside a float input round that to 8 bits in every call.
+
+    Raises:
+        UnsupportedError: the file's constants are not the model's, or the weight's type has no place here.
+    """
+    _check(model, group, graph, operator)
+    bias = quantized.biases[group.name]
+    _put_integers(model, quantized, group, graph, operator)
+    _put_bias(graph, operator, graph.tensor(group.bias or "", "float32", bias.shape, bias))
+
+
 def store_weights_alone(
     model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any, name: str
 ) -> Any:
     """Replaces the float constants of a layer that computes in float by the planned integers and the corrected bias.
 
-    The DEQUANTIZE in between keeps the activations in float: kernels that read integer weights beside a float input
-    round that to 8 bits.
+    The DEQUANTIZE in between keeps the activations in float (see `store_dynamic_weights`).
 
     Args:
         name: of the weight as float.
@@ -95,17 +107,15 @@ def store_weights_alone(
     Raises:
         UnsupportedError: the file's constants are not the model's, or the weight's type has no place here.
     """
-    _check(model, group, graph, operator)
-    bias = quantized.biases[group.name]
-    integers = _put_integers(model, quantized, group, graph, operator)
+    store_dynamic_weights(model, quantized, group, graph, operator)
+    integers = int(operator.inputs[WEIGHT_SLOT])
     real = graph.tensor(name, "float32", graph.shape(integers))
     operator.inputs[WEIGHT_SLOT] = real
-    _put_bias(graph, operator, graph.tensor(group.bias or "", "float32", bias.shape, bias))
     return graph.operator("DEQUANTIZE", [integers], [real], schema.DequantizeOptionsT())
 
 
-def _put_integers(model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any) -> int:
-    """Gives an operator the planned integers as its weight; returns their tensor."""
+def _put_integers(model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any) -> None:
+    """Gives an operator the planned integers as its weight."""
     kind, weight = graph.kind(operator), quantized.weights[group.name]
     scheme = weight.q.scheme
     if scheme.dtype not in _WEIGHT_TYPES or scheme.group is not None or scheme.symmetry != "symmetric":
@@ -120,7 +130,6 @@ def _put_integers(model: Model, quantized: Quantized, group: Group, graph: Graph
     scale, zero_point = (values.reshape(-1) for values in (weight.q.scale, weight.q.zero_point))
     graph.quantize(index, scheme.dtype, scale, zero_point, CHANNEL_AXIS[kind])
     operator.inputs[WEIGHT_SLOT] = index
-    return index
 
 
 def store_float_bias(model: Model, quantized: Quantized, group: Group, graph: Graph, operator: Any) -> None:

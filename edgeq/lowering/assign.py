@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from edgeq.calibration.histogram import HALF, Histogram
+from edgeq.lowering.float_ends import float_ends_refusal
 from edgeq.model.graph import Node, Program
 from edgeq.model.groups import Group, find_groups, only_moves
 from edgeq.model.model import Model
-from edgeq.model.ops import WEIGHTED, by_axis, conv_groups, is_float, op_class, output_channels_axis, shape_of
+from edgeq.model.ops import WEIGHTED, by_axis, conv_groups, is_float, op_class, shape_of
 from edgeq.model.shuffled import shuffle_of
 from edgeq.registry.schema import Kernel, Runtime
 
@@ -41,8 +42,9 @@ class Assignment:
     """The precision of each group, and what follows for the tensors.
 
     Attributes:
-        kernels: by group name, the integer kernel; groups that stay in float are absent.
+        kernels: by group name, the integer kernel; groups that read and write float are absent.
         weight_only: by group name, what stores integer weights of a group that stays in float.
+        dynamic: by group name, what computes on integers between floats.
         reasons: by group name, why it got what it got.
         tensors: graph nodes whose values are quantized, each with its share, which is named after one of its versions:
             all of them carry one scale and zero point.
@@ -59,10 +61,11 @@ class Assignment:
     also_float: frozenset[str]
     schemes: dict[Version, Kernel]
     weight_only: dict[str, Kernel]
+    dynamic: dict[str, Kernel] = field(default_factory=dict)
 
     def kernel(self, group: str) -> Kernel | None:
-        """What a group was given, of either kind; None where it stays in float with its weights."""
-        return self.kernels.get(group) or self.weight_only.get(group)
+        """What a group was given, of any kind; None where it stays in float with its weights."""
+        return self.kernels.get(group) or self.weight_only.get(group) or self.dynamic.get(group)
 
     def choice(self, group: str) -> str:
         """The name of that."""
@@ -84,11 +87,12 @@ def assign(
     Args:
         choices: by group name, the name of a kernel of the runtime, or `float32`.
 
-    A kernel that is only for weights leaves its group in float.
+    A kernel that is only for weights leaves its group in float, and one that is dynamic what is around it.
     """
     choices = choices or {}
     kernels: dict[str, Kernel] = {}
     weight_only: dict[str, Kernel] = {}
+    dynamic: dict[str, Kernel] = {}
     reasons: dict[str, str] = {}
     found: dict[str, str | None] = dict.fromkeys(model.input_nodes)  # the type of integers; any at an input
     trailing = model.trailing if runtime.io == "float" else frozenset()
@@ -96,11 +100,12 @@ def assign(
     for group in model.groups:
         chosen = choices.get(group.name)
         kernel = runtime.kernel(group.op, chosen)
-        if kernel is not None and kernel.weight_only:
-            reasons[group.name] = weight_only_refusal(model, group, kernel)
+        if kernel is not None and kernel.float_ends:
+            reasons[group.name] = float_ends_refusal(model, group, kernel)
             if not reasons[group.name]:
-                reasons[group.name] = f"the plan chose {kernel.name}: {kernel.weights} weights, computed in float"
-                weight_only[group.name] = kernel
+                how = "computed in float" if kernel.weight_only else "its input rounded in every call"
+                reasons[group.name] = f"the plan chose {kernel.name}: {kernel.weights} weights, {how}"
+                (weight_only if kernel.weight_only else dynamic)[group.name] = kernel
             continue
         asked = kernel
         if asked is not None:
@@ -125,7 +130,7 @@ def assign(
     tensors = {node: shares[node, types[node]] for node in sorted(types)}
     again = {version: share for version, share in shares.items() if types[version[0]] != version[1]}
     also_float = _read_in_float(model, kernels, types.keys() - written)
-    return Assignment(kernels, reasons, tensors, again, also_float, schemes, weight_only)
+    return Assignment(kernels, reasons, tensors, again, also_float, schemes, weight_only, dynamic)
 
 
 def _read_in_float(model: Model, kernels: Mapping[str, Kernel], names: Set[str]) -> frozenset[str]:
@@ -137,23 +142,6 @@ def _read_in_float(model: Model, kernels: Mapping[str, Kernel], names: Set[str])
         for user in model.nodes[name].users
         if (user.name, name) not in by_integers and not user.target.startswith("aten.sym_")
     )
-
-
-def weight_only_refusal(model: Model, group: Group, kernel: Kernel) -> str:
-    """Why a group's weights cannot be stored as this kernel has them; empty if they can."""
-    if group.weight is None or group.bias is None:
-        return "its weight is computed, not constant"
-    if not group.inputs:
-        return "it reads no float tensor"
-    if group.op == "conv_transpose2d" and conv_groups(model.nodes[group.root]) > 1:
-        return "its groups share the scales of their output channels"
-    if kernel.weight_group is not None:
-        weight = model.state[group.weight]
-        axis = output_channels_axis(group.op)
-        row = weight.size // weight.shape[axis]
-        if axis != 0 or row % kernel.weight_group:
-            return f"its {row} weights for an output are no multiple of {kernel.weight_group}"
-    return ""
 
 
 def _moving(
@@ -258,7 +246,7 @@ def read_by_integers(model: Model, runtime: Runtime) -> frozenset[str]:
     """Graph nodes whose values a group may read as integers, whatever a plan chooses. What nobody does is better left
     in float: an addition in front of a normalisation gains nothing from integers, and where a few channels are much
     larger than all others, as in transformers, one scale for all of them costs most of the accuracy."""
-    able = frozenset(op for kernel in runtime.kernels if not kernel.weight_only for op in kernel.ops)
+    able = frozenset(op for kernel in runtime.kernels if not kernel.float_ends for op in kernel.ops)
     return _read_by_integers(model.program, able, frozenset(runtime.fused_activations), runtime.io == "integer")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from edgeq.calibration.histogram import Histogram
-from edgeq.lowering.assign import FLOAT, assign, weight_only_refusal
+from edgeq.lowering.assign import FLOAT, assign
+from edgeq.lowering.float_ends import float_ends_refusal
 from edgeq.lowering.form import form, on_integers
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -17,12 +18,12 @@ Ladder = Mapping[str, tuple[str, ...]]
 
 def by_activations(runtime: Runtime) -> dict[str, Runtime]:
     """A runtime as far as each type of integers that it computes activations in: with the kernels of the preferred one
-    alone, then with those of the next one as well, and so on; those that only store weights are always there. By the
+    alone, then with those of the next one as well, and so on; those that read and write float are always there. By the
     type that is new in it; by `float32` where nothing is computed on integers."""
-    types = list(dict.fromkeys(k.activations for k in runtime.kernels if not k.weight_only))
+    types = list(dict.fromkeys(k.activations for k in runtime.kernels if not k.float_ends))
     return {
         one: runtime.model_copy(
-            update={"kernels": [k for k in runtime.kernels if k.weight_only or k.activations in types[:number]]}
+            update={"kernels": [k for k in runtime.kernels if k.float_ends or k.activations in types[:number]]}
         )
         for number, one in enumerate(types, start=1)
     } or {FLOAT: runtime}
@@ -56,15 +57,16 @@ def ladder(
     def fits(group: Group, kernel: Kernel) -> bool:
         if group.op not in kernel.ops or (group.op, kernel.name) in without:
             return False
-        if kernel.weight_only:
-            return not weight_only_refusal(model, group, kernel)
-        first = next(k for k in runtime.kernels if group.op in k.ops and k.activations == kernel.activations)
+        if kernel.float_ends:
+            return not float_ends_refusal(model, group, kernel)
+        alike = (k for k in runtime.kernels if group.op in k.ops and not k.float_ends)
+        first = next(k for k in alike if k.activations == kernel.activations)
         if group.name not in preferred or kernel.activation_scheme != first.activation_scheme:
             return False
         behind = group.activation_op
         if behind is None or behind in runtime.fused_activations:
             return True
-        its_own = [k.activations for k in runtime.kernels if behind in k.ops and not k.weight_only]
+        its_own = [k.activations for k in runtime.kernels if behind in k.ops and not k.float_ends]
         return not its_own or kernel.activations in its_own
 
     found: dict[str, tuple[str, ...]] = {}

@@ -11,7 +11,7 @@ def form(choice: str) -> str | None:
     """The form of the values that a layer with this choice reads and writes: `a8` or `a16`, None for float.
 
     `w8a8`, `w4a8` and `a16` read and write integers. `float32` does not; nor do `w8` and `w4g32`, whose weights are
-    stored as integers and computed with in float.
+    stored as integers and computed with in float, and `w8a8dyn`, which rounds what it reads in every call.
     """
     found = re.search(r"a\d+$", choice)
     return None if found is None else found[0]
@@ -25,3 +25,8 @@ def form_of(scheme: Scheme) -> str:
 def on_integers(choice: str) -> bool:
     """Whether a layer with this choice reads and writes integers."""
     return form(choice) is not None
+
+
+def dynamic(choice: str) -> bool:
+    """Whether a layer with this choice computes on integers between floats."""
+    return choice.endswith("dyn")

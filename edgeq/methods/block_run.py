@@ -18,7 +18,7 @@ from edgeq.model.model import Model
 from edgeq.numerics.fake import fake_quantize
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.quantized import Quantized
-from edgeq.quantization.simulate import rounded_constants
+from edgeq.quantization.simulate import rounded_constants, rounded_reads
 
 Values = dict[str, list[torch.Tensor]]
 """By graph node, its value for each sample."""
@@ -52,7 +52,8 @@ def block_run(model: Model, quantized: Quantized, block: Block, *, side_by_side:
     inside = {node.name for node in block.program.nodes}
     held = {name: value for name, value in rounded_constants(model, quantized).items() if name in inside}
     written = quantized.rounded
-    read = {pair: tensor for pair, tensor in quantized.rounded_by_readers(model).items() if pair[0] in inside}
+    read = {pair: way for pair, way in rounded_reads(model, quantized).items() if pair[0] in inside}
+    learned = {pair: tensor for pair, tensor in quantized.rounded_by_readers(model).items() if pair in read}
 
     def run(
         samples: Sequence[Sequence[torch.Tensor]],
@@ -69,7 +70,8 @@ def block_run(model: Model, quantized: Quantized, block: Block, *, side_by_side:
             return values if tensor is None else list(map(way(tensor), values))
 
         given = [stacked(samples)] if side_by_side and differentiable else samples
-        reads: Reads = {pair: [way(tensor)] * len(given) for pair, tensor in read.items()}
+        ways = read | {pair: way(tensor) for pair, tensor in learned.items() if tensor.version in scales}
+        reads: Reads = {pair: [one] * len(given) for pair, one in ways.items()}
         constants = dict(held)
         for root, values in layers.items():
             nodes = model.nodes[root].all_input_nodes[1:3]

@@ -14,7 +14,7 @@ from edgeq.on_device.worker import Loaded, Port, Runtime, Setting, WorkerError, 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _UNSETTLED = 5  # calls
 
-_INTEGERS = frozenset({"i4", "u4", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"})
+_INTEGERS = frozenset({"u2", "i4", "u4", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"})
 _WEIGHTED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 _FLOAT_KERNELS = ("_f32", "_bf16", "_f16")
 _CONVERSIONS_AND_MOVES = frozenset(
@@ -23,19 +23,22 @@ _CONVERSIONS_AND_MOVES = frozenset(
 )  # fmt: skip
 
 
-def integer(op: str, precision: str, kernel: str) -> Optional[bool]:
-    """Whether a node computed on integers; None where it only moves or converts data.
+def integer(op: str, precision: str, kernel: str, rounds: bool = False) -> Optional[bool]:
+    """Whether a node computed on integers; None where it only moves or converts data, or the runtime does not say.
 
     Args:
         op: `layerType` of the execution graph.
         precision: its `runtimePrecision`, that of one of the node's inputs: of a product with compressed weights that
             of the weights, although the kernel is one of floats.
         kernel: its `primitiveType`, such as `brgemm_avx512_f32`.
+        rounds: whether products with compressed weights round their inputs where these are float32. The kernel is then
+            called as if it computed in that.
     """
     if op in _CONVERSIONS_AND_MOVES:
         return None
     if op in _WEIGHTED and kernel.endswith(_FLOAT_KERNELS):
-        return False
+        rounded = rounds and op == "FullyConnected" and precision in _INTEGERS and kernel.endswith("_f32")
+        return None if rounded else False
     return precision in _INTEGERS
 
 
@@ -97,6 +100,7 @@ class Profile:
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
+        self._rounds = int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) > 0
         self._calls = 0
         self._first_means: Dict[str, float] = {}  # by operator, microseconds of the first calls
 
@@ -113,7 +117,7 @@ class Profile:
                 "name": node.get_friendly_name(),
                 "op": info["layerType"],
                 "where": "CPU " + info["primitiveType"],
-                "integer": integer(info["layerType"], info["runtimePrecision"], info["primitiveType"]),
+                "integer": integer(info["layerType"], info["runtimePrecision"], info["primitiveType"], self._rounds),
                 "microseconds": self._settled(node.get_friendly_name(), info["execTimeMcs"]),
             }
             for node, info in self._rows()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgeq.errors import UsageError
 from edgeq.files import atomic_write
-from edgeq.lowering.form import on_integers
+from edgeq.lowering.form import dynamic, on_integers
 from edgeq.reading import read_bytes
 from edgeq.registry.load import data_folder
 from edgeq.registry.schema import Kernel, OpClass, Runtime, RuntimeName, Target
@@ -74,11 +74,12 @@ class Cell(_Strict):
         answers; empty if it is."""
         if self.error:
             return self.error
-        if self.integer is None:
+        if self.integer is None and not dynamic(self.kernel):  # whose answers tell that the input was rounded
             return "the runtime does not say what it computed with"
-        if self.integer and not on_integers(self.kernel):
+        integers = on_integers(self.kernel) or dynamic(self.kernel)
+        if self.integer and not integers:
             return f"the runtime computed on integers: {'; '.join(self.ran_as)}"
-        if not self.integer and on_integers(self.kernel):
+        if self.integer is False and integers:
             return f"the runtime computed in float: {'; '.join(self.ran_as)}"
         return "" if self.right else f"off by {self.steps} steps, {self.allowed} allowed"
 

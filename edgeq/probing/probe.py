@@ -48,6 +48,10 @@ ALLOWED_BETWEEN = 2
 """Likewise for curves on 16 bits: no kernel has a table of 65536 entries, so that it takes what lies between those of a
 smaller one from a straight line."""
 
+ALLOWED_DYNAMIC = 16
+"""Likewise where the input is rounded in every call: a value half-way between two of its integers moves a float output
+by a dozen of 65535 steps. A kernel that computes in float is off by hundreds."""
+
 FLOAT_STEPS = 65535
 """Steps from the smallest to the largest output of a network that computes in float."""
 
@@ -164,7 +168,7 @@ def _refuse_other_silicon(target: Target, device: Device, machine: str) -> None:
 def _cell(runtime: Runtime, op: OpClass, kernel: Kernel, device: Device, prepared: _Ready, scratch: Path) -> Cell:
     seen: dict[str, object] = {"converts": False}
     # Integers at both ends: nothing but the operator lies in between, and its answers are seen as it gave them.
-    bare = runtime.model_copy(update={"io": "float" if kernel.weight_only else "integer"})
+    bare = runtime.model_copy(update={"io": "float" if kernel.float_ends else "integer"})
     try:
         net = _prepare(op, kernel.activation_scheme, prepared, scratch)
         quantized = _quantize(net, bare, op, kernel)
@@ -228,7 +232,7 @@ class _Trial:
 
     Attributes:
         kernel: what is tried.
-        integers: by input name, what the artefact takes, [N, ...]: floats where its weights alone are integers.
+        integers: by input name, what the artefact takes, [N, ...]: floats where the kernel takes them.
         floats: the same values as the float model takes them.
     """
 
@@ -243,7 +247,7 @@ class _Trial:
 
 def _trial(net: _Prepared, kernel: Kernel, quantized: Quantized, artifact: Candidate, baseline: Candidate) -> _Trial:
     ends = list(zip(net.model.inputs, net.model.input_nodes, net.inputs, strict=True))
-    if kernel.weight_only:
+    if kernel.float_ends:
         given = {spec.name: values.numpy() for spec, _, values in ends}
         return _Trial(net, kernel, quantized, artifact, baseline, given, given)
     scales = {spec.name: (quantized.activations[node].q, values.numpy()) for spec, node, values in ends}
@@ -261,7 +265,7 @@ def _answers(trial: _Trial, device: Device) -> dict[str, object]:
     expected = np.concatenate([simulate(model, quantized, batch)[0].numpy() for batch in alone])
     if raw.size != expected.size:
         raise DeviceError(f"it gave {raw.size} values where {expected.size} were expected")
-    if trial.kernel.weight_only:
+    if trial.kernel.float_ends:
         step = (expected.max() - expected.min()) / FLOAT_STEPS
         moved = np.abs(raw.reshape(expected.shape) - expected).max()
         return {"runs": True, "steps": round(float(moved / step))}
@@ -272,7 +276,7 @@ def _answers(trial: _Trial, device: Device) -> dict[str, object]:
 
 def _account(trial: _Trial, device: Device) -> dict[str, object]:
     rows = device.placement(trial.artifact, _arrays(trial.integers, 1))
-    integer = on_any_integers(rows) if trial.kernel.weight_only else on_integers(rows)
+    integer = on_any_integers(rows) if trial.kernel.float_ends else on_integers(rows)
     return {"integer": integer, "ran_as": list(dict.fromkeys(f"{row.op}, {row.where}" for row in rows))}
 
 
@@ -313,6 +317,8 @@ def on_any_integers(rows: Sequence[Placement]) -> bool | None:
 
 def allowed(op: OpClass, kernel: Kernel) -> int:
     """By how many steps the answers of this cell may differ from the simulation."""
+    if kernel.dynamic is not None:
+        return ALLOWED_DYNAMIC
     return ALLOWED_BETWEEN if op in _CURVES and kernel.activations in ("int16", "uint16") else ALLOWED
 
 

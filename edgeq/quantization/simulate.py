@@ -15,6 +15,7 @@ from edgeq.model.execute import Hook
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.numerics.fake import fake_quantize
+from edgeq.quantization.dynamic import Rounding, dynamic_reads
 from edgeq.quantization.quantized import Quantized
 
 
@@ -35,8 +36,14 @@ def simulate(
         rounded = values if tensor is None else [fake_quantize(v, tensor.q) for v in values]
         return see(node, rounded) if see else rounded
 
-    reads = {pair: [partial(fake_quantize, q=t.q)] for pair, t in quantized.rounded_by_readers(model).items()}
+    reads = {pair: [way] for pair, way in rounded_reads(model, quantized).items()}
     return model.run([batch], hook, rounded_constants(model, quantized), reads)[0]
+
+
+def rounded_reads(model: Model, quantized: Quantized) -> dict[tuple[str, str], Rounding]:
+    """By graph nodes of a reader and of what it reads, what that one alone does to the values on their way."""
+    static = {pair: partial(fake_quantize, q=t.q) for pair, t in quantized.rounded_by_readers(model).items()}
+    return {**static, **dynamic_reads(model, quantized)}
 
 
 def rounded_constants(model: Model, quantized: Quantized) -> dict[str, torch.Tensor]:

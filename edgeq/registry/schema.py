@@ -49,12 +49,16 @@ class _Strict(BaseModel):
 class Kernel(_Strict):
     """One native kernel family: operators that run with these integer types, without falling back to float.
 
-    One with float `activations` is weight-only: the file stores integers, and the runtime computes in float.
+    One with float `activations` is weight-only: the file stores integers, and the runtime computes in float. One that
+    is `dynamic` reads and writes float as well, and computes on integers in between.
     """
 
     ops: Annotated[list[OpClass], Field(min_length=1)]
     activations: DType
     activation_symmetry: Symmetry = "asymmetric"
+    dynamic: Literal["tensor", "row"] | Annotated[int, Field(gt=1)] | None = None
+    """Its input is rounded in every call, by a scale of the values that are there: one for the whole `tensor`, for each
+    `row` of it, or for so many numbers of a row. Nothing is calibrated."""
     weights: DType | None = None
     weight_symmetry: Symmetry = "symmetric"
     weight_granularity: Granularity = "channel"
@@ -70,17 +74,24 @@ class Kernel(_Strict):
     @property
     def name(self) -> str:
         """What plans call it: `w4a8` for 4-bit weights and 8-bit activations, `a8` without weights, `w4` where the
-        activations stay in float, `w4g32` where 32 weights share a scale, `w4asym` where weights have a zero point.
+        activations stay in float, `w4g32` where 32 weights share a scale, `w4asym` where weights have a zero point,
+        `w8a8dyn` where the input is rounded in every call.
         `edgeq.lowering.form` reads these names."""
         weights = "" if self.weights is None else f"w{_bits(self.weights)}"
         group = "" if self.weight_group is None else f"g{self.weight_group}"
         zero = "asym" if self.weights is not None and self.weight_symmetry == "asymmetric" else ""
-        return weights + group + zero + ("" if self.weight_only else f"a{_bits(self.activations)}")
+        dynamic = "" if self.dynamic is None else "dyn"
+        return weights + group + zero + ("" if self.weight_only else f"a{_bits(self.activations)}{dynamic}")
 
     @property
     def weight_only(self) -> bool:
         """Whether the activations stay in float."""
         return self.activations in _FLOATS
+
+    @property
+    def float_ends(self) -> bool:
+        """Whether it reads and writes float: weight-only, or dynamic."""
+        return self.weight_only or self.dynamic is not None
 
     @property
     def activation_scheme(self) -> Scheme:
@@ -104,8 +115,10 @@ class Kernel(_Strict):
     def _group_has_a_size(self) -> Kernel:
         if (self.weight_granularity == "group") != (self.weight_group is not None):
             raise ValueError('weight_granularity = "group" and weight_group = 32 (or another size) go together')
-        if self.weight_only and self.weights is None:
+        if self.float_ends and self.weights is None:
             raise ValueError("float activations without integer weights are no kernel of a table")
+        if self.dynamic is not None and (self.weight_only or self.bias != "float32"):
+            raise ValueError("a dynamic kernel rounds activations to integers, and adds a float32 bias")
         return self
 
 
@@ -151,10 +164,10 @@ class Runtime(_Strict):
     def kernel(self, op: str, name: str | None = None) -> Kernel | None:
         """The kernel of an operator class with this name, or the preferred one; None where there is none.
 
-        The preferred one computes on integers: what is stored as integers and computed in float has to be asked for.
+        The preferred one reads and writes integers: one that stores them between floats has to be asked for.
         """
         listed = (k for k in self.kernels if op in k.ops)
-        return next((k for k in listed if (not k.weight_only if name is None else k.name == name)), None)
+        return next((k for k in listed if (not k.float_ends if name is None else k.name == name)), None)
 
 
 class Cpu(_Strict):

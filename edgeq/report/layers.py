@@ -46,14 +46,18 @@ def layer_table(model: Model, quantized: Quantized, data: Dataset) -> list[Layer
 def _row(quantized: Quantized, group: Group, error: float | None) -> Layer:
     weight = quantized.weights.get(group.name)
     tensor = quantized.activations.get(group.output) or quantized.activations.get(group.root)
-    integer = group.name in quantized.assignment.kernels
+    dynamic = quantized.assignment.dynamic.get(group.name)
+    integer = group.name in quantized.assignment.kernels or dynamic is not None
+    activations = "float32" if dynamic is None else f"{dynamic.activations} (in every call)"
+    if tensor is not None:
+        activations = f"{tensor.q.scheme.dtype} ({tensor.estimator})"
     finite = error is not None and abs(error) < SQNR_END
     return Layer(
         name=group.name,
         op=group.op + (f" + {group.activation_op}" if group.activation_op else ""),
         precision="integer" if integer else "float32",
         weights=_weight_text(weight.q.scheme, quantized.methods[group.name]) if weight else "-",
-        activations=f"{tensor.q.scheme.dtype} ({tensor.estimator})" if tensor else "float32",
+        activations=activations,
         macs=group.macs,
         parameters=group.parameters,
         simulated_sqnr_db=round(error, 2) if error is not None and finite else None,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgeq.methods.method import Wanted
 from edgeq.methods.nearest import quantize_weight
 from edgeq.numerics import QParams, Scheme, dequantize, per_tensor, qparams, quantize, sqnr_db
+from edgeq.numerics.dynamic import round_dynamically
 from edgeq.numerics.fake import fake_quantize
 from edgeq.numerics.quantize import SMALLEST_SCALE
 from edgeq.numerics.scheme import DType
@@ -245,3 +246,33 @@ def test_signal_to_noise_ratio_of_a_tensor_in_blocks(monkeypatch: pytest.MonkeyP
     whole = sqnr_db(reference, measured)
     monkeypatch.setattr(sys.modules["edgeq.numerics.quantize"], "_BLOCK", 31)
     assert sqnr_db(reference, measured) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("length", [4, 10, 60])
+def test_rounding_in_every_call_is_rounding_by_the_extremes_of_each_part(symmetry: str, length: int) -> None:
+    """Rows of 10 numbers in parts of 4, 4 and 2, each by itself, or two at once."""
+    x = torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(0)) ** 3
+    scheme = Scheme("int8", symmetry)  # type: ignore[arg-type]
+    found = round_dynamically(x, scheme, length).numpy()
+    rows = x.numpy().reshape(-1, 10)
+    parts = np.split(rows, [4, 8], axis=1) if length == 4 else [x.numpy().reshape(-1, length)]
+    expected = []
+    for part in parts:
+        ends = np.abs(part).max(1) if symmetry == "symmetric" else part.max(1)
+        low = -ends if symmetry == "symmetric" else part.min(1)
+        q = qparams(low, ends, Scheme("int8", symmetry, narrow=symmetry == "symmetric"), 0)  # type: ignore[arg-type]
+        expected.append(dequantize(quantize(part, q), q))
+    wanted = np.concatenate(expected, 1).reshape(x.shape)
+    assert found == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+    assert np.abs(found - x.numpy()).max() > 1e-3
+
+
+def test_a_part_of_zeros_stays_and_gradients_pass() -> None:
+    x = torch.zeros(3, 8)
+    x[1] = torch.arange(8.0)
+    x.requires_grad_()
+    found = round_dynamically(x, Scheme("uint8"), 8)
+    found.sum().backward()
+    assert not found[0].any() and not found[2].any() and float(found[1, 7].detach()) == 7.0
+    assert x.grad is not None and bool((x.grad == 1).all())

@@ -15,7 +15,7 @@ from edgeq.export.onnx_names import layer_of
 from edgeq.export.vela import estimate, version
 from edgeq.lowering.assign import FLOAT, writes_integers
 from edgeq.lowering.boundaries import Edge, Kind, elements
-from edgeq.lowering.form import on_integers
+from edgeq.lowering.form import dynamic, on_integers
 from edgeq.lowering.space import Space
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -111,12 +111,13 @@ def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision
         precision: what stays in float is computed and kept in this.
     """
     # weights alone are expanded when the file is loaded: what runs is a float layer
-    kernel = runtime.kernel(group.op, choice) if on_integers(choice) else None
+    kernel = runtime.kernel(group.op, choice) if on_integers(choice) or dynamic(choice) else None
     dtype = precision if kernel is None else kernel.activations.removeprefix("u")
-    read = WIDTHS[dtype]
+    read = WIDTHS[precision if dynamic(choice) else dtype]
     if kernel is not None and kernel.weights is not None and kernel.weights.removeprefix("u") != dtype:
         dtype = f"{dtype}_{kernel.weights.removeprefix('u')}"
-    written = read if kernel is None or writes_integers(model, runtime, group) else WIDTHS[precision]
+    as_read = kernel is None or kernel.float_ends or writes_integers(model, runtime, group)
+    written = read if as_read else WIDTHS[precision]
     weights = WIDTHS[precision] * group.parameters if kernel is None else stored_bytes(model, group, kernel)
     values = read * sum(elements(model, name) for name in group.inputs) + written * elements(model, group.output)
     if group.op == "reshape" or model.nodes[group.root].target == "operator.getitem":
@@ -129,7 +130,7 @@ def conversions(
 ) -> dict[str, dict[Kind, float]]:
     """By tensor and kind, seconds or joules of reading one form and writing the other; 0 where nothing is known."""
     price, runtime = 0.0 if by is None else by.of_byte, space.runtime
-    widths = [WIDTHS[k.activations.removeprefix("u")] for k in runtime.kernels if not k.weight_only] or [0.0]
+    widths = [WIDTHS[k.activations.removeprefix("u")] for k in runtime.kernels if not k.float_ends] or [0.0]
     both = WIDTHS[precision] + widths[0]
     bytes_of: dict[Kind, float] = {"quantize": both, "dequantize": both, "requantize": min(widths) + max(widths)}
 

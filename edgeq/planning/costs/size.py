@@ -36,12 +36,12 @@ class Sizes:
 
 _ADDED = (
     "scales", "tensors", "weights", "widened weights", "weights by channel", "2-bit weights", "shared",
-    "scales alone", "weights alone", "groups alone", "zero points alone",
+    "scales alone", "weights alone", "groups alone", "zero points alone", "dynamic",
 )  # fmt: skip
 """What a format adds something for: scales, tensors of integers, integer weights and those of fewer bits, or of a
 convolution channel by channel, which a format may have to reshape; weights of 2 bits, which it may only have without a
 sign; bytes of float weights that stand for something else as well, which it may store twice; and, where weights alone
-are integers, their scales, the weights, those in groups and those with zero points."""
+are integers, their scales, the weights, those in groups, those with zero points and what rounds the input beside."""
 
 
 def fit_sizes(space: Space, built: Sequence[tuple[Mapping[str, str], int]]) -> Sizes:
@@ -77,7 +77,7 @@ def fit_sizes(space: Space, built: Sequence[tuple[Mapping[str, str], int]]) -> S
 
 def _added(model: Model, runtime: Runtime, group: Group, kernel: Kernel) -> dict[str, float]:
     """How much a layer in this kernel has of what a format adds something for."""
-    scheme, alone = kernel.weight_scheme, " alone" if kernel.weight_only else ""
+    scheme, alone = kernel.weight_scheme, " alone" if kernel.float_ends else ""
     found = {} if alone else {"tensors": float(writes_integers(model, runtime, group))}
     if scheme is not None and (scales := _scales(model, group, scheme)):
         found |= {f"scales{alone}": float(scales), f"weights{alone}": 1.0}
@@ -86,6 +86,7 @@ def _added(model: Model, runtime: Runtime, group: Group, kernel: Kernel) -> dict
         if alone:
             found["groups alone"] = float(scheme.group is not None)
             found["zero points alone"] = float(scheme.symmetry == "asymmetric")
+            found["dynamic"] = float(kernel.dynamic is not None)
         else:
             found["widened weights"] = float(scheme.stored_bits < 8)
     return found

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from edgeq.export.onnx_names import layer_of
 from edgeq.lowering.boundaries import Edge, Kind, crossings, elements
-from edgeq.lowering.form import form
+from edgeq.lowering.form import dynamic, form
 from edgeq.model.model import Model
 from edgeq.records.schema import Placement
 
@@ -154,7 +154,8 @@ def _one_kernel(observed: Sequence[Observed]) -> dict[tuple[str, str], str]:
         a, b = first[name, one], first[name, other]
         low, high = sorted((a.seconds[name], b.seconds[name]))
         told = name in a.ran_as and a.ran_as[name] == b.ran_as.get(name)
-        return told and form(one) == form(other) and high <= ALIKE * low
+        alike = form(one) == form(other) and dynamic(one) == dynamic(other)
+        return told and alike and high <= ALIKE * low
 
     found: dict[tuple[str, str], str] = {}
     standing: dict[str, list[str]] = {}

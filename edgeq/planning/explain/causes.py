@@ -28,8 +28,9 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, same_steps
 from edgeq.planning.explain.counterfactual import clipped, copies, exact, unclipped
-from edgeq.planning.sensitivity.edits import Edit, Rounding, rounded, weight_and_bias
+from edgeq.planning.sensitivity.edits import Edit, rounded, weight_and_bias
 from edgeq.quantization.activations import QuantizedTensor
+from edgeq.quantization.dynamic import Rounding
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 
@@ -152,6 +153,9 @@ def removals(model: Model, quantized: Quantized, place: Place, seen: Seen) -> di
             cause: Edit({}, {node: torch.from_numpy(value) for node, value in values.items()})
             for cause, values in constants.items()
         }
+        if group.name in quantized.assignment.dynamic:
+            found["activations"] = Edit({}, {}, {(group.root, node): exact for node in group.inputs})
+            found["all"] = found["all"].and_also(found["activations"])
     return {**found, "all": everything.and_also(found.get("all", Edit()))}
 
 

@@ -17,8 +17,9 @@ from edgeq.model.groups import only_moves
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, Scheme, same_steps
 from edgeq.numerics.fake import fake_quantize
-from edgeq.planning.sensitivity.edits import Edit, Rounding, rounded, run
+from edgeq.planning.sensitivity.edits import Edit, rounded, run
 from edgeq.progress import Progress, Silent
+from edgeq.quantization.dynamic import Rounding, dynamic_reads
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import movement, rounded_constants
 
@@ -75,7 +76,8 @@ def as_edit(model: Model, quantized: Quantized) -> Edit:
     return Edit(
         {node: rounded(tensor.q) for node, tensor in quantized.rounded.items() if node not in copied},
         rounded_constants(model, quantized),
-        {pair: rounded(tensor.q) for pair, tensor in quantized.rounded_by_readers(model).items()},
+        {pair: rounded(tensor.q) for pair, tensor in quantized.rounded_by_readers(model).items()}
+        | dynamic_reads(model, quantized),
     )
 
 

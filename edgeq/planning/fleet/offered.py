@@ -40,7 +40,7 @@ def offered_too(model: Model, own: Runtime, other: Runtime, options: Ladder) -> 
 
 def takes(other: Kernel, own: Kernel) -> bool:
     """Whether a kernel computes with everything that was stored for another one."""
-    if own.weights != other.weights or (own.weights and own.bias != other.bias):
+    if own.weights != other.weights or own.dynamic != other.dynamic or (own.weights and own.bias != other.bias):
         return False
     wide, narrow = other.weight_scheme, own.weight_scheme
     weights = wide is None or narrow is None or _holds(wide, narrow)
@@ -71,7 +71,7 @@ def _takes(model: Model, group: Group, own: Runtime, other: Runtime, choice: str
     )
     return (
         _has(other, group.op, kernel)
-        and (kernel.weight_only or not computed_wrong(model, group, other))
+        and (kernel.float_ends or not computed_wrong(model, group, other))
         and (group.activation_op is None or _same_activation(group.activation_op, own, other))
         and (writes_integers(model, own, group) or not writes_integers(model, other, group))
         and (group.op in own.shared_scale or group.op not in other.shared_scale)

@@ -34,13 +34,20 @@ from edgeq.numerics.fake import fake_quantize
 from edgeq.planning.sensitivity.edits import Edit, losses, rounded, weight_and_bias
 from edgeq.planning.sensitivity.value import Choice, Rounded, Sensitivity
 from edgeq.progress import Progress
+from edgeq.quantization.dynamic import Rounding, dynamic_reads
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import movement
 
 Moves = list[tuple[tuple[str, str], float]]
 
-Errors = dict[str, list[tuple[Choice, torch.Tensor]]]
+Keyed = list[tuple[tuple[str, str], torch.Tensor]]
+"""Errors, each with what it is of: a choice of a group, or a node and a form."""
+
+Errors = dict[str, Keyed]
 """By constant (placeholder of a weight or bias), what each choice of a group changes it by."""
+
+Dynamic = dict[tuple[str, str], list[tuple[Choice, Rounding]]]
+"""By graph nodes of a reader and of what it reads, what each choice of a group rounds there in every call."""
 
 SAMPLES = 32
 PROBES = 2
@@ -69,11 +76,11 @@ def measure_sensitivity(
         for found in alternatives.values()
         for name, tensor in (*found.activations.items(), *((node, t) for (node, _), t in found.again.items()))
     }
-    readers = _integer_readers(model, alternatives)
+    readers, dynamic = _integer_readers(model, alternatives), _dynamic(model, alternatives)
     few = {name: array[:SAMPLES] for name, array in inputs.items()}
     # one sample at a time: the gradient of a weight sums over the batch, and its square must not
     given = enumerate(_own(batch) for batch in batches(model, few, 1))
-    found = engine.map(_one_sample, given, model, errors, tensors, readers, progress=progress)
+    found = engine.map(_one_sample, given, model, errors, tensors, readers, dynamic, progress=progress)
     by_weight, by_tensor = (_mean_squares(moves) for moves in zip(*found, strict=True))
     weights: dict[str, dict[str, float]] = {}
     for (group, choice), value in by_weight.items():
@@ -127,7 +134,9 @@ def _alone(model: Model, group: Group, choice: str, quantized: Quantized) -> Edi
     if group.name not in quantized.weights:
         return Edit(tensors)
     values = (quantized.weights[group.name].real, quantized.biases[group.name])
-    return Edit(tensors, dict(zip(weight_and_bias(model, group), map(torch.from_numpy, values), strict=True)))
+    held = dict(zip(weight_and_bias(model, group), map(torch.from_numpy, values), strict=True))
+    reads = {pair: way for pair, way in dynamic_reads(model, quantized).items() if pair[0] == group.root}
+    return Edit(tensors, held, reads)
 
 
 def _weight_errors(model: Model, alternatives: Mapping[str, Quantized]) -> Errors:
@@ -141,6 +150,15 @@ def _weight_errors(model: Model, alternatives: Mapping[str, Quantized]) -> Error
             values = (weight.real - state[group.weight or ""], quantized.biases[group.name] - state[group.bias or ""])
             for node, error in zip(weight_and_bias(model, group), values, strict=True):
                 found.setdefault(node, []).append(((group.name, choice), torch.from_numpy(error)))
+    return found
+
+
+def _dynamic(model: Model, alternatives: Mapping[str, Quantized]) -> Dynamic:
+    names, found = {group.root: group.name for group in model.groups}, Dynamic()
+    for choice, quantized in alternatives.items():
+        for pair, way in dynamic_reads(model, quantized).items():
+            if quantized.assignment.choice(names[pair[0]]) == choice:
+                found.setdefault(pair, []).append(((names[pair[0]], choice), way))
     return found
 
 
@@ -160,20 +178,35 @@ def _own(batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in batch]
 
 
+def _errors(value: torch.Tensor, ways: Sequence[tuple[Choice, Rounding]]) -> Keyed:
+    return [(key, way(value) - value) for key, way in ways]
+
+
+def _inner(gradients: Sequence[torch.Tensor | None], errors: Sequence[Keyed]) -> Moves:
+    """By what the errors are of, their inner products with the gradients, added up."""
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for gradient, some in zip(gradients, errors, strict=True):
+        if gradient is not None:
+            for key, error in some:
+                found[key] += float(torch.sum(gradient * error))
+    return [*found.items()]
+
+
 def _one_sample(
     model: Model,
     errors: Errors,
     tensors: Mapping[Rounded, QParams],
     readers: Mapping[str, Sequence[str]],
+    dynamic: Dynamic,
     given: tuple[int, list[torch.Tensor]],
 ) -> tuple[Moves, Moves]:
-    """v^T J e of one sample and each probe, of weights and of tensors."""
+    """v^T J e of one sample and each probe, of weights with what is rounded beside them, and of tensors."""
     number, batch = given
     generator = torch.Generator().manual_seed(number)
     values: dict[str, torch.Tensor] = {}
     held = constants(model.program)
     leaves = {name: held[name].clone().requires_grad_() for name in errors}
-    forms: dict[str, list[str]] = {}
+    forms: dict[str, list[str]] = {name: [] for _, name in dynamic}
     for name, one in tensors:
         forms.setdefault(name, []).append(one)
 
@@ -184,35 +217,31 @@ def _one_sample(
         values[node.name] = found[0]
         return found
 
-    on_the_way: dict[str, list[torch.Tensor]] = {}
+    on_the_way: dict[tuple[str, str], torch.Tensor] = {}
 
-    def apart(name: str, value: torch.Tensor) -> torch.Tensor:
-        on_the_way.setdefault(name, []).append(value.view_as(value))
-        return on_the_way[name][-1]
+    def apart(pair: tuple[str, str], value: torch.Tensor) -> torch.Tensor:
+        on_the_way[pair] = value.view_as(value)
+        return on_the_way[pair]
 
-    reads = {(reader, name): [partial(apart, name)] for name, found in readers.items() for reader in found}
+    by_integers = [(reader, name) for name, found in readers.items() for reader in found]
+    reads = {pair: [partial(apart, pair)] for pair in (*by_integers, *dynamic)}
     outputs = [o for o in model.run([batch], keep, leaves, reads, differentiable=True)[0] if o.requires_grad]
-    of_weights: Moves = []
-    of_tensors: Moves = []
+    of_weights, of_tensors = Moves(), Moves()
     rounding = {
-        (name, one): fake_quantize(v.detach(), tensors[name, one]) - v.detach()
+        name: [((name, one), fake_quantize(v.detach(), tensors[name, one]) - v.detach()) for one in forms[name]]
         for name, v in values.items()
-        for one in forms[name]
     }
     # what integer layers alone read rounded moves the outputs through them
-    places = [(name, place) for name, value in values.items() for place in on_the_way.get(name, [value])]
-    wanted = [*leaves.values(), *(place for _, place in places)]
+    places = [
+        (name, place)
+        for name, value in values.items()
+        if forms[name]
+        for place in ([on_the_way[reader, name] for reader in readers[name]] if name in readers else [value])
+    ]
+    beside = [_errors(on_the_way[pair].detach(), found) for pair, found in dynamic.items()]
+    wanted = [*leaves.values(), *(on_the_way[pair] for pair in dynamic), *(place for _, place in places)]
+    moved = [*(errors[name] for name in leaves), *beside]
     for gradients in random_gradients(outputs, wanted, generator, PROBES):
-        by_weight: dict[Choice, float] = defaultdict(float)
-        for name, gradient in zip(leaves, gradients, strict=False):
-            if gradient is not None:
-                for key, error in errors[name]:
-                    by_weight[key] += float(torch.sum(gradient * error))
-        by_tensor: dict[Rounded, float] = defaultdict(float)
-        for (name, _), gradient in zip(places, gradients[len(leaves) :], strict=True):
-            if gradient is not None:
-                for one in forms[name]:
-                    by_tensor[name, one] += float(torch.sum(gradient * rounding[name, one]))
-        of_weights += by_weight.items()
-        of_tensors += by_tensor.items()
+        of_weights += _inner(gradients[: len(moved)], moved)
+        of_tensors += _inner(gradients[len(moved) :], [rounding[name] for name, _ in places])
     return of_weights, of_tensors

@@ -5,7 +5,7 @@ Every change computes only what lies behind it; what is before it is computed on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 
@@ -19,10 +19,8 @@ from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, Scheme, per_tensor
 from edgeq.numerics.fake import fake_quantize
+from edgeq.quantization.dynamic import Rounding
 from edgeq.quantization.simulate import movement
-
-Rounding = Callable[[torch.Tensor], torch.Tensor]
-"""What is done to a tensor's values on their way; one and the same object where it is the same."""
 
 
 @dataclass(frozen=True)

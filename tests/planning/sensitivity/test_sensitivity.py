@@ -532,3 +532,32 @@ def test_the_errors_have_the_damage_that_is_asked_for_and_spare_integers(seed: i
     allowed = allowed_damage(reference, drop, 0.5, errors=errors, seed=seed)
     assert max(seen) == pytest.approx(LARGEST, rel=0.1)
     assert allowed == pytest.approx(0.01, rel=0.15)
+
+
+def test_what_is_rounded_in_every_call_counts_with_the_weights() -> None:
+    """Of one layer with one output the damage is exact: of its weights and of its input at once, by numpy."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        net = nn.Sequential(nn.Linear(12, 1)).eval()
+    x = features(damages.SAMPLES, 1.0)
+    model = load(net, example=(torch.from_numpy(x[:2]),))
+    data = {model.inputs[0].name: x}
+    (layer,) = (group.name for group in model.groups)
+    given_alternatives = {
+        choice: quantize_model(model, BY, calibrate(model, data), choices={layer: choice})
+        for choice in ("w8", "w8a8dyn")
+    }
+    found = measure_sensitivity(model, data, given_alternatives).weights[layer]
+    alone = measure_alone(model, data, given_alternatives, [(layer, choice) for choice in given_alternatives])
+    exact = net(torch.from_numpy(x)).detach().numpy().astype(np.float64)
+    low, high = np.minimum(x.min(1, keepdims=True), 0), np.maximum(x.max(1, keepdims=True), 0)
+    step = (high - low) / np.float32(255)
+    zero = np.round(-low / step)
+    inputs = {"w8": x, "w8a8dyn": (np.clip(np.round(x / step) + zero, 0, 255) - zero) * step}
+    for choice, planned in given_alternatives.items():
+        moved = inputs[choice] @ planned.weights[layer].real.T.astype(np.float64) + planned.biases[layer]
+        expected = np.square((moved - exact) / exact).ravel()
+        assert alone[layer, choice] == pytest.approx(expected[: damages.ALONE_SAMPLES].mean(), rel=1e-2)
+        # to first order: rounded weights meet the input as it is
+        assert found[choice] == pytest.approx(expected.mean(), rel=5e-2)
+    assert found["w8a8dyn"] > 1.5 * found["w8"]
