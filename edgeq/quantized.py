@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgeq.cache import Entry, cached, content_key
 from edgeq.installed import installed
-from edgeq.methods import GPTQ, NEAREST, TOGETHER, method
+from edgeq.methods import GPTQ, NEAREST, SQUEEZELLM, TOGETHER, fits, method
 from edgeq.methods.effort import EFFORTS
 from edgeq.methods.gptq import FEW_BITS
 from edgeq.methods.method import Change, Method, Seen, Wanted
@@ -32,7 +32,7 @@ METHODS_VERSION = 1
 HELD_OUT = 8
 """One calibration sample of so many judges what methods learn from the others."""
 
-KEPT = frozenset({GPTQ, "awq-clip"})
+KEPT = frozenset({GPTQ, "awq-clip", SQUEEZELLM})
 """Methods that look through the samples, whose results are kept for each layer. Those of others are not: who is writing
 one would be given what it did before it was changed."""
 
@@ -56,7 +56,10 @@ def quantize_job(
         return best
     remarks: list[str] = []
     for name in EFFORTS[job.effort].methods:
-        other = _quantized(job, runtime, choices, ranges, dict.fromkeys(best.weights, name))
+        able = {layer for layer, weight in best.weights.items() if fits(name, weight.q.scheme)}
+        if not able:
+            continue
+        other = _quantized(job, runtime, choices, ranges, best.methods | dict.fromkeys(able, name))
         best, remark = _judged(job, name, best, other)
         remarks.append(remark)
         job.clock.progress.note(remark)
@@ -83,7 +86,7 @@ def _quantized(
     model, effort, data = job.model, EFFORTS[job.effort], job.calibration_data
     quantize = partial(quantize_model, model, runtime, job.calibration, job.impact, choices=choices, ranges=ranges)
     plain = quantize()
-    few = {name: effort.few for name, weight in plain.weights.items() if weight.q.scheme.width <= FEW_BITS}
+    few = {name: effort.of(weight.q.scheme) for name, weight in plain.weights.items() if weight.q.scheme.width <= FEW_BITS}
     enough = len(data) >= FEWEST
     wanted = (few if enough else {}) if methods is None else {n: m for n, m in methods.items() if n in plain.weights}
     if set(wanted.values()) <= {NEAREST}:
@@ -166,29 +169,33 @@ def _judged(job: Job, method: str, before: Quantized, after: Quantized) -> tuple
 
 
 def _entry(weight: QuantizedWeight, bias: NDArray[np.float32] | None) -> Entry:
-    arrays = {"integers": weight.integers, "scale": weight.q.scale, "zero point": weight.q.zero_point}
-    return Entry(weight.q.axis, arrays if bias is None else {**arrays, "bias": bias})
+    return Entry(weight.q.axis, _arrays(weight) | ({} if bias is None else {"bias": bias}))
 
 
 def _weight(entry: Entry, one: Wanted) -> QuantizedWeight:
-    arrays = entry.arrays
-    return QuantizedWeight(arrays["integers"], QParams(one.scheme, arrays["scale"], arrays["zero point"], entry.values))
+    axis, arrays = entry.values, entry.arrays
+    q = QParams(one.scheme, arrays["scale"], arrays["zero point"], axis)
+    return QuantizedWeight(arrays["integers"], q, arrays.get("levels"))
+
+
+def _arrays(weight: QuantizedWeight) -> dict[str, Any]:
+    levels = {} if weight.levels is None else {"levels": weight.levels}
+    return {"integers": weight.integers, "scale": weight.q.scale, "zero point": weight.q.zero_point} | levels
 
 
 def _pack(found: Quantized) -> Entry:
     arrays: dict[str, Any] = {}
     for number, (name, weight) in enumerate(found.weights.items()):
-        parts = weight.integers, weight.q.scale, weight.q.zero_point, found.biases[name]
-        arrays |= {f"{number} {part}": array for part, array in zip(_PARTS, parts, strict=True)}
+        parts = _arrays(weight) | {"bias": found.biases[name]}
+        arrays |= {f"{number} {part}": array for part, array in parts.items()}
     return Entry([found.methods[name] for name in found.weights], arrays)
-
-
-_PARTS = ("integers", "scale", "zero point", "bias")
 
 
 def _unpack(entry: Entry, plain: Quantized) -> Quantized:
     weights, biases, methods = {}, dict(plain.biases), dict(zip(plain.weights, entry.values, strict=True))
     for number, (name, weight) in enumerate(plain.weights.items()):
-        integers, scale, zero, biases[name] = (entry.arrays[f"{number} {part}"] for part in _PARTS)
-        weights[name] = QuantizedWeight(integers, replace(weight.q, scale=scale, zero_point=zero))
+        parts = ("integers", "scale", "zero point", "bias")
+        integers, scale, zero, biases[name] = (entry.arrays[f"{number} {part}"] for part in parts)
+        q = replace(weight.q, scale=scale, zero_point=zero)
+        weights[name] = QuantizedWeight(integers, q, entry.arrays.get(f"{number} levels"))
     return replace(plain, weights=weights, biases=biases, methods=methods)

@@ -115,11 +115,11 @@ def _runtime_problems(runtime: Runtime) -> Iterator[str]:
     for index, fixed in enumerate(runtime.fixed_outputs):
         if not any(fixed.op in k.ops and fixed.dtype == k.activations for k in runtime.kernels):
             yield f"fixed_outputs.{index}: no kernel runs {fixed.op!r} on {fixed.dtype}"
-    seen: set[tuple[str, str, str | None, int | None]] = set()
+    seen: set[tuple[object, ...]] = set()
     for index, kernel in enumerate(runtime.kernels):
         yield from (f"kernels.{index}.{text}" for text in _kernel_problems(kernel))
         for op in kernel.ops:
-            key = (op, kernel.activations, kernel.weights, kernel.weight_group)
+            key = (op, kernel.activations, kernel.weights, kernel.weight_group, kernel.weight_levels)
             if key in seen:
                 yield f"kernels.{index}.ops: {op!r} is listed twice with these types"
             seen.add(key)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from edgeq.formats import FORMATS
-from edgeq.numerics.scheme import DType, Granularity, Scheme, Symmetry
+from edgeq.numerics.scheme import DType, Granularity, Levels, Scheme, Symmetry
 from edgeq.registry import figures as known
 from edgeq.runtimes import NOT_RUN, RUNTIMES
 
@@ -37,6 +37,8 @@ RuntimeName = Annotated[str, AfterValidator(lambda name: _one_of([*RUNTIMES, *NO
 
 _FLOATS = ("float16", "bfloat16", "float32")
 
+_LEVELLED = {("symmetric", "channel", bits) for bits in (2, 4)}
+
 
 def _bits(dtype: DType) -> str:
     return dtype.lstrip("abcdefghijklmnopqrstuvwxyz")
@@ -60,6 +62,8 @@ class Kernel(_Strict):
     weight_granularity: Granularity = "channel"
     weight_group: Annotated[int, Field(gt=1)] | None = None
     """Weights that share a scale, along the row of an output, where the granularity is `group`."""
+    weight_levels: Levels | None = None
+    """Of weights alone: levels that are not evenly spaced, a scale for each channel; `weights` holds their places."""
     weight_narrow: bool = False
     weight_bits: int | None = None
     bias: Literal["int32", "int64", "float32"] | None = None
@@ -70,12 +74,12 @@ class Kernel(_Strict):
     @property
     def name(self) -> str:
         """What plans call it: `w4a8` for 4-bit weights and 8-bit activations, `a8` without weights, `w4` where the
-        activations stay in float, `w4g32` where 32 weights share a scale, `w4asym` where weights have a zero point.
-        `edgeq.lowering.form` reads these names."""
+        activations stay in float, `w4g32` where 32 weights share a scale, `w4asym` where weights have a zero point, and
+        `w4codebook` or `w4pow2` by the levels that they have. `edgeq.lowering.form` reads these names."""
         weights = "" if self.weights is None else f"w{_bits(self.weights)}"
         group = "" if self.weight_group is None else f"g{self.weight_group}"
         zero = "asym" if self.weights is not None and self.weight_symmetry == "asymmetric" else ""
-        return weights + group + zero + ("" if self.weight_only else f"a{_bits(self.activations)}")
+        return weights + group + zero + (self.weight_levels or "") + ("" if self.weight_only else f"a{_bits(self.activations)}")
 
     @property
     def weight_only(self) -> bool:
@@ -98,6 +102,7 @@ class Kernel(_Strict):
             self.power_of_two,
             self.weight_bits,
             self.weight_group,
+            self.weight_levels,
         )
 
     @model_validator(mode="after")
@@ -106,6 +111,20 @@ class Kernel(_Strict):
             raise ValueError('weight_granularity = "group" and weight_group = 32 (or another size) go together')
         if self.weight_only and self.weights is None:
             raise ValueError("float activations without integer weights are no kernel of a table")
+        return self
+
+    @model_validator(mode="after")
+    def _levels_have_places(self) -> Kernel:
+        scheme = self.weight_scheme
+        if self.weight_levels is not None and (
+            scheme is None
+            or not self.weight_only
+            or scheme.signed
+            or (scheme.symmetry, scheme.granularity, scheme.width) not in _LEVELLED
+        ):
+            raise ValueError(
+                "weight_levels goes with float activations and uint2 or uint4 weights, symmetric, with a scale a channel"
+            )
         return self
 
 
