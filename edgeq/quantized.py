@@ -69,9 +69,14 @@ def quantize_job(
 def quantize_each(
     job: Job, runtime: Runtime, choices: Mapping[str, str] | None = None, ranges: Ranges | None = None
 ) -> Quantized:
-    """The same with every layer rounded by itself, without what rounds layers together: what choices of one layer are
-    compared by."""
-    told = None if job.methods is None else {n: name for n, name in job.methods.items() if name not in TOGETHER}
+    """The same with every layer rounded by itself, without what rounds layers together, nor what does not round to the
+    levels of a choice: what choices of one layer are compared by."""
+    told = job.methods
+    if told is not None:
+        kernels = {g.name: runtime.kernel(g.op, (choices or {}).get(g.name)) for g in job.model.groups}
+        schemes = {name: kernel.weight_scheme for name, kernel in kernels.items() if kernel is not None}
+        able = {name: by for name, by in told.items() if (one := schemes.get(name)) and fits(by, one)}
+        told = {name: by for name, by in able.items() if by not in TOGETHER}
     return _quantized(job, runtime, choices, ranges, told)
 
 
@@ -86,7 +91,9 @@ def _quantized(
     model, effort, data = job.model, EFFORTS[job.effort], job.calibration_data
     quantize = partial(quantize_model, model, runtime, job.calibration, job.impact, choices=choices, ranges=ranges)
     plain = quantize()
-    few = {name: effort.of(weight.q.scheme) for name, weight in plain.weights.items() if weight.q.scheme.width <= FEW_BITS}
+    few = {
+        name: effort.of(weight.q.scheme) for name, weight in plain.weights.items() if weight.q.scheme.width <= FEW_BITS
+    }
     enough = len(data) >= FEWEST
     wanted = (few if enough else {}) if methods is None else {n: m for n, m in methods.items() if n in plain.weights}
     if set(wanted.values()) <= {NEAREST}:

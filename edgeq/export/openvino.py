@@ -196,6 +196,10 @@ def _split(op: Any, shape: tuple[int, ...]) -> Any:
         if len(own) != len(shape) - 1:
             return None if own else op
         return _reshaped(op, (*(shape[:2] if own[0] > 1 else (1, 1)), *own[1:]))
+    if kind == "Gather":
+        levels, places, axis = (_source(port) for port in op.inputs())
+        split = _split(places, shape)
+        return None if split is None else _with_name(ops.gather(levels, split, axis), op)
     if kind not in ("Convert", "Subtract", "Multiply"):
         return None
     parts = [_split(_source(port), shape) for port in op.inputs()]

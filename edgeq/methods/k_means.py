@@ -12,7 +12,6 @@ codebook is never worse than evenly spaced levels of as many bits.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,8 @@ def _ratio(
 ) -> NDArray[np.float64]:
     """Of every level, the sum of `over` where it is taken by that of `under`; what it was where none takes it."""
     top, bottom = (np.bincount(places.reshape(-1), part.reshape(-1), len(empty)) for part in (over, under))
-    return np.divide(top, bottom, out=empty.copy(), where=bottom > 0)
+    found: NDArray[np.float64] = np.divide(top, bottom, out=empty.copy(), where=bottom > 0)
+    return found
 
 
 def _placed(one: Wanted, levels: NDArray[np.float64], scale: NDArray[np.float64]) -> QuantizedWeight:

@@ -37,7 +37,7 @@ RuntimeName = Annotated[str, AfterValidator(lambda name: _one_of([*RUNTIMES, *NO
 
 _FLOATS = ("float16", "bfloat16", "float32")
 
-_LEVELLED = {("symmetric", "channel", bits) for bits in (2, 4)}
+_LEVELLED = {(dtype, "symmetric", "channel", None) for dtype in ("uint2", "uint4")}
 
 
 def _bits(dtype: DType) -> str:
@@ -79,7 +79,13 @@ class Kernel(_Strict):
         weights = "" if self.weights is None else f"w{_bits(self.weights)}"
         group = "" if self.weight_group is None else f"g{self.weight_group}"
         zero = "asym" if self.weights is not None and self.weight_symmetry == "asymmetric" else ""
-        return weights + group + zero + (self.weight_levels or "") + ("" if self.weight_only else f"a{_bits(self.activations)}")
+        return (
+            weights
+            + group
+            + zero
+            + (self.weight_levels or "")
+            + ("" if self.weight_only else f"a{_bits(self.activations)}")
+        )
 
     @property
     def weight_only(self) -> bool:
@@ -115,15 +121,10 @@ class Kernel(_Strict):
 
     @model_validator(mode="after")
     def _levels_have_places(self) -> Kernel:
-        scheme = self.weight_scheme
-        if self.weight_levels is not None and (
-            scheme is None
-            or not self.weight_only
-            or scheme.signed
-            or (scheme.symmetry, scheme.granularity, scheme.width) not in _LEVELLED
-        ):
+        kind = self.weights, self.weight_symmetry, self.weight_granularity, self.weight_bits
+        if self.weight_levels is not None and not (self.weight_only and kind in _LEVELLED):
             raise ValueError(
-                "weight_levels goes with float activations and uint2 or uint4 weights, symmetric, with a scale a channel"
+                "weight_levels goes with float activations and symmetric uint2 or uint4, a scale a channel"
             )
         return self
 
