@@ -99,7 +99,7 @@ def assign(
         if kernel is not None and kernel.weight_only:
             reasons[group.name] = weight_only_refusal(model, group, kernel)
             if not reasons[group.name]:
-                reasons[group.name] = f"the plan chose {kernel.name}: {kernel.weights} weights, computed in float"
+                reasons[group.name] = f"the plan chose {kernel.name}: {_stored_alone(runtime, kernel)}"
                 weight_only[group.name] = kernel
             continue
         asked = kernel
@@ -154,6 +154,15 @@ def weight_only_refusal(model: Model, group: Group, kernel: Kernel) -> str:
         if axis != 0 or row % kernel.weight_group:
             return f"its {row} weights for an output are no multiple of {kernel.weight_group}"
     return ""
+
+
+def _stored_alone(runtime: Runtime, kernel: Kernel) -> str:
+    """What a kernel for weights alone does, in words."""
+    levels = "" if kernel.weight_levels is None else f" among {kernel.weight_levels} levels"
+    text = f"{kernel.weights} weights{levels}, computed in float"
+    if kernel.expanded_at_load:
+        text += f"; {runtime.name} expands them when it loads the file, so that they take the time of float weights"
+    return text
 
 
 def _moving(

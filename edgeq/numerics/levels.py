@@ -33,10 +33,13 @@ def count_of(scheme: Scheme) -> int:
     return 2**scheme.width if fixed is None else len(fixed)
 
 
-def nearest_level(x: NDArray[Any], levels: NDArray[Any]) -> NDArray[np.intp]:
+def nearest_level(x: NDArray[Any], levels: NDArray[Any]) -> NDArray[np.uint8]:
     """The place of the level that is nearest to each number.
 
     Args:
-        levels: ascending.
+        levels: ascending, at most 256.
     """
-    return np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+    places = np.zeros(x.shape, np.uint8)
+    for middle in (levels[1:] + levels[:-1]) / 2:  # several times as fast as a search in so few
+        places += x > middle
+    return places

@@ -6,20 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal[
-    "int2",
-    "uint2",
-    "int4",
-    "uint4",
-    "int8",
-    "uint8",
-    "int16",
-    "uint16",
-    "int32",
-    "int64",
-    "float16",
-    "bfloat16",
-    "float32",
-]
+    "int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "int64",
+    "float16", "bfloat16", "float32",
+]  # fmt: skip
 Symmetry = Literal["symmetric", "asymmetric"]
 Granularity = Literal["tensor", "channel", "group"]
 
