@@ -91,9 +91,7 @@ def _quantized(
     model, effort, data = job.model, EFFORTS[job.effort], job.calibration_data
     quantize = partial(quantize_model, model, runtime, job.calibration, job.impact, choices=choices, ranges=ranges)
     plain = quantize()
-    few = {
-        name: effort.of(weight.q.scheme) for name, weight in plain.weights.items() if weight.q.scheme.width <= FEW_BITS
-    }
+    few = {name: effort.few for name, weight in plain.weights.items() if weight.q.scheme.width <= FEW_BITS}
     enough = len(data) >= FEWEST
     wanted = (few if enough else {}) if methods is None else {n: m for n, m in methods.items() if n in plain.weights}
     if set(wanted.values()) <= {NEAREST}:

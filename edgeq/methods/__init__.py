@@ -58,6 +58,7 @@ def _evenly(scheme: Scheme) -> bool:
 
 ROUNDS_TO: dict[str, Callable[[Scheme], bool]] = {
     NEAREST: lambda scheme: True,
+    GPTQ: lambda scheme: True,
     SQUEEZELLM: lambda scheme: scheme.levels is not None,
     TWN: lambda scheme: (
         scheme.dtype == "int2" and scheme.symmetry == "symmetric" and not scheme.power_of_two and _evenly(scheme)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT, SQUEEZELLM, fits
-from edgeq.numerics import Scheme
+from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT
 
 EffortName = Literal["fast", "balanced", "max"]
 
@@ -14,25 +13,21 @@ class Effort(NamedTuple):
     """What is tried, beside rounding to nearest.
 
     Attributes:
-        few: the methods for layers of few bits, where others are not tried together with them: what planning compares
-            choices by. A layer takes the first that rounds to its levels.
+        few: the method for layers of few bits, where others are not tried together with them: what planning compares
+            choices by.
         methods: of the whole model, tried one after the other.
         steps: of learning, for each block.
     """
 
-    few: tuple[str, ...]
+    few: str
     methods: tuple[str, ...]
     steps: int
-
-    def of(self, scheme: Scheme) -> str:
-        """The method for a layer of few bits."""
-        return next(name for name in self.few if fits(name, scheme))
 
 
 DEFAULT: EffortName = "balanced"
 
 EFFORTS: dict[EffortName, Effort] = {
-    "fast": Effort((NEAREST,), (), 100),
-    "balanced": Effort((GPTQ, SQUEEZELLM), (RECONSTRUCT,), 100),
-    "max": Effort((GPTQ, SQUEEZELLM), (RECONSTRUCT,), 1000),
+    "fast": Effort(NEAREST, (), 100),
+    "balanced": Effort(GPTQ, (RECONSTRUCT,), 100),
+    "max": Effort(GPTQ, (RECONSTRUCT,), 1000),
 }
