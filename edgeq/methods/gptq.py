@@ -96,7 +96,7 @@ def compensated(
     u = _inverse_root(hessian[block[..., None], order[:, :, None], order[:, None, :]])
     w, whole = w.double(), torch.empty(w.shape)
     known = None if levels is None else torch.from_numpy(levels)
-    middles = None if known is None else (known[1:] + known[:-1]) / 2
+    middles = torch.empty(0) if known is None else (known[1:] + known[:-1]) / 2
     for start in range(0, w.shape[1], BLOCK):
         end = min(start + BLOCK, w.shape[1])
         errors = torch.empty_like(w[:, start:end])

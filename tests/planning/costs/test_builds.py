@@ -205,7 +205,19 @@ def _weight_bits(subject: Subject, built: Built) -> dict[str, int]:
             op for op in openvino.Core().read_model(path).get_ordered_ops() if op.get_type_name() == "Constant"
         ]
         found = [(tuple(op.get_output_shape(0)), op.get_output_element_type(0).get_type_name()) for op in constants]
-    bits = {"int8": 8, "i8": 8, "int4": 4, "i4": 4, "uint4": 4, "u4": 4, "int2": 2, "u2": 2, "float32": 32, "f32": 32}
+    bits = {
+        "int8": 8,
+        "i8": 8,
+        "int4": 4,
+        "i4": 4,
+        "uint4": 4,
+        "u4": 4,
+        "int2": 2,
+        "uint2": 2,
+        "u2": 2,
+        "float32": 32,
+        "f32": 32,
+    }
     result = {}
     for group in (g for g in subject.model.groups if g.op in WEIGHTED):
         weight = subject.model.state[group.weight or ""]
