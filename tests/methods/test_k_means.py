@@ -136,6 +136,23 @@ def test_squeezellm_moves_the_outputs_less() -> None:
     assert max(gains) < 1.02 and min(gains) < 0.9
 
 
+@pytest.mark.parametrize("scheme", [*CODEBOOKS.values(), POWERS], ids=str)
+def test_gptq_carries_the_errors_of_levels_too(scheme: Scheme) -> None:
+    """e H e^T of each output, which is what it makes smaller by leaving the nearest level."""
+    from edgeq.methods.hessian import hessians
+
+    for name in ("linear", "conv2d", "grouped", "transposed"):
+        model, seen = layers.layer(name)
+        (one,) = layers.wanted_of(model, scheme)
+        ((_, at, hessian),) = hessians(model, [one], seen)
+        errors = []
+        for method in ("squeezellm", "gptq"):
+            found = METHODS[method](model, [one], seen).weights[one.layer]
+            e = (found.real - one.weight).reshape(-1)[at].astype(np.float64)
+            errors.append(float((e * (e @ hessian.numpy())).sum()))
+        assert errors[1] < 0.95 * errors[0], name
+
+
 TERNARY = [
     Scheme("int2", "symmetric", "channel"),
     Scheme("int2", "symmetric", "tensor", narrow=True),

@@ -195,6 +195,7 @@ def _weight_bits(subject: Subject, built: Built) -> dict[str, int]:
             kinds.INT4: "int4",
             kinds.UINT4: "uint4",
             kinds.INT2: "int2",
+            kinds.UINT2: "uint2",
             kinds.FLOAT: "float32",
         }
         found = [(tuple(i.dims), names.get(i.data_type, "")) for i in onnx.load(path).graph.initializer]
@@ -206,18 +207,9 @@ def _weight_bits(subject: Subject, built: Built) -> dict[str, int]:
         ]
         found = [(tuple(op.get_output_shape(0)), op.get_output_element_type(0).get_type_name()) for op in constants]
     bits = {
-        "int8": 8,
-        "i8": 8,
-        "int4": 4,
-        "i4": 4,
-        "uint4": 4,
-        "u4": 4,
-        "int2": 2,
-        "uint2": 2,
-        "u2": 2,
-        "float32": 32,
-        "f32": 32,
-    }
+        "int8": 8, "i8": 8, "int4": 4, "i4": 4, "uint4": 4, "u4": 4, "int2": 2, "uint2": 2, "u2": 2,
+        "float32": 32, "f32": 32,
+    }  # fmt: skip
     result = {}
     for group in (g for g in subject.model.groups if g.op in WEIGHTED):
         weight = subject.model.state[group.weight or ""]
