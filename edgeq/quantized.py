@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeq.cache import cached, content_key
 from edgeq.installed import installed
-from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT, TOGETHER, method
+from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT, SQUEEZELLM, TOGETHER, fits, method
 from edgeq.methods.effort import EFFORTS
 from edgeq.methods.gptq import FEW_BITS
 from edgeq.methods.kept import content_of, pack_change, unpack_change
@@ -25,7 +25,7 @@ from edgeq.registry.schema import Runtime
 METHODS_VERSION = 2
 """To be raised whenever a method changes, or how its results are kept."""
 
-KEPT = frozenset({GPTQ, "awq-clip", *TOGETHER})
+KEPT = frozenset({GPTQ, "awq-clip", SQUEEZELLM, *TOGETHER})
 """Methods that look through the samples, whose results are kept. Those of others are not: who is writing one would be
 given what it did before it was changed."""
 
@@ -49,13 +49,15 @@ def quantize_job(
     if job.methods is not None or not tried or not best.weights:
         return best
     if len(job.calibration_data) < FEWEST:
-        few = f"nothing is learned from {len(job.calibration_data)} calibration samples: give {FEWEST} or more"
-        return replace(best, remarks=(few,))
+        told = f"nothing is learned from {len(job.calibration_data)} calibration samples: give {FEWEST} or more"
+        return replace(best, remarks=(told,))
     remarks: list[str] = []
     for name in tried:
-        if name == RECONSTRUCT and min(weight.q.scheme.width for weight in best.weights.values()) > FEW_BITS:
+        able = {layer: weight for layer, weight in best.weights.items() if fits(name, weight.q.scheme)}
+        few = any(weight.q.scheme.width <= FEW_BITS for weight in able.values())
+        if not able or (name == RECONSTRUCT and not few):
             continue  # what blocks know of themselves is too little to better many bits by
-        other = _quantized(job, runtime, choices, ranges, dict.fromkeys(best.weights, name))
+        other = _quantized(job, runtime, choices, ranges, best.methods | dict.fromkeys(able, name))
         best, remark = _judged(job, name, best, other)
         remarks.append(remark)
         job.clock.progress.note(remark)
@@ -65,9 +67,14 @@ def quantize_job(
 def quantize_each(
     job: Job, runtime: Runtime, choices: Mapping[str, str] | None = None, ranges: Ranges | None = None
 ) -> Quantized:
-    """The same with every layer rounded by itself, without what rounds layers together: what choices of one layer are
-    compared by."""
-    told = None if job.methods is None else {n: name for n, name in job.methods.items() if name not in TOGETHER}
+    """The same with every layer rounded by itself, without what rounds layers together, nor what does not round to the
+    levels of a choice: what choices of one layer are compared by."""
+    told = job.methods
+    if told is not None:
+        kernels = {g.name: runtime.kernel(g.op, (choices or {}).get(g.name)) for g in job.model.groups}
+        schemes = {name: kernel.weight_scheme for name, kernel in kernels.items() if kernel is not None}
+        able = {name: by for name, by in told.items() if (one := schemes.get(name)) and fits(by, one)}
+        told = {name: by for name, by in able.items() if by not in TOGETHER}
     return _quantized(job, runtime, choices, ranges, told)
 
 

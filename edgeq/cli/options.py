@@ -90,7 +90,8 @@ MethodName = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help="How all weights are rounded, whatever the effort: nearest, gptq, hqq, awq-clip, reconstruct, distil.",
+        help="How all weights are rounded, whatever the effort: nearest, gptq, hqq, awq-clip, squeezellm, twn, "
+        "reconstruct, distil.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -54,6 +54,8 @@ def _same_weight(quantized: Quantized, stored: Stored, group: Group) -> int:
         raise AuditError(where, "its weight is not stored as integers")
     if found.dtype != weight.q.scheme.dtype or not np.array_equal(found.integers, weight.integers):
         raise AuditError(where, f"other weights ({found.dtype} {found.integers.shape})")
+    if not _same_levels(found.levels, weight.levels):
+        raise AuditError(where, "other levels of its weights")
     scale, zero = weight.q.scale.reshape(-1), weight.q.zero_point.reshape(-1)
     if not np.array_equal(found.scale.reshape(-1), scale):
         raise AuditError(where, "other weight scales")
@@ -69,7 +71,14 @@ def _same_weight(quantized: Quantized, stored: Stored, group: Group) -> int:
             raise AuditError(where, "other bias scales")
     if found.bias is None or found.bias.dtype != bias.dtype or not np.array_equal(found.bias.reshape(-1), bias):
         raise AuditError(where, f"another bias ({found.bias_dtype or 'none'})")
-    return -(-weight.integers.size * weight.q.scheme.stored_bits // 8) + bias.nbytes + scale.nbytes
+    places = -(-weight.integers.size * weight.q.scheme.stored_bits // 8)
+    return places + bias.nbytes + scale.nbytes + (0 if weight.levels is None else weight.levels.nbytes)
+
+
+def _same_levels(found: np.ndarray | None, wanted: np.ndarray | None) -> bool:
+    if found is None or wanted is None:
+        return found is wanted
+    return found.dtype == wanted.dtype and np.array_equal(found, wanted)
 
 
 def _same_tensors(model: Model, quantized: Quantized, stored: Stored) -> int:

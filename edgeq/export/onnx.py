@@ -34,7 +34,8 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
 
     Weights are stored as integers under one DequantizeLinear, those of 2 or 4 bits with a Cast to int8 in between;
     biases as int32 where the kernel wants them. Weights of layers that compute in float are integers under a Cast to
-    float and a product with their scales. A layer whose input is rounded in every call is a product of integers.
+    float, or the places of levels that are gathered, and a product with their scales. A layer whose input is rounded in
+    every call is a product of integers.
 
     Raises:
         UnsupportedError: the exporter moved a weight or tensor to where it cannot be found; names the layer.
@@ -71,7 +72,7 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
     used = {str(v.name) for node in graph for v in node.inputs if v is not None}
     for name in [n for n in graph.initializers if n not in used]:
         del graph.initializers[name]
-    if any(weight.q.scheme.dtype == "int2" for weight in quantized.weights.values()):
+    if any(weight.q.scheme.dtype in ("int2", "uint2") for weight in quantized.weights.values()):
         result.opset_imports[""], result.ir_version = OPSET_OF_INT2, IR_OF_INT2
     return result
 
@@ -184,11 +185,12 @@ def _expanded(
     graph: ir.Graph, before: ir.Node, name: str, weight: QuantizedWeight, axis: int, *, turned: bool, fusible: bool
 ) -> ir.Value:
     """A constant of integers that its reader sees as float: multiplied by one scale a channel, or a group of a channel,
-    and less a zero point before that where the scheme has any.
+    and less a zero point before that where the scheme has any. Places of levels are widened to int32 and gathered.
 
     ONNX Runtime computes all of it once, when it loads the file; a DequantizeLinear in every run. OpenVINO fuses a Mul
     right behind the Cast into a product with compressed weights, which is to be had for float inputs alone: behind a
-    rounded one it would run the layer on integers. A Reshape in between keeps it in float.
+    rounded one it would run the layer on integers. A Reshape in between keeps it in float. What is gathered it computes
+    once.
 
     Args:
         axis: of the output channels.
@@ -208,31 +210,33 @@ def _expanded(
     scale, zero = scale.reshape(each), zero.reshape(each)
     if turned:
         integers, scale, zero = (values.transpose(order) for values in (integers, scale, zero))
+    fusible = fusible or weight.levels is not None
     held = np.ascontiguousarray(integers if fusible else integers.reshape(-1))
 
     def stored(values: np.ndarray, called: str) -> ir.Value:
         return constant(graph, called, np.ascontiguousarray(values).astype(TYPES[scheme.dtype].numpy()))
 
-    def step(op: str, inputs: list[ir.Value], end: str, shape: Sequence[int], **to: int) -> ir.Value:
-        attributes = [ir.AttrInt64(key, number) for key, number in to.items()]
+    def step(op: str, inputs: list[ir.Value], end: str, shape: Sequence[int]) -> ir.Value:
+        kind = ir.DataType.INT32 if end == "places" else ir.DataType.FLOAT
+        attributes = [ir.AttrInt64("to", int(kind))] if op == "Cast" else []
         node = ir.Node("", op, inputs, attributes=attributes, name=f"{name}_{end}")
-        node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = (
-            node.name,
-            ir.DataType.FLOAT,
-            ir.Shape(shape),
-        )
+        made = node.outputs[0]
+        made.name, made.dtype, made.shape = node.name, kind, ir.Shape(shape)
         graph.insert_before(before, node)
-        return node.outputs[0]
+        return made
 
     def shaped(value: ir.Value, end: str, shape: Sequence[int]) -> ir.Value:
         return step("Reshape", [value, constant(graph, f"{name}_{end}_shape", np.array(shape, np.int64))], end, shape)
 
-    to_float = int(ir.DataType.FLOAT)
-    value = step("Cast", [stored(held, name)], "float", held.shape, to=to_float)
+    if weight.levels is None:
+        value = step("Cast", [stored(held, name)], "float", held.shape)
+    else:
+        places = step("Cast", [stored(held, name)], "places", held.shape)
+        value = step("Gather", [constant(graph, f"{name}_levels", weight.levels), places], "level", held.shape)
     value = value if fusible else shaped(value, "shaped", integers.shape)
     if scheme.symmetry == "asymmetric":
         points = stored(zero, f"{name}_zero_point")
-        point = step("Cast", [points], "zero_point_float", zero.shape, to=to_float)
+        point = step("Cast", [points], "zero_point_float", zero.shape)
         value = step("Sub", [value, point], "shifted", integers.shape)
     factor = constant(graph, f"{name}_scale", np.ascontiguousarray(scale))
     value = step("Mul", [value, factor], "real", integers.shape)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 TYPES = {
     "int2": ir.DataType.INT2,
+    "uint2": ir.DataType.UINT2,
     "int4": ir.DataType.INT4,
     "uint4": ir.DataType.UINT4,
     "int8": ir.DataType.INT8,
@@ -16,7 +17,7 @@ TYPES = {
     "int32": ir.DataType.INT32,
 }
 
-COMPUTED_ONCE = frozenset({"Cast", "Mul", "Reshape", "Sub"})
+COMPUTED_ONCE = frozenset({"Cast", "Gather", "Mul", "Reshape", "Sub"})
 """Operators between stored integers and the float weight that they stand for: runtimes compute them when they load a
 file."""
 

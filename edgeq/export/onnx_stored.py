@@ -183,7 +183,8 @@ def _steps(scale: np.ndarray, zero: np.ndarray) -> set[tuple[float, int]]:
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
     """A constant's values; those of 2 and 4 bits, for which numpy has no type, as int8 or uint8."""
     values: np.ndarray = numpy_helper.to_array(tensor)
-    held = {onnx.TensorProto.INT2: np.int8, onnx.TensorProto.INT4: np.int8, onnx.TensorProto.UINT4: np.uint8}
+    kind = onnx.TensorProto
+    held = {kind.INT2: np.int8, kind.INT4: np.int8, kind.UINT2: np.uint8, kind.UINT4: np.uint8}
     return values.astype(held.get(tensor.data_type, values.dtype))
 
 
@@ -215,26 +216,28 @@ def _expanded(
     producer: Mapping[str, onnx.NodeProto],
     turned: bool,
 ) -> StoredWeight | None:
-    """Integers that are made float, less their zero points, and multiplied by their scales, as [outputs, ...]; None
-    where a weight is none."""
+    """Integers that are made float, less their zero points, or the places of levels, and multiplied by their scales, as
+    [outputs, ...]; None where a weight is none."""
     product = producer.get(value)
     if product is not None and product.op_type == "Reshape":
         product = producer.get(product.input[0])
     if product is None or product.op_type != "Mul":
         return None
     made_float, scale = producer[product.input[0]], constants[product.input[1]]
-    shape, zero = None, np.zeros((), np.int32)
+    shape, zero, levels = None, np.zeros((), np.int32), None
     if made_float.op_type == "Sub":
         zero = constants[producer[made_float.input[1]].input[0]]
         made_float = producer[made_float.input[0]]
     if made_float.op_type == "Reshape":
         shape, made_float = constants[made_float.input[1]], producer[made_float.input[0]]
+    if made_float.op_type == "Gather":
+        levels, made_float = constants[made_float.input[0]], producer[made_float.input[1]]
     integers = constants[made_float.input[0]]
     integers = integers if shape is None else integers.reshape(shape)
     if turned:  # the outputs are the last axis
         integers, scale = np.moveaxis(integers, -1, 0), np.moveaxis(scale, -1, 0)
         zero = np.moveaxis(zero, -1, 0) if zero.ndim else zero
-    return StoredWeight(integers, types[made_float.input[0]], scale, zero, None, "")
+    return StoredWeight(integers, types[made_float.input[0]], scale, zero, None, "", levels=levels)
 
 
 def _quantizations(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,33 +66,43 @@ def write_openvino(model: ir.Model, path: Path, dynamic: int = 0) -> None:
         _without_indents(path)
 
 
-def _without_two_bits(model: ir.Model) -> tuple[ir.Model, set[str]]:
-    """The model with its 2-bit integers as 4-bit ones, since OpenVINO's front end reads no others; and their names."""
-    found = {name for name, value in model.graph.initializers.items() if value.dtype == ir.DataType.INT2}
+def _without_two_bits(model: ir.Model) -> tuple[ir.Model, dict[str, bool]]:
+    """The model with its 2-bit integers as 4-bit ones, since OpenVINO's front end reads no others; and, by their names,
+    whether they have a sign."""
+    wider = {ir.DataType.INT2: ir.DataType.INT4, ir.DataType.UINT2: ir.DataType.UINT4}
+    found = {
+        name: value.dtype == ir.DataType.INT2
+        for name, value in model.graph.initializers.items()
+        if value.dtype in wider
+    }
     if not found:
         return model, found
     result: ir.Model = ir.from_proto(ir.to_proto(model))
     for name in found:
         value = result.graph.initializers[name]
-        assert value.const_value is not None
-        wider = value.const_value.numpy().astype(ir.DataType.INT4.numpy())
-        value.const_value, value.dtype = ir.tensor(wider, name=name), ir.DataType.INT4
+        assert value.const_value is not None and value.dtype is not None
+        kind = wider[value.dtype]
+        value.const_value = ir.tensor(value.const_value.numpy().astype(kind.numpy()), name=name)
+        value.dtype = kind
     return result, found
 
 
-def _store_two_bits(model: Any, names: set[str]) -> None:
-    """Stores integers from -2 to 1 as u2 with 2 added, which is subtracted behind each conversion: there is no i2."""
+def _store_two_bits(model: Any, signed: Mapping[str, bool]) -> None:
+    """Stores integers of 2 bits as u2. There is no i2: to those from -2 to 1 it adds 2, which is subtracted behind each
+    conversion."""
     openvino = import_openvino()
     ops = openvino.opset15
 
-    for op in [op for op in model.get_ordered_ops() if op.get_friendly_name() in names]:
-        shape = tuple(op.shape)
+    for op in [op for op in model.get_ordered_ops() if op.get_friendly_name() in signed]:
+        sign, shape = signed[op.get_friendly_name()], tuple(op.shape)
         four_bits = np.asarray(op.data).view(np.uint8)
-        values = unpack(four_bits, math.prod(shape), 4)
+        values = unpack(four_bits, math.prod(shape), 4, signed=sign)
         stored = openvino.Tensor(openvino.Type.u2, openvino.Shape(shape))  # one with memory of its own
-        stored.data[:] = pack(values + 2, 2, signed=False)
-        held = ops.constant(stored)
-        held.set_friendly_name(op.get_friendly_name())
+        stored.data[:] = pack(values + 2 if sign else values, 2, signed=False)
+        held = _with_name(ops.constant(stored), op)
+        if not sign:
+            op.output(0).replace(held.output(0))
+            continue
         for reader in [port.get_node() for port in op.output(0).get_target_inputs()]:
             kind = reader.get_output_element_type(0)
             shifted = ops.subtract(ops.convert(held, kind), ops.constant(np.array(2, kind.to_dtype())))
@@ -189,6 +200,10 @@ def _split(op: Any, shape: tuple[int, ...]) -> Any:
         if len(own) != len(shape) - 1:
             return None if own else op
         return _reshaped(op, (*(shape[:2] if own[0] > 1 else (1, 1)), *own[1:]))
+    if kind == "Gather":
+        levels, places, axis = (_source(port) for port in op.inputs())
+        split = _split(places, shape)
+        return None if split is None else _with_name(ops.gather(levels, split, axis), op)
     if kind not in ("Convert", "Subtract", "Multiply"):
         return None
     parts = [_split(_source(port), shape) for port in op.inputs()]

@@ -17,8 +17,8 @@ from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.runtimes.openvino import import_openvino
 
-_FEW_BITS = {"i4": ("int4", 0), "u4": ("uint4", 0), "u2": ("int2", -2)}
-"""The types that numpy has no word for: what they stand for, and what is added to them for that."""
+_FEW_BITS = {"i4": "int4", "u4": "uint4", "u2": "uint2"}
+"""The types that numpy has no word for. 2-bit integers with a sign are u2 with 2 added, which is subtracted again."""
 _COMPUTES = {"Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData", "GroupConvolutionBackpropData"}
 
 
@@ -47,7 +47,7 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         stored = named.get(f"{group.weight}_quantized") if group.op in WEIGHTED else None
         if stored is None:
             continue
-        integers, dtype = _integers(stored)
+        (integers, dtype), levels = _integers(stored), _levels(stored)
         weight = model.state[group.weight or ""]
         computing = _computing(stored)
         if computing is None:
@@ -62,8 +62,9 @@ def read_openvino(model: Model, path: Path, values: Mapping[str, str]) -> Stored
         bias = _constant(named, f"{group.bias}_corrected")
         if zero is None:
             zero = np.zeros_like(integers, shape=scale.shape)
+        bias_dtype = "" if bias is None else str(bias.dtype)
         weights[group.name] = StoredWeight(
-            integers.reshape(weight.shape), dtype, scale, zero, bias, "" if bias is None else str(bias.dtype)
+            integers.reshape(weight.shape), dtype, scale, zero, bias, bias_dtype, levels=levels
         )
         row, weights_sharing = weight[0].size, len(weight) * weight[0].size // scale.size
         rounded = (
@@ -86,12 +87,22 @@ def _integers(op: Any) -> tuple[np.ndarray, str]:
     held = op.get_element_type().get_type_name()
     if held not in _FEW_BITS:
         return np.asarray(op.data), str(op.data.dtype)
-    dtype, added = _FEW_BITS[held]
+    dtype, added = _FEW_BITS[held], 0
+    if dtype == "uint2" and _levels(op) is None:
+        dtype, added = "int2", -2
     shape = tuple(op.shape)
     # OpenVINO gives the bytes themselves, in one row
     data, signed = np.asarray(op.data).view(np.uint8), held.startswith("i")
     values = unpack(data, math.prod(shape), BITS[dtype], signed=signed)
     return (values.astype(np.int8) + np.int8(added) if added else values).reshape(shape), dtype
+
+
+def _levels(op: Any) -> np.ndarray | None:
+    """The levels, float32, that the integers of a constant are places among; None where they are none."""
+    converted = [port.get_node() for port in op.output(0).get_target_inputs()]
+    readers = [port.get_node() for one in converted for port in one.output(0).get_target_inputs()]
+    gather = next((reader for reader in readers if reader.get_type_name() == "Gather"), None)
+    return None if gather is None else np.asarray(gather.input(0).get_source_output().get_node().data)
 
 
 def _range(op: Any) -> StoredRange | None:

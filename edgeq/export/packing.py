@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-BITS = {"int2": 2, "int4": 4, "uint4": 4}
+BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4}
 """Of the types that numpy has no word for."""
 
 

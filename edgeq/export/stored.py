@@ -16,11 +16,12 @@ class StoredWeight:
 
     Attributes:
         integers: in PyTorch's layout; those of fewer than 8 bits as int8.
-        dtype: the integers' type in the file: numpy's name, `int2` or `int4`.
+        dtype: the integers' type in the file: numpy's name, or one such as `int2` or `uint4`.
         scale, zero_point: [channels] or [].
         bias: the stored integers or floats, [channels]; None where there is none.
         bias_dtype: numpy's name.
         bias_scale: of integer biases, where the file stores one: [channels].
+        levels: [levels], where the integers are places among them; None where there are none.
     """
 
     integers: np.ndarray
@@ -30,6 +31,7 @@ class StoredWeight:
     bias: np.ndarray | None
     bias_dtype: str
     bias_scale: np.ndarray | None = None
+    levels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,12 @@ def assign(
         if kernel is not None and kernel.float_ends:
             reasons[group.name] = float_ends_refusal(model, group, kernel)
             if not reasons[group.name]:
-                how = "computed in float" if kernel.weight_only else "its input rounded in every call"
-                reasons[group.name] = f"the plan chose {kernel.name}: {kernel.weights} weights, {how}"
+                how = (
+                    _stored_alone(runtime, kernel)
+                    if kernel.weight_only
+                    else f"{kernel.weights} weights, its input rounded in every call"
+                )
+                reasons[group.name] = f"the plan chose {kernel.name}: {how}"
                 (weight_only if kernel.weight_only else dynamic)[group.name] = kernel
             continue
         asked = kernel
@@ -142,6 +146,15 @@ def _read_in_float(model: Model, kernels: Mapping[str, Kernel], names: Set[str])
         for user in model.nodes[name].users
         if (user.name, name) not in by_integers and not user.target.startswith("aten.sym_")
     )
+
+
+def _stored_alone(runtime: Runtime, kernel: Kernel) -> str:
+    """What a kernel for weights alone does, in words."""
+    levels = "" if kernel.weight_levels is None else f" among {kernel.weight_levels} levels"
+    text = f"{kernel.weights} weights{levels}, computed in float"
+    if kernel.expanded_at_load:
+        text += f"; {runtime.name} expands them when it loads the file, so that they take the time of float weights"
+    return text
 
 
 def _moving(

@@ -1,6 +1,6 @@
 """Ways to round weights, by the names that plans have for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edgeq.errors import UsageError
 from edgeq.methods.awq_clip import awq_clip
@@ -8,12 +8,17 @@ from edgeq.methods.gptq import gptq
 from edgeq.methods.hqq import hqq
 from edgeq.methods.method import Change, Method, Seen, Wanted
 from edgeq.methods.nearest import nearest
+from edgeq.methods.squeezellm import squeezellm
+from edgeq.methods.twn import twn
 from edgeq.model.model import Model
+from edgeq.numerics import Scheme
 
 NEAREST = "nearest"
 GPTQ = "gptq"
 RECONSTRUCT = "reconstruct"
 DISTIL = "distil"
+SQUEEZELLM = "squeezellm"
+TWN = "twn"
 
 
 def _reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
@@ -33,6 +38,8 @@ METHODS: dict[str, Method] = {
     GPTQ: gptq,
     "hqq": hqq,
     "awq-clip": awq_clip,
+    SQUEEZELLM: squeezellm,
+    TWN: twn,
     RECONSTRUCT: _reconstruct,
     DISTIL: _distil,
 }
@@ -51,3 +58,23 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise UsageError(f"there is no method {name!r}", remedy=f"one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def _evenly(scheme: Scheme) -> bool:
+    return scheme.levels is None
+
+
+ROUNDS_TO: dict[str, Callable[[Scheme], bool]] = {
+    NEAREST: lambda scheme: True,
+    GPTQ: lambda scheme: True,
+    SQUEEZELLM: lambda scheme: scheme.levels is not None,
+    TWN: lambda scheme: (
+        scheme.dtype == "int2" and scheme.symmetry == "symmetric" and not scheme.power_of_two and _evenly(scheme)
+    ),
+}
+"""The schemes of methods that are not for all with evenly spaced levels, and for these alone."""
+
+
+def fits(name: str, scheme: Scheme) -> bool:
+    """Whether a method rounds to such integers."""
+    return ROUNDS_TO.get(name, _evenly)(scheme)

@@ -8,7 +8,8 @@ the error e = (w_j - q_j) / U_jj, and all columns k behind it become w_k - e U_j
 Its own here: convolutions, transposed ones too, are what they are as matrices, group by group
 (`edgeq.methods.columns`); layers of more than 4096 inputs are cut, and positions drawn, so that memory and time are
 bounded (`edgeq.methods.hessian`); the Hessian is that of the variance of the error, since the bias makes up for its
-mean; and the scale of few bits is one of least squared error, each weight's as heavy as its diagonal.
+mean; and the scale of few bits is one of least squared error, each weight's as heavy as its diagonal. Levels that are
+not evenly spaced are found before, like scales, by k-means with each weight as heavy.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.methods.k_means import k_means
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.methods.scales import least_costly, rounded, scales
 from edgeq.model.model import Model
@@ -53,15 +55,16 @@ def _rounded(layer: Curved) -> QuantizedWeight:
     one, at, hessian = layer
     weighty = np.empty(one.weight.shape)
     weighty.reshape(-1)[at] = hessian.diagonal(dim1=1, dim2=2).numpy()[:, None]
-    few = one.scheme.width <= FEW_BITS
-    q = least_costly(one, lambda error: np.square(error) * weighty) if few else scales(one)
+    if one.scheme.levels is not None:
+        begun = k_means(one, weighty if weighty.any() else None)
+    else:
+        few = one.scheme.width <= FEW_BITS
+        begun = rounded(one, least_costly(one, lambda error: np.square(error) * weighty) if few else scales(one))
     shape = rows(one.weight, one.scheme).shape
-    scale, zero = (np.broadcast_to(part, shape).reshape(-1)[at] for part in q.shaped(len(shape)))
-    integers = rounded(one, q).integers.reshape(-1)
-    integers[at] = compensated(
-        one.weight.reshape(-1)[at], hessian, scale, zero, (one.scheme.quant_min, one.scheme.quant_max)
-    )
-    return QuantizedWeight(integers.reshape(one.weight.shape), q)
+    scale, zero = (np.broadcast_to(part, shape).reshape(-1)[at] for part in begun.q.shaped(len(shape)))
+    integers, ends = begun.integers.reshape(-1), (one.scheme.quant_min, one.scheme.quant_max)
+    integers[at] = compensated(one.weight.reshape(-1)[at], hessian, scale, zero, ends, begun.levels)
+    return QuantizedWeight(integers.reshape(one.weight.shape), begun.q, begun.levels)
 
 
 def compensated(
@@ -70,6 +73,7 @@ def compensated(
     scale: NDArray[Any],
     zero_point: NDArray[Any],
     ends: tuple[int, int],
+    levels: NDArray[np.float32] | None = None,
 ) -> NDArray[Any]:
     """The integers of matrices, by algorithm 1.
 
@@ -78,6 +82,7 @@ def compensated(
         hessian: float64 [blocks, inputs, inputs].
         scale, zero_point: float32 and int32, of each weight, in its shape.
         ends: the lowest and the highest integer.
+        levels: ascending, which the integers are then places among.
 
     Returns:
         In the weight's shape, whole numbers in float32.
@@ -90,13 +95,21 @@ def compensated(
     w, s, z = (torch.from_numpy(array).mT[block, order] for array in (weight, scale, zero_point))
     u = _inverse_root(hessian[block[..., None], order[:, :, None], order[:, None, :]])
     w, whole = w.double(), torch.empty(w.shape)
+    known = None if levels is None else torch.from_numpy(levels)
+    middles = torch.empty(0) if known is None else (known[1:] + known[:-1]) / 2
     for start in range(0, w.shape[1], BLOCK):
         end = min(start + BLOCK, w.shape[1])
         errors = torch.empty_like(w[:, start:end])
         for j in range(start, end):
-            steps = (torch.round(w[:, j].float() / s[:, j]) + z[:, j]).clamp(*ends)
+            near = w[:, j].float() / s[:, j]
+            if known is None:
+                steps = (torch.round(near) + z[:, j]).clamp(*ends)
+                level = steps - z[:, j]
+            else:
+                steps = torch.bucketize(near.contiguous(), middles)
+                level = known[steps]
             whole[:, j] = steps
-            error = errors[:, j - start] = (w[:, j] - (steps - z[:, j]) * s[:, j]) / u[:, j, j, None]
+            error = errors[:, j - start] = (w[:, j] - level * s[:, j]) / u[:, j, j, None]
             w[:, j:end] -= u[:, j, j:end, None] * error[:, None]
         w[:, end:] -= u[:, start:end, end:].mT @ errors
     found = torch.empty_like(whole)

@@ -25,6 +25,8 @@ def pack_change(change: Change) -> Entry:
     for number, (layer, weight) in enumerate(change.weights.items()):
         layers.append([layer, weight.q.axis])
         parts = {"integers": weight.integers, "scale": weight.q.scale, "zero point": weight.q.zero_point}
+        if weight.levels is not None:
+            parts["levels"] = weight.levels
         if layer in change.biases:
             parts["bias"] = change.biases[layer]
         arrays |= {f"{number} {part}": array for part, array in parts.items()}
@@ -41,7 +43,9 @@ def unpack_change(entry: Entry, schemes: Mapping[str, Scheme]) -> Change:
     biases: dict[str, NDArray[np.float32]] = {}
     for number, (layer, axis) in enumerate(entry.values["layers"]):
         integers, scale, zero = (entry.arrays[f"{number} {part}"] for part in ("integers", "scale", "zero point"))
-        weights[layer] = QuantizedWeight(integers, QParams(schemes[layer], scale, zero, axis))
+        weights[layer] = QuantizedWeight(
+            integers, QParams(schemes[layer], scale, zero, axis), entry.arrays.get(f"{number} levels")
+        )
         if f"{number} bias" in entry.arrays:
             biases[layer] = entry.arrays[f"{number} bias"]
     scales = {(share, dtype): np.array(scale, np.float32) for share, dtype, scale in entry.values["scales"]}
@@ -50,9 +54,10 @@ def unpack_change(entry: Entry, schemes: Mapping[str, Scheme]) -> Change:
 
 def content_of(quantized: Quantized) -> str:
     """Hexadecimal SHA-256 of all that decides what a quantized model computes."""
-    choices = {name: kernel.name for name, kernel in quantized.assignment.kernels.items()}
-    weight_only = {name: kernel.name for name, kernel in quantized.assignment.weight_only.items()}
-    found = hashlib.sha256(json.dumps([arithmetic(quantized.runtime), choices, weight_only], sort_keys=True).encode())
+    own = quantized.assignment
+    kernels = {**own.kernels, **own.weight_only, **own.dynamic}
+    choices = {name: kernel.name for name, kernel in kernels.items()}
+    found = hashlib.sha256(json.dumps([arithmetic(quantized.runtime), choices], sort_keys=True).encode())
 
     def add(name: object, q: QParams, *arrays: NDArray[Any]) -> None:
         found.update(repr((name, q.scheme)).encode())
@@ -62,5 +67,6 @@ def content_of(quantized: Quantized) -> str:
     for version, tensor in (*quantized.activations.items(), *quantized.again.items()):
         add(version, tensor.q)
     for layer, weight in quantized.weights.items():
-        add(layer, weight.q, weight.integers, quantized.biases[layer])
+        levels = [] if weight.levels is None else [weight.levels]
+        add(layer, weight.q, weight.integers, quantized.biases[layer], *levels)
     return found.hexdigest()

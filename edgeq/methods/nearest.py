@@ -2,6 +2,8 @@
 
 Where there are many integers, the largest weight sets the scale. Where there are few, the scale with the least squared
 error does: cutting off the largest weights then costs less than rounding all the others coarsely.
+
+Where levels are not evenly spaced, levels and scales are those with the least squared error.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeq.methods.k_means import k_means
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.methods.scales import least_costly, rounded, scales
 from edgeq.model.model import Model
@@ -27,4 +30,6 @@ def nearest(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
 
 def quantize_weight(one: Wanted) -> QuantizedWeight:
     """Rounds to nearest, with absolute-maximum scales or those of least squared error."""
+    if one.scheme.levels is not None:
+        return k_means(one)
     return rounded(one, least_costly(one, np.square) if one.scheme.width <= FEW_BITS else scales(one))

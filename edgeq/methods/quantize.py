@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.impact import Impact
-from edgeq.errors import UnsupportedError
+from edgeq.errors import UnsupportedError, UsageError
 from edgeq.lowering.assign import assign
-from edgeq.methods import METHODS, NEAREST, method
+from edgeq.methods import METHODS, NEAREST, fits, method
 from edgeq.methods.bias_correction import corrected
 from edgeq.methods.method import STEPS, Change, Method, Seen, Wanted
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
+from edgeq.numerics.levels import count_of, fixed_levels
 from edgeq.numerics.weights import QuantizedWeight
 from edgeq.progress import Progress, Silent
 from edgeq.quantization.activations import Ranges, quantize_activations
@@ -52,6 +53,9 @@ def quantize_model(
         estimator: see `quantize_activations`.
         ranges: see `quantize_activations`; a search over many plans of one model and runtime keeps them here.
         correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
+
+    Raises:
+        UsageError: a method does not round to the levels that a layer is to have.
     """
     assignment = assign(model, runtime, calibration.histograms, choices)
     activations, again = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
@@ -74,6 +78,8 @@ def quantize_model(
 
     take(NEAREST, wanted)
     asked = {one.layer: (methods or {}).get(one.layer, NEAREST) for one in wanted}
+    for one in wanted:
+        _refuse_unfit(one, asked[one.layer])
     others = dict.fromkeys((*METHODS, *asked.values()))  # in the registry's order, and what is not there is told
     del others[NEAREST]
     for name in others:
@@ -97,6 +103,13 @@ def _wanted(model: Model, quantized: Quantized) -> list[Wanted]:
         axis = output_channels_axis(group.op)
         found.append(Wanted(group.name, weight, bias, kernel.weight_scheme, axis, input_scale))
     return found
+
+
+def _refuse_unfit(one: Wanted, name: str) -> None:
+    if not fits(name, one.scheme):
+        what = f"{one.scheme.dtype} weights, {one.scheme.levels or 'evenly spaced'}"
+        able = ", ".join(other for other in METHODS if fits(other, one.scheme))
+        raise UsageError(f"{name} does not round to {what}", where=f"layer {one.layer}", remedy=f"one of {able}")
 
 
 def _take(quantized: Quantized, wanted: Wanted, by: str, change: Change) -> None:
@@ -128,7 +141,24 @@ def _unstorable(found: QuantizedWeight, wanted: Wanted) -> str:
         return f"{scale.size} scales where there are {channels}"
     if scale.shape != zero.shape or (scheme.symmetry == "symmetric" and scheme.signed and zero.any()):
         return "other zero points than its scheme has"
+    if why := _unlevelled(found):
+        return why
     kept = np.issubdtype(found.integers.dtype, np.integer)
     if not kept or found.integers.min() < scheme.quant_min or found.integers.max() > scheme.quant_max:
         return f"weights that are no integers from {scheme.quant_min} to {scheme.quant_max}"
     return ""
+
+
+def _unlevelled(found: QuantizedWeight) -> str:
+    """What is wrong with the levels of weights; empty if they are those of their scheme."""
+    scheme, levels = found.q.scheme, found.levels
+    if scheme.levels is None:
+        return "" if levels is None else "levels where they are evenly spaced"
+    fixed = fixed_levels(scheme)
+    if levels is None or levels.dtype != np.float32 or levels.shape != (count_of(scheme),):
+        return f"not {count_of(scheme)} levels in float32"
+    if not np.isfinite(levels).all() or (np.diff(levels) < 0).any():
+        return "levels that are not finite and ascending"
+    if fixed is not None and not np.array_equal(levels, fixed):
+        return f"other levels than those of {scheme.levels}"
+    return f"places beyond the last of {len(levels)} levels" if found.integers.max() >= len(levels) else ""

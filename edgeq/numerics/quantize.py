@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgeq.numerics.scheme import Scheme
 
 _STORED = {
-    "int2": np.int8, "int4": np.int8, "uint4": np.uint8, "int8": np.int8, "uint8": np.uint8,
+    "int2": np.int8, "uint2": np.uint8, "int4": np.int8, "uint4": np.uint8, "int8": np.int8, "uint8": np.uint8,
     "int16": np.int16, "uint16": np.uint16, "int32": np.int32, "int64": np.int64,
 }  # fmt: skip
 

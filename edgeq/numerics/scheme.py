@@ -6,17 +6,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal[
-    "int2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "bfloat16", "float32"
-]
+    "int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "int64",
+    "float16", "bfloat16", "float32",
+]  # fmt: skip
 Symmetry = Literal["symmetric", "asymmetric"]
 Granularity = Literal["tensor", "channel", "group"]
 
-_BITS = {"int2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32, "int64": 64}
+Levels = Literal["codebook", "pow2"]
+
+_BITS = {
+    "int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32,
+    "int64": 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A uniform affine quantization scheme: real = scale * (integer - zero_point).
+    """A uniform affine quantization scheme: real = scale * (integer - zero_point). Or, of weights, one of levels that
+    are not evenly spaced: real = scale * levels[integer].
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", equation 1.
@@ -30,6 +37,8 @@ class Scheme:
         power_of_two: scales are powers of two, where the device multiplies by shifting.
         bits: significant bits when fewer than the type holds (7-bit weights where `u8 x s8` saturates).
         group: how many numbers in a row share a scale, where the granularity is `group`.
+        levels: where they are not evenly spaced, which there are: any (`codebook`, stored with the tensor), or
+            `pow2`, zero and plus or minus 1, 1/2, 1/4 and so on. Integers are then places among the levels.
     """
 
     dtype: DType
@@ -39,6 +48,7 @@ class Scheme:
     power_of_two: bool = False
     bits: int | None = None
     group: int | None = None
+    levels: Levels | None = None
 
     @property
     def integer(self) -> bool:

@@ -17,20 +17,24 @@ BIAS_HEADROOM = 2.0**29
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Integers in PyTorch's layout with their scales.
+    """Integers in PyTorch's layout with their scales, and their levels where these are not evenly spaced.
 
     Attributes:
         integers: the storage type of `q.scheme`, int8 for fewer bits, in the weight's shape.
         q: scale float32 [channels] (or []), zero point; of groups [channels * groups], channel by channel, each for
             a row of `integers.reshape(-1, group)`.
+        levels: float32 [levels], ascending; None where the integers themselves, less the zero point, are the levels.
     """
 
     integers: NDArray[Any]
     q: QParams
+    levels: NDArray[np.float32] | None = None
 
     @property
     def real(self) -> NDArray[np.float32]:
         """What the integers stand for, float32."""
+        if self.levels is not None:
+            return np.asarray(self.levels[self.integers] * self.q.shaped(self.integers.ndim)[0])
         return dequantize(rows(self.integers, self.q.scheme), self.q).reshape(self.integers.shape)
 
 

@@ -83,11 +83,14 @@ def _weight(quantized: Quantized, group: Group, alpha: float | None) -> WeightPl
     if weight is None or kernel is None:
         return None
     digest = hashlib.sha256(weight.integers.tobytes())
+    if weight.levels is not None:
+        digest.update(weight.levels.tobytes())
     digest.update(weight.q.scale.tobytes())
     return WeightPlan(
         dtype=weight.q.scheme.dtype,
         symmetry=weight.q.scheme.symmetry,
         granularity=weight.q.scheme.granularity,
+        levels=weight.q.scheme.levels,
         axis=weight.q.axis or 0,
         algorithm=("" if alpha is None else f"SmoothQuant (alpha {alpha:g}), ") + _ROUNDED.get(method, method),
         method=method,

@@ -11,7 +11,7 @@ from pydantic import Field
 from edgeq.errors import UsageError
 from edgeq.limits import Measured
 from edgeq.methods.effort import DEFAULT, EffortName
-from edgeq.numerics.scheme import DType, Granularity, Symmetry
+from edgeq.numerics.scheme import DType, Granularity, Levels, Symmetry
 from edgeq.plans.rules import Rule
 from edgeq.reading import read_json
 from edgeq.records.strict import Strict, validated
@@ -36,17 +36,19 @@ class TensorPlan(Strict):
 
 
 class WeightPlan(Strict):
-    """A weight tensor: its type, and the hash of the integers that the artefact must store."""
+    """A weight tensor: its type, and the hash of what the artefact must store."""
 
     dtype: DType
     symmetry: Symmetry
     granularity: Granularity
+    levels: Levels | None = None
+    """Which there are, where they are not evenly spaced."""
     axis: int
     algorithm: str
     method: str = "nearest"
     """How it is rounded: a name in `edgeq.methods`."""
     sha256: str
-    """Over the int values in PyTorch's layout, then the float32 scales."""
+    """Over the int values in PyTorch's layout, then the float32 levels where there are any, then the float32 scales."""
     bias: Literal["int32", "int64", "float32"] | None = None
 
 

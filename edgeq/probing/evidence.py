@@ -134,7 +134,7 @@ def cells_of(runtime: Runtime) -> Iterator[tuple[OpClass, Kernel]]:
 def claim_of(runtime: Runtime, op: OpClass, kernel: Kernel) -> str:
     """Digest of what a table says of a cell: types, schemes, and what the runtime prescribes for the operator."""
     said = {
-        "kernel": kernel.model_dump(mode="json", exclude={"ops", "source"}, exclude_defaults=True),
+        "kernel": kernel.model_dump(mode="json", exclude={"ops", "source", "expanded_at_load"}, exclude_defaults=True),
         "shared_scale": op in runtime.shared_scale,
         "fixed_outputs": [f.model_dump(mode="json") for f in runtime.fixed_outputs if f.op == op],
     }

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from edgeq.formats import FORMATS
-from edgeq.numerics.scheme import DType, Granularity, Scheme, Symmetry
+from edgeq.numerics.scheme import DType, Granularity, Levels, Scheme, Symmetry
 from edgeq.registry import figures as known
 from edgeq.runtimes import NOT_RUN, RUNTIMES
 
@@ -36,6 +36,8 @@ RuntimeName = Annotated[str, AfterValidator(lambda name: _one_of([*RUNTIMES, *NO
 
 
 _FLOATS = ("float16", "bfloat16", "float32")
+
+_LEVELLED = {(dtype, "symmetric", "channel", None) for dtype in ("uint2", "uint4")}
 
 
 def _bits(dtype: DType) -> str:
@@ -64,6 +66,11 @@ class Kernel(_Strict):
     weight_granularity: Granularity = "channel"
     weight_group: Annotated[int, Field(gt=1)] | None = None
     """Weights that share a scale, along the row of an output, where the granularity is `group`."""
+    weight_levels: Levels | None = None
+    """Of weights alone: levels that are not evenly spaced, a scale for each channel; `weights` holds their places."""
+    expanded_at_load: bool = False
+    """Of weights alone: the runtime makes all of them float when it loads the file. They save bytes of the file, and no
+    memory and no time."""
     weight_narrow: bool = False
     weight_bits: int | None = None
     bias: Literal["int32", "int64", "float32"] | None = None
@@ -75,13 +82,14 @@ class Kernel(_Strict):
     def name(self) -> str:
         """What plans call it: `w4a8` for 4-bit weights and 8-bit activations, `a8` without weights, `w4` where the
         activations stay in float, `w4g32` where 32 weights share a scale, `w4asym` where weights have a zero point,
-        `w8a8dyn` where the input is rounded in every call.
+        `w4codebook` or `w4pow2` by the levels that they have, `w8a8dyn` where the input is rounded in every call.
         `edgeq.lowering.form` reads these names."""
         weights = "" if self.weights is None else f"w{_bits(self.weights)}"
         group = "" if self.weight_group is None else f"g{self.weight_group}"
         zero = "asym" if self.weights is not None and self.weight_symmetry == "asymmetric" else ""
         dynamic = "" if self.dynamic is None else "dyn"
-        return weights + group + zero + ("" if self.weight_only else f"a{_bits(self.activations)}{dynamic}")
+        activations = "" if self.weight_only else f"a{_bits(self.activations)}{dynamic}"
+        return weights + group + zero + (self.weight_levels or "") + activations
 
     @property
     def weight_only(self) -> bool:
@@ -109,6 +117,7 @@ class Kernel(_Strict):
             self.power_of_two,
             self.weight_bits,
             self.weight_group,
+            self.weight_levels,
         )
 
     @model_validator(mode="after")
@@ -119,6 +128,15 @@ class Kernel(_Strict):
             raise ValueError("float activations without integer weights are no kernel of a table")
         if self.dynamic is not None and (self.weight_only or self.bias != "float32"):
             raise ValueError("a dynamic kernel rounds activations to integers, and adds a float32 bias")
+        return self
+
+    @model_validator(mode="after")
+    def _levels_have_places(self) -> Kernel:
+        kind = self.weights, self.weight_symmetry, self.weight_granularity, self.weight_bits
+        if self.weight_levels is not None and not (self.weight_only and kind in _LEVELLED):
+            raise ValueError(
+                "weight_levels goes with float activations and symmetric uint2 or uint4, a scale a channel"
+            )
         return self
 
 
@@ -246,4 +264,6 @@ class Profile(_Strict):
 def arithmetic(runtime: Runtime) -> dict[str, Any]:
     """Of a runtime, what decides which values an artefact stores: not how a target file knows it, nor what runs it."""
     others = dict.fromkeys(("extra", "float_alternatives", "rounds_float_layers"), True)
-    return runtime.model_dump(mode="json", exclude={**others, "kernels": {"__all__": {"source", "accumulator"}}})
+    return runtime.model_dump(
+        mode="json", exclude={**others, "kernels": {"__all__": {"source", "accumulator", "expanded_at_load"}}}
+    )

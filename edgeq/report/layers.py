@@ -66,4 +66,5 @@ def _row(quantized: Quantized, group: Group, error: float | None) -> Layer:
 
 def _weight_text(scheme: Scheme, method: str) -> str:
     shared = "" if scheme.granularity == "tensor" else f" per {scheme.granularity}"
-    return f"{scheme.dtype}{shared}" + ("" if method == NEAREST else f", {method}")
+    levels = "" if scheme.levels is None else f" {scheme.levels}"
+    return f"{scheme.dtype}{levels}{shared}" + ("" if method == NEAREST else f", {method}")

@@ -30,8 +30,8 @@ ON_INTEGERS = {
     "litert": ("w8a8", "w4a8", "w8a16"),
 }
 WEIGHTS_ALONE = {
-    "onnxruntime": ("w8", "w4", "w4asym", "w2"),
-    "openvino": ("w8", "w4", "w2", "w4asym"),
+    "onnxruntime": ("w8", "w4", "w4asym", "w2", "w4codebook", "w2codebook"),
+    "openvino": ("w8", "w4", "w2", "w4asym", "w4codebook", "w2codebook"),
     "litert": ("w8", "w4", "w2"),
 }
 """What a convolution is offered, by runtime."""

@@ -199,7 +199,18 @@ def test_where_activations_hurt_weights_alone_become_small(tmp_path: Path) -> No
     assert found.planned is not None and found.planned.proof is not None
     choices = {layer.name: layer.choice for layer in found.layers}
     assert found.planned.proof.held, (choices, found.planned.attempts)
-    assert {choices["far"], choices["back"]} <= {"w8", "w4", "w4g32", "w4asym", "w4g32asym", "w2", "w2g32", "float32"}
+    assert {choices["far"], choices["back"]} <= {
+        "w8",
+        "w4",
+        "w4g32",
+        "w4asym",
+        "w4g32asym",
+        "w2",
+        "w2g32",
+        "w4codebook",
+        "w2codebook",
+        "float32",
+    }
     assert choices["back"] != "float32" and choices["wide"] != "float32"
     assert found.planned.predicted["size"] == pytest.approx(found.planned.proof.size, rel=0.02)
     alternatives = {layer.name: layer.alternatives for layer in found.layers}

@@ -15,6 +15,7 @@ from edgeq.lowering.space import Space
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.numerics import Scheme
+from edgeq.numerics.levels import count_of
 from edgeq.registry.schema import Kernel, Runtime
 
 
@@ -36,12 +37,13 @@ class Sizes:
 
 _ADDED = (
     "scales", "tensors", "weights", "widened weights", "weights by channel", "2-bit weights", "shared",
-    "scales alone", "weights alone", "groups alone", "zero points alone", "dynamic",
+    "scales alone", "weights alone", "groups alone", "zero points alone", "levels alone", "dynamic",
 )  # fmt: skip
 """What a format adds something for: scales, tensors of integers, integer weights and those of fewer bits, or of a
 convolution channel by channel, which a format may have to reshape; weights of 2 bits, which it may only have without a
 sign; bytes of float weights that stand for something else as well, which it may store twice; and, where weights alone
-are integers, their scales, the weights, those in groups, those with zero points and what rounds the input beside."""
+are integers, their scales, the weights, those in groups, those with zero points, those with levels and what rounds the
+input beside."""
 
 
 def fit_sizes(space: Space, built: Sequence[tuple[Mapping[str, str], int]]) -> Sizes:
@@ -81,11 +83,12 @@ def _added(model: Model, runtime: Runtime, group: Group, kernel: Kernel) -> dict
     found = {} if alone else {"tensors": float(writes_integers(model, runtime, group))}
     if scheme is not None and (scales := _scales(model, group, scheme)):
         found |= {f"scales{alone}": float(scales), f"weights{alone}": 1.0}
-        found["2-bit weights"] = float(scheme.stored_bits == 2)
+        found["2-bit weights"] = float(scheme.dtype == "int2")
         found["weights by channel"] = float(group.op == "depthwise_conv2d")
         if alone:
             found["groups alone"] = float(scheme.group is not None)
             found["zero points alone"] = float(scheme.symmetry == "asymmetric")
+            found["levels alone"] = float(scheme.levels is not None)
             found["dynamic"] = float(kernel.dynamic is not None)
         else:
             found["widened weights"] = float(scheme.stored_bits < 8)
@@ -116,11 +119,12 @@ def _scales(model: Model, group: Group, scheme: Scheme) -> int:
 
 
 def stored_bytes(model: Model, group: Group, kernel: Kernel | None) -> float:
-    """Bytes of a layer's weights, their zero points where they have any, and bias, without their scales."""
+    """Bytes of a layer's weights, their zero points or levels where they have any, and bias, without their scales."""
     scheme = kernel.weight_scheme if kernel is not None else None
     if scheme is None or group.weight is None:
         return 4.0 * group.parameters
     channels = _channels(model, group)
     bias = channels * (8 if kernel is not None and kernel.bias == "int64" else 4)
     points = _scales(model, group, scheme) if scheme.symmetry == "asymmetric" else 0
-    return (group.parameters - channels + points) * scheme.stored_bits / 8 + bias
+    levels = 0 if scheme.levels is None else 4 * count_of(scheme)
+    return (group.parameters - channels + points) * scheme.stored_bits / 8 + levels + bias

@@ -49,7 +49,7 @@ def takes(other: Kernel, own: Kernel) -> bool:
 
 def _holds(wide: Scheme, narrow: Scheme) -> bool:
     """Whether every tensor of a narrow scheme is one of a wide scheme."""
-    if wide.dtype != narrow.dtype or wide.granularity != narrow.granularity:
+    if (wide.dtype, wide.granularity, wide.levels) != (narrow.dtype, narrow.granularity, narrow.levels):
         return False
     if wide.integer and not (wide.quant_min <= narrow.quant_min and narrow.quant_max <= wide.quant_max):
         return False

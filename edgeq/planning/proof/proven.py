@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgeq.calibration.histogram import Histogram
+from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import Ladder, ladder
+from edgeq.methods import fits
+from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.probing.evidence import shipped, unproven
 from edgeq.registry.schema import Runtime, Target
@@ -30,3 +35,16 @@ def proven_choices(
     gone = {f"{ops[name]} {c}" for name, choices in claimed.items() for c in choices if c not in proven[name]}
     more = f"the table of {target.name} claims more for {runtime.name} than was proven; left out: "
     return proven, [more + ", ".join(sorted(gone))] if gone else []
+
+
+def rounded_by(offered: Ladder, runtime: Runtime, model: Model, methods: Mapping[str, str] | None) -> Ladder:
+    """Of each layer's choices those that the method that is asked for rounds to; all where none is."""
+    if methods is None:
+        return offered
+
+    def able(group: Group, choice: str) -> bool:
+        kernel = None if choice == FLOAT else runtime.kernel(group.op, choice)
+        scheme = None if kernel is None else kernel.weight_scheme
+        return scheme is None or group.name not in methods or fits(methods[group.name], scheme)
+
+    return {g.name: tuple(choice for choice in offered[g.name] if able(g, choice)) for g in model.groups}

@@ -25,7 +25,7 @@ from edgeq.model.model import Model
 from edgeq.planning.costs.estimates import asked_of_vela
 from edgeq.planning.costs.state import known
 from edgeq.planning.costs.table import COSTS_VERSION, Costs, measure_costs, pack_costs, sources, unpack_costs
-from edgeq.planning.proof.proven import proven_choices
+from edgeq.planning.proof.proven import proven_choices, rounded_by
 from edgeq.planning.solver.program import relative_gap
 from edgeq.planning.solver.solve import Infeasible, Problem, Solution, check, cost_of, solve
 from edgeq.plans.plan import FloatPrecision, Proof, run_options
@@ -205,7 +205,8 @@ def searches(job: Job, runtime: Runtime, exporter: Exporter, minimize: str, rule
             f"energy cannot be modelled for {name}: its figures are not known",
             remedy="give a --profile with energy_per_byte, energy_per_mac_int8 and so on, or minimize something else",
         )
-    options, told = proven_choices(job.target, runtime, job.model, job.calibration.histograms)
+    proven, told = proven_choices(job.target, runtime, job.model, job.calibration.histograms)
+    options = rounded_by(proven, runtime, job.model, job.methods)
     ops = {group.name: group.op for group in job.model.groups}
     allowed = narrowed(options, ops, rules, runtime)
     key, folder = _key_of_costs(job, runtime, options), Path(mkdtemp(dir=exporter.scratch))

@@ -47,7 +47,8 @@ from edgeq.export.tflite_slices import Slice, slices
 RUNTIMES = ["onnxruntime", "openvino", "litert"]
 WEIGHTED_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
-BITS = {"w8a8": 8, "w8a16": 8, "w4a8": 4, "w2a8": 2, "w8": 8, "w4": 4, "w2": 2, "w4g32": 4, "w2g32": 2,
+BITS = {"w8a8": 8, "w8a16": 8, "w4a8": 4, "w2a8": 2, "w8": 8, "w4": 4, "w2": 2,
+        "w4codebook": 4, "w2codebook": 2, "w4g32": 4, "w2g32": 2,
         "w4asym": 4, "w4g32asym": 4, FLOAT: 32}  # fmt: skip
 """Of a stored weight, by choice."""
 
@@ -194,6 +195,7 @@ def _weight_bits(subject: Subject, built: Built) -> dict[str, int]:
             kinds.INT4: "int4",
             kinds.UINT4: "uint4",
             kinds.INT2: "int2",
+            kinds.UINT2: "uint2",
             kinds.FLOAT: "float32",
         }
         found = [(tuple(i.dims), names.get(i.data_type, "")) for i in onnx.load(path).graph.initializer]
@@ -204,7 +206,10 @@ def _weight_bits(subject: Subject, built: Built) -> dict[str, int]:
             op for op in openvino.Core().read_model(path).get_ordered_ops() if op.get_type_name() == "Constant"
         ]
         found = [(tuple(op.get_output_shape(0)), op.get_output_element_type(0).get_type_name()) for op in constants]
-    bits = {"int8": 8, "i8": 8, "int4": 4, "i4": 4, "uint4": 4, "u4": 4, "int2": 2, "u2": 2, "float32": 32, "f32": 32}
+    bits = {
+        "int8": 8, "i8": 8, "int4": 4, "i4": 4, "uint4": 4, "u4": 4, "int2": 2, "uint2": 2, "u2": 2,
+        "float32": 32, "f32": 32,
+    }  # fmt: skip
     result = {}
     for group in (g for g in subject.model.groups if g.op in WEIGHTED):
         weight = subject.model.state[group.weight or ""]

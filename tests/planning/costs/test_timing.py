@@ -29,7 +29,7 @@ Choices = Mapping[str, str]
 
 
 INTEGERS = ("w8a8", "w4a8", "w2a8", "a8")
-FLOATS = ("w8", "w4", "w4asym", "w2", FLOAT)
+FLOATS = ("w8", "w4", "w4asym", "w2", "w4codebook", "w2codebook", FLOAT)
 WIDTH = dict.fromkeys(INTEGERS, 8) | dict.fromkeys(("w8a16", "a16"), 16) | dict.fromkeys(FLOATS, 32)
 """Bits of what a layer reads and writes."""
 
@@ -142,7 +142,7 @@ def test_choices_that_run_in_one_kernel_have_one_time() -> None:
     rng = np.random.default_rng(0)
     spread, kernels = (
         [],
-        {"w8a8": 2.0, "w4a8": 2.0, "w2a8": 1.0, "a8": 1.0} | dict.fromkeys(("w8", "w4", "w4asym", "w2", FLOAT), 4.0),
+        {"w8a8": 2.0, "w4a8": 2.0, "w2a8": 1.0, "a8": 1.0} | dict.fromkeys(FLOATS, 4.0),
     )
     for told in (True, False):
         observed = []

@@ -9,11 +9,12 @@ import small_models as small
 
 from edgeq.lowering.assign import FLOAT
 from edgeq.lowering.choices import ladder
-from edgeq.planning.proof.proven import proven_choices
+from edgeq.planning.proof.proven import proven_choices, rounded_by
 from edgeq.probing.evidence import Evidence, shipped
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime, Target
 
+LEVELS = ("w4codebook", "w2codebook")
 HISTOGRAMS = small.calibration("residual").histograms
 
 
@@ -48,8 +49,8 @@ def test_everything_that_a_plan_could_take_is_proven(target: str, runtime: str) 
 def test_what_is_not_proven_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, [("conv2d", "w4a8"), ("conv2d", "w8"), ("conv1d", "w8a8")])
     options, notes = proven_choices(*given(), small.model("residual"), HISTOGRAMS)
-    assert options["stem"] == ("w8a8", "w2a8", "w4", "w4asym", "w2", FLOAT)
-    assert options["head"] == ("w8a8", "w4a8", "w2a8", "w8", "w4", "w4asym", "w2", FLOAT)
+    assert options["stem"] == ("w8a8", "w2a8", "w4", "w4asym", "w2", *LEVELS, FLOAT)
+    assert options["head"] == ("w8a8", "w4a8", "w2a8", "w8", "w4", "w4asym", "w2", *LEVELS, FLOAT)
     (note,) = notes
     assert "conv2d w4a8, conv2d w8" in note and "conv1d" not in note  # the model has none
 
@@ -57,7 +58,7 @@ def test_what_is_not_proven_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch
 def test_the_preferred_kernel_too(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, [("conv2d", "w8a8")])
     options, _ = proven_choices(*given(), small.model("residual"), HISTOGRAMS)
-    assert options["stem"] == ("w4a8", "w2a8", "w8", "w4", "w4asym", "w2", FLOAT)
+    assert options["stem"] == ("w4a8", "w2a8", "w8", "w4", "w4asym", "w2", *LEVELS, FLOAT)
 
 
 def test_a_table_without_evidence_is_taken_at_its_word() -> None:
@@ -66,3 +67,21 @@ def test_a_table_without_evidence_is_taken_at_its_word() -> None:
     options, (note,) = proven_choices(board, by, small.model("residual"), HISTOGRAMS)
     assert options == ladder(small.model("residual"), by, HISTOGRAMS)
     assert "edgeq probe --target my-board" in note
+
+
+def test_a_method_that_is_asked_for_leaves_what_it_rounds_to() -> None:
+    by, model = given()[1], small.model("residual")
+    options = ladder(model, by, HISTOGRAMS)
+    assert rounded_by(options, by, model, None) == options
+
+    def stem(name: str) -> tuple[str, ...]:
+        found = rounded_by(options, by, model, dict.fromkeys(options, name))
+        assert {n: c for n, c in found.items() if n not in ("stem", "inner", "head")} == {
+            n: c for n, c in options.items() if n not in ("stem", "inner", "head")
+        }
+        return found["stem"]
+
+    assert stem("nearest") == stem("gptq") == options["stem"]
+    assert stem("hqq") == stem("reconstruct") == tuple(c for c in options["stem"] if c not in LEVELS)
+    assert stem("squeezellm") == (*LEVELS, FLOAT)
+    assert stem("twn") == ("w2a8", "w2", FLOAT)
