@@ -17,17 +17,19 @@ class Effort(NamedTuple):
             choices by.
         methods: of the whole model, tried one after the other.
         steps: of learning, for each block.
+        rewrites: of the float network, one after the other (see `edgeq.rewrites`).
     """
 
     few: str
     methods: tuple[str, ...]
     steps: int
+    rewrites: tuple[str, ...]
 
 
 DEFAULT: EffortName = "balanced"
 
 EFFORTS: dict[EffortName, Effort] = {
-    "fast": Effort(NEAREST, (), 100),
-    "balanced": Effort(GPTQ, (RECONSTRUCT,), 100),
-    "max": Effort(GPTQ, (RECONSTRUCT,), 1000),
+    "fast": Effort(NEAREST, (), 100, ("smooth_quant",)),
+    "balanced": Effort(GPTQ, (RECONSTRUCT,), 100, ("smooth_quant",)),
+    "max": Effort(GPTQ, (RECONSTRUCT,), 1000, ("smooth_quant",)),
 }
