@@ -65,6 +65,10 @@ class Model:
 
         return replace(self, program=program, exported=exported)
 
+    def with_state(self, state: Mapping[str, Array]) -> Model:
+        """Likewise, with other tensors in place of some of its parameters, by name."""
+        return self.with_program(replace(self.program, state={**self.state, **state}))
+
     @property
     def state(self) -> Mapping[str, Array]:
         """Parameters and buffers by name."""

@@ -4,11 +4,19 @@ from edgeq.errors import UsageError
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.model.scaled import product_of
+from edgeq.rewrites.absorption import ABSORB
+from edgeq.rewrites.awq import AWQ
+from edgeq.rewrites.equalization import EQUALIZE
+from edgeq.rewrites.link_smoothing import SMOOTH_LINKS
 from edgeq.rewrites.rewrite import Rewrite
 from edgeq.rewrites.smooth_quant import SMOOTH_QUANT
 
 REWRITES: dict[str, Rewrite] = {
     "smooth_quant": SMOOTH_QUANT,
+    "equalize": EQUALIZE,
+    "smooth_links": SMOOTH_LINKS,
+    "absorb": ABSORB,
+    "awq": AWQ,
 }
 """In the order in which they are done."""
 

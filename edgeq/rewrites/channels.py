@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.graph import Node
@@ -62,3 +63,28 @@ def channels_of(model: Model, inputs: Inputs, axes: Mapping[str, int]) -> dict[s
         for name, sums in seen.items():
             found[name] = found[name].plus(sums) if name in found else sums
     return {name: sums.channels() for name, sums in found.items()}
+
+
+def rows_of(model: Model, inputs: Inputs, values: Sequence[str], most: int) -> dict[str, NDArray[np.float32]]:
+    """Some positions of values, [positions, channels], their channels last: as many of each batch, spread evenly.
+
+    Args:
+        most: positions of each value.
+    """
+    given = list(batches(model, inputs))
+    share = -(-most // len(given))
+
+    def look(batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen: dict[str, torch.Tensor] = {}
+
+        def see(node: Node, computed: list[Any]) -> list[Any]:
+            if node.name in values:
+                rows = computed[0].reshape(-1, computed[0].shape[-1])
+                seen[node.name] = rows[torch.linspace(0, len(rows) - 1, min(share, len(rows))).round().long()]
+            return computed
+
+        model.run([batch], see)
+        return seen
+
+    seen = list(side_by_side(look, given))
+    return {value: torch.cat([one[value] for one in seen]).numpy() for value in values}
