@@ -23,7 +23,8 @@ FEWEST = 8
 """Calibration samples below which nothing could be held out that says more than chance."""
 
 WORTH_DB = 0.5
-"""What it has to gain, on the mean of the ways to round that it is judged by: less is noise."""
+"""What it has to gain, on the mean of the ways to round that it is judged by, and what it may not lose on one of them:
+less is noise."""
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ def _judged(model: Model, given: Given, name: str, rewrite: Rewrite, places: Map
         return model, ""
     told = f"{np.mean(before):.1f} to {np.mean(after):.1f} dB, simulated on calibration samples that were held out"
     gains = np.subtract(after, before)
-    if gains.mean() < WORTH_DB or gains.min() < 0:
+    if gains.mean() < WORTH_DB or gains.min() <= -WORTH_DB:
         remark = f"{rewrite.title} was undone: {told}"
         given.clock.progress.note(remark)
         return model, remark
