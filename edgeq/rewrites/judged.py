@@ -6,13 +6,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from edgeq.calibration.calibrate import calibrate
+from edgeq.calibration.calibration import Calibration
 from edgeq.methods.quantize import quantize_model
+from edgeq.model.batches import batches, side_by_side
 from edgeq.model.model import Model
-from edgeq.quantization.simulate import sqnr_of
+from edgeq.quantization.quantized import Quantized
+from edgeq.quantization.simulate import movement, simulate
 from edgeq.registry.schema import Runtime
 from edgeq.rewrites.rewrite import Asked, Chosen, Inputs, Observed, Parameters
+
+CALIBRATED = 24
+"""Samples that ranges are of: enough to compare networks by."""
+
+Batch = list[torch.Tensor]
 
 Way = tuple[Runtime, Mapping[str, str] | None]
 """A runtime, and the choice of each layer; its preferred kernels if None."""
@@ -30,23 +40,43 @@ def best_of(
     Args:
         ways: every runtime with its preferred kernels, if not given.
     """
+    if not options:
+        return Chosen({}, [], [])
     ways = [(runtime, None) for runtime in asked.runtimes] if ways is None else ways
-    samples = asked.samples
     models = [asked.model, *(apply(asked.model, asked.observed, option) for option in options)]
-    judged = []
-    for number, model in enumerate(models):
-        judged.append(sqnrs(model, samples.observed, (samples.tried, samples.held_out), ways))
+    calibrations = [calibrated(model, asked.samples.observed) for model in models]
+    tried = []
+    for number, (model, calibration) in enumerate(zip(models, calibrations, strict=True)):
+        tried.append(np.mean(sqnrs(model, calibration, asked.samples.tried, ways)))
         asked.progress.step(number + 1, len(models))
-    best = int(np.argmax([np.mean(tried) for tried, _ in judged]))
-    return Chosen(options[best - 1] if best else {}, judged[0][1], judged[best][1])
+    best = int(np.argmax(tried))
+    if not best:
+        return Chosen({}, [], [])
+    before, after = (sqnrs(models[i], calibrations[i], asked.samples.held_out, ways) for i in (0, best))
+    return Chosen(options[best - 1], before, after)
 
 
-def sqnrs(model: Model, observed: Inputs, parts: Sequence[Inputs], ways: Sequence[Way]) -> list[list[float]]:
-    """SQNR of the outputs in dB, simulated: for each part of the samples, that of each way.
+def calibrated(model: Model, observed: Inputs) -> Calibration:
+    """Ranges from some of the samples, spread evenly."""
+    count = len(next(iter(observed.values())))
+    kept = np.linspace(0, count - 1, min(count, CALIBRATED)).round().astype(int)
+    return calibrate(model, {name: array[kept] for name, array in observed.items()})
 
-    Args:
-        observed: the samples that ranges are of.
-    """
-    calibration = calibrate(model, observed)
-    found = [quantize_model(model, runtime, calibration, choices=choices) for runtime, choices in ways]
-    return [[sqnr_of(model, quantized, part) for quantized in found] for part in parts]
+
+def sqnrs(model: Model, calibration: Calibration, inputs: Inputs, ways: Sequence[Way]) -> list[float]:
+    """SQNR of the outputs in dB, simulated, for each way."""
+    given = list(batches(model, inputs))
+    floats = list(side_by_side(lambda batch: model.run([batch])[0], given))
+    every = (quantize_model(model, runtime, calibration, choices=choices) for runtime, choices in ways)
+    return [_sqnr(model, quantized, given, floats) for quantized in every]
+
+
+def _sqnr(model: Model, quantized: Quantized, given: Sequence[Batch], floats: Sequence[Batch]) -> float:
+    """Likewise of one; `floats` is what the model gives for each batch."""
+
+    def noise(batch: tuple[Batch, Batch]) -> NDArray[np.float64]:
+        samples = len(batch[0][0]) if model.inputs[0].batched else 1
+        return movement(simulate(model, quantized, batch[0]), batch[1], samples)
+
+    found = np.concatenate(list(side_by_side(noise, zip(given, floats, strict=True))))
+    return float(-10 * np.log10(max(float(found.mean()), 1e-20)))

@@ -16,7 +16,7 @@ from edgeq.model.model import Model
 from edgeq.registry.load import load_target
 from edgeq.rewrites import REWRITES, absorption, equalization, link_smoothing
 from edgeq.rewrites.channels import channels_of
-from edgeq.rewrites.judged import sqnrs
+from edgeq.rewrites.judged import calibrated, sqnrs
 from edgeq.rewrites.links import find_links
 from edgeq.rewrites.rewrite import Channels, Observed, split
 
@@ -115,8 +115,7 @@ def test_what_bad_scales_lost_comes_back(name: str, target: str) -> None:
 
     def left(model: Model) -> float:
         parts = split({model.inputs[0].name: bad.images(64)})
-        ((found,),) = [sqnrs(model, parts.observed, [parts.held_out], ways)]
-        return float(np.mean(found))
+        return float(np.mean(sqnrs(model, calibrated(model, parts.observed), parts.held_out, ways)))
 
     model = bad.model(scale=30.0)
     changed = everywhere(
