@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.calibration import Calibration
+from edgeq.calibration.gradients import measure_impact
+from edgeq.calibration.impact import Impact
+from edgeq.lowering.assign import assign
 from edgeq.methods.quantize import quantize_model
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.model import Model
@@ -19,10 +22,13 @@ from edgeq.quantization.simulate import movement, simulate
 from edgeq.registry.schema import Runtime
 from edgeq.rewrites.rewrite import Asked, Chosen, Inputs, Observed, Parameters
 
-CALIBRATED = 24
-"""Samples that ranges are of: enough to compare networks by."""
+CALIBRATED, WEIGHED = 32, 8
+"""Samples that ranges are of, and those that tell what errors of a tensor do to the outputs: enough to compare networks
+by. Without the latter, ranges are worse than those of a build, and whatever narrows them looks good."""
 
 Batch = list[torch.Tensor]
+
+Seen = tuple[Calibration, Impact]
 
 Way = tuple[Runtime, Mapping[str, str] | None]
 """A runtime, and the choice of each layer; its preferred kernels if None."""
@@ -44,7 +50,7 @@ def best_of(
         return Chosen({}, [], [])
     ways = [(runtime, None) for runtime in asked.runtimes] if ways is None else ways
     models = [asked.model, *(apply(asked.model, asked.observed, option) for option in options)]
-    calibrations = [calibrated(model, asked.samples.observed) for model in models]
+    calibrations = [calibrated(model, asked.samples.observed, ways) for model in models]
     tried = []
     for number, (model, calibration) in enumerate(zip(models, calibrations, strict=True)):
         tried.append(np.mean(sqnrs(model, calibration, asked.samples.tried, ways)))
@@ -56,18 +62,24 @@ def best_of(
     return Chosen(options[best - 1], before, after)
 
 
-def calibrated(model: Model, observed: Inputs) -> Calibration:
-    """Ranges from some of the samples, spread evenly."""
-    count = len(next(iter(observed.values())))
-    kept = np.linspace(0, count - 1, min(count, CALIBRATED)).round().astype(int)
-    return calibrate(model, {name: array[kept] for name, array in observed.items()})
+def calibrated(model: Model, observed: Inputs, ways: Sequence[Way]) -> Seen:
+    """What ranges are chosen by, from some of the samples."""
+
+    def some(most: int) -> Inputs:
+        count = len(next(iter(observed.values())))
+        kept = np.linspace(0, count - 1, min(count, most)).round().astype(int)
+        return {name: array[kept] for name, array in observed.items()}
+
+    found = calibrate(model, some(CALIBRATED))
+    tensors = {name for runtime, choices in ways for name in assign(model, runtime, found.histograms, choices).tensors}
+    return found, measure_impact(model, some(WEIGHED), found.histograms, sorted(tensors))
 
 
-def sqnrs(model: Model, calibration: Calibration, inputs: Inputs, ways: Sequence[Way]) -> list[float]:
+def sqnrs(model: Model, seen: Seen, inputs: Inputs, ways: Sequence[Way]) -> list[float]:
     """SQNR of the outputs in dB, simulated, for each way."""
     given = list(batches(model, inputs))
     floats = list(side_by_side(lambda batch: model.run([batch])[0], given))
-    every = (quantize_model(model, runtime, calibration, choices=choices) for runtime, choices in ways)
+    every = (quantize_model(model, runtime, *seen, choices=choices) for runtime, choices in ways)
     return [_sqnr(model, quantized, given, floats) for quantized in every]
 
 

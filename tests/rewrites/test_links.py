@@ -115,7 +115,7 @@ def test_what_bad_scales_lost_comes_back(name: str, target: str) -> None:
 
     def left(model: Model) -> float:
         parts = split({model.inputs[0].name: bad.images(64)})
-        return float(np.mean(sqnrs(model, calibrated(model, parts.observed), parts.held_out, ways)))
+        return float(np.mean(sqnrs(model, calibrated(model, parts.observed, ways), parts.held_out, ways)))
 
     model = bad.model(scale=30.0)
     changed = everywhere(
