@@ -30,6 +30,6 @@ DEFAULT: EffortName = "balanced"
 
 EFFORTS: dict[EffortName, Effort] = {
     "fast": Effort(NEAREST, (), 100, ("smooth_quant",)),
-    "balanced": Effort(GPTQ, (RECONSTRUCT,), 100, ("smooth_quant", "equalize", "smooth_links", "absorb")),
+    "balanced": Effort(GPTQ, (RECONSTRUCT,), 100, ("smooth_quant",)),
     "max": Effort(GPTQ, (RECONSTRUCT,), 1000, ("smooth_quant", "equalize", "smooth_links", "absorb", "awq")),
 }
