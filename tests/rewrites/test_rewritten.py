@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from edgeq.rewrites import REWRITES
 from edgeq.rewrites.rewrite import Asked, Chosen, Observed, Parameters, Rewrite
 from edgeq.rewrites.rewritten import Given, as_planned, rewritten
 
+GUIDE = Path(__file__).parents[2] / "docs" / "rewrites.md"
 FILES = {"onnx": "model.onnx", "openvino": "model.bin", "tflite": "model.tflite"}
 
 
@@ -60,6 +62,17 @@ def test_a_rewrite_comes_in_by_its_functions_and_an_entry(monkeypatch: pytest.Mo
     np.testing.assert_allclose(changed.state["stem.weight"], 2 * model.state["stem.weight"], rtol=1e-6)
     again = as_planned(model, given(model), changed.rewrites)
     assert again.fingerprint == changed.fingerprint
+
+
+def test_the_one_of_the_guide_is_judged_and_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bad.model(scale=1.0)
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+    monkeypatch.setitem(REWRITES, "double", REWRITES["equalize"])  # taken out again after the test
+    exec(code, {})
+    found, remarks = rewritten(model, given(model), ["double"])
+    assert found is model and all("doubling was undone" in remark for remark in remarks), "powers of two change nothing"
+    planned = as_planned(model, given(model), {"double": {"conv2d": 2.0}})
+    np.testing.assert_array_equal(planned.state["stem.weight"], 2 * model.state["stem.weight"])
 
 
 def test_what_gains_too_little_is_undone_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
