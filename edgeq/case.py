@@ -46,8 +46,9 @@ class Case:
         preprocess: how images become inputs: a preset or a TOML file.
         metric: `package.module:function` or a loaded metric; top-1 where there are labels.
         inputs, arch, trust_pickle: see `edgeq.load`.
-        smooth_quant: `off` leaves every value as it is; `auto` smooths those of transformers where that helps (see
-            `edgeq.quantization.smooth_quant`); or, as a plan says it, the alphas by graph node.
+        smooth_quant: `off` leaves SmoothQuant out of the rewrites that are tried.
+        rewrites: of the float model, as a plan says them; those of the effort, where they help, if None (see
+            `edgeq.rewrites`).
         effort: how much is tried for a better rounding: `fast`, `balanced` or `max` (see `edgeq.methods.effort`);
             `balanced`, or what a plan says, if None.
         method: how all weights are rounded instead (see `edgeq.methods`).
@@ -64,7 +65,8 @@ class Case:
     inputs: Sequence[str] = ()
     arch: str | None = None
     trust_pickle: bool = False
-    smooth_quant: Smooth | Mapping[str, float] = "auto"
+    smooth_quant: Smooth = "auto"
+    rewrites: Mapping[str, Mapping[str, float]] | None = None
     effort: EffortName | None = None
     method: str | None = None
     threads: int = 1

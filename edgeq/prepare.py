@@ -39,10 +39,10 @@ from edgeq.model.model import Model
 from edgeq.plans.plan import Plan
 from edgeq.progress import Clock
 from edgeq.registry.load import load_target, profile_of
-from edgeq.registry.schema import Profile, Runtime, Target
+from edgeq.registry.schema import Profile, Runtime, Target, arithmetic
 from edgeq.request import Request
+from edgeq.rewrites.rewritten import Given, as_planned, rewritten
 from edgeq.runtimes import RUNTIMES
-from edgeq.smoothed import smoothed
 
 EMULATED_SAMPLES = 100
 """Evaluation samples on an emulated device, which runs a hundred times slower than a real one."""
@@ -186,7 +186,7 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
         raise UsageError(f"there is no effort {case.effort!r}", remedy=f"one of {', '.join(EFFORTS)}")
     # of all formats of a target, so that a plan for another one finds it
     every = [r for aim in aims for r in (*aim.runtimes, *aim.target.runtimes)]
-    loaded = smoothed(load_case(case, clock, cache), every, case.smooth_quant, clock, cache)
+    loaded = _rewritten(case, load_case(case, clock, cache), every, clock, cache)
     # exporters find the model's values in their files by what they are on real samples
     loaded = replace(loaded, model=loaded.model.with_samples(loaded.calibration))
     calibration, impact = _calibrated(loaded, every, clock, cache)
@@ -231,6 +231,18 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
         replace(job, reference=references.get(job.evaluation.sha256, [])) if job.evaluation is not None else job
         for job in jobs
     ]
+
+
+def _rewritten(case: Case, loaded: Loaded, runtimes: Sequence[Runtime], clock: Clock, cache: Cache) -> Loaded:
+    """What was loaded, its model rewritten as the case says, or where that helps."""
+    distinct = {content_key("runtime", 1, **arithmetic(runtime)): runtime for runtime in runtimes}
+    given = Given(loaded.calibration, [distinct[key] for key in sorted(distinct)], clock, cache)
+    if case.rewrites is not None:
+        return replace(loaded, model=as_planned(loaded.model, given, case.rewrites))
+    names = EFFORTS[case.effort or DEFAULT].rewrites
+    tried = [name for name in names if name != "smooth_quant" or case.smooth_quant == "auto"]
+    model, remarks = rewritten(loaded.model, given, tried)
+    return replace(loaded, model=model, warnings=[*loaded.warnings, *remarks])
 
 
 def _of_another_class(aim: Aim) -> list[str]:

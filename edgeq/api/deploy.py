@@ -32,7 +32,7 @@ class DeployRequest(Request):
         out: folder of the build: artefacts, plan, report, lock.
         format: `all` keeps every format of the target.
         io: types at the model's ends, if not the target's.
-        plan: which choice each layer gets, and what is smoothed; without it, the runtime's preferred kernels. Its
+        plan: which choice each layer gets, and what is rewritten; without it, the runtime's preferred kernels. Its
             format is built.
         overwrite: replace an earlier build in `out`.
     """
@@ -60,7 +60,7 @@ def deploy(request: DeployRequest) -> Report:
     plan, keep_all = request.plan, request.format == "all"
     aim = _aim(request) if plan is None else _aim_of(plan, request)
     profile = load_profile(request.profile).name if request.profile else aim.target.default_profile
-    case = request if plan is None else replace(request, smooth_quant=plan.smooth_quant)
+    case = request if plan is None else replace(request, rewrites=plan.rewrites)
     with (
         staged_directory(Path(request.out), overwrite=request.overwrite) as folder,
         scratch_folder() as scratch,
@@ -105,8 +105,8 @@ def _aim_of(plan: Plan, request: DeployRequest) -> Aim:
     if request.method is not None:
         remedy = "leave --method away, edit the plan, or let --effort choose anew"
         raise UsageError("a plan says itself how weights are rounded", remedy=remedy)
-    if request.smooth_quant != "auto":
-        raise UsageError("a plan says itself what is smoothed", remedy="leave --smooth-quant away, or edit the plan")
+    if request.smooth_quant != "auto" or request.rewrites is not None:
+        raise UsageError("a plan says itself what is rewritten", remedy="leave --smooth-quant away, or edit the plan")
     if request.format not in ("auto", plan.format):
         raise UsageError(f"the plan is for {plan.format}, not for {request.format}", remedy="leave --format away")
     aim = _aim(replace(request, format=plan.format))

@@ -43,7 +43,7 @@ class FleetDeployRequest(Case):
     """What a fleet is built from.
 
     Attributes:
-        fleet, plans: see `edgeq.plans.fleet.read_fleet`. They say what is smoothed.
+        fleet, plans: see `edgeq.plans.fleet.read_fleet`. They say what is rewritten.
         out: folder of the build.
         limits: what the artefacts must hold at every target, or by target; where one does not run here, only the size
             is judged.
@@ -74,7 +74,7 @@ def deploy_fleet(request: FleetDeployRequest) -> FleetReport:
     fleet, plans = request.fleet, request.plans
     aims = _aims(request)
     makers = {a.name: _aim_of(a, fleet, aims) for a in fleet.artefacts}
-    case = replace(request, smooth_quant=_smoothed(request))
+    case = replace(request, rewrites=_rewrites(request))
     clock = Clock(request.progress)
     with (
         staged_directory(Path(request.out), overwrite=request.overwrite) as folder,
@@ -99,13 +99,13 @@ def deploy_fleet(request: FleetDeployRequest) -> FleetReport:
     return FleetReport(fleet=built, folders=places, reports={target: report for target, (_, report) in found.items()})
 
 
-def _smoothed(request: FleetDeployRequest) -> Mapping[str, float]:
-    """What the plans say is smoothed, all of them alike."""
-    if request.smooth_quant != "auto":
-        raise UsageError("a plan says itself what is smoothed", remedy="leave smooth_quant away, or edit the plans")
-    first, *others = [plan.smooth_quant for plan in request.plans.values()]
+def _rewrites(request: FleetDeployRequest) -> Mapping[str, Mapping[str, float]]:
+    """What the plans say is rewritten, all of them alike."""
+    if request.smooth_quant != "auto" or request.rewrites is not None:
+        raise UsageError("a plan says itself what is rewritten", remedy="leave smooth_quant away, or edit the plans")
+    first, *others = [plan.rewrites for plan in request.plans.values()]
     if any(other != first for other in others):
-        raise UsageError("its plans smooth different values", remedy="give all of them the same smooth_quant")
+        raise UsageError("its plans rewrite different values", remedy="give all of them the same rewrites")
     return first
 
 

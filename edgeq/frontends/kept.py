@@ -29,7 +29,7 @@ from edgeq.model.model import Model
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-VERSION = 7
+VERSION = 8
 """To be raised whenever normalisation changes."""
 
 LARGEST = 500_000_000
@@ -99,7 +99,8 @@ def _pack(model: Model) -> Entry | None:
         "sha256": model.sha256,
         "notes": list(model.notes),
         "examples": len(model.example),
-        "smoothing": dict(model.smoothing),
+        "rewrites": {name: dict(places) for name, places in model.rewrites.items()},
+        "levelled": sorted(model.levelled),
     }
     examples = {f"example{i}": array for i, array in enumerate(model.example)}
     return Entry(values, {**written.arrays, **examples})
@@ -156,7 +157,8 @@ def _model(entry: Entry, reference: Callable[[], Program]) -> Model:
         sha256=values["sha256"],
         example=example,
         notes=tuple(values["notes"]),
-        smoothing=dict(values["smoothing"]),
+        rewrites=values["rewrites"],
+        levelled=frozenset(values["levelled"]),
     )
 
 

@@ -103,12 +103,7 @@ def assign(
         if kernel is not None and kernel.float_ends:
             reasons[group.name] = float_ends_refusal(model, group, kernel)
             if not reasons[group.name]:
-                how = (
-                    _stored_alone(runtime, kernel)
-                    if kernel.weight_only
-                    else f"{kernel.weights} weights, its input rounded in every call"
-                )
-                reasons[group.name] = f"the plan chose {kernel.name}: {how}"
+                reasons[group.name] = f"the plan chose {kernel.name}: {_between_floats(runtime, kernel)}"
                 (weight_only if kernel.weight_only else dynamic)[group.name] = kernel
             continue
         asked = kernel
@@ -148,10 +143,11 @@ def _read_in_float(model: Model, kernels: Mapping[str, Kernel], names: Set[str])
     )
 
 
-def _stored_alone(runtime: Runtime, kernel: Kernel) -> str:
-    """What a kernel for weights alone does, in words."""
+def _between_floats(runtime: Runtime, kernel: Kernel) -> str:
+    """What a kernel does that reads and writes float, in words."""
     levels = "" if kernel.weight_levels is None else f" among {kernel.weight_levels} levels"
-    text = f"{kernel.weights} weights{levels}, computed in float"
+    text = f"{kernel.weights} weights{levels}, "
+    text += "computed in float" if kernel.weight_only else "its input rounded in every call"
     if kernel.expanded_at_load:
         text += f"; {runtime.name} expands them when it loads the file, so that they take the time of float weights"
     return text

@@ -17,17 +17,19 @@ class Effort(NamedTuple):
             choices by.
         methods: of the whole model, tried one after the other; blocks are reconstructed where a layer has few bits.
         steps: of learning, for each block.
+        rewrites: of the float network, one after the other (see `edgeq.rewrites`).
     """
 
     few: str
     methods: tuple[str, ...]
     steps: int
+    rewrites: tuple[str, ...]
 
 
 DEFAULT: EffortName = "balanced"
 
 EFFORTS: dict[EffortName, Effort] = {
-    "fast": Effort(NEAREST, (), 100),
-    "balanced": Effort(GPTQ, (RECONSTRUCT, DISTIL), 100),
-    "max": Effort(GPTQ, (RECONSTRUCT, DISTIL), 1000),
+    "fast": Effort(NEAREST, (), 100, ("smooth_quant",)),
+    "balanced": Effort(GPTQ, (RECONSTRUCT, DISTIL), 100, ("smooth_quant",)),
+    "max": Effort(GPTQ, (RECONSTRUCT, DISTIL), 1000, ("smooth_quant", "equalize", "smooth_links", "absorb", "awq")),
 }

@@ -38,8 +38,8 @@ class Model:
         example: one input per argument, for tracing and to compare exported files with the model by: real samples where
             there is data (see `with_samples`).
         notes: what was assumed while loading, for the user to see.
-        smoothing: by graph node, the alpha of values that were made easier to round
-            (see `edgeq.quantization.smooth_quant`).
+        rewrites: what was rewritten since it was loaded: by name, the parameters by graph node (see `edgeq.rewrites`).
+        levelled: graph nodes of values whose channels were made to reach equally far.
     """
 
     program: Program
@@ -52,7 +52,8 @@ class Model:
     sha256: str
     example: tuple[Array, ...]
     notes: tuple[str, ...] = ()
-    smoothing: Mapping[str, float] = field(default_factory=dict)
+    rewrites: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    levelled: frozenset[str] = frozenset()
 
     def with_program(self, program: Program) -> Model:
         """The same model, computed by another program. What it is compared with stays the program as it was loaded."""
@@ -63,6 +64,10 @@ class Model:
             return exported_program(program, self.example)
 
         return replace(self, program=program, exported=exported)
+
+    def with_state(self, state: Mapping[str, Array]) -> Model:
+        """Likewise, with other tensors in place of some of its parameters, by name."""
+        return self.with_program(replace(self.program, state={**self.state, **state}))
 
     @property
     def state(self) -> Mapping[str, Array]:

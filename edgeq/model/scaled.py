@@ -8,9 +8,6 @@ from typing import Any
 
 from edgeq.model.graph import Array, Node, Program, Value, linked, replaced
 
-SUFFIX = "_smoothed"
-"""What the product of a value and its factors is called after."""
-
 
 @dataclass(frozen=True)
 class Scaled:
@@ -49,24 +46,25 @@ def with_products(program: Program, state: Mapping[str, Array], scaled: Mapping[
         nodes.append(copy)
         if node.name in scaled:
             target, arguments = "aten.mul.Tensor", (copy, factors[node.name])
-            product = Node(f"{node.name}{SUFFIX}", "call_function", target, arguments, value=node.value)
+            product = Node(product_of(node.name), "call_function", target, arguments, value=node.value)
             nodes.append(product)
             products |= {(reader, node.name): product for reader in scaled[node.name].readers}
-    held = {_state_name(value): one.factor for value, one in scaled.items()}
-    given = [["PARAMETER", factors[value].name, _state_name(value), None, True, False] for value in scaled]
+    held = {product_of(value): one.factor for value, one in scaled.items()}
+    given = [["PARAMETER", factors[value].name, product_of(value), None, True, False] for value in scaled]
     return replace(
         program,
         nodes=linked(nodes),
-        lifted={**{factors[value].name: _state_name(value) for value in scaled}, **program.lifted},
+        lifted={**{factors[value].name: product_of(value) for value in scaled}, **program.lifted},
         state={**program.state, **state, **held},
         calling={**program.calling, "inputs": [*given, *program.calling["inputs"]]},
     )
 
 
+def product_of(value: str) -> str:
+    """What the product of a value and its factors is called, and their state."""
+    return f"{value}_smoothed"
+
+
 def _factor(value: str, one: Scaled) -> Node:
-    name = f"p_{value}{SUFFIX}"
+    name = f"p_{product_of(value)}"
     return Node(name, "placeholder", name, value=Value("float32", one.factor.shape))
-
-
-def _state_name(value: str) -> str:
-    return f"{value}{SUFFIX}"

@@ -11,7 +11,7 @@ from edgeq.model.model import Model
 from edgeq.plans.plan import FloatPrecision, LayerPlan, Plan, TensorPlan, WeightPlan
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.quantized import Quantized
-from edgeq.quantization.smooth_quant import smoothed_layers
+from edgeq.rewrites import rewritten_layers
 
 
 def describe(
@@ -24,7 +24,7 @@ def describe(
     effort: EffortName = DEFAULT,
 ) -> Plan:
     """The plan of a quantized model: schemes, ranges and reasons, layer by layer."""
-    runtime, smooth = quantized.runtime, smoothed_layers(model)
+    runtime, told = quantized.runtime, rewritten_layers(model)
     return Plan(
         model_hash=model.sha256,
         data_hash=data_hash,
@@ -38,12 +38,12 @@ def describe(
             for spec, node in zip(model.inputs, model.input_nodes, strict=True)
             if node in quantized.activations
         },
-        smooth_quant=dict(model.smoothing),
-        layers=[_layer(quantized, group, smooth.get(group.name)) for group in model.groups],
+        rewrites={name: dict(places) for name, places in model.rewrites.items()},
+        layers=[_layer(quantized, group, told.get(group.name, "")) for group in model.groups],
     )
 
 
-def _layer(quantized: Quantized, group: Group, alpha: float | None) -> LayerPlan:
+def _layer(quantized: Quantized, group: Group, rewritten: str) -> LayerPlan:
     written = next((n for n in (group.output, group.root) if n in quantized.activations), None)
     return LayerPlan(
         name=group.name,
@@ -53,7 +53,7 @@ def _layer(quantized: Quantized, group: Group, alpha: float | None) -> LayerPlan
         parameters=group.parameters,
         choice=quantized.assignment.choice(group.name),
         reason=quantized.assignment.reasons[group.name],
-        weight=_weight(quantized, group, alpha),
+        weight=_weight(quantized, group, rewritten),
         output=_tensor(written, quantized.activations[written]) if written else None,
         reads_again={node: _tensor(node, tensor) for node, tensor in quantized.read_anew(group).items()},
     )
@@ -77,7 +77,7 @@ _ROUNDED = {NEAREST: "round to nearest, analytic bias correction"}
 """What methods are called in words, where that is more than their name."""
 
 
-def _weight(quantized: Quantized, group: Group, alpha: float | None) -> WeightPlan | None:
+def _weight(quantized: Quantized, group: Group, rewritten: str) -> WeightPlan | None:
     method = quantized.methods.get(group.name, NEAREST)
     weight, kernel = quantized.weights.get(group.name), quantized.assignment.kernel(group.name)
     if weight is None or kernel is None:
@@ -92,7 +92,7 @@ def _weight(quantized: Quantized, group: Group, alpha: float | None) -> WeightPl
         granularity=weight.q.scheme.granularity,
         levels=weight.q.scheme.levels,
         axis=weight.q.axis or 0,
-        algorithm=("" if alpha is None else f"SmoothQuant (alpha {alpha:g}), ") + _ROUNDED.get(method, method),
+        algorithm=rewritten + _ROUNDED.get(method, method),
         method=method,
         sha256=digest.hexdigest(),
         bias=kernel.bias,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from edgeq.errors import UsageError
 from edgeq.limits import Measured
@@ -226,7 +224,7 @@ class Given(Strict):
 class Plan(Strict):
     """What is to be built for one runtime of one target."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     model_hash: str
     data_hash: str
     target: str
@@ -235,9 +233,9 @@ class Plan(Strict):
     inputs: dict[str, TensorPlan]
     float_precision: FloatPrecision = "float32"
     """What the runtime is to compute in where layers are left in float: a setting of the runtime, not of the file."""
-    smooth_quant: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
-    """Values of the model as it was loaded whose channels were smoothed before anything was rounded: by graph node, the
-    alpha of each (see `edgeq.quantization.smooth_quant`)."""
+    rewrites: dict[str, dict[str, float]] = {}
+    """What was done to the float model before anything was rounded: by rewrite, the parameter of each value that it
+    changed, by graph node (see `edgeq.rewrites`)."""
     effort: EffortName = DEFAULT
     """How long methods learn that do."""
     layers: list[LayerPlan]
@@ -281,6 +279,9 @@ def read_plan(path: Path) -> Plan:
     if isinstance(content, dict) and content.get("kind") == "edgeq.fleet":
         raise UsageError("is a fleet, not a plan", where=str(path), remedy="give one of the plans that stand beside it")
     version = content.get("schema_version") if isinstance(content, dict) else None
+    if version == 3:  # which knew one rewrite
+        version = content["schema_version"] = 4
+        content["rewrites"] = {"smooth_quant": content.pop("smooth_quant", {})}
     if version != Plan.model_fields["schema_version"].default:
         raise UsageError(
             "is not a plan of this version" if version else "is not a plan",

@@ -15,11 +15,10 @@ from edgeq.lowering.assign import Assignment, Version
 from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT, op_class
 from edgeq.numerics import QParams, Scheme, per_tensor, qparams
-from edgeq.quantization.smooth_quant import smoothed_values
 from edgeq.registry.schema import FixedOutput, Runtime
 
 END = "an input or output of the model: true extremes"
-SMOOTHED = "its channels were smoothed: true extremes"
+LEVELLED = "its channels were smoothed: true extremes"
 """All channels reach equally far then. What is cut off would be cut off everywhere, and layers behind a normalisation
 bear that less well than gradients say."""
 
@@ -86,14 +85,14 @@ def quantize_activations(
     own = assignment.tensors.items()
     for name, share in (*own, *((name, share) for (name, _), share in assignment.again.items())):
         shares[share].append(name)
-    at_the_ends, levelled = ends(model), smoothed_values(model)
+    at_the_ends, levelled = ends(model), model.levelled
     found: dict[Version, QuantizedTensor] = {}
     for share, names in shares.items():
         scheme = assignment.schemes[share].activation_scheme
         fixed = next((f for n in names if (f := _fixed(model, n, runtime, scheme)) is not None), None)
         key = (estimator, scheme, fixed is not None, tuple(sorted(names)))
         if key not in known:
-            whole = END if not at_the_ends.isdisjoint(names) else SMOOTHED if not levelled.isdisjoint(names) else ""
+            whole = END if not at_the_ends.isdisjoint(names) else LEVELLED if not levelled.isdisjoint(names) else ""
             known[key] = (
                 _prescribed(fixed, share[0], runtime.name)
                 if fixed

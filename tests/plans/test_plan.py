@@ -282,7 +282,7 @@ def test_a_truncated_file_is_refused_at_its_last_line(share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["3", "[]", "null", '"plan"', "{}", '{"schema_version": 2}', '{"schema_version": "3"}']
+    "text", ["3", "[]", "null", '"plan"', "{}", '{"schema_version": 2}', '{"schema_version": "4"}']
 )
 def test_json_that_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(text)

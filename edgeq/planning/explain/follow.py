@@ -62,7 +62,7 @@ def job_of(
         inputs=inputs,
         arch=arch,
         trust_pickle=trust_pickle,
-        smooth_quant=plan.smooth_quant,
+        rewrites=plan.rewrites,
     )
     clock = Clock(progress or Silent())
     cache = open_cache(clock.progress.note)

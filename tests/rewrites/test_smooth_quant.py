@@ -15,7 +15,6 @@ from torch import nn
 from edgeq.api.deploy import deploy
 from edgeq.cache import Cache
 from edgeq.calibration.histogram import Histogram
-from edgeq.case import Loaded
 from edgeq.data.dataset import make_dataset
 from edgeq.errors import UsageError
 from edgeq.frontends.load import load
@@ -23,9 +22,12 @@ from edgeq.lowering.assign import assign, is_masked
 from edgeq.model.model import Model
 from edgeq.plans.plan import read_plan
 from edgeq.progress import Clock, Silent
-from edgeq.quantization.alphas import choose, observe_channels, split
-from edgeq.quantization.smooth_quant import Extremes, factors, find_sites, smooth
-from edgeq.smoothed import smoothed
+from edgeq.rewrites.alphas import choose
+from edgeq.rewrites.channels import channels_of
+from edgeq.rewrites.rewrite import Channels, split
+from edgeq.rewrites.rewritten import Given, rewritten
+from edgeq.rewrites.sites import find_sites
+from edgeq.rewrites.smooth_quant import factors, smooth
 
 WIDTH, TOKENS, OUTLIERS = 16, 6, (3, 11)
 
@@ -104,8 +106,8 @@ def answers(model: Model, array: np.ndarray) -> np.ndarray:
 
 def everywhere(model: Model, array: np.ndarray, alpha: float = 0.5) -> Model:
     sites = find_sites(model)
-    values = [site.value for site in sites]
-    return smooth(model, observe_channels(model, inputs(model, array), values), dict.fromkeys(values, alpha))
+    axes = {site.value: -1 for site in sites}
+    return smooth(model, channels_of(model, inputs(model, array), axes), dict.fromkeys(axes, alpha))
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -137,12 +139,14 @@ def test_the_factors_are_those_of_the_paper() -> None:
     site = find_sites(model)[0]
     assert site.layers == ("block.query", "block.key", "block.value")
     low, high = np.linspace(-4, -1, WIDTH), np.linspace(0.5, 9, WIDTH)
-    found = factors(model, site, Extremes(low.astype(np.float32), high.astype(np.float32)), 0.3)
+    ends = [array.astype(np.float32) for array in (low, high)]
+    channels = Channels(*ends, *[np.zeros(WIDTH, np.float32)] * 3)
+    found = factors(model, site, channels, 0.3)
     for channel in range(WIDTH):
         value = max(abs(low[channel]), abs(high[channel]))
         weight = max(np.abs(model.state[f"{layer}.weight"][:, channel]).max() for layer in site.layers)
         assert found[channel] == pytest.approx(value**0.3 / weight**0.7, rel=1e-5)
-    changed = smooth(model, {site.value: Extremes(low.astype(np.float32), high.astype(np.float32))}, {site.value: 0.3})
+    changed = smooth(model, {site.value: channels}, {site.value: 0.3})
     np.testing.assert_allclose(changed.state["block.key.weight"], model.state["block.key.weight"] * found, rtol=1e-6)
     np.testing.assert_allclose(
         changed.state["block.first.weight"] * found, model.state["block.first.weight"], rtol=1e-5
@@ -150,14 +154,18 @@ def test_the_factors_are_those_of_the_paper() -> None:
     np.testing.assert_allclose(changed.state["block.first.bias"] * found, model.state["block.first.bias"], rtol=1e-5)
 
 
-def test_extremes_are_those_of_each_channel() -> None:
+def test_what_is_seen_is_that_of_each_channel() -> None:
     model, data = transformer(post_norm=False), tokens(20)
     value = find_sites(model)[0].value
-    found = observe_channels(model, inputs(model, data), [value])[value]
+    found = channels_of(model, inputs(model, data), {value: -1})[value]
     seen: list[np.ndarray] = []
     model.run([[torch.from_numpy(data)]], lambda n, v: (seen.append(v[0].numpy()) if n.name == value else None, v)[1])
-    np.testing.assert_allclose(found.low, seen[0].reshape(-1, WIDTH).min(0), rtol=1e-5)
-    np.testing.assert_allclose(found.high, seen[0].reshape(-1, WIDTH).max(0), rtol=1e-5)
+    rows = seen[0].reshape(-1, WIDTH)
+    np.testing.assert_allclose(found.low, rows.min(0), rtol=1e-5)
+    np.testing.assert_allclose(found.high, rows.max(0), rtol=1e-5)
+    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.magnitude, np.abs(rows).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found.deviation, rows.std(0), rtol=1e-4)
 
 
 def test_a_gated_network_has_its_factors_in_gain_and_gated_layer() -> None:
@@ -176,10 +184,10 @@ def test_it_is_chosen_where_it_helps_on_samples_that_it_never_saw(post_norm: boo
     rows = [{row.tobytes() for row in part[name]} for part in parts]
     assert all(rows) and rows[0].isdisjoint(rows[1]) and rows[0].isdisjoint(rows[2]) and rows[1].isdisjoint(rows[2])
     sites = find_sites(model)
-    found = choose(model, sites, observe_channels(model, parts.observed, [s.value for s in sites]), parts)
-    assert found.after > found.before + 3
+    found = choose(model, sites, channels_of(model, parts.observed, {s.value: -1 for s in sites}), parts)
+    assert found.after[0] > found.before[0] + 3
     norms = {site.value for site in sites if site.kind == "norm" and len(site.layers) == 3}
-    assert norms <= found.alphas.keys()
+    assert norms <= found.parameters.keys()
 
 
 @pytest.mark.parametrize("name", ["residual", "conv-norm-relu6", "mlp", "pools"])
@@ -187,10 +195,9 @@ def test_networks_without_a_candidate_are_not_touched_and_nothing_is_computed(na
     model = small.model(name)
     assert find_sites(model) == ()
     data = make_dataset(small.arrays(name, 16), model.inputs, labels=None, source="test")
-    loaded = Loaded(model, data, None, None, [])
-    clock = Clock(Silent())
-    runtimes = [small.runtime("onnxruntime")]
-    assert smoothed(loaded, runtimes, "auto", clock, Cache(None)) is loaded and not clock.seconds
+    given = Given(data, [small.runtime("onnxruntime")], Clock(Silent()), Cache(None))
+    found, remarks = rewritten(model, given, ["smooth_quant"])
+    assert found is model and not remarks and not given.clock.seconds
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
@@ -207,16 +214,16 @@ def test_an_artefact_gains_and_its_plan_is_followed_to_the_same_weights(
     lost = [report.builds[0].accuracy.sqnr_db for report in (off, auto)]
     assert lost[1] > lost[0] + 1, lost
     made = read_plan(tmp_path / "auto" / "plan.json")
-    assert made.smooth_quant and any("SmoothQuant" in text for text in auto.warnings)
+    assert made.rewrites["smooth_quant"] and any("SmoothQuant" in text for text in auto.warnings)
     layer = next(layer for layer in made.layers if layer.name == "block.query")
     assert layer.weight is not None and layer.weight.algorithm.startswith("SmoothQuant (alpha 0.")
     again = deploy(model, **{**how, "format": "auto"}, out=tmp_path / "again", plan=made)
     assert again.builds[0].format == form
     followed = read_plan(tmp_path / "again" / "plan.json")
-    assert followed.smooth_quant == made.smooth_quant
+    assert followed.rewrites == made.rewrites
     assert [x.weight for x in followed.layers] == [x.weight for x in made.layers]
-    with pytest.raises(UsageError, match="no value of this model that can be smoothed"):
-        wrong = made.model_copy(update={"smooth_quant": {"elsewhere": 0.5}})
+    with pytest.raises(UsageError, match="no value of this model that SmoothQuant can change"):
+        wrong = made.model_copy(update={"rewrites": {"smooth_quant": {"elsewhere": 0.5}}})
         deploy(model, **{**how, "format": "auto"}, out=tmp_path / "wrong", plan=wrong)
 
 

@@ -1,5 +1,4 @@
-"""Looks at each channel of what linear layers read, and tries how much smoothing helps (see
-`edgeq.quantization.smooth_quant`).
+"""Tries how much SmoothQuant helps (see `edgeq.rewrites.smooth_quant`).
 
 What is tried is simulated: what the layers read is rounded to 8 bits, and so are their weights; all else is float. So
 it does not depend on a runtime. Maxima are taken from some of the calibration samples, alphas are chosen on others, and
@@ -9,24 +8,22 @@ what was chosen is kept if it also helps on samples that had no part in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from edgeq.model.batches import batches, side_by_side
-from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, Scheme, qparams, sqnr_db
 from edgeq.numerics.fake import fake_quantize
 from edgeq.progress import Progress, Silent
-from edgeq.quantization.smooth_quant import Extremes, Site, factors
+from edgeq.rewrites.rewrite import Chosen, Observed, Split
+from edgeq.rewrites.sites import Site
+from edgeq.rewrites.smooth_quant import factors
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """The paper takes 0.5 for most models, and up to 0.8 where outliers are strong."""
-
-OBSERVED, TRIED, HELD_OUT = 64, 8, 8
-"""Samples for the maxima, for the choice, and for the last word; fewer where there are fewer."""
 
 WORTH_DB = 0.5
 """What it has to gain: less is noise, and a product of its own takes time."""
@@ -34,84 +31,20 @@ WORTH_DB = 0.5
 _READ, _WEIGHT = Scheme("uint8", "asymmetric"), Scheme("int8", "symmetric", "channel", narrow=True)
 
 
-class Smoothing(NamedTuple):
-    """What was chosen.
-
-    Attributes:
-        alphas: by graph node of a value; empty where nothing helps.
-        before, after: SQNR of the outputs in dB on samples that had no part in the choice, simulated.
-    """
-
-    alphas: dict[str, float]
-    before: float
-    after: float
-
-
-class Split(NamedTuple):
-    """Calibration samples by what they serve, by input name: no sample twice."""
-
-    observed: dict[str, np.ndarray]
-    tried: dict[str, np.ndarray]
-    held_out: dict[str, np.ndarray]
-
-
-def split(inputs: Mapping[str, np.ndarray]) -> Split:
-    """Samples spread evenly: an eighth for the choice, an eighth to be held out, the others for the maxima."""
-    count = len(next(iter(inputs.values())))
-    every = max(2, min(8, count // 2))
-    places = np.arange(count)
-    tried, held_out = places[places % every == 0], places[places % every == 1]
-    rest = places[places % every > 1] if every > 2 else tried
-
-    def of(chosen: np.ndarray, most: int) -> dict[str, np.ndarray]:
-        kept = chosen[np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int)]
-        return {name: array[kept] for name, array in inputs.items()}
-
-    return Split(of(rest, OBSERVED), of(tried, TRIED), of(held_out, HELD_OUT))
-
-
-def observe_channels(model: Model, inputs: Mapping[str, np.ndarray], values: Sequence[str]) -> dict[str, Extremes]:
-    """Extremes of each channel of some values, along the last axis.
-
-    Args:
-        inputs: by input name, [N, ...].
-        values: graph nodes.
-    """
-    wanted, found = set(values), dict[str, Extremes]()
-
-    def look(batch: list[torch.Tensor]) -> dict[str, Extremes]:
-        seen: dict[str, Extremes] = {}
-
-        def see(node: Node, computed: list[Any]) -> list[Any]:
-            if node.name in wanted:
-                rows = computed[0].reshape(-1, computed[0].shape[-1])
-                seen[node.name] = Extremes(rows.amin(0).numpy(), rows.amax(0).numpy())
-            return computed
-
-        model.run([batch], see)
-        return seen
-
-    for seen in side_by_side(look, batches(model, inputs)):
-        for name, one in seen.items():
-            so_far = found.get(name, one)
-            found[name] = Extremes(np.minimum(so_far.low, one.low), np.maximum(so_far.high, one.high))
-    return found
-
-
 def choose(
     model: Model,
     sites: Sequence[Site],
-    extremes: Mapping[str, Extremes],
+    observed: Observed,
     parts: Split,
     progress: Progress | None = None,
-) -> Smoothing:
+) -> Chosen:
     """An alpha for the values of each kind, or none: kind after kind, that which gives the best outputs.
 
     Args:
-        extremes: by graph node of a site's value, on `parts.observed`.
+        observed: by graph node of a site's value, on `parts.observed`.
     """
     progress = progress or Silent()
-    tried = _Trial(model, sites, extremes, parts.tried)
+    tried = _Trial(model, sites, observed, parts.tried)
     alphas: dict[str, float] = {}
     kinds = list(dict.fromkeys((site.kind, bool(site.divided)) for site in sites))
     best = tried.sqnr([alphas])[0]
@@ -124,19 +57,19 @@ def choose(
             best, alphas = results[first], options[first]
         progress.step(number + 1, len(kinds) + 1)
     if not alphas:
-        return Smoothing({}, best, best)
-    before, after = _Trial(model, sites, extremes, parts.held_out).sqnr([{}, alphas])
+        return Chosen({}, [best], [best])
+    before, after = _Trial(model, sites, observed, parts.held_out).sqnr([{}, alphas])
     progress.step(len(kinds) + 1, len(kinds) + 1)
-    return Smoothing(alphas if after >= before + WORTH_DB else {}, before, after)
+    return Chosen(alphas, [before], [after])
 
 
 class _Trial:
     """Some samples, what the float model answers to them, and what it answers with rounded linear layers."""
 
     def __init__(
-        self, model: Model, sites: Sequence[Site], extremes: Mapping[str, Extremes], inputs: Mapping[str, np.ndarray]
+        self, model: Model, sites: Sequence[Site], observed: Observed, inputs: Mapping[str, np.ndarray]
     ) -> None:
-        self.model, self.sites, self.extremes = model, sites, extremes
+        self.model, self.sites, self.observed = model, sites, observed
         self.batches = list(batches(model, inputs))
         self.floats = list(side_by_side(lambda batch: model.run([batch])[0], self.batches))
 
@@ -149,10 +82,10 @@ class _Trial:
         reads: dict[tuple[str, str], list[Callable[[Any], Any] | None]] = {}
         groups = {group.name: group for group in self.model.groups}
         for site in self.sites:
-            low, high = self.extremes[site.value]
+            low, high = self.observed[site.value][:2]
             divisor = np.ones_like(low)
             if site.value in alphas:
-                divisor = factors(self.model, site, self.extremes[site.value], alphas[site.value])
+                divisor = factors(self.model, site, self.observed[site.value], alphas[site.value])
             q = qparams((low / divisor).min(), (high / divisor).max(), _READ)
             read = _divided_and_rounded(torch.from_numpy(1 / divisor), q)
             for layer in site.layers:

@@ -1,35 +1,19 @@
-"""SmoothQuant: what a linear layer reads is divided by a factor for each channel, and its weights are multiplied by it.
-
-In transformers a few channels are tens of times larger than all others. One scale for all of them leaves the others a
-few steps. The function stays what it was:
-
-    Y = (X diag(s)^-1) (diag(s) W),    s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)
-
-The division costs nothing where it can be done to the weights of what computes X: the gain and bias of a normalisation
-that nothing else reads, or the layer that is multiplied by a gate. Elsewhere it is a product of its own, in float.
-
-Source: Xiao et al. 2022, "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
-equations 3 and 4.
-"""
+"""Values that linear layers read, whose channels can be divided by factors while the layers' weights are multiplied by
+them: what SmoothQuant and AWQ change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
 from edgeq.model.graph import Array, Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import op_class, shape_of
-from edgeq.model.scaled import SUFFIX, Scaled, with_products
-
-SMALLEST = 1e-5
-"""Maxima below this count as it: a channel that is always zero has no scale of its own."""
+from edgeq.model.scaled import Scaled, with_products
 
 _NORMS = {"aten.layer_norm.default": (2, 3), "aten.rms_norm.default": (2,)}
 _CURVES = frozenset({"gelu", "silu", "sigmoid", "tanh", "hardswish"})
@@ -55,23 +39,9 @@ class Site:
     divided: tuple[tuple[str, int], ...]
 
 
-class Extremes(NamedTuple):
-    """Of each channel, float32 [channels]."""
-
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-
-    @property
-    def largest(self) -> NDArray[np.float32]:
-        """Absolute maxima."""
-        return np.maximum(np.abs(self.low), np.abs(self.high))
-
-
 def find_sites(model: Model) -> tuple[Site, ...]:
-    """The values that smoothing may help, in the order in which they are computed: those of normalisations and
-    activations that linear layers read. A convolutional network has none."""
-    if model.smoothing:
-        return ()
+    """In the order in which they are computed, the values of normalisations and activations that linear layers read. A
+    convolutional network has none."""
     read: dict[str, list[Group]] = {}
     for group in model.groups:
         if group.op == "linear" and group.weight is not None and group.bias is not None and len(group.inputs) == 1:
@@ -80,79 +50,37 @@ def find_sites(model: Model) -> tuple[Site, ...]:
     return tuple(site for site in found if site is not None)
 
 
-def factors(model: Model, site: Site, extremes: Extremes, alpha: float) -> NDArray[np.float32]:
-    """By how much each channel is divided: equation 4, float32 [channels].
+def divided(model: Model, sites: Sequence[Site], by: Mapping[str, Array]) -> Model:
+    """The model with some sites' values divided. It computes what it did, to rounding.
 
     Args:
-        extremes: of the value on calibration data.
-        alpha: from 0, which looks at the weights alone, to 1, which looks at the value alone.
+        by: by graph node of a site's value, float32 [channels].
     """
-    weights = np.concatenate([model.state[weight] for weight in _weights(model, site)])
-    largest = np.maximum(extremes.largest.astype(np.float64), SMALLEST)
-    by_weights = np.maximum(np.abs(weights).max(axis=0).astype(np.float64), SMALLEST)
-    smooth: NDArray[np.float32] = (largest**alpha / by_weights ** (1 - alpha)).astype(np.float32)
-    return smooth
-
-
-def smooth(model: Model, extremes: Mapping[str, Extremes], alphas: Mapping[str, float]) -> Model:
-    """The model with these values divided by their factors. It computes what it did, to rounding; its reference is the
-    program as it was loaded.
-
-    Args:
-        extremes: by graph node of a value, of each channel on calibration data.
-        alphas: by graph node of a value.
-
-    Raises:
-        UsageError: a value is none that can be smoothed.
-    """
-    sites = {site.value: site for site in find_sites(model)}
-    if unknown := sorted(alphas.keys() - sites.keys()):
-        raise UsageError(
-            f"{unknown[0]} is no value of this model that can be smoothed",
-            where="smooth_quant",
-            remedy=f"take it out, or name one of: {', '.join(sites) or 'none'}",
-        )
     state: dict[str, Array] = {}
     products: dict[str, Scaled] = {}
+    roots = {group.name: group.root for group in model.groups}
 
-    def multiply(name: str, by: Array, axis: int) -> None:
+    def multiply(name: str, factor: Array, axis: int) -> None:
         held = state.get(name, model.state[name])
         shape = [-1 if d == axis else 1 for d in range(held.ndim)]
-        state[name] = (held * by.reshape(shape)).astype(np.float32)
+        state[name] = (held * factor.reshape(shape)).astype(np.float32)
 
-    for value, alpha in alphas.items():
-        site = sites[value]
-        divisor = factors(model, site, extremes[value], alpha)
+    for site in sites:
+        if site.value not in by:
+            continue
+        divisor = by[site.value]
         inverse = (1 / divisor.astype(np.float64)).astype(np.float32)
-        for weight in _weights(model, site):
+        for weight in weights_of(model, site):
             multiply(weight, divisor, 1)
         for name, axis in site.divided:
             multiply(name, inverse, axis)
         if not site.divided:
-            roots = {g.name: g.root for g in model.groups}
-            products[value] = Scaled([roots[layer] for layer in site.layers], inverse)
-    if not alphas:
-        return model
-    return replace(model.with_program(with_products(model.program, state, products)), smoothing=dict(alphas))
+            products[site.value] = Scaled([roots[layer] for layer in site.layers], inverse)
+    return model.with_program(with_products(model.program, state, products))
 
 
-def smoothed_values(model: Model) -> set[str]:
-    """Graph nodes of the values that linear layers read smoothed."""
-    products = {value: f"{value}{SUFFIX}" for value in model.smoothing}
-    return {product if product in model.nodes else value for value, product in products.items()}
-
-
-def smoothed_layers(model: Model) -> dict[str, float]:
-    """By the name of a layer that reads a smoothed value, the alpha of that."""
-    found = {}
-    for group in model.groups:
-        read = group.inputs[0].removesuffix(SUFFIX) if group.op == "linear" and group.inputs else ""
-        if read in model.smoothing:
-            found[group.name] = model.smoothing[read]
-    return found
-
-
-def _weights(model: Model, site: Site) -> list[str]:
+def weights_of(model: Model, site: Site) -> list[str]:
+    """State names of the weights of its layers."""
     return [g.weight for g in model.groups if g.name in site.layers and g.weight is not None]
 
 
