@@ -91,7 +91,7 @@ MethodName = Annotated[
         "--method",
         metavar="NAME",
         help="How all weights are rounded, whatever the effort: nearest, gptq, hqq, awq-clip, squeezellm, twn, "
-        "reconstruct, distil.",
+        "re-estimate, reconstruct, distil.",
         rich_help_panel=_MODEL,
     ),
 ]

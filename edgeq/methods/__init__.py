@@ -17,6 +17,7 @@ NEAREST = "nearest"
 GPTQ = "gptq"
 RECONSTRUCT = "reconstruct"
 DISTIL = "distil"
+RE_ESTIMATE = "re-estimate"
 SQUEEZELLM = "squeezellm"
 TWN = "twn"
 
@@ -25,6 +26,12 @@ def _reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     from edgeq.methods.reconstruct import reconstruct  # PyTorch takes seconds to import
 
     return reconstruct(model, wanted, seen)
+
+
+def _re_estimate(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
+    from edgeq.methods.re_estimate import re_estimate  # likewise
+
+    return re_estimate(model, wanted, seen)
 
 
 def _distil(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
@@ -40,12 +47,13 @@ METHODS: dict[str, Method] = {
     "awq-clip": awq_clip,
     SQUEEZELLM: squeezellm,
     TWN: twn,
+    RE_ESTIMATE: _re_estimate,
     RECONSTRUCT: _reconstruct,
     DISTIL: _distil,
 }
 """In the order in which they are applied, where layers of a model take several."""
 
-TOGETHER = frozenset({RECONSTRUCT, DISTIL})
+TOGETHER = frozenset({RE_ESTIMATE, RECONSTRUCT, DISTIL})
 """Those whose integers of one layer depend on how others are rounded."""
 
 

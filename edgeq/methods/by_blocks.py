@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -75,7 +74,7 @@ def learn_blocks(
                 tell = partial(_tell, seen, number, len(blocks))
                 work = partial(learn, pool, run, block.program, learning, rounded, loss, (seen.steps, samples), tell)
                 names = {root: by_root[root].layer for root in block.layers}
-                now = changed(now, seen.kept(f"{name} {number}", partial(_found, work, names)))
+                now = seen.kept(f"{name} {number}", partial(_found, work, names)).on(now)
             fixed |= {tensor.version for n in block.program.nodes if (tensor := now.activations.get(n.name))}
             answers = each(pool, block_run(model, now, block, side_by_side=False), block.program, rounded)
             later = {node for one in blocks[number + 1 :] for node in one.program.inputs}
@@ -89,15 +88,6 @@ def learn_blocks(
 
 def _tell(seen: Seen, number: int, blocks: int, steps: int) -> None:
     seen.progress.step(number * seen.steps + steps, blocks * seen.steps)
-
-
-def changed(quantized: Quantized, change: Change) -> Quantized:
-    """A quantized model with what a method made of some of it."""
-    return replace(
-        quantized.rescaled(change.scales),
-        weights={**quantized.weights, **change.weights},
-        biases={**quantized.biases, **change.biases},
-    )
 
 
 def _begin(

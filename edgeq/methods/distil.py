@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 
 from edgeq.methods import DISTIL, RECONSTRUCT
-from edgeq.methods.by_blocks import changed, learn_blocks
+from edgeq.methods.by_blocks import learn_blocks
 from edgeq.methods.gptq import FEW_BITS
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.model.model import Model
@@ -27,5 +27,5 @@ def distil(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     """Rounds all layers together."""
     start = seen.quantized
     if any(one.scheme.width <= FEW_BITS for one in wanted):
-        start = changed(start, seen.by(RECONSTRUCT)(model, wanted, seen))
+        start = seen.by(RECONSTRUCT)(model, wanted, seen).on(start)
     return learn_blocks(model, wanted, seen, start, name=DISTIL, most=math.inf, step_macs=STEP_MACS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -93,6 +94,14 @@ class Change(NamedTuple):
     weights: Mapping[str, QuantizedWeight]
     biases: Mapping[str, NDArray[np.float32]] = {}
     scales: Mapping[Version, NDArray[np.float32]] = {}
+
+    def on(self, quantized: Quantized) -> Quantized:
+        """A quantized model with this in it."""
+        return replace(
+            quantized.rescaled(self.scales),
+            weights={**quantized.weights, **self.weights},
+            biases={**quantized.biases, **self.biases},
+        )
 
 
 class Method(Protocol):

@@ -16,7 +16,7 @@ import trained_model
 
 import edgeq
 from edgeq.lowering.choices import ladder, uniform
-from edgeq.methods import METHODS, RECONSTRUCT
+from edgeq.methods import DISTIL, METHODS, RECONSTRUCT
 from edgeq.methods.effort import EFFORTS, Effort
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.methods.nearest import nearest
@@ -119,7 +119,7 @@ def test_a_plan_says_by_which_methods_and_is_followed(tmp_path: Path) -> None:
     nearest = build(tmp_path, "nearest", plan=edited)
     learned = build(tmp_path, "learned", plan=edited, effort="balanced")
     assert set(nearest.methods.values()) == {"nearest"}
-    assert set(learned.methods.values()) <= {"gptq", RECONSTRUCT}
+    assert set(learned.methods.values()) <= {"gptq", RECONSTRUCT, DISTIL}
     together = build(
         tmp_path, "together", plan=edited.model_copy(update={"layers": [by(one, RECONSTRUCT) for one in four]})
     )
@@ -141,7 +141,7 @@ def test_what_held_out_samples_speak_against_is_undone_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "coarse", coarse)
-    monkeypatch.setitem(EFFORTS, "balanced", Effort("nearest", ("coarse",), 1))
+    monkeypatch.setitem(EFFORTS, "balanced", Effort("nearest", ("coarse",), 1, ()))
     plan = build(tmp_path, "out", effort="balanced")
     assert set(plan.methods.values()) == {"nearest"}
     warnings = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["warnings"]
