@@ -75,12 +75,14 @@ def learn_blocks(
                 work = partial(learn, pool, run, block.program, learning, rounded, loss, (seen.steps, samples), tell)
                 names = {root: by_root[root].layer for root in block.layers}
                 now = seen.kept(f"{name} {number}", partial(_found, work, names)).on(now)
+            _tell(seen, number, len(blocks), seen.steps)
+            later = {node for one in blocks[number + 1 :] for node in one.program.inputs}
+            if not later:
+                break
             fixed |= {tensor.version for n in block.program.nodes if (tensor := now.activations.get(n.name))}
             answers = each(pool, block_run(model, now, block, side_by_side=False), block.program, rounded)
-            later = {node for one in blocks[number + 1 :] for node in one.program.inputs}
             real = {node: values for node, values in {**real, **targets}.items() if node in later}
             rounded = {node: values for node, values in {**rounded, **answers}.items() if node in later}
-            _tell(seen, number, len(blocks), seen.steps)
     layers = [one.layer for one in wanted]
     moved = {t.version: t.q.scale for node, t in now.activations.items() if t is not seen.quantized.activations[node]}
     return Change({n: now.weights[n] for n in layers}, {n: now.biases[n] for n in layers}, moved)

@@ -309,7 +309,9 @@ def edited(edit: Edit) -> Plan:
 def test_a_choice_that_does_not_exist_is_named_with_its_layer() -> None:
     plan = edited(lambda f: f["layers"][0].update(choice="w3a8"))
     assert plan.layers[0].name == "stem"
-    assert recost(plan).faults == ["stem does not offer w3a8, only w8a8, w4a8, w2a8, w8, w4, w2, w4asym, w4codebook, w2codebook, float32"]
+    assert recost(plan).faults == [
+        "stem does not offer w3a8, only w8a8, w4a8, w2a8, w8, w4, w2, w4asym, w4codebook, w2codebook, float32"
+    ]
     assert recost(plan).costs == {}
     with pytest.raises(UsageError, match="stem"):
         explain(plan)
