@@ -49,7 +49,7 @@ WEIGHTED_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 BITS = {"w8a8": 8, "w8a16": 8, "w4a8": 4, "w2a8": 2, "w8": 8, "w4": 4, "w2": 2,
         "w4codebook": 4, "w2codebook": 2, "w4g32": 4, "w2g32": 2,
-        "w4asym": 4, "w4g32asym": 4, FLOAT: 32}  # fmt: skip
+        "w4asym": 4, "w4g32asym": 4, "w8a8dyn": 8, "w4a8dyn": 4, "w4g64a8dyn": 4, FLOAT: 32}  # fmt: skip
 """Of a stored weight, by choice."""
 
 
