@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import layer_models as layers
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from edgeq.errors import UsageError
 from edgeq.frontends.load import load
-from edgeq.methods import METHODS
+from edgeq.methods import METHODS, hessian
 from edgeq.methods.gptq import compensated
 from edgeq.methods.hessian import hessians
 from edgeq.methods.method import Change
@@ -141,3 +143,23 @@ def test_samples_are_asked_for() -> None:
     model, seen = layers.layer("linear")
     with pytest.raises(UsageError, match="calibration samples"):
         METHODS["gptq"](model, layers.wanted_of(model, INT4), seen._replace(inputs={}))
+
+
+def test_kernels_of_one_layer_share_what_was_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = layers.layer("conv2d")
+    runs: list[int] = []
+    summed = hessian._sums
+
+    def counted(*given: Any) -> Any:
+        runs.append(1)
+        return summed(*given)
+
+    monkeypatch.setattr(hessian, "_sums", counted)
+    hessian._known.cache_clear()
+    first, _, again = (METHODS["gptq"](model, layers.wanted_of(model, one), seen).weights for one in (INT4, INT8, INT4))
+    assert len(runs) == 1
+    for name, weight in first.items():
+        assert np.array_equal(weight.integers, again[name].integers)
+    fewer = seen._replace(inputs={name: array[::2] for name, array in seen.inputs.items()})
+    METHODS["gptq"](model, layers.wanted_of(model, INT8), fewer)
+    assert len(runs) == 2
