@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from edgeq.calibration.histogram import HALF, Histogram
 from edgeq.lowering.float_ends import float_ends_refusal
+from edgeq.model.branches import closes_branch, in_branch
 from edgeq.model.graph import Node, Program
 from edgeq.model.groups import Group, find_groups, only_moves
 from edgeq.model.model import Model
@@ -225,6 +226,8 @@ def never_on_integers(group: Group, nodes: Mapping[str, Node]) -> str:
     root = nodes[group.root]
     if group.op in WEIGHTED and group.weight is None:
         return "its weight is computed, not constant"
+    if in_branch(root) or closes_branch(root):
+        return "a rewrite keeps it in float"
     if group.op == "conv_transpose2d" and conv_groups(root) > 1:
         return "its groups share the scales of their output channels"
     if not is_float(nodes[group.output]) and group.op != "slice":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgeq.model.branches import in_branch
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import conv_groups, output_channels_axis, shape_of
@@ -12,6 +13,8 @@ from edgeq.registry.schema import Kernel
 
 def float_ends_refusal(model: Model, group: Group, kernel: Kernel) -> str:
     """Why a group's weights cannot be stored between floats as this kernel has them; empty if they can."""
+    if in_branch(model.nodes[group.root]):
+        return "a rewrite keeps it in float"
     if group.weight is None or group.bias is None:
         return "its weight is computed, not constant"
     if not group.inputs:

@@ -26,10 +26,12 @@ class Effort(NamedTuple):
     rewrites: tuple[str, ...]
 
 
+EVERY_REWRITE = ("smooth_quant", "equalize", "smooth_links", "absorb", "awq", "outlier_columns", "low_rank")
+
 DEFAULT: EffortName = "balanced"
 
 EFFORTS: dict[EffortName, Effort] = {
     "fast": Effort(NEAREST, (), 100, ("smooth_quant",)),
     "balanced": Effort(GPTQ, (RECONSTRUCT, DISTIL), 100, ("smooth_quant",)),
-    "max": Effort(GPTQ, (RECONSTRUCT, DISTIL), 1000, ("smooth_quant", "equalize", "smooth_links", "absorb", "awq")),
+    "max": Effort(GPTQ, (RECONSTRUCT, DISTIL), 1000, EVERY_REWRITE),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -132,6 +132,36 @@ def linked(nodes: Sequence[Node]) -> tuple[Node, ...]:
         for source in node.all_input_nodes:
             source.users.append(node)
     return tuple(nodes)
+
+
+def with_constants(
+    program: Program, nodes: Sequence[Node], state: Mapping[str, Array], fresh: Mapping[Node, str]
+) -> Program:
+    """A program of other nodes and tensors.
+
+    Args:
+        program: one whose way of being called is known (`Program.calling`).
+        nodes: new ones, without constants that are `fresh`.
+        state: what takes the place of parameters or is new, by name.
+        fresh: constants to put in front, each with the name of its tensor.
+    """
+    given: list[list[Any]] = []
+    for node, name in fresh.items():
+        kind, persistent = ("PARAMETER", None) if state[name].dtype.kind == "f" else ("BUFFER", True)
+        given.append([kind, node.name, name, persistent, True, False])
+    return replace(
+        program,
+        nodes=linked([*fresh, *nodes]),
+        lifted={**{node.name: name for node, name in fresh.items()}, **program.lifted},
+        state={**program.state, **state},
+        calling={**program.calling, "inputs": [*given, *program.calling["inputs"]]},
+    )
+
+
+def constant(name: str, array: Array) -> Node:
+    """The node of a tensor, by the tensor's name."""
+    node = f"p_{name.replace('.', '_')}"
+    return Node(node, "placeholder", node, value=Value(str(array.dtype), array.shape))
 
 
 def replaced(argument: Any, known: Callable[[Any], Any]) -> Any:

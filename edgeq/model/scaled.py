@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgeq.model.graph import Array, Node, Program, Value, linked, replaced
+from edgeq.model.graph import Array, Node, Program, constant, replaced, with_constants
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,9 @@ def with_products(program: Program, state: Mapping[str, Array], scaled: Mapping[
         scaled: by the graph node of a value.
     """
     made: dict[Node, Node] = {}
+    nodes: list[Node] = []
     products: dict[tuple[str, str], Node] = {}
-    fresh = [(value, _factor(value, one)) for value, one in scaled.items()]
-    nodes = [factor for _, factor in fresh]
-    factors = dict(fresh)
+    factors = {value: constant(product_of(value), one.factor) for value, one in scaled.items()}
 
     def read_by(reader: Node) -> Callable[[Any], Any]:
         return lambda leaf: products.get((reader.name, leaf.name), made[leaf]) if isinstance(leaf, Node) else leaf
@@ -50,21 +49,10 @@ def with_products(program: Program, state: Mapping[str, Array], scaled: Mapping[
             nodes.append(product)
             products |= {(reader, node.name): product for reader in scaled[node.name].readers}
     held = {product_of(value): one.factor for value, one in scaled.items()}
-    given = [["PARAMETER", factors[value].name, product_of(value), None, True, False] for value in scaled]
-    return replace(
-        program,
-        nodes=linked(nodes),
-        lifted={**{factors[value].name: product_of(value) for value in scaled}, **program.lifted},
-        state={**program.state, **state, **held},
-        calling={**program.calling, "inputs": [*given, *program.calling["inputs"]]},
-    )
+    fresh = {factor: product_of(value) for value, factor in factors.items()}
+    return with_constants(program, nodes, {**state, **held}, fresh)
 
 
 def product_of(value: str) -> str:
     """What the product of a value and its factors is called, and their state."""
     return f"{value}_smoothed"
-
-
-def _factor(value: str, one: Scaled) -> Node:
-    name = f"p_{product_of(value)}"
-    return Node(name, "placeholder", name, value=Value("float32", one.factor.shape))

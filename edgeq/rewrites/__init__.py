@@ -8,6 +8,8 @@ from edgeq.rewrites.absorption import ABSORB
 from edgeq.rewrites.awq import AWQ
 from edgeq.rewrites.equalization import EQUALIZE
 from edgeq.rewrites.link_smoothing import SMOOTH_LINKS
+from edgeq.rewrites.low_rank import LOW_RANK
+from edgeq.rewrites.outlier_columns import OUTLIER_COLUMNS
 from edgeq.rewrites.rewrite import Rewrite
 from edgeq.rewrites.smooth_quant import SMOOTH_QUANT
 
@@ -17,6 +19,8 @@ REWRITES: dict[str, Rewrite] = {
     "smooth_links": SMOOTH_LINKS,
     "absorb": ABSORB,
     "awq": AWQ,
+    "outlier_columns": OUTLIER_COLUMNS,
+    "low_rank": LOW_RANK,
 }
 """In the order in which they are done."""
 

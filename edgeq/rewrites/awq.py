@@ -21,12 +21,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.lowering.assign import FLOAT
-from edgeq.methods.gptq import FEW_BITS
-from edgeq.methods.method import Wanted
-from edgeq.methods.nearest import quantize_weight
 from edgeq.model.model import Model
 from edgeq.registry.schema import Kernel, Runtime
+from edgeq.rewrites.few_bits import few_bits, fitting, rounded, with_few_bits
 from edgeq.rewrites.rewrite import Asked, Channels, Chosen, Observed, Parameters, Rewrite
 from edgeq.rewrites.sites import Site, divided, find_sites, weights_of
 
@@ -74,28 +71,11 @@ def best_alpha(
         for weight, outputs in zip(weights, wanted, strict=True):
             power = max(float(np.square(outputs).sum()), 1e-30)
             for kernel in kernels:
-                real = _rounded(weight * divisor, kernel) / divisor
+                real = rounded(weight * divisor, kernel) / divisor
                 total += float(np.square(real @ rows.T - outputs).sum()) / power
         return total
 
     return min(GRID, key=error)
-
-
-def _rounded(weight: NDArray[np.float32], kernel: Kernel) -> NDArray[np.float32]:
-    scheme = kernel.weight_scheme
-    assert scheme is not None
-    return quantize_weight(Wanted("", weight, np.zeros(len(weight), np.float32), scheme, 0, None)).real
-
-
-def _few(runtimes: Sequence[Runtime]) -> dict[str, tuple[Runtime, Kernel]]:
-    """By weights, the kernels for linear layers of as many bits as count as few, one runtime each."""
-    found: dict[str, tuple[Runtime, Kernel]] = {}
-    for runtime in runtimes:
-        for kernel in runtime.kernels:
-            scheme = kernel.weight_scheme
-            if "linear" in kernel.ops and scheme is not None and scheme.width == FEW_BITS:
-                found.setdefault(f"{scheme}", (runtime, kernel))
-    return found
 
 
 def _free_sites(model: Model) -> list[Site]:
@@ -103,31 +83,22 @@ def _free_sites(model: Model) -> list[Site]:
 
 
 def _places(model: Model, runtimes: Sequence[Runtime]) -> dict[str, int]:
-    return {site.value: -1 for site in _free_sites(model)} if _few(runtimes) else {}
+    return {site.value: -1 for site in _free_sites(model)} if few_bits(runtimes) else {}
 
 
 def _choose(asked: Asked) -> Chosen:
     from edgeq.rewrites.channels import rows_of  # PyTorch takes seconds to import
-    from edgeq.rewrites.judged import Way, best_of
+    from edgeq.rewrites.judged import best_of
 
     model, sites = asked.model, _free_sites(asked.model)
-    few = list(_few(asked.runtimes).values())
     rows = rows_of(model, asked.samples.observed, [site.value for site in sites], POSITIONS)
     alphas = {}
     for site in sites:
-        kernels = [k for _, k in few if all(_divides(model, w, k) for w in weights_of(model, site))]
+        kernels = fitting(model, asked.runtimes, weights_of(model, site))
         alphas[site.value] = best_alpha(model, site, kernels, asked.observed[site.value], rows[site.value])
     alphas = {value: alpha for value, alpha in alphas.items() if alpha}
-    layers = {layer for site in sites for layer in site.layers}
-    ways: list[Way] = [(runtime, None) for runtime in asked.runtimes]
-    for runtime, kernel in few:
-        ways.append((runtime, {g.name: kernel.name if g.name in layers else FLOAT for g in model.groups}))
+    ways = with_few_bits(model, asked.runtimes, {layer for site in sites for layer in site.layers})
     return best_of(asked, scale_salient, [alphas] if alphas else [], ways)
-
-
-def _divides(model: Model, weight: str, kernel: Kernel) -> bool:
-    """Whether a row is a whole number of groups."""
-    return kernel.weight_group is None or model.state[weight].shape[1] % kernel.weight_group == 0
 
 
 AWQ = Rewrite("AWQ", "alpha", (0, 1), version=1, places=_places, choose=_choose, apply=scale_salient)

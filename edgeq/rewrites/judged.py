@@ -20,6 +20,7 @@ from edgeq.model.model import Model
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import movement, simulate
 from edgeq.registry.schema import Runtime
+from edgeq.rewrites.price import price_of
 from edgeq.rewrites.rewrite import Asked, Chosen, Inputs, Observed, Parameters
 
 CALIBRATED, WEIGHED = 32, 8
@@ -40,8 +41,8 @@ def best_of(
     options: Sequence[dict[str, float]],
     ways: Sequence[Way] | None = None,
 ) -> Chosen:
-    """The parameters that leave most of the outputs on `asked.samples.tried`; none where nothing leaves more than the
-    model as it is.
+    """The parameters that leave most of the outputs on `asked.samples.tried`, less what they cost
+    (`edgeq.rewrites.price`); none where nothing leaves more than the model as it is.
 
     Args:
         ways: every runtime with its preferred kernels, if not given.
@@ -53,7 +54,8 @@ def best_of(
     calibrations = [calibrated(model, asked.samples.observed, ways) for model in models]
     tried = []
     for number, (model, calibration) in enumerate(zip(models, calibrations, strict=True)):
-        tried.append(np.mean(sqnrs(model, calibration, asked.samples.tried, ways)))
+        found = np.mean(sqnrs(model, calibration, asked.samples.tried, ways))
+        tried.append(found - price_of(asked.model, model))
         asked.progress.step(number + 1, len(models))
     best = int(np.argmax(tried))
     if not best:

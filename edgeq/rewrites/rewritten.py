@@ -17,6 +17,7 @@ from edgeq.model.model import Model
 from edgeq.progress import Clock
 from edgeq.registry.schema import Runtime, arithmetic
 from edgeq.rewrites import REWRITES, rewrite_named
+from edgeq.rewrites.price import price_of
 from edgeq.rewrites.rewrite import Asked, Channels, Chosen, Observed, Parameters, Rewrite, split
 
 FEWEST = 8
@@ -24,7 +25,7 @@ FEWEST = 8
 
 WORTH_DB = 0.5
 """What it has to gain, on the mean of the ways to round that it is judged by, and what it may not lose on one of them:
-less is noise."""
+less is noise. What adds numbers has to gain what they cost as well (see `edgeq.rewrites.price`)."""
 
 T = TypeVar("T")
 
@@ -105,15 +106,25 @@ def _judged(model: Model, given: Given, name: str, rewrite: Rewrite, places: Map
         return model, ""
     told = f"{np.mean(before):.1f} to {np.mean(after):.1f} dB, simulated on calibration samples that were held out"
     gains = np.subtract(after, before)
-    if gains.mean() < WORTH_DB or gains.min() <= -WORTH_DB:
+    changed = _applied(model, name, rewrite, observed, parameters)
+    told += _added(model, changed)
+    if gains.mean() < max(WORTH_DB, price_of(model, changed)) or gains.min() <= -WORTH_DB:
         remark = f"{rewrite.title} was undone: {told}"
         given.clock.progress.note(remark)
         return model, remark
     ends = dict.fromkeys(f"{end(parameters.values()):g}" for end in (min, max))
-    changed = _applied(model, name, rewrite, observed, parameters)
     remark = f"{rewrite.title} of {len(parameters)} values, {rewrite.parameter} {' to '.join(ends)}: {told}"
     given.clock.progress.note(remark)
     return changed, remark
+
+
+def _added(model: Model, changed: Model) -> str:
+    """What a rewrite adds, in words; empty if it adds no multiply-accumulates."""
+    numbers, macs = changed.parameters - model.parameters, changed.macs - model.macs
+    if not macs:
+        return ""
+    worth, more = price_of(model, changed), 100 * macs / max(model.macs, 1)
+    return f"; it adds {numbers} numbers in float, as dear as {worth:.1f} dB, and {more:.1f} % multiply-accumulates"
 
 
 def _observed(model: Model, given: Given, rewrite: Rewrite, places: Mapping[str, int]) -> Observed:
