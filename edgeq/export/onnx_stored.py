@@ -117,7 +117,7 @@ def _read_layer(
     if node.op_type == "MatMulInteger":
         return _dynamic(node, file)
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
-    bias, bias_scale = _bias(node, constants, producer, file.readers)
+    bias, bias_scale = _bias(node, constants, producer, file.readers) if group.bias else (None, None)
     bias_dtype = "" if bias is None else str(bias.dtype)
     dequantize = producer.get(node.input[1])
     if dequantize is None or dequantize.op_type != "DequantizeLinear":

@@ -1,7 +1,7 @@
 """A program in which small layers stand beside linear layers, and what they give is added.
 
-Loading gives every layer a bias, so that those of a branch are told by having none: they stay in float in every runtime,
-and so does the sum behind them.
+Loading gives every layer a bias, so that those of a branch are told by having none. They stay in float in every
+runtime, and so does the sum behind them.
 """
 
 from __future__ import annotations

@@ -100,7 +100,8 @@ def best_share(weights: Sequence[Floats], kernels: Sequence[Kernel], channels: C
     def error(which: Sequence[Floats]) -> NDArray[np.float64]:
         pairs = [(weight, rounded(weight, kernel)) for weight in which for kernel in kernels]
         lost = [np.square(rows @ (real - weight).T).sum(dtype=np.float64) for weight, real in pairs]
-        return np.maximum(np.reshape(lost, (len(which), len(kernels))).sum(axis=0), 1e-30)
+        total: NDArray[np.float64] = np.reshape(lost, (len(which), len(kernels))).sum(axis=0)
+        return np.maximum(total, 1e-30)
 
     def worth(share: float) -> float:
         found = [parts(weight, channels, share) for weight in weights]
