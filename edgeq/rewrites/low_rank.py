@@ -131,8 +131,7 @@ def _choose(asked: Asked) -> Chosen:
         kernels, weights = fitting(model, asked.runtimes, names), [model.state[name] for name in names]
         shares[value] = best_share(weights, kernels, asked.observed[value], rows[value])
     shares = {value: share for value, share in shares.items() if share}
-    layers = {group.name for value in shares for group in found[value]}
-    ways = with_few_bits(model, asked.runtimes, layers)
+    ways = with_few_bits(model, asked.runtimes, {group.name for readers in found.values() for group in readers})
     return best_of(asked, low_rank_apart, [shares] if shares else [], ways)
 
 

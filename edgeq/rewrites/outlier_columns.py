@@ -99,7 +99,7 @@ def _choose(asked: Asked) -> Chosen:
     # a threshold that takes what one before it takes is none of its own
     alike = {tuple(counts.items()): times for times, counts in reversed(taken.items()) if counts}
     options = [dict.fromkeys(taken[times], times) for times in alike.values()]
-    layers = {group.name for counts in taken.values() for value in counts for group in found[value]}
+    layers = {group.name for readers in found.values() for group in readers}
     return best_of(asked, columns_apart, options, with_few_bits(model, asked.runtimes, layers))
 
 
