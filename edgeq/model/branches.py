@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgeq.model.graph import Array, Node, Program, Value, constant, replaced, with_constants
+from edgeq.model.graph import Array, Node, Program, Value, constant, node_name, replaced, with_constants
 from edgeq.model.ops import op_class
 
 
@@ -78,7 +78,7 @@ def with_branches(program: Program, state: Mapping[str, Array], branches: Mappin
         value = copy.args[0] if branch.columns is None else select(copy.args[0], branch.columns)
         for name, weight in branch.weights.items():
             arguments, shape = (value, held_in(f"{name}.weight", weight)), (*_shape(value)[:-1], len(weight))
-            value = replace(copy, name=name.replace(".", "_"), args=arguments, value=_floats(shape), users=[])
+            value = replace(copy, name=node_name(name), args=arguments, value=_floats(shape), users=[])
             nodes.append(value)
         made[node] = replace(copy, name=node.name, target="aten.add.Tensor", args=(copy, value), users=[])
         nodes.append(made[node])

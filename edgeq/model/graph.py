@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -160,8 +161,13 @@ def with_constants(
 
 def constant(name: str, array: Array) -> Node:
     """The node of a tensor, by the tensor's name."""
-    node = f"p_{name.replace('.', '_')}"
+    node = f"p_{node_name(name)}"
     return Node(node, "placeholder", node, value=Value(str(array.dtype), array.shape))
+
+
+def node_name(name: str) -> str:
+    """What a node is called after a tensor or layer: exporters print graphs as Python."""
+    return re.sub(r"\W", "_", name)
 
 
 def replaced(argument: Any, known: Callable[[Any], Any]) -> Any:

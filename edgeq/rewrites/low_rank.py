@@ -85,8 +85,8 @@ def low_rank_apart(model: Model, observed: Observed, shares: Parameters) -> Mode
             weight = group.weight or ""
             found = parts(model.state[weight], observed[value], shares[value])
             state[weight] = found.rest
-            weights = {f"{group.name}.low_rank.down": found.down, f"{group.name}.low_rank.up": found.up}
-            branches[group.root] = Branch(weights)
+            beside = f"{weight.removesuffix('.weight')}.low_rank"
+            branches[group.root] = Branch({f"{beside}.down": found.down, f"{beside}.up": found.up})
     return model.with_program(with_branches(model.program, state, branches))
 
 

@@ -75,9 +75,10 @@ def columns_apart(model: Model, observed: Observed, times: Parameters) -> Model:
         mask = np.ones(len(observed[value].low), np.float32)
         mask[columns] = 0
         for group in readers:
-            weight = model.state[group.weight or ""]
-            state[group.weight or ""] = weight * mask
-            branches[group.root] = Branch({f"{group.name}.outliers": weight[:, columns]}, columns)
+            name = group.weight or ""
+            weight = model.state[name]
+            state[name] = weight * mask
+            branches[group.root] = Branch({f"{name.removesuffix('.weight')}.outliers": weight[:, columns]}, columns)
         if far:
             masks[value] = Scaled([rest_of(group.root) for group in readers], mask)
     return model.with_program(with_products(with_branches(model.program, state, branches), {}, masks))

@@ -28,10 +28,10 @@ class Block(nn.Module):
 
 
 def planted(net: Block, kind: str) -> None:
-    """Makes one thing outlying: `rank`, which is large in some rows and columns, or `columns`, of the value and of the
-    weights."""
+    """Makes one thing outlying: what is of low rank, and large in some rows and columns, or `columns`, of the value and
+    of the weights."""
     with torch.no_grad():
-        if kind == "rank":
+        if kind != "columns":
             for layer in (net.up, net.down):
                 left, right = (torch.randn(size).pow(3) for size in layer.weight.shape)
                 layer.weight += 0.2 * torch.outer(left, right)
@@ -43,19 +43,21 @@ def planted(net: Block, kind: str) -> None:
 
 @cache
 def model(kind: str) -> Model:
+    """Of `columns` or of low `rank`, with tokens to read; or of low rank, with `rows`."""
     torch.manual_seed(5)
     net = Block().eval()
     planted(net, kind)
     batch = torch.export.Dim("batch", max=256)
-    return load(torch.export.export(net, (torch.zeros(2, TOKENS, WIDTH),), dynamic_shapes=({0: batch},)))
+    return load(torch.export.export(net, (torch.from_numpy(tokens(2, kind=kind)),), dynamic_shapes=({0: batch},)))
 
 
-def tokens(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, TOKENS, WIDTH)).astype(np.float32)
+def tokens(count: int, seed: int = 0, *, kind: str) -> np.ndarray:
+    shape = (count, WIDTH) if kind == "rows" else (count, TOKENS, WIDTH)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def inputs(kind: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    return {model(kind).inputs[0].name: tokens(count, seed)}
+    return {model(kind).inputs[0].name: tokens(count, seed, kind=kind)}
 
 
 def data(kind: str, count: int, seed: int = 0) -> Dataset:

@@ -9,10 +9,12 @@ import numpy as np
 import outlying
 import pytest
 import torch
+from torch import nn
 
 from edgeq.api.deploy import deploy
 from edgeq.calibration.calibrate import calibrate
 from edgeq.frontends.kept import _pack, _unpack
+from edgeq.frontends.load import load
 from edgeq.lowering.assign import FLOAT, assign
 from edgeq.lowering.choices import ladder
 from edgeq.methods.quantize import quantize_model
@@ -29,12 +31,10 @@ from edgeq.rewrites.price import price_of
 from edgeq.rewrites.rewrite import Asked, Channels, split
 
 RUNTIMES = load_target("x86-avx512").runtimes
-HOW = {"columns": ("outlier_columns", 8.0), "rank": ("low_rank", 1 / 64)}
+HOW = {"columns": ("outlier_columns", 8.0), "rank": ("low_rank", 1 / 64), "rows": ("low_rank", 1 / 64)}
 FILES = {"onnx": "model.onnx", "openvino": "model.bin", "tflite": "model.tflite"}
-BRANCHES = {
-    "columns": {"up.outliers", "up.add"},
-    "rank": {f"{layer}.{part}" for layer in ("up", "down") for part in ("low_rank.down", "low_rank.up", "add")},
-}
+LOW_RANK = {f"{layer}.{part}" for layer in ("up", "down") for part in ("low_rank.down", "low_rank.up", "add")}
+BRANCHES = {"columns": {"up.outliers", "up.add"}, "rank": LOW_RANK, "rows": LOW_RANK}
 
 
 def observed(kind: str) -> dict[str, Channels]:
@@ -56,7 +56,7 @@ def values_of(model: Model, names: set[str], tokens: np.ndarray) -> dict[str, np
 
 @pytest.mark.parametrize("kind", HOW)
 def test_the_function_stays_what_it_was_also_as_exporters_get_it_and_as_it_is_kept(kind: str) -> None:
-    model, changed, tokens = outlying.model(kind), apart(kind), outlying.tokens(4, seed=3)
+    model, changed, tokens = outlying.model(kind), apart(kind), outlying.tokens(4, seed=3, kind=kind)
     ends = set(model.output_nodes) | {"relu"}
     wanted, found = values_of(model, ends, tokens), values_of(changed, ends, tokens)
     for name in ends:
@@ -77,7 +77,7 @@ def test_outlier_columns_are_those_beyond_the_median() -> None:
     assert not after[:, taken].any()
     rest = np.delete(np.arange(outlying.WIDTH), taken)
     np.testing.assert_array_equal(after[:, rest], before[:, rest])
-    tokens = outlying.tokens(4)
+    tokens = outlying.tokens(4, kind="columns")
     seen = values_of(changed, {"layer_norm", "layer_norm_smoothed", "layer_norm_selected"}, tokens)
     np.testing.assert_array_equal(seen["layer_norm_selected"], seen["layer_norm"][..., taken])
     np.testing.assert_array_equal(seen["layer_norm_smoothed"][..., rest], seen["layer_norm"][..., rest])
@@ -160,6 +160,25 @@ def test_it_is_chosen_where_it_gains_more_than_it_costs(kind: str) -> None:
     weights = 2 * outlying.WIDTH * outlying.HIDDEN + outlying.WIDTH + outlying.HIDDEN
     assert price_of(model, changed) == pytest.approx(6.02 * 32 * added / weights, rel=1e-3)
     assert gains.mean() > price_of(model, changed) + 5 and gains.min() > -0.5, gains
+
+
+def test_layers_that_shared_a_weight_have_branches_of_their_own_that_can_be_exported() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(torch.sin(self.layer(x)))
+
+    torch.manual_seed(2)
+    x = torch.randn(2, 16)
+    model = load(Twice().eval(), example=(x,))
+    places = REWRITES["low_rank"].places(model, RUNTIMES)
+    seen = channels_of(model, {model.inputs[0].name: x.numpy()}, places)
+    changed = REWRITES["low_rank"].apply(model, seen, dict.fromkeys(places, 1 / 8))
+    assert len(places) == 2 and changed.macs == model.macs + 2 * 2 * 2 * 16
+    torch.testing.assert_close(changed.exported().module()(x), model.run([[x]])[0][0], rtol=1e-4, atol=1e-5)
 
 
 def test_low_rank_is_not_tried_where_no_runtime_has_few_bits() -> None:
