@@ -12,8 +12,9 @@ its largest weight. LLM.int8() takes values of 6 and more, behind normalisations
 
 Whole columns are taken, and not single weights, as in the dense-and-sparse decomposition of SqueezeLLM (Kim et al.
 2023, arXiv 2306.07629, section 4.2): that takes fewer numbers for outliers that are scattered, but it needs a product
-with a sparse matrix in float. ONNX Runtime expands sparse constants when it loads a file, OpenVINO packs only those of
-8 bits, and TFLite multiplies sparse weights only in kernels that XNNPACK does not run.
+with a sparse matrix in float, which no more than one runtime here has. ONNX Runtime expands sparse constants when it
+loads a file, OpenVINO keeps packed only those of 8 bits, for CPUs with AMX, and TFLite has float kernels for sparse
+weights in FULLY_CONNECTED.
 
 Source: Dettmers et al. 2022, "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", arXiv 2208.07339,
 section 3.2, equation 8.
