@@ -10,11 +10,13 @@ A parameter is the rank, in parts of the smaller side of W. Each value has the o
 most in few bits, less the price of the branch (`edgeq.rewrites.price`), or none.
 
 Its own here: the input is not smoothed again, which `smooth_quant` and `awq` have done by then; and what is decomposed
-is the weight, as in SVDQuant, not its rounding error, as in LQER: one branch serves every way of rounding.
+is the weight, as in SVDQuant, not its rounding error, as in LQER: one branch serves every way of rounding. LQER scales
+by mean magnitudes; with root mean squares, what is left out adds the least to the squared error of the outputs where
+channels are not correlated.
 
 Sources: Li et al. 2024, "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models",
-arXiv 2411.05007, equations 5 and 6; the scaling by the input: Zhang et al. 2024, "LQER: Low-Rank Quantization Error
-Reconstruction for LLMs", arXiv 2402.02446, section 3.2.
+arXiv 2411.05007, section 4.2; the scaling by the input: Zhang et al. 2024, "LQER: Low-Rank Quantization Error
+Reconstruction for LLMs", arXiv 2402.02446.
 """
 
 from __future__ import annotations
