@@ -3,6 +3,7 @@ plan tell what was found; only choices, rules and the float precision are settin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 
 from pydantic import BaseModel
@@ -67,7 +68,7 @@ def _between(said: BaseModel, now: BaseModel | None, place: str) -> Iterator[tup
 def _close(one: object, other: object) -> bool:
     if not isinstance(one, float) or not isinstance(other, float):
         return False
-    return abs(one - other) <= _NEAR * max(abs(one), abs(other))
+    return math.isclose(one, other, rel_tol=_NEAR)
 
 
 def _short(value: object) -> str:
