@@ -90,7 +90,10 @@ def test_a_method_that_there_is_not_is_refused_with_its_layer() -> None:
     layer = next(group.name for group in small.model("residual").groups if group.weight)
     with pytest.raises(UsageError, match="no method 'none'") as told:
         quantize_model(
-            small.model("residual"), small.runtime("onnxruntime"), small.calibration("residual"), methods={layer: "none"}
+            small.model("residual"),
+            small.runtime("onnxruntime"),
+            small.calibration("residual"),
+            methods={layer: "none"},
         )
     assert told.value.where == f"layer {layer}"
 
