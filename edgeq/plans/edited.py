@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from edgeq.plans.plan import LayerPlan, Plan
 
 _SETTINGS = {"choice", "reason", "alternatives"}
+_CHOSEN = {"dtype", "symmetry", "granularity", "levels", "bias"}
 _TOLD = {"reason", "estimator", "algorithm"}
 _NEAR = 1e-5
 """Relative: another processor may sum in another order."""
@@ -40,8 +41,8 @@ def contradictions(plan: Plan, built: Plan, without: Collection[str] = ()) -> li
 def _sentence(field: str, places: list[tuple[str, str]]) -> str:
     (where, text), more = places[0], len(places) - 1
     others = f", and {more} more like it" if more else ""
-    if field == "dtype":
-        why = "a type follows from the choices; edit a layer's choice"
+    if field in _CHOSEN:
+        why = "it follows from the choices; edit a layer's choice"
     else:
         why = "it is worked out anew, and not taken from a plan"
     return f"{where}: {text}{others}: {why}"

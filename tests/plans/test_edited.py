@@ -36,6 +36,7 @@ def follow(folder: Path, plan: Plan | None, out: Path, effort: EffortName | None
         (("output", "zero_point"), 7, ("output zero_point", "the plan says 7")),
         (("output", "dtype"), "int16", ("output dtype", "the plan says int16", "edit a layer's choice")),
         (("weight", "dtype"), "int4", ("weight dtype", "the plan says int4", "edit a layer's choice")),
+        (("weight", "bias"), "float32", ("weight bias", "the plan says float32", "edit a layer's choice")),
         (("weight", "sha256"), "0" * 64, ("weight sha256", "the plan says 0000")),
         (("macs",), 1, ("macs", "the plan says 1")),
     ],
