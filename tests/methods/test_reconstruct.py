@@ -15,9 +15,10 @@ import torch
 import trained_model
 
 import edgeq
-from edgeq.lowering.choices import ladder, uniform
+from edgeq.lowering.choices import ladder, uniform, with_preferred
 from edgeq.methods import DISTIL, METHODS, RECONSTRUCT
 from edgeq.methods.effort import EFFORTS, Effort
+from edgeq.methods.kept import content_of
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.methods.nearest import nearest
 from edgeq.methods.quantize import quantize_model
@@ -26,6 +27,7 @@ from edgeq.numerics.weights import BIAS_HEADROOM
 from edgeq.plans.plan import LayerPlan, Plan, read_plan
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import sqnr_of
+from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
 
 CPU = small_models.runtime("onnxruntime")
@@ -147,6 +149,18 @@ def test_what_held_out_samples_speak_against_is_undone_and_told(
     warnings = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["warnings"]
     assert any(text.startswith("coarse was undone: ") for text in warnings)
     assert hashes(plan) == hashes(build(tmp_path, "fast", effort="fast"))
+
+
+def test_what_is_kept_hangs_on_the_kernels_that_layers_have_and_on_no_others() -> None:
+    (every,) = load_target("mcu-cortex-m").runtimes
+    found = {
+        (choice, len(runtime.kernels)): content_of(rounded("residual", choice, "nearest", by=runtime))
+        for runtime in (every, with_preferred(every))
+        for choice in ("w8a8", "float32")
+    }
+    assert len(found) == 4, "one of the runtimes has more kernels"
+    eight, none = ({hashed for (of, _), hashed in found.items() if of == choice} for choice in ("w8a8", "float32"))
+    assert len(eight) == len(none) == 1 and eight != none
 
 
 class Answer(torch.nn.Module):
