@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from edgeq.cache import cached, content_key
+from edgeq.cache import cached, content_key, recalled
 from edgeq.installed import installed
 from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT, SQUEEZELLM, TOGETHER, fits, method
 from edgeq.methods.effort import EFFORTS
@@ -121,9 +121,9 @@ def _by_layer(job: Job, name: str, found: Method, model: Model, wanted: Sequence
         )
         for one in wanted
     }
-    schemes = {one.layer: one.scheme for one in wanted}
-    known = {layer: entry for layer, key in keys.items() if (entry := job.cache.get("rounded", key))}
-    parts = [unpack_change(entry, schemes) for entry in known.values()]
+    unpack = partial(unpack_change, schemes={one.layer: one.scheme for one in wanted})
+    known = {layer: part for layer, key in keys.items() if (part := recalled(job.cache, "rounded", key, unpack))}
+    parts = list(known.values())
     if missing := [one for one in wanted if one.layer not in known]:
         with job.clock.stage(name):
             fresh = found(model, missing, seen)
