@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from edgeq.cache import cached, content_key
+from edgeq.cache import cached, content_key, recalled
 from edgeq.installed import installed
 from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT, SQUEEZELLM, TOGETHER, fits, method
 from edgeq.methods.effort import EFFORTS
@@ -17,6 +17,7 @@ from edgeq.methods.kept import content_of, pack_change, unpack_change
 from edgeq.methods.method import HELD_OUT, Change, Method, Seen, Wanted
 from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
+from edgeq.model.ops import is_float
 from edgeq.prepare import Job
 from edgeq.quantization.activations import Ranges
 from edgeq.quantization.quantized import Quantized
@@ -48,9 +49,8 @@ def quantize_job(
     tried = EFFORTS[job.effort].methods
     if job.methods is not None or not tried or not best.weights:
         return best
-    if len(job.calibration_data) < FEWEST:
-        told = f"nothing is learned from {len(job.calibration_data)} calibration samples: give {FEWEST} or more"
-        return replace(best, remarks=(told,))
+    if why := _unjudged(job):
+        return replace(best, remarks=(f"nothing is learned: {why}",))
     remarks: list[str] = []
     for name in tried:
         able = {layer: weight for layer, weight in best.weights.items() if fits(name, weight.q.scheme)}
@@ -121,9 +121,9 @@ def _by_layer(job: Job, name: str, found: Method, model: Model, wanted: Sequence
         )
         for one in wanted
     }
-    schemes = {one.layer: one.scheme for one in wanted}
-    known = {layer: entry for layer, key in keys.items() if (entry := job.cache.get("rounded", key))}
-    parts = [unpack_change(entry, schemes) for entry in known.values()]
+    unpack = partial(unpack_change, schemes={one.layer: one.scheme for one in wanted})
+    known = {layer: part for layer, key in keys.items() if (part := recalled(job.cache, "rounded", key, unpack))}
+    parts = list(known.values())
     if missing := [one for one in wanted if one.layer not in known]:
         with job.clock.stage(name):
             fresh = found(model, missing, seen)
@@ -161,6 +161,15 @@ def _together(job: Job, name: str, found: Method, model: Model, wanted: Sequence
             return found(model, wanted, seen._replace(kept=part, progress=progress))
 
     return cached(job.cache, "learned", key, whole, pack_change, unpack)
+
+
+def _unjudged(job: Job) -> str:
+    """Why it could not be judged what is learned; empty if it can."""
+    if len(job.calibration_data) < FEWEST:
+        return f"{len(job.calibration_data)} calibration samples are too few to judge it by; give {FEWEST} or more"
+    if not any(is_float(job.model.nodes[name]) for name in job.model.output_nodes):
+        return "the model gives no real numbers to judge it by; --method takes one without judging"
+    return ""
 
 
 def _judged(job: Job, method: str, before: Quantized, after: Quantized) -> tuple[Quantized, str]:

@@ -3,7 +3,7 @@
 What is not whole is never a result, and a failure to keep or to read one ends no run.
 """
 
-from edgeq.cache.cache import Cache, cached, open_cache
+from edgeq.cache.cache import Cache, cached, open_cache, recalled
 from edgeq.cache.contents import Freed, Usage, clear, describe
 from edgeq.cache.entry import Entry, Json, content_key, from_list, read_folder, to_list, write_folder
 
@@ -20,6 +20,7 @@ __all__ = [
     "from_list",
     "open_cache",
     "read_folder",
+    "recalled",
     "to_list",
     "write_folder",
 ]

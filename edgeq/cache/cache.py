@@ -183,18 +183,27 @@ def cached(
     Raises:
         TypeError: `encode` gives what cannot be kept. What `compute` raises passes through, and nothing is kept.
     """
-    found = cache.get(stage, key)
+    found = recalled(cache, stage, key, decode)
     if found is not None:
-        try:
-            return decode(found)
-        except (ValueError, TypeError, LookupError):  # kept by code that forgot to raise the stage's version
-            cache.tell(f"a kept result of {stage} is of another kind; it is computed again")
+        return found
     packed = pack(stage, key, encode(compute()))
     cache.keep(stage, key, packed)
     fresh = unpack(stage, key, packed)
     if fresh is None:
         raise TypeError(f"a result of {stage} does not come back from the bytes that it is kept as")
     return decode(fresh)
+
+
+def recalled(cache: Cache, stage: str, key: str, decode: Callable[[Entry], T]) -> T | None:
+    """The kept result, or None."""
+    found = cache.get(stage, key)
+    if found is None:
+        return None
+    try:
+        return decode(found)
+    except (ValueError, TypeError, LookupError):  # kept by code that forgot to raise the stage's version
+        cache.tell(f"a kept result of {stage} is of another kind; it is computed again")
+        return None
 
 
 def _write(path: Path, data: bytes) -> None:

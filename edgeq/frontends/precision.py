@@ -79,7 +79,8 @@ def program_in_float32(program: ExportedProgram, where: str) -> tuple[ExportedPr
     if not found and not inside:
         return program, ()
     module = copy.deepcopy(program.graph_module)
-    for node in _nodes(module):
+    for node, own in zip(_nodes(module), _nodes(program.graph_module), strict=True):
+        node.name = own.name  # a copy is renamed where that is Python's own, as `input` is
         _retype(node, found | inside, where)
     for part in _parts(module):
         part.recompile()

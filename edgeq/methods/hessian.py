@@ -62,7 +62,7 @@ def hessians(model: Model, wanted: Sequence[Wanted], seen: Seen, *, by_group: bo
         by_group: weights that share a scale of a group are a block of their own.
 
     Raises:
-        UsageError: there are no samples.
+        UsageError: there are no samples, or they are too large.
     """
     if not seen.inputs:
         raise UsageError("the method looks at calibration samples", remedy="give some, or take `nearest` or `hqq`")
@@ -81,6 +81,12 @@ def hessians(model: Model, wanted: Sequence[Wanted], seen: Seen, *, by_group: bo
         sums = _sums(model, missing[:count], seen)
         for layer in missing[:count]:
             found = sums.pop(layer.one.layer)
+            if not found.isfinite().all():
+                raise UsageError(
+                    "what it reads on calibration samples is too large to be squared",
+                    where=f"layer {layer.one.layer}",
+                    remedy="look for samples that are out of range, or take --effort fast or --method nearest",
+                )
             if layer.bytes + sum(other.nbytes for other in known.values()) <= BYTES:
                 known[layer.place] = found
             yield Curved(layer.one, layer.at, found.double())

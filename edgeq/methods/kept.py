@@ -53,11 +53,15 @@ def unpack_change(entry: Entry, schemes: Mapping[str, Scheme]) -> Change:
 
 
 def content_of(quantized: Quantized) -> str:
-    """Hexadecimal SHA-256 of all that decides what a quantized model computes."""
+    """Hexadecimal SHA-256 of all that decides what a quantized model computes. Kernels that no layer has do not: a plan
+    is sought with fewer of them than it is followed with."""
     own = quantized.assignment
     kernels = {**own.kernels, **own.weight_only, **own.dynamic}
     choices = {name: kernel.name for name, kernel in kernels.items()}
-    found = hashlib.sha256(json.dumps([arithmetic(quantized.runtime), choices], sort_keys=True).encode())
+    used = [kernel for kernel in quantized.runtime.kernels if kernel in kernels.values()]
+    runtime = arithmetic(quantized.runtime.model_copy(update={"kernels": used}))
+    decided = [runtime, choices, sorted(own.also_float)]
+    found = hashlib.sha256(json.dumps(decided, sort_keys=True).encode())
 
     def add(name: object, q: QParams, *arrays: NDArray[Any]) -> None:
         found.update(repr((name, q.scheme)).encode())

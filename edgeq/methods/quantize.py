@@ -55,7 +55,7 @@ def quantize_model(
         correct_bias: shift each bias by the mean error of the rounded weights (see `bias_shift`).
 
     Raises:
-        UsageError: a method does not round to the levels that a layer is to have.
+        UsageError: there is no such method, or it does not round to the levels that its layer is to have.
     """
     assignment = assign(model, runtime, calibration.histograms, choices)
     activations, again = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
@@ -80,10 +80,9 @@ def quantize_model(
     asked = {one.layer: (methods or {}).get(one.layer, NEAREST) for one in wanted}
     for one in wanted:
         _refuse_unfit(one, asked[one.layer])
-    others = dict.fromkeys((*METHODS, *asked.values()))  # in the registry's order, and what is not there is told
-    del others[NEAREST]
-    for name in others:
-        if layers := [one for one in wanted if asked[one.layer] == name]:
+    for name in METHODS:
+        layers = [one for one in wanted if asked[one.layer] == name]
+        if layers and name != NEAREST:
             take(name, layers)
     return result
 
@@ -106,10 +105,11 @@ def _wanted(model: Model, quantized: Quantized) -> list[Wanted]:
 
 
 def _refuse_unfit(one: Wanted, name: str) -> None:
-    if not fits(name, one.scheme):
+    able = [other for other in METHODS if fits(other, one.scheme)]
+    if name not in able:
         what = f"{one.scheme.dtype} weights, {one.scheme.levels or 'evenly spaced'}"
-        able = ", ".join(other for other in METHODS if fits(other, one.scheme))
-        raise UsageError(f"{name} does not round to {what}", where=f"layer {one.layer}", remedy=f"one of {able}")
+        cause = f"{name} does not round to {what}" if name in METHODS else f"there is no method {name!r}"
+        raise UsageError(cause, where=f"layer {one.layer}", remedy=f"one of {', '.join(able)}")
 
 
 def _take(quantized: Quantized, wanted: Wanted, by: str, change: Change) -> None:

@@ -3,6 +3,7 @@ plan tell what was found; only choices, rules and the float precision are settin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 
 from pydantic import BaseModel
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 from edgeq.plans.plan import LayerPlan, Plan
 
 _SETTINGS = {"choice", "reason", "alternatives"}
+_CHOSEN = {"dtype", "symmetry", "granularity", "levels", "bias"}
 _TOLD = {"reason", "estimator", "algorithm"}
 _NEAR = 1e-5
 """Relative: another processor may sum in another order."""
@@ -39,8 +41,8 @@ def contradictions(plan: Plan, built: Plan, without: Collection[str] = ()) -> li
 def _sentence(field: str, places: list[tuple[str, str]]) -> str:
     (where, text), more = places[0], len(places) - 1
     others = f", and {more} more like it" if more else ""
-    if field == "dtype":
-        why = "a type follows from the choices; edit a layer's choice"
+    if field in _CHOSEN:
+        why = "it follows from the choices; edit a layer's choice"
     else:
         why = "it is worked out anew, and not taken from a plan"
     return f"{where}: {text}{others}: {why}"
@@ -67,7 +69,7 @@ def _between(said: BaseModel, now: BaseModel | None, place: str) -> Iterator[tup
 def _close(one: object, other: object) -> bool:
     if not isinstance(one, float) or not isinstance(other, float):
         return False
-    return abs(one - other) <= _NEAR * max(abs(one), abs(other))
+    return math.isclose(one, other, rel_tol=_NEAR)
 
 
 def _short(value: object) -> str:

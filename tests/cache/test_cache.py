@@ -37,6 +37,7 @@ from edgeq.cache import (
     describe,
     open_cache,
     read_folder,
+    recalled,
     write_folder,
 )
 from edgeq.cache.cache import LIMIT
@@ -593,6 +594,14 @@ def test_what_older_code_kept_in_another_way_is_computed_again(cache: Cache, not
         )  # fmt: skip
         assert found == 7
     assert notes == ["a kept result of calibration is of another kind; it is computed again"]
+
+
+def test_what_is_of_another_kind_is_not_recalled(cache: Cache, notes: list[str]) -> None:
+    assert recalled(cache, STAGE, key(1), lambda e: e.values["new"]) is None and notes == []
+    cache.put(STAGE, key(1), Entry({"old": 1}))
+    assert recalled(cache, STAGE, key(1), lambda e: e.values["new"]) is None
+    assert len(notes) == 1
+    assert recalled(cache, STAGE, key(1), lambda e: e.values["old"]) == 1
     with pytest.raises(KeyError):
         cached(cache, STAGE, key(2), lambda: 7, lambda n: Entry({"new": n}), lambda e: e.values["typo"])
 

@@ -327,6 +327,13 @@ def test_other_precisions_become_float32(dtype: torch.dtype, holds: str, tmp_pat
     torch.testing.assert_close(got, network.float()(INPUT), check_stride=False)
 
 
+def test_other_precisions_of_an_input_that_is_called_as_python_calls_its_own() -> None:
+    network, x = torch.nn.Sequential(torch.nn.Linear(4, 3)).double(), torch.ones(2, 4).double()
+    assert torch.export.export(network, (x,)).graph_signature.user_inputs == ("input",)
+    loaded = read(torch.export.export(network, (x,)))
+    torch.testing.assert_close(answer(loaded, x.float()), network.float()(x.float()))
+
+
 def test_the_older_layout_of_exported_programs(tmp_path: Path) -> None:
     from torch._export.serde.serialize import SCHEMA_VERSION, serialize
 

@@ -86,6 +86,18 @@ def test_what_a_method_does_not_round_to_is_refused(name: str) -> None:
             assert "nearest" in able and all(fits(other, scheme.weight_scheme) for other in able)
 
 
+def test_a_method_that_there_is_not_is_refused_with_its_layer() -> None:
+    layer = next(group.name for group in small.model("residual").groups if group.weight)
+    with pytest.raises(UsageError, match="no method 'none'") as told:
+        quantize_model(
+            small.model("residual"),
+            small.runtime("onnxruntime"),
+            small.calibration("residual"),
+            methods={layer: "none"},
+        )
+    assert told.value.where == f"layer {layer}"
+
+
 @pytest.mark.parametrize("command", ["deploy", "plan"])
 def test_the_command_line_names_them(command: str) -> None:
     text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output

@@ -163,3 +163,14 @@ def test_kernels_of_one_layer_share_what_was_summed(monkeypatch: pytest.MonkeyPa
     fewer = seen._replace(inputs={name: array[::2] for name, array in seen.inputs.items()})
     METHODS["gptq"](model, layers.wanted_of(model, INT8), fewer)
     assert len(runs) == 2
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq-clip", "reconstruct"])
+def test_samples_that_are_too_large_are_refused_with_the_layer(name: str) -> None:
+    model, _ = layers.layer("linear")
+    samples = layers.correlated((12,))
+    samples[5] = 1e20
+    seen = layers.seen_of(model, samples)
+    with pytest.raises(UsageError, match="too large") as told:
+        METHODS[name](model, layers.wanted_of(model, INT4), seen)
+    assert told.value.where == f"layer {layers.wanted_of(model, INT4)[0].layer}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import torch
 import trained_model
 
 import edgeq
-from edgeq.lowering.choices import ladder, uniform
+from edgeq.lowering.choices import ladder, uniform, with_preferred
 from edgeq.methods import DISTIL, METHODS, RECONSTRUCT
 from edgeq.methods.effort import EFFORTS, Effort
+from edgeq.methods.kept import content_of
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.methods.nearest import nearest
 from edgeq.methods.quantize import quantize_model
@@ -26,6 +27,7 @@ from edgeq.numerics.weights import BIAS_HEADROOM
 from edgeq.plans.plan import LayerPlan, Plan, read_plan
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import sqnr_of
+from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
 
 CPU = small_models.runtime("onnxruntime")
@@ -147,6 +149,42 @@ def test_what_held_out_samples_speak_against_is_undone_and_told(
     warnings = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["warnings"]
     assert any(text.startswith("coarse was undone: ") for text in warnings)
     assert hashes(plan) == hashes(build(tmp_path, "fast", effort="fast"))
+
+
+def test_what_is_kept_hangs_on_the_kernels_that_layers_have_and_on_no_others() -> None:
+    (every,) = load_target("mcu-cortex-m").runtimes
+    found = {
+        (choice, len(runtime.kernels)): content_of(rounded("residual", choice, "nearest", by=runtime))
+        for runtime in (every, with_preferred(every))
+        for choice in ("w8a8", "float32")
+    }
+    assert len(found) == 4, "one of the runtimes has more kernels"
+    eight, none = ({hashed for (of, _), hashed in found.items() if of == choice} for choice in ("w8a8", "float32"))
+    assert len(eight) == len(none) == 1 and eight != none
+
+
+class Answer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("network", "samples", "says"), [(Answer, 32, "no real numbers"), (lambda: torch.nn.Linear(6, 4), 15, "too few")]
+)
+def test_what_could_not_be_judged_is_not_learned_and_the_report_says_so(
+    tmp_path: Path, network: Callable[[], torch.nn.Module], samples: int, says: str
+) -> None:
+    program = torch.export.export(network(), (torch.ones(2, 6),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    np.save(tmp_path / "calib.npy", np.random.default_rng(0).normal(size=(samples, 6)).astype(np.float32))
+    how = {"calibration": tmp_path / "calib.npy", "target": "x86-avx512", "format": "onnx"}
+    report = edgeq.deploy(tmp_path / "model.pt2", out=tmp_path / "out", **how)  # type: ignore[arg-type]
+    assert [text for text in report.warnings if text.startswith("nothing is learned") and says in text]
+    assert set(read_plan(tmp_path / "out" / "plan.json").methods.values()) == {"nearest"}
 
 
 def test_a_method_that_was_changed_is_not_answered_from_the_cache(

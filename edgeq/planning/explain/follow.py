@@ -21,6 +21,9 @@ from edgeq.progress import Clock, Progress, Silent
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime, Target
 
+_FOUND_ANEW = ("method", "sha256", "scale", "low", "high")
+"""What methods decide. Those that learn find scales of activations as well."""
+
 
 def job_of(
     plan: Plan,
@@ -85,7 +88,7 @@ def tell_contradictions(plan: Plan, built: Plan, job: Job) -> None:
     """Adds to the job's warnings what a plan says and its build does not have, where that is not for other data, or
     because methods were chosen anew."""
     if plan.data_hash == built.data_hash:
-        _tell(job, contradictions(plan, built, () if job.methods is not None else ("method", "sha256")))
+        _tell(job, contradictions(plan, built, () if job.methods is not None else _FOUND_ANEW))
 
 
 def _tell(job: Job, notes: Sequence[str]) -> None:
