@@ -395,6 +395,10 @@ def made_up(choices: dict[str, str]) -> dict[str, float]:
         "w4": 2.1,
         "w4asym": 2.1,
         "w2": 2.2,
+        "w4codebook": 2.1,
+        "w2codebook": 2.2,
+        "w8a8dyn": 1.3,
+        "w4a8dyn": 1.4,
         FLOAT: 2.0,
     }
     return {name: 1e-5 * cost[choice] * (1 + i % 3) for i, (name, choice) in enumerate(choices.items())}

@@ -50,7 +50,11 @@ def test_what_is_not_proven_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch
     forget(monkeypatch, [("conv2d", "w4a8"), ("conv2d", "w8"), ("conv1d", "w8a8")])
     options, notes = proven_choices(*given(), small.model("residual"), HISTOGRAMS)
     assert options["stem"] == ("w8a8", "w2a8", "w4", "w4asym", "w2", *LEVELS, FLOAT)
-    assert options["head"] == ("w8a8", "w4a8", "w2a8", "w8", "w4", "w4asym", "w2", *LEVELS, FLOAT)
+    assert options["head"] == (
+        *("w8a8", "w4a8", "w2a8", "w8", "w4", "w4asym", "w2", "w8a8dyn", "w4a8dyn"),
+        *LEVELS,
+        FLOAT,
+    )
     (note,) = notes
     assert "conv2d w4a8, conv2d w8" in note and "conv1d" not in note  # the model has none
 
