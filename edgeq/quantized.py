@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from edgeq.cache import cached, content_key, recalled
+from edgeq.cache import Json, cached, content_key, recalled
 from edgeq.installed import installed
 from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT, SQUEEZELLM, TOGETHER, fits, method
 from edgeq.methods.effort import EFFORTS
@@ -108,16 +108,14 @@ def _keeping(job: Job, name: str) -> Method:
 def _by_layer(job: Job, name: str, found: Method, model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     """Kept for each layer: plans of one model share most of them."""
     keys = {
-        one.layer: content_key(
+        one.layer: _key(
             "rounded",
-            METHODS_VERSION,
-            model=model.fingerprint,
-            calibration=job.calibration_data.sha256,
+            job,
+            model,
             method=name,
             layer=one.layer,
             scheme=asdict(one.scheme),
             input_scale=None if one.input_scale is None else float(one.input_scale),
-            **installed("torch"),
         )
         for one in wanted
     }
@@ -138,17 +136,8 @@ def _by_layer(job: Job, name: str, found: Method, model: Model, wanted: Sequence
 
 def _together(job: Job, name: str, found: Method, model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     """Kept as a whole, and in parts on the way: what a run that was interrupted has done is not done again."""
-    key = content_key(
-        "learned",
-        METHODS_VERSION,
-        model=model.fingerprint,
-        calibration=job.calibration_data.sha256,
-        method=name,
-        steps=seen.steps,
-        layers=[one.layer for one in wanted],
-        start=content_of(seen.quantized),
-        **installed("torch"),
-    )
+    layers, start = [one.layer for one in wanted], content_of(seen.quantized)
+    key = _key("learned", job, model, method=name, steps=seen.steps, layers=layers, start=start)
     unpack = partial(unpack_change, schemes={one.layer: one.scheme for one in wanted})
 
     def part(of: str, make: Callable[[], Change]) -> Change:
@@ -161,6 +150,12 @@ def _together(job: Job, name: str, found: Method, model: Model, wanted: Sequence
             return found(model, wanted, seen._replace(kept=part, progress=progress))
 
     return cached(job.cache, "learned", key, whole, pack_change, unpack)
+
+
+def _key(stage: str, job: Job, model: Model, **parts: Json) -> str:
+    data = job.calibration_data.sha256
+    torch = installed("torch")
+    return content_key(stage, METHODS_VERSION, model=model.fingerprint, calibration=data, **parts, **torch)
 
 
 def _unjudged(job: Job) -> str:

@@ -19,7 +19,7 @@ from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
 from edgeq.numerics.levels import count_of, fixed_levels
 from edgeq.numerics.weights import QuantizedWeight
-from edgeq.progress import Progress, Silent
+from edgeq.progress import Silent
 from edgeq.quantization.activations import Ranges, quantize_activations
 from edgeq.quantization.quantized import Quantized
 from edgeq.registry.schema import Runtime
@@ -36,7 +36,6 @@ def quantize_model(
     methods: Mapping[str, str] | None = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
     steps: int = STEPS,
-    progress: Progress | None = None,
     by: Callable[[str], Method] = method,
     correct_bias: bool = True,
     ranges: Ranges | None = None,
@@ -48,7 +47,7 @@ def quantize_model(
         choices: by group name, the name of a kernel or `float32`, where it is not the runtime's preferred kernel.
         methods: by group name, how its weights are rounded, where that is not to nearest (see `edgeq.methods`).
         inputs: the calibration samples, for methods that run the model on them.
-        steps, progress: for methods that learn (see `edgeq.methods.method.Seen`).
+        steps: for methods that learn (see `edgeq.methods.method.Seen`).
         by: a method by its name.
         estimator: see `quantize_activations`.
         ranges: see `quantize_activations`; a search over many plans of one model and runtime keeps them here.
@@ -61,7 +60,7 @@ def quantize_model(
     activations, again = quantize_activations(model, runtime, assignment, calibration, impact, estimator, ranges)
     result = Quantized(runtime, assignment, activations, again, weights={}, biases={}, methods={})
     wanted = _wanted(model, result)
-    seen = Seen(calibration, impact, inputs or {}, result, steps, progress or Silent(), by)
+    seen = Seen(calibration, impact, inputs or {}, result, steps, Silent(), by)
 
     groups = {group.name: group for group in model.groups}
 

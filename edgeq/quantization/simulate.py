@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -69,16 +70,24 @@ def movement(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor],
     return total.numpy()
 
 
-def sqnr_of(model: Model, quantized: Quantized, inputs: Mapping[str, NDArray[Any]]) -> float:
+def sqnr_of(
+    model: Model,
+    quantized: Quantized,
+    inputs: Mapping[str, NDArray[Any]],
+    floats: Iterable[Sequence[torch.Tensor]] | None = None,
+) -> float:
     """Mean ratio of signal to noise of the outputs, in dB, simulated.
 
     Args:
         inputs: by input name, [N, ...].
+        floats: what the float model gives for each of their batches, where that is known.
     """
 
-    def noise(batch: Sequence[torch.Tensor]) -> NDArray[np.float64]:
+    def noise(given: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor] | None]) -> NDArray[np.float64]:
+        batch, real = given
         samples = len(batch[0]) if model.inputs[0].batched else 1
-        return movement(simulate(model, quantized, batch), model.run([batch])[0], samples)
+        return movement(simulate(model, quantized, batch), real or model.run([batch])[0], samples)
 
-    found = np.concatenate(list(side_by_side(noise, batches(model, inputs))))
+    every = zip(batches(model, inputs), repeat(None) if floats is None else floats, strict=False)
+    found = np.concatenate(list(side_by_side(noise, every)))
     return float(-10 * np.log10(max(float(found.mean()), 1e-20)))

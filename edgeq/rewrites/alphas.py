@@ -18,15 +18,12 @@ from edgeq.model.model import Model
 from edgeq.numerics import QParams, Scheme, qparams, sqnr_db
 from edgeq.numerics.fake import fake_quantize
 from edgeq.progress import Progress, Silent
-from edgeq.rewrites.rewrite import Chosen, Observed, Split
+from edgeq.rewrites.rewrite import WORTH_DB, Chosen, Observed, Split
 from edgeq.rewrites.sites import Site
 from edgeq.rewrites.smooth_quant import factors
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """The paper takes 0.5 for most models, and up to 0.8 where outliers are strong."""
-
-WORTH_DB = 0.5
-"""What it has to gain: less is noise, and a product of its own takes time."""
 
 _READ, _WEIGHT = Scheme("uint8", "asymmetric"), Scheme("int8", "symmetric", "channel", narrow=True)
 

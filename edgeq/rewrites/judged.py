@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from edgeq.calibration.calibrate import calibrate
 from edgeq.calibration.calibration import Calibration
@@ -17,8 +15,7 @@ from edgeq.lowering.assign import assign
 from edgeq.methods.quantize import quantize_model
 from edgeq.model.batches import batches, side_by_side
 from edgeq.model.model import Model
-from edgeq.quantization.quantized import Quantized
-from edgeq.quantization.simulate import movement, simulate
+from edgeq.quantization.simulate import sqnr_of
 from edgeq.registry.schema import Runtime
 from edgeq.rewrites.price import price_of
 from edgeq.rewrites.rewrite import Asked, Chosen, Inputs, Observed, Parameters
@@ -26,8 +23,6 @@ from edgeq.rewrites.rewrite import Asked, Chosen, Inputs, Observed, Parameters
 CALIBRATED, WEIGHED = 32, 8
 """Samples that ranges are of, and those that tell what errors of a tensor do to the outputs: enough to compare networks
 by. Without the latter, ranges are worse than those of a build, and whatever narrows them looks good."""
-
-Batch = list[torch.Tensor]
 
 Seen = tuple[Calibration, Impact]
 
@@ -79,18 +74,6 @@ def calibrated(model: Model, observed: Inputs, ways: Sequence[Way]) -> Seen:
 
 def sqnrs(model: Model, seen: Seen, inputs: Inputs, ways: Sequence[Way]) -> list[float]:
     """SQNR of the outputs in dB, simulated, for each way."""
-    given = list(batches(model, inputs))
-    floats = list(side_by_side(lambda batch: model.run([batch])[0], given))
+    floats = list(side_by_side(lambda batch: model.run([batch])[0], batches(model, inputs)))
     every = (quantize_model(model, runtime, *seen, choices=choices) for runtime, choices in ways)
-    return [_sqnr(model, quantized, given, floats) for quantized in every]
-
-
-def _sqnr(model: Model, quantized: Quantized, given: Sequence[Batch], floats: Sequence[Batch]) -> float:
-    """Likewise of one; `floats` is what the model gives for each batch."""
-
-    def noise(batch: tuple[Batch, Batch]) -> NDArray[np.float64]:
-        samples = len(batch[0][0]) if model.inputs[0].batched else 1
-        return movement(simulate(model, quantized, batch[0]), batch[1], samples)
-
-    found = np.concatenate(list(side_by_side(noise, zip(given, floats, strict=True))))
-    return float(-10 * np.log10(max(float(found.mean()), 1e-20)))
+    return [sqnr_of(model, quantized, inputs, floats) for quantized in every]

@@ -11,7 +11,7 @@ import numpy as np
 from edgeq.model.graph import Array, Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
-from edgeq.model.ops import conv_groups, op_class, shape_of
+from edgeq.model.ops import channel_axis_of_output, conv_groups, op_class, shape_of
 from edgeq.rewrites.rewrite import Channels
 
 _LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "depthwise_conv2d", "linear"})
@@ -45,7 +45,7 @@ def find_links(model: Model) -> tuple[Link, ...]:
     for group in layers.values():
         node = model.nodes[group.root]
         shape = shape_of(node)
-        axis = len(shape) - 1 if group.op == "linear" else 1
+        axis = channel_axis_of_output(group.op) % len(shape)
         if group.op != "linear" and len(shape) != model.state[group.weight or ""].ndim:
             continue  # one sample without the axis of the batch
         between: set[str] = set()
@@ -130,7 +130,7 @@ def _readers(
 
 def _fits(reader: Group, node: Node, axis: int) -> bool:
     """Whether what a layer sums over are the channels along an axis of its input."""
-    return axis == (len(shape_of(node)) - 1 if reader.op == "linear" else 1)
+    return axis == channel_axis_of_output(reader.op) % len(shape_of(node))
 
 
 def _commutes(op: str, user: Node, node: Node, axis: int, channels: int) -> bool:

@@ -16,6 +16,10 @@ from edgeq.registry.schema import Runtime
 OBSERVED, TRIED, HELD_OUT = 64, 8, 8
 """Samples to look at, for the choice, and for the last word; fewer where there are fewer."""
 
+WORTH_DB = 0.5
+"""What it has to gain, on the mean of the ways to round that it is judged by, and what it may not lose on one of them:
+less is noise. What adds numbers has to gain what they cost as well (see `edgeq.rewrites.price`)."""
+
 Inputs = Mapping[str, NDArray[Any]]
 """Samples by input name, [N, ...]."""
 

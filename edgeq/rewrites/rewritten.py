@@ -18,14 +18,10 @@ from edgeq.progress import Clock
 from edgeq.registry.schema import Runtime, arithmetic
 from edgeq.rewrites import REWRITES, rewrite_named
 from edgeq.rewrites.price import price_of
-from edgeq.rewrites.rewrite import Asked, Channels, Chosen, Observed, Parameters, Rewrite, split
+from edgeq.rewrites.rewrite import WORTH_DB, Asked, Channels, Chosen, Observed, Parameters, Rewrite, split
 
 FEWEST = 8
 """Calibration samples below which nothing could be held out that says more than chance."""
-
-WORTH_DB = 0.5
-"""What it has to gain, on the mean of the ways to round that it is judged by, and what it may not lose on one of them:
-less is noise. What adds numbers has to gain what they cost as well (see `edgeq.rewrites.price`)."""
 
 T = TypeVar("T")
 
