@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -472,6 +473,12 @@ SATURATES = platform.machine() in ("x86_64", "AMD64") and "vnni" not in worker.d
 
 HERE = "x86-avx2" if SATURATES else "x86-avx512"
 """The target that describes this machine."""
+
+
+def needs_vnni(runtime: str) -> None:
+    """Skips a test of kernels that this machine's CPU does not have."""
+    if SATURATES and runtime != "litert":
+        pytest.skip(f"without VNNI, {runtime} has other kernels, which no target of edgeq lists")
 
 
 def runtime(name: str, target: str = "x86-avx512", **changes: object) -> Runtime:

@@ -102,9 +102,8 @@ def synthesize(model: Model, samples: int, seed: int, progress: Progress) -> tup
         for loss in side_by_side(partial(_step, read), pools):
             losses.append(loss)
             progress.step(step * len(pools) + len(losses), STEPS * len(pools))
-    with torch.no_grad():
-        columns = zip(*(pool.inputs() for pool in pools), strict=True)
-        inputs = [torch.cat(column).numpy() for column in columns]
+    columns = zip(*side_by_side(_Pool.inputs, pools), strict=True)
+    inputs = [torch.cat(column).detach().numpy() for column in columns]
     left = sum(losses) / len(losses)
     if not (math.isfinite(left) and all(np.isfinite(array).all() for array in inputs)):
         raise _refused("on noise, the model computes values that are not finite")

@@ -18,7 +18,7 @@ from edgeq.errors import UsageError
 from edgeq.lowering.assign import Version
 from edgeq.methods.block_loss import Loss
 from edgeq.methods.block_run import Pool, Values, block_run, each, stacks
-from edgeq.methods.learn import Learning, learn
+from edgeq.methods.learn import Learning, Task, learn
 from edgeq.methods.learned import begin
 from edgeq.methods.learned_scale import begin as begin_scales
 from edgeq.methods.method import Change, Seen, Wanted
@@ -72,9 +72,10 @@ def learn_blocks(
                 macs = sum(groups[by_root[root].layer].macs for root in block.layers)
                 samples = max(LEAST_SAMPLES, min(MOST_SAMPLES, round(step_macs / max(macs, 1))))
                 tell = partial(_tell, seen, number, len(blocks))
-                work = partial(learn, pool, run, block.program, learning, rounded, loss, (seen.steps, samples), tell)
+                task = Task(pool, run, block.program, rounded, loss, samples)
                 names = {root: by_root[root].layer for root in block.layers}
-                now = seen.kept(f"{name} {number}", partial(_found, work, names)).on(now)
+                work = partial(_found, task, learning, seen.steps, tell, names)
+                now = seen.kept(f"{name} {number}", work).on(now)
             _tell(seen, number, len(blocks), seen.steps)
             later = {node for one in blocks[number + 1 :] for node in one.program.inputs}
             if not later:
@@ -106,14 +107,13 @@ def _begin(
     return Learning(layers, begin_scales(block.program, start, fixed))
 
 
-def _found(work: Callable[[], Learning | None], names: Mapping[str, str]) -> Change:
+def _found(task: Task, learning: Learning, steps: int, tell: Callable[[int], None], names: Mapping[str, str]) -> Change:
     """What was learned, to be stored; nothing where nothing was.
 
     Args:
         names: of layers, by graph node.
     """
-    learning = work()
-    if learning is None:
+    if not learn(task, learning, steps, tell):
         return Change({})
     found = {names[root]: one.found() for root, one in learning.layers.items()}
     return Change(

@@ -119,6 +119,7 @@ def by_hand(x: np.ndarray, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "kernel"), CASES)
 def test_the_runtime_rounds_as_numpy_does(name: str, kernel: str, tmp_path: Path) -> None:
+    small.needs_vnni(name)
     """To a millionth of the largest output: float32 sums of products that are exact. A value half-way between two
     integers would be off by a thousandth, and none lies there."""
     made, by = subject("one"), runtime(name)
@@ -141,6 +142,7 @@ def test_the_runtime_rounds_as_numpy_does(name: str, kernel: str, tmp_path: Path
 
 @pytest.mark.parametrize(("name", "kernel"), CASES)
 def test_a_network_is_audited_and_runs_on_integers(name: str, kernel: str, tmp_path: Path) -> None:
+    small.needs_vnni(name)
     made, by = subject("block"), runtime(name)
     chosen = dict.fromkeys(LAYERS, "w8a8dyn" if kernel == "w4g64a8dyn" else kernel) | {"down": kernel}
     planned = made.quantized(by, **chosen)
@@ -166,6 +168,7 @@ def test_a_network_is_audited_and_runs_on_integers(name: str, kernel: str, tmp_p
 @pytest.mark.parametrize("kernel", ["w8a8dyn", "w4a8dyn"])
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_beside_integers_and_weights_alone(name: str, kernel: str, tmp_path: Path) -> None:
+    small.needs_vnni(name)
     made, by = subject("block"), runtime(name)
     planned = made.quantized(by, gate="w8", value=kernel, up="w8a8", down=kernel, wave="w8a8", head="w4")
     path = made.exporter.write(planned, tmp_path)[0]

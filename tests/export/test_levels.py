@@ -172,6 +172,7 @@ def test_the_file_holds_places_levels_and_scales(name: str, kernel: str, bits: i
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_beside_layers_on_integers(name: str, tmp_path: Path) -> None:
+    small.needs_vnni(name)
     made = subject()
     choices = {
         "stem": "w8a8",

@@ -137,7 +137,7 @@ def test_an_artefact_gains_in_its_runtime_and_its_plan_gives_it_again_to_the_bit
     monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
     model = bad.model(scale=30.0)
     data = {"calibration": bad.data(model, 64), "evaluation": bad.data(model, 64, seed=9)}
-    how = {"target": "x86-avx512", **data, "format": form, "device": "local"}
+    how = {"target": small.HERE, **data, "format": form, "device": "local"}
     plain = deploy(model, **how, out=tmp_path / "plain", rewrites={}, method="nearest")
     auto = deploy(model, **how, out=tmp_path / "auto", method="nearest", effort="max")
     lost = [report.builds[0].accuracy.sqnr_db for report in (plain, auto)]

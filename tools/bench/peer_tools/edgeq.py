@@ -17,7 +17,8 @@ PROOF = ("layer errors", "validate", "formats in turns")
 
 
 def quantize(job: Job) -> None:
-    given: dict[str, Any] = dict(calibration=job.calibration, target=job.target, **job.options)
+    # peers are judged on this machine, and some are told of it
+    given: dict[str, Any] = dict(calibration=job.calibration, target=job.target, device="local", **job.options)
     built = job.out.with_name("built")
     first = {**given, "effort": "fast"} if job.precision == "w4a8" else given
     _timed(job, "quantize", edgeq.deploy(job.model, **first, format=job.format, out=built, overwrite=True))
