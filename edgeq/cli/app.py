@@ -61,6 +61,9 @@ app.add_typer(_targets, name="targets")
 
 _device = _group("Where artefacts can run.")
 _device.command("list")(command(device.list_devices))
+_device.command()(command(device.add))
+_device.command()(command(device.remove))
+_device.command()(command(device.doctor))
 _device.command()(command(device.setup))
 app.add_typer(_device, name="device")
 

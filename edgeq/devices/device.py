@@ -218,6 +218,16 @@ class Device:
                 self._environments[name] = {**result["environment"], **self.facts}
         return self._environments[name]
 
+    def health(self) -> dict[str, Any]:
+        """What it says of its cores, clocks, temperature, and room now (see `edgeq.on_device.health`).
+
+        Raises:
+            DeviceError: it cannot be asked.
+        """
+        with self._job("health", {}, 0, name="onnxruntime") as (_, result):  # no runtime takes part
+            found: dict[str, Any] = result["health"]
+            return found
+
     def know(self, name: str, environment: Mapping[str, str]) -> None:
         """Spares `environment` the question: this is what a runtime says, as an earlier run was told."""
         self._environments[name] = dict(environment)

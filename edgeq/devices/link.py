@@ -13,6 +13,7 @@ from edgeq import on_device
 from edgeq.runtimes import RuntimeInfo
 
 WORKER = on_device.FOLDER / "worker.py"
+HEALTH = on_device.FOLDER / "health.py"
 
 
 class Exit(NamedTuple):
@@ -70,6 +71,7 @@ class PythonWorker:
 
     def prepare(self, folder: Path, job: Mapping[str, Any], info: RuntimeInfo) -> Sequence[str]:
         shutil.copy(WORKER, folder / "worker.py")
+        shutil.copy(HEALTH, folder)
         shutil.copy(info.on_device, folder)
         (folder / "job.json").write_text(json.dumps({**job, "runtime": info.on_device.name}), encoding="utf-8")
         return [*self.python, "worker.py", "job.json"]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 from edgeq.devices.device import Device
 from edgeq.devices.local import open_local
+from edgeq.devices.named import keep, named
 from edgeq.devices.qemu import (
     DEFAULT_CPU,
     EMULATOR,
     devices_folder,
     open_emulated,
+    open_qemu,
     read_machine,
     set_up_command,
     wanted_packages,
 )
+from edgeq.devices.ssh import open_ssh
 from edgeq.errors import UsageError
 from edgeq.runtimes import RUNTIMES
 
@@ -27,7 +30,7 @@ class DeviceStatus:
     """One device as `edgeq device list` shows it.
 
     Attributes:
-        ready: whether it can run artefacts now.
+        ready: whether it can run artefacts now; None where it was not asked.
         runtimes: version of each runtime's package on it.
         detail: what it is, or what it lacks.
         remedy: the command that would set it right, if something is to be done.
@@ -35,7 +38,7 @@ class DeviceStatus:
 
     name: str
     emulated: bool
-    ready: bool
+    ready: bool | None
     runtimes: dict[str, str]
     detail: str
     remedy: str = ""
@@ -61,22 +64,42 @@ def open_device(name: str) -> Device:
 
     Args:
         name: `local`; `arm64` or `x86_64`, which are emulated; these also with a CPU model, as in `arm64:cortex-a53`;
-            or what else is in `LINKS`.
+            what else is in `LINKS`, such as `ssh://user@host`; or a name that a user gave one of these.
 
     Raises:
         DeviceError: it is not set up, or not there.
         UsageError: there is no such device.
     """
+    if name in (own := named()):
+        return replace(open_device(own[name]), name=name)
     kind, _, rest = name.partition(":")
     if kind not in LINKS:
-        known = ", ".join(one.names for one in LINKS.values())
+        known = ", ".join([*own, *(one.names for one in LINKS.values())])
         raise UsageError(f"there is no device {name!r}", remedy=f"one of {known}")
     return LINKS[kind].open(rest.removeprefix("//"))
 
 
+def add_device(name: str, address: str) -> None:
+    """Gives a device a name of the user's.
+
+    Raises:
+        UsageError: the name is a kind's, or no name; or there is no such device.
+    """
+    kind = address.partition(":")[0]
+    if name in LINKS:
+        raise UsageError(f"{name!r} is a kind of device", remedy="give it another name")
+    if kind not in LINKS:
+        known = ", ".join(one.names for one in LINKS.values())
+        raise UsageError(f"there is no device {address!r}", remedy=f"one of {known}")
+    keep(name, address)
+
+
 def device_status() -> list[DeviceStatus]:
     """Every device, whether it is ready, and what it lacks."""
-    return [kind.status() for kind in LINKS.values() if kind.status is not None]
+    kinds = [kind.status() for kind in LINKS.values() if kind.status is not None]
+    return kinds + [
+        DeviceStatus(name, False, None, {}, address, f"edgeq device doctor {name}") for name, address in named().items()
+    ]
 
 
 def _local_status() -> DeviceStatus:
@@ -118,5 +141,7 @@ LINKS = {
         kind: Kind(f"{kind}, {kind}:CPU", partial(open_emulated, kind), partial(_emulated_status, kind))
         for kind in EMULATOR
     },
+    "qemu": Kind("qemu://arm64?cpu=CPU", open_qemu),
+    "ssh": Kind("ssh://user@host", open_ssh),
 }
 """By what comes before the first colon of a name; two slashes behind it, as in `ssh://board`, are no part of it."""

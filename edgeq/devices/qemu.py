@@ -132,6 +132,21 @@ def open_emulated(kind: str, cpu: str = "") -> Device:
     return device_on(machine, cpu)
 
 
+def open_qemu(rest: str) -> Device:
+    """The same by an address: `qemu://arm64?cpu=cortex-a53`.
+
+    Raises:
+        DeviceError: it is not set up.
+        UsageError: it cannot be read, or the emulator does not know the CPU model.
+    """
+    kind, _, options = rest.partition("?")
+    key, _, cpu = options.partition("=")
+    if kind not in EMULATOR or (options and key != "cpu"):
+        machines = " or ".join(f"qemu://{one}?cpu={cpu}" for one, cpu in DEFAULT_CPU.items())
+        raise UsageError(f"cannot read 'qemu://{rest}'", remedy=machines)
+    return open_emulated(kind, cpu)
+
+
 def device_on(machine: Machine, cpu: str) -> Device:
     """A machine with a CPU model as a device."""
 

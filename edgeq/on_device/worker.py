@@ -11,7 +11,7 @@ runtime.
 The job:
 
     {"runtime": FILE.py,
-     "task": "outputs" | "latency" | "placement" | "cold" | "interface" | "environment",
+     "task": "outputs" | "latency" | "sustain" | "placement" | "cold" | "interface" | "environment" | "health",
      "threads": N,                             0: every core that this process may use; for outputs, of all calls that
                                                run side by side, one thread each as far as there are enough calls
      "artifacts": {NAME: {"path": FILE,
@@ -22,6 +22,7 @@ The job:
                                                the first output was elsewhere more often; then "missed" is true
      "rounds": N, "warmup": N,                 for latency: no more rounds than that,
      "seconds": S, "fewest": N,                and none after so long, but at least so many
+     "seconds": S,                             for sustain: how long one artefact is called without a rest
      "stop_at_eof": true}                      end when standard input closes: the host is gone
 
 The first axis of every input file counts samples. One call takes one sample, or as many as the model's leading
@@ -59,8 +60,16 @@ if __name__ == "__main__":
     # This module, as the file that knows the runtime names it.
     sys.modules.update({name: types.ModuleType(name) for name in ("edgeq", "edgeq.on_device")})
     sys.modules["edgeq.on_device.worker"] = sys.modules[__name__]
+    _spec = importlib.util.spec_from_file_location(
+        "edgeq.on_device.health", os.path.join(os.path.dirname(os.path.realpath(__file__)), "health.py")
+    )
+    assert _spec is not None and _spec.loader is not None
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
 
 import numpy as np
+
+from edgeq.on_device.health import health, joules, temperature, watts
 
 ISA = (  # the instruction set extensions that decide which quantized and reduced-precision kernels a runtime has
     "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
@@ -313,6 +322,37 @@ def run_latency(
     return found
 
 
+WINDOWS = 60  # that a long run is told in
+
+
+def run_sustained(loaded: Loaded, calls: Binding, seconds: float) -> Dict[str, Any]:
+    """Calls a model without a rest, and tells how its latency went, and the temperature, and what that took of energy:
+    by the counters that there are, or else by sensors that are read after each window."""
+    windows: List[Dict[str, Any]] = []
+    power: Dict[str, List[float]] = {}
+    loaded.feed(calls.call(0))
+    loaded.invoke()
+    counted, start = joules(), time.perf_counter()
+    while len(windows) < WINDOWS and time.perf_counter() - start < seconds:
+        begin, times = time.perf_counter(), []  # type: float, List[float]
+        while not times or time.perf_counter() - start < (len(windows) + 1) * seconds / WINDOWS:
+            loaded.feed(calls.call(len(times) % calls.total))
+            before = time.perf_counter()
+            loaded.invoke()
+            times.append(time.perf_counter() - before)
+        for name, value in watts().items():
+            power.setdefault(name, []).append(value)
+        spent = time.perf_counter() - begin
+        windows.append(
+            {"seconds": spent, "calls": len(times), "median": float(np.median(times)), "celsius": temperature()}
+        )
+        report(len(windows), WINDOWS)
+    took = time.perf_counter() - start
+    used = {name: value - counted[name] for name, value in joules().items() if value >= counted.get(name, value + 1)}
+    used.update({name: float(np.mean(values)) * took for name, values in power.items()})
+    return {"windows": windows, "joules": used, "health": health()}
+
+
 def run_placement(loaded: Loaded, calls: Binding, runs: int) -> List[Dict[str, Any]]:
     """The runtime's account of one call that warms up and of `runs` more."""
     loaded.feed(calls.call(0))
@@ -396,6 +436,8 @@ def loading(job: Dict[str, Any], runtime: Runtime, how: Setting) -> Dict[str, Ca
 def execute(job: Dict[str, Any], ahead: Optional[Runtime], current: List[str]) -> Dict[str, Any]:
     """Do the job. `current[0]` is the artefact at hand, for the message should it fail."""
     task, threads = job["task"], job["threads"] or usable_cores()
+    if task == "health":
+        return {"health": health()}
     runtime = ahead or runtime_in(job["runtime"])
     begin = time.perf_counter()
     runtime.find()
@@ -439,6 +481,8 @@ def execute(job: Dict[str, Any], ahead: Optional[Runtime], current: List[str]) -
         decides = {key: job[key] for key in ("order", "wanted", "most") if calls.total == len(job.get("wanted", []))}
         files, missed = run_outputs(lanes, calls, **decides)
         return {"files": files, "missed": missed, "interface": public_ports(loaded)}
+    if task == "sustain":
+        return {"sustained": run_sustained(loaded, calls, job["seconds"])}
     loaded.feed(calls.call(0))
     if task == "cold":
         begin = time.perf_counter()

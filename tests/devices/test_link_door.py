@@ -27,7 +27,9 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     assert len(code.splitlines()) <= 60
     monkeypatch.setitem(LINKS, "board", LINKS["local"])  # taken out again after the test
     found: dict[str, Any] = {}
-    exec(code.replace("/tmp/edgeq", str(tmp_path / "board")).replace('["python3"]', repr([sys.executable])), found)
+    (tmp_path / "board").mkdir()
+    own = f"Options(({sys.executable!r},), {str(tmp_path / 'board')!r})"
+    exec(code.replace("Options()", own), found)
     return found
 
 

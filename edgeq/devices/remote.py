@@ -1,0 +1,105 @@
+"""A device behind a shell: what its name says of it, and what it says itself when it is opened."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from edgeq.devices.device import Device
+from edgeq.devices.link import PythonWorker
+from edgeq.devices.over_shell import Connect, over_shell, told
+from edgeq.errors import DeviceError, UsageError
+from edgeq.limits import parse_bytes
+from edgeq.runtimes import RuntimeInfo
+
+HELLO = """
+uname -m
+shift
+"$@" -c 'import platform; print(platform.machine())' && "$@" -c 'import numpy'
+"""
+
+SAME = ({"x86_64", "i386", "i686"}, {"aarch64", "armv7l", "armv8l"})
+"""Machines of which one runs what is made for the other."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a name says behind its `?`.
+
+    Attributes:
+        python: the command that starts Python there.
+        folder: where a job's folder is made; where the device says if empty.
+        memory: bytes that a worker may take.
+    """
+
+    python: tuple[str, ...] = ("python3",)
+    folder: str = ""
+    memory: int | None = None
+
+
+def split(name: str, rest: str) -> tuple[Any, Options]:
+    """The address in a name, and its options.
+
+    Args:
+        name: the whole, for messages.
+        rest: behind the two slashes.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        address = urlsplit(f"//{rest}")
+        _ = address.port
+        given = dict(parse_qsl(address.query, strict_parsing=True) if address.query else [])
+    except ValueError as error:
+        raise UsageError(
+            f"cannot read {name!r}: {error}", remedy="ssh://user@host:22?python=/usr/bin/python3"
+        ) from None
+    if unknown := set(given) - {"python", "folder", "memory"}:
+        raise UsageError(f"{name!r} has no option {', '.join(sorted(unknown))}", remedy="python, folder or memory")
+    memory = parse_bytes(given["memory"]) if "memory" in given else None
+    python = tuple(shlex.split(given.get("python", ""))) or Options.python
+    return address, Options(python, given.get("folder", ""), memory)
+
+
+def remote(name: str, connect: Connect, options: Options) -> Device:
+    """A device that was reached.
+
+    Raises:
+        DeviceError: it cannot be reached, or has no Python.
+    """
+
+    async def ask() -> tuple[int | None, str, str]:
+        async with connect() as start:
+            return await told(start, HELLO, "", *options.python)
+
+    status, out, errors = asyncio.run(ask())
+    machines = out.split()
+    if status != 0 or len(machines) != 2:
+        said = errors.strip().splitlines()
+        raise DeviceError(
+            f"{shlex.join(options.python)} does not run there: {said[-1] if said else f'status {status}'}",
+            where=name,
+            remedy="install Python 3.8 or newer with numpy, or name another: ?python=/opt/python/bin/python3",
+        )
+    native = machines[0] == machines[1] or any(set(machines) <= one for one in SAME)
+
+    def missing(info: RuntimeInfo) -> DeviceError:
+        python = shlex.join(options.python)
+        return DeviceError(
+            f"{info.distribution} is not installed there",
+            where=name,
+            remedy=f"there: {python} -m pip install {info.distribution}",
+        )
+
+    return Device(
+        name=name,
+        emulated=not native,
+        link=over_shell(name, connect, options.folder, options.memory),
+        missing=missing,
+        runner=PythonWorker(options.python),
+        facts={} if native else {"emulator": f"of {machines[1]} on {machines[0]}"},
+    )
