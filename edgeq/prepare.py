@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from edgeq.cache import Cache, cached, content_key, from_list, open_cache, to_list
 from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.impact import Impact
@@ -22,12 +20,13 @@ from edgeq.calibration.kept import (
     unpack_impact,
 )
 from edgeq.case import Case, Loaded, load_case
-from edgeq.data.dataset import Dataset, make_dataset
+from edgeq.data.dataset import Dataset
 from edgeq.devices import Device, open_device
 from edgeq.devices.likeness import unlike
 from edgeq.devices.recalled import ask_once
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError, UsageError
+from edgeq.evaluation.emulated import for_device
 from edgeq.evaluation.measure import DEVICES, Array
 from edgeq.evaluation.metric import Metric
 from edgeq.installed import installed
@@ -43,9 +42,6 @@ from edgeq.registry.schema import Profile, Runtime, Target, arithmetic
 from edgeq.request import Request
 from edgeq.rewrites.rewritten import Given, as_planned, rewritten
 from edgeq.runtimes import RUNTIMES
-
-EMULATED_SAMPLES = 100
-"""Evaluation samples on an emulated device, which runs a hundred times slower than a real one."""
 
 
 @dataclass(frozen=True)
@@ -199,12 +195,10 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
             clock.progress.note(text)
         reference: list[Array] = []
         if evals is not None and aim.device is not None:
-            if aim.device.emulated and len(evals) > EMULATED_SAMPLES:
-                warnings.append(
-                    f"{aim.device.name} is emulated: judged on {EMULATED_SAMPLES} of {len(evals)} evaluation samples"
-                )
-                evals = _thinned(evals)
-                clock.progress.note(warnings[-1])
+            evals, remark = for_device(evals, aim.device)
+            if remark:
+                warnings.append(remark)
+                clock.progress.note(remark)
             if evals.sha256 not in references:
                 references[evals.sha256] = _answers(loaded.model, evals, clock, cache)
             reference = references[evals.sha256]
@@ -368,14 +362,3 @@ def _never_stored(model: Model, runtimes: Sequence[Runtime]) -> set[str]:
     return {
         g.root for g in model.groups if g.activation and all(g.activation_op in r.fused_activations for r in runtimes)
     }
-
-
-def _thinned(data: Dataset) -> Dataset:
-    """Evenly spread samples, few enough for an emulated device."""
-    kept = np.linspace(0, len(data) - 1, EMULATED_SAMPLES).round().astype(int)
-    return make_dataset(
-        {name: array[kept] for name, array in data.inputs.items()},
-        data.specs,
-        labels=None if data.labels is None else data.labels[kept],
-        source=data.source,
-    )

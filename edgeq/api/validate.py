@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgeq.case import check_classes
 from edgeq.data.dataset import Dataset
@@ -12,49 +13,86 @@ from edgeq.data.load import load_data
 from edgeq.devices import Candidate, Device, Port, open_device
 from edgeq.devices.likeness import unlike
 from edgeq.errors import UnsupportedError, UsageError
-from edgeq.evaluation.measure import DEVICES, Ends, Measured, integer_ends, measure
+from edgeq.evaluation.emulated import for_device
+from edgeq.evaluation.measure import DEVICES, Ends, integer_ends, measure
 from edgeq.evaluation.metric import Metric, load_metric
 from edgeq.evaluation.reference import reference_outputs
 from edgeq.export.artifact import Exporter
 from edgeq.files import scratch_folder
+from edgeq.formats import FORMATS
 from edgeq.frontends.load import load
 from edgeq.limits import Limits
+from edgeq.lock import Array
 from edgeq.model.model import Model
 from edgeq.numerics import QParams, Scheme, per_tensor
+from edgeq.plans.plan import read_plan
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.records.schema import Report
 from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime, Target
 from edgeq.report.build import describe_build
 from edgeq.report.conclude import conclude
+from edgeq.request import takes_fields_of
 from edgeq.runtimes import RUNTIMES, runtime
 
 if TYPE_CHECKING:
     import torch
 
 
-def validate(
-    artifact: str | Path,
-    *,
-    model: str | Path | torch.nn.Module | Model,
-    target: str,
-    evaluation: str | Path | Dataset,
-    preprocess: str | None = None,
-    metric: str | Metric | None = None,
-    limits: Limits | None = None,
-    device: str | None = None,
-    threads: int = 1,
-    inputs: Sequence[str] = (),
-    arch: str | None = None,
-    trust_pickle: bool = False,
-    progress: Progress | None = None,
-) -> Report:
-    """Accuracy and latency of an artefact, whoever made it.
+@dataclass(frozen=True)
+class ValidateRequest:
+    """What is judged, and by what.
 
-    Args:
-        artifact: a `.onnx`, `.xml` or `.tflite` file.
+    Attributes:
+        artifact: a `.onnx`, `.xml` or `.tflite` file, or the folder of a build.
         model: the float model, as for `deploy`.
         evaluation: samples that both are judged on.
+        target: that of the build if not given.
+        device: where it runs, if not where the target says.
+        preprocess, inputs, arch, trust_pickle: as for `deploy`.
+    """
+
+    artifact: str | Path
+    _: KW_ONLY
+    model: str | Path | torch.nn.Module | Model
+    evaluation: str | Path | Dataset
+    target: str | None = None
+    device: str | None = None
+    preprocess: str | None = None
+    metric: str | Metric | None = None
+    limits: Limits | None = None
+    threads: int = 1
+    inputs: Sequence[str] = ()
+    arch: str | None = None
+    trust_pickle: bool = False
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artefact, and all that it is judged by.
+
+    Attributes:
+        runtime: the one of the target that runs it.
+        exporter: of the float model.
+    """
+
+    path: Path
+    target: Target
+    runtime: Runtime
+    model: Model
+    exporter: Exporter
+    data: Dataset
+    metric: Metric | None
+    limits: Limits
+    threads: int
+
+
+@takes_fields_of(ValidateRequest)
+def validate(request: ValidateRequest) -> Report:
+    """Accuracy and latency of an artefact, whoever made it.
+
+    The arguments are the fields of `ValidateRequest`.
 
     Returns:
         A report with one build; nothing is written.
@@ -63,68 +101,132 @@ def validate(
         UsageError: wrong arguments or data.
         DeviceError: the device or the runtime failed.
     """
-    path = Path(artifact)
-    if not path.is_file():
-        raise UsageError("there is no such artefact", where=str(path), remedy="give a .onnx, .xml or .tflite file")
-    clock, limits = Clock(progress or Silent()), limits or Limits()
-    aim = load_target(target)
-    chosen = _runtime(aim, path)
-    if device is None and aim.execution not in DEVICES:
-        raise UsageError(f"{aim.name} cannot be executed from this machine", remedy="name a device with --device")
-    judge_by = load_metric(metric) if isinstance(metric, str) else metric
-    where = open_device(device or DEVICES[aim.execution])
+    clock = Clock(request.progress or Silent())
+    path, target = find_artifact(request)
+    where = open_device(request.device or default_device(target))
     with scratch_folder() as scratch:
-        with clock.stage("load"):
-            net = (
-                model if isinstance(model, Model) else load(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
-            )
-            data = evaluation
-            if not isinstance(data, Dataset):
-                data = load_data(data, net.inputs, preprocess=preprocess, role="evaluation")
-            if judge_by is None:
-                check_classes(net, data)
-            ends = ends_of_file(where, Candidate(path, chosen.name), net)
-        exporter = Exporter(net.with_samples(data), scratch)
-        found, baseline = _measured(path, chosen, where, exporter, data, ends, judge_by, threads, clock)
-        files = [path, *(f for f in runtime(chosen.name).companions(path) if f.is_file())]
-        build = describe_build(chosen, where, files, found, limits, float_files=baseline)
-    other = unlike(aim, where, where.environment(chosen.name))
-    warnings = [*net.notes, *data.notes, *([other] if other else [])]
-    return conclude(
-        net, aim, None, [build], keep_all=False, warnings=warnings, data={"evaluation": data}, seconds=clock.seconds
-    )
+        subject = read_subject(request, path, target, scratch, clock)
+        return judge_on(where, subject, float_for(where, subject, {}, clock), clock)
 
 
-def _measured(
-    path: Path,
-    chosen: Runtime,
-    where: Device,
-    exporter: Exporter,
-    data: Dataset,
-    ends: Ends,
-    metric: Metric | None,
-    threads: int,
-    clock: Clock,
-) -> tuple[Measured, list[Path]]:
-    """What was measured, and the files of the float model that it was measured beside, if anything can be timed."""
-    with clock.stage("float model") as steps:
-        reference = reference_outputs(exporter.model, data, steps)
-    with clock.stage(f"export float {chosen.format}"):
-        baseline = [] if where.emulated else exporter.float_model(chosen.format)
+def find_artifact(request: ValidateRequest) -> tuple[Path, Target]:
+    """The file, and the target that it is for.
+
+    Raises:
+        UsageError: there is none, or nobody knows for what it is.
+    """
+    path, target = Path(request.artifact), request.target
+    if path.is_dir():
+        plan = read_plan(path / "plan.json")
+        path, target = path / FORMATS[plan.format].files[0], target or plan.target
+    if not path.is_file():
+        remedy = "give a .onnx, .xml or .tflite file, or the folder of a build"
+        raise UsageError("there is no such artefact", where=str(path), remedy=remedy)
+    if target is None:
+        raise UsageError("a file does not say what it is for", where=str(path), remedy="name it with --target")
+    return path, load_target(target)
+
+
+def default_device(target: Target) -> str:
+    """The device on which a target is executed here.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if target.execution not in DEVICES:
+        raise UsageError(f"{target.name} cannot be executed from this machine", remedy="name a device with --device")
+    return DEVICES[target.execution]
+
+
+def read_subject(request: ValidateRequest, path: Path, target: Target, scratch: Path, clock: Clock) -> Subject:
+    """Reads all that an artefact is judged by.
+
+    Args:
+        scratch: folder for what is made meanwhile.
+
+    Raises:
+        UsageError: wrong arguments or data.
+    """
+    chosen, model, data, metric = _runtime(target, path), request.model, request.evaluation, request.metric
+    judge_by = load_metric(metric) if isinstance(metric, str) else metric
+    with clock.stage("load"):
+        if not isinstance(model, Model):
+            model = load(model, inputs=request.inputs, arch=request.arch, trust_pickle=request.trust_pickle)
+        if not isinstance(data, Dataset):
+            data = load_data(data, model.inputs, preprocess=request.preprocess, role="evaluation")
+        if judge_by is None:
+            check_classes(model, data)
+    exporter = Exporter(model.with_samples(data), scratch)
+    return Subject(path, target, chosen, model, exporter, data, judge_by, request.limits or Limits(), request.threads)
+
+
+class Float(NamedTuple):
+    """The float model as a device is compared with it.
+
+    Attributes:
+        data: what the device is judged on, and what there is to say of that.
+        reference: the answers to it.
+        files: the model in the artefact's format; empty where nothing can be timed.
+    """
+
+    data: Dataset
+    remark: str
+    reference: list[Array]
+    files: list[Path]
+
+
+def float_for(where: Device, subject: Subject, answers: dict[str, list[Array]], clock: Clock) -> Float:
+    """The float model's part, which no device takes part in.
+
+    Args:
+        answers: by the hash of samples, what is known already; what is found is added.
+    """
+    data, remark = for_device(subject.data, where)
+    if data.sha256 not in answers:
+        with clock.stage("float model") as steps:
+            answers[data.sha256] = reference_outputs(subject.exporter.model, data, steps)
+    if where.emulated:
+        return Float(data, remark, answers[data.sha256], [])
+    with clock.stage(f"export float {subject.runtime.format}"):
+        files = subject.exporter.float_model(subject.runtime.format)
+    return Float(data, remark, answers[data.sha256], files)
+
+
+def judge_on(where: Device, subject: Subject, beside: Float, clock: Clock) -> Report:
+    """The report of an artefact on a device.
+
+    Raises:
+        DeviceError: the device or the runtime failed.
+    """
+    chosen, path, baseline = subject.runtime, subject.path, beside.files
+    ends = ends_of_file(where, Candidate(path, chosen.name), subject.model)
     with clock.stage(f"validate in {chosen.name}") as steps:
         found = measure(
             Candidate(path, chosen.name),
             baseline[0] if baseline else None,
             where,
-            data,
-            reference,
+            beside.data,
+            beside.reference,
             ends,
-            heads=exporter.model.heads,
-            metric=metric,
-            threads=threads,
+            heads=subject.model.heads,
+            metric=subject.metric,
+            threads=subject.threads,
             progress=steps,
         )
-    return found, baseline
+    files = [path, *(f for f in runtime(chosen.name).companions(path) if f.is_file())]
+    build = describe_build(chosen, where, files, found, subject.limits, float_files=baseline)
+    other = unlike(subject.target, where, where.environment(chosen.name))
+    warnings = [*subject.model.notes, *subject.data.notes, *filter(None, (beside.remark, other))]
+    return conclude(
+        subject.model,
+        subject.target,
+        None,
+        [build],
+        keep_all=False,
+        warnings=warnings,
+        data={"evaluation": beside.data},
+        seconds=clock.seconds,
+    )
 
 
 def _runtime(target: Target, path: Path) -> Runtime:

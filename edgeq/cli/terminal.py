@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from types import TracebackType
 
@@ -110,7 +111,7 @@ class Live(Stages):
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._running: list[tuple[str, TaskID]] = []
+        self._running: list[tuple[str, TaskID, int]] = []
 
     def __enter__(self) -> Live:
         self._progress.start()
@@ -123,12 +124,16 @@ class Live(Stages):
 
     def start(self, stage: str) -> None:
         super().start(stage)
-        self._running.append((stage, self._progress.add_task(stage, total=None)))
+        self._running.append((stage, self._progress.add_task(stage, total=None), threading.get_ident()))
 
     def step(self, done: int, total: int) -> None:
         super().step(done, total)
-        if self._running:
-            self._progress.update(self._running[-1][1], completed=done, total=total)
+        # several devices may work at once, each followed by a thread
+        own = [task for _, task, thread in self._running if thread == threading.get_ident()] or [
+            task for _, task, _ in self._running
+        ]
+        if own:
+            self._progress.update(own[-1], completed=done, total=total)
 
     def end(self, stage: str, seconds: float) -> None:
         super().end(stage, seconds)

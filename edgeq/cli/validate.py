@@ -1,46 +1,99 @@
-"""`edgeq validate`: from an artefact that is there already to its report."""
+"""`edgeq validate`: from an artefact that is there already to its report, on one device or on several."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgeq.cli import options as o
 from edgeq.cli.outcome import conclude, limits_from
 from edgeq.cli.shell import Shell
+from edgeq.errors import UsageError
+
+_Devices = Annotated[
+    list[str],
+    typer.Option("--device", metavar="D", help="A name from `edgeq device list`, or an address. Once for each."),
+]
+_File = Annotated[
+    Path | None, typer.Option("--devices", metavar="FILE", help="A file with the name of a device on each line.")
+]
 
 
 def validate(
     shell: Shell,
     *,
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A .onnx, .xml or .tflite file.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A build, or a .onnx, .xml or .tflite file.")],
     model: Annotated[str, typer.Option(metavar="MODEL", help="The float model that it was made from.")],
-    target: o.TargetName,
     evaluation: o.NeededEvaluation,
-    device: o.DeviceName = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="T", help="What it is for; that of the build if not given.")
+    ] = None,
+    device: _Devices = [],  # noqa: B006 (typer copies it)
+    devices: _File = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the outcome as JUnit XML.")] = None,
     threads: o.Threads = 1,
     read: o.Judging,
     limits: o.BuildLimits,
 ) -> int:
-    """Measure an artefact that is there already against the float model.
+    """Measure an artefact that is there already against the float model, on one device or side by side on several.
 
-    Exit codes are those of `edgeq deploy`.
+    Exit codes are those of `edgeq deploy`. Of several devices, a limit that one misses counts more (3) than one that
+    could not be used (5).
     """
-    held = limits_from(limits)
+    told: dict[str, Any] = {
+        "model": model,
+        "target": target,
+        "evaluation": evaluation,
+        "threads": threads,
+        **vars(read),
+    }
+    told["limits"] = limits_from(limits)
+    names = [*device, *(_listed(devices) if devices is not None else ())]
+    if len(names) > 1 or devices is not None:
+        return _on_several(shell, artifact, names, junit, told)
     with shell.stages() as stages:
         from edgeq.api.validate import validate as measure
 
-        report = measure(
-            artifact,
-            model=model,
-            target=target,
-            evaluation=evaluation,
-            limits=held,
-            device=device,
-            threads=threads,
-            progress=stages,
-            **vars(read),
-        )
+        report = measure(artifact, device=names[0] if names else None, progress=stages, **told)
+    if junit is not None:
+        from edgeq.report.junit import write_junit
+
+        write_junit(report, junit)
     return conclude(shell, report, None)
+
+
+def _on_several(shell: Shell, artifact: Path, names: list[str], junit: Path | None, told: dict[str, Any]) -> int:
+    with shell.stages() as stages:
+        from edgeq.api.validate_fleet import validate_fleet
+
+        report = validate_fleet(artifact, devices=names, progress=stages, **told)
+    if junit is not None:
+        from edgeq.files import atomic_write
+        from edgeq.report.junit import junit_of_devices
+
+        atomic_write(junit, junit_of_devices(report))
+    if not shell.quiet:
+        from edgeq.report.devices import render_devices
+
+        render_devices(report, shell.console)
+    if shell.json:
+        shell.document(report)
+    return report.exit_code
+
+
+_REMEDY = "write the name of a device on each line"
+
+
+def _listed(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot be read: {error}", where=str(file), remedy="a name of a device on each line"
+        ) from None
+    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not found:
+        raise UsageError("names no device", where=str(file), remedy=_REMEDY)
+    return found

@@ -41,12 +41,14 @@ async def _connected(name: str, address: Any) -> AsyncIterator[Start]:
         import asyncssh
     except ModuleNotFoundError as error:
         raise MissingExtraError("asyncssh", "ssh") from error
+    met = False
     given = {key: value for key, value in (("username", address.username), ("port", address.port)) if value}
     try:
         # whoever is not known is refused, and nobody is asked for a password
         async with asyncssh.connect(
             address.hostname, **given, **ALIVE, password_auth=False, kbdint_auth=False
         ) as there:
+            met = True
 
             async def start(line: str) -> Process:
                 process = await there.create_process(line, encoding=None)
@@ -67,4 +69,7 @@ async def _connected(name: str, address: Any) -> AsyncIterator[Start]:
         remedy = "put your public key into ~/.ssh/authorized_keys there; keys are taken, and no passwords"
         raise DeviceError(f"it does not let you in: {error.reason}", where=name, remedy=remedy) from error
     except (asyncssh.Error, OSError) as error:
-        raise DeviceError(f"it cannot be reached: {error}", where=name, remedy=AGAIN) from error
+        if met:
+            raise DeviceError(f"the connection to it broke: {error}", where=name, remedy=AGAIN) from error
+        remedy = "look whether it is on, and whether ssh gets there"
+        raise DeviceError(f"it cannot be reached: {error}", where=name, remedy=remedy) from error

@@ -14,12 +14,13 @@ from edgeq.data.dataset import make_dataset
 from edgeq.devices import Device
 from edgeq.devices.link import Exit
 from edgeq.errors import DeviceError, UsageError
+from edgeq.evaluation.emulated import EMULATED_SAMPLES
 from edgeq.export import onnx_format, tflite_format
 from edgeq.frontends.load import load
 from edgeq.limits import Limits
 from edgeq.lowering.assign import assign
 from edgeq.planning.sensitivity.losses import arithmetic
-from edgeq.prepare import EMULATED_SAMPLES, Aim, answered, prepare, take_aim
+from edgeq.prepare import Aim, answered, prepare, take_aim
 from edgeq.progress import Clock, Silent
 from edgeq.registry.load import load_target
 
