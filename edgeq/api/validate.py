@@ -102,20 +102,24 @@ def validate(request: ValidateRequest) -> Report:
         DeviceError: the device or the runtime failed.
     """
     clock = Clock(request.progress or Silent())
-    path, target = find_artifact(request)
+    path, target = find_artifact(request.artifact, request.target)
     where = open_device(request.device or default_device(target))
     with scratch_folder() as scratch:
         subject = read_subject(request, path, target, scratch, clock)
         return judge_on(where, subject, float_for(where, subject, {}, clock), clock)
 
 
-def find_artifact(request: ValidateRequest) -> tuple[Path, Target]:
+def find_artifact(artifact: str | Path, target: str | None) -> tuple[Path, Target]:
     """The file, and the target that it is for.
+
+    Args:
+        artifact: the file, or the folder of a build.
+        target: that of the build if None.
 
     Raises:
         UsageError: there is none, or nobody knows for what it is.
     """
-    path, target = Path(request.artifact), request.target
+    path = Path(artifact)
     if path.is_dir():
         plan = read_plan(path / "plan.json")
         path, target = path / FORMATS[plan.format].files[0], target or plan.target
@@ -147,7 +151,7 @@ def read_subject(request: ValidateRequest, path: Path, target: Target, scratch: 
     Raises:
         UsageError: wrong arguments or data.
     """
-    chosen, model, data, metric = _runtime(target, path), request.model, request.evaluation, request.metric
+    chosen, model, data, metric = artifact_runtime(target, path), request.model, request.evaluation, request.metric
     judge_by = load_metric(metric) if isinstance(metric, str) else metric
     with clock.stage("load"):
         if not isinstance(model, Model):
@@ -229,7 +233,12 @@ def judge_on(where: Device, subject: Subject, beside: Float, clock: Clock) -> Re
     )
 
 
-def _runtime(target: Target, path: Path) -> Runtime:
+def artifact_runtime(target: Target, path: Path) -> Runtime:
+    """The runtime of a target that reads a file.
+
+    Raises:
+        UsageError: none does.
+    """
     able = [r for r in target.runtimes if r.name in RUNTIMES and path.suffix in runtime(r.name).suffixes]
     if able:  # the one whose own format this is before one that reads it too
         return min(able, key=lambda r: runtime(r.name).suffixes.index(path.suffix))

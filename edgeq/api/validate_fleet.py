@@ -33,7 +33,7 @@ def validate_fleet(artifact: Any, *, devices: Sequence[str], **told: Any) -> Dev
     if twice := {name for name in devices if devices.count(name) > 1}:
         raise UsageError(f"{', '.join(sorted(twice))} is named twice", remedy="name each device once")
     progress = request.progress or Silent()
-    path, target = find_artifact(request)
+    path, target = find_artifact(request.artifact, request.target)
     found: dict[str, Device | DeviceError] = {}
     with ThreadPoolExecutor(max(1, len(devices))) as pool:
         for name, opened in zip(devices, pool.map(_opened, devices), strict=True):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeq import __version__
-from edgeq.cli import cache, deploy, device, explain, inspect, plan, probe, report, targets, validate, verify
+from edgeq.cli import cache, deploy, device, explain, inspect, plan, preflight, probe, report, targets, validate, verify
 from edgeq.cli.command import command
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -74,4 +74,5 @@ app.add_typer(_cache, name="cache")
 
 app.command()(command(validate.validate))
 app.command()(command(verify.verify))
+app.command()(command(preflight.preflight))
 app.command()(command(report.report))

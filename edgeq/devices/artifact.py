@@ -26,7 +26,8 @@ class Candidate:
         path: its file; companions (`.bin`, external data) are found beside it.
         runtime: what runs it.
         options: what the runtime's file in `edgeq.on_device` lists: `precision` of the operators that stayed in float
-            (float32; in OpenVINO also bfloat16, float16); `kernels` in LiteRT (xnnpack, builtin, reference).
+            (float32; in OpenVINO also bfloat16, float16); `kernels` in LiteRT (xnnpack, builtin, reference); `sums` in
+            ONNX Runtime (exact, where the CPU would saturate them).
     """
 
     path: Path

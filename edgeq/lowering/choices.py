@@ -42,7 +42,11 @@ def of_choices(runtime: Runtime, choices: Iterable[str]) -> Runtime:
 
 
 def ladder(
-    model: Model, runtime: Runtime, histograms: dict[str, Histogram], without: Collection[tuple[str, str]] = ()
+    model: Model,
+    runtime: Runtime,
+    histograms: dict[str, Histogram],
+    without: Collection[tuple[str, str]] = (),
+    named: Collection[str] = (),
 ) -> dict[str, tuple[str, ...]]:
     """The choices of every group, in the model's order.
 
@@ -51,11 +55,13 @@ def ladder(
 
     Args:
         without: operator classes and kernel names that are not to be offered.
+        named: of kernels that are offered only to whom names them.
     """
     preferred = assign(model, runtime, histograms).kernels
 
     def fits(group: Group, kernel: Kernel) -> bool:
-        if group.op not in kernel.ops or (group.op, kernel.name) in without:
+        hidden = kernel.only_named and kernel.name not in named
+        if group.op not in kernel.ops or hidden or (group.op, kernel.name) in without:
             return False
         if kernel.float_ends:
             return not float_ends_refusal(model, group, kernel)

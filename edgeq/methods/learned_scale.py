@@ -8,6 +8,7 @@ Activation for Quantized Neural Networks", for the latter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgeq.lowering.assign import Version
 from edgeq.model.graph import Program
+from edgeq.model.ops import upper_bound
 from edgeq.numerics import QParams
 from edgeq.quantization.quantized import Quantized
 
@@ -28,14 +30,21 @@ REACH = 0.5
 
 
 class LearnedScale(NamedTuple):
-    """A scale on its way: where it started, and the logarithm of how much it has grown, [1] each."""
+    """A scale on its way.
+
+    Attributes:
+        start: where it started, [1].
+        most: how far its logarithm may grow.
+        growth: how far that has grown, [1].
+    """
 
     start: torch.Tensor
+    most: float
     growth: torch.Tensor
 
     def now(self) -> torch.Tensor:
         """[1]."""
-        return self.start * self.growth.clamp(-REACH, REACH).exp()
+        return self.start * self.growth.clamp(-REACH, self.most).exp()
 
     def found(self) -> NDArray[np.float32]:
         """What was learned, [], to be stored."""
@@ -54,7 +63,12 @@ def begin(program: Program, quantized: Quantized, fixed: Collection[Version]) ->
         tensor = quantized.activations.get(node.name) if node.op == "call_function" else None
         if tensor is None or tensor.version in fixed or tensor.estimator == "fixed" or tensor.q.scheme.power_of_two:
             continue
-        found[tensor.version] = LearnedScale(torch.tensor([float(tensor.q.scale)]), torch.zeros(1).requires_grad_())
+        bound, most = upper_bound(node), REACH
+        if bound is not None and bound > 0:
+            # behind a range that went beyond it, runtimes would have to clip, and do so in float
+            most = min(REACH, max(0.0, math.log(bound / max(tensor.q.high, 1e-12)) - 1e-6))
+        start = torch.tensor([float(tensor.q.scale)])
+        found[tensor.version] = LearnedScale(start, most, torch.zeros(1).requires_grad_())
     return found
 
 

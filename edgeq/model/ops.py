@@ -122,6 +122,19 @@ def _clamp_class(node: Node) -> str | None:
     return "relu6" if (low, high) == (0, 6) else None
 
 
+def upper_bound(node: Node) -> float | None:
+    """What an activation gives at most, whatever it reads; None where there is no end."""
+    if "relu6" in node.target:
+        return 6.0
+    if "hardtanh" in node.target:
+        return _number(_arg(node, 2, 1.0))
+    return _number(_arg(node, 2, None)) if "clamp." in node.target else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
 def _mean_class(node: Node) -> str | None:
     dims = node.args[1]
     rank = len(shape_of(_tensor_arg(node, 0)))

@@ -49,6 +49,8 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = 3
+    if options.get("sums") == "exact":
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     if how.threads > 1 and (how.others or how.calls > 1):  # whoever spins takes the cores from the next one
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if how.profile:
@@ -111,4 +113,4 @@ def find() -> Any:
     return first_installed("onnxruntime")
 
 
-RUNTIME = Runtime(find, load, {"precision": ["float32"]})
+RUNTIME = Runtime(find, load, {"precision": ["float32"], "sums": ["exact"]})

@@ -42,7 +42,7 @@ def followed(
     refuse_other(plan, model_hash=model.sha256, layers=[group.name for group in model.groups])
     picked = {layer.name: layer.choice for layer in plan.layers}
     runtime = of_choices(runtime, plan.named)
-    offered = ladder(model, runtime, calibration.histograms)
+    offered = ladder(model, runtime, calibration.histograms, named=plan.named)
     if differ := sorted(offered.keys() ^ picked.keys()):
         raise UsageError(
             f"layer {differ[0]} is {'missing' if differ[0] in offered else 'none of the model'}",

@@ -73,6 +73,8 @@ class Kernel(_Strict):
     memory and no time."""
     weight_narrow: bool = False
     weight_bits: int | None = None
+    only_named: bool = False
+    """It costs as much as another kernel and keeps less: no plan takes it by itself, and a layer gets it by name."""
     bias: Literal["int32", "int64", "float32"] | None = None
     accumulator: Literal["int16-saturating", "int32", "int64", "float16", "float32"] = "int32"
     power_of_two: bool = False
@@ -82,9 +84,11 @@ class Kernel(_Strict):
     def name(self) -> str:
         """What plans call it: `w4a8` for 4-bit weights and 8-bit activations, `a8` without weights, `w4` where the
         activations stay in float, `w4g32` where 32 weights share a scale, `w4asym` where weights have a zero point,
-        `w4codebook` or `w4pow2` by the levels that they have, `w8a8dyn` where the input is rounded in every call.
+        `w4codebook` or `w4pow2` by the levels that they have, `w8a8dyn` where the input is rounded in every call,
+        `w7a8` for one beside `w8a8` that uses 7 of its 8 bits.
         `edgeq.lowering.form` reads these names."""
-        weights = "" if self.weights is None else f"w{_bits(self.weights)}"
+        bits = self.weight_bits if self.only_named else None
+        weights = "" if self.weights is None else f"w{bits or _bits(self.weights)}"
         group = "" if self.weight_group is None else f"g{self.weight_group}"
         zero = "asym" if self.weights is not None and self.weight_symmetry == "asymmetric" else ""
         dynamic = "" if self.dynamic is None else "dyn"

@@ -190,7 +190,7 @@ def _alternatives(
     follow, which would be changed as well."""
     model, runtime, calibration = job.model, quantized.runtime, job.calibration
     ops = {group.name: group.op for group in model.groups}
-    offered = narrowed(ladder(model, runtime, calibration.histograms), ops, plan.rules, runtime)
+    offered = narrowed(ladder(model, runtime, calibration.histograms, named=plan.named), ops, plan.rules, runtime)
     layers = [place.name for place in picked if place.group is not None]
     found: dict[str, dict[str, Edit]] = {name: {} for name in layers}
     plain = quantize_each(job, runtime, choices, ranges)
