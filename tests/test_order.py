@@ -41,6 +41,7 @@ ORDER = [
     "rewrites",
     "devices",
     "export",
+    "preflight",
     "evaluation",
     "plans",
     "case",

@@ -40,7 +40,15 @@ MEMORY = 2 << 30
 
 
 def learn_blocks(
-    model: Model, wanted: Sequence[Wanted], seen: Seen, start: Quantized, *, name: str, most: float, step_macs: float
+    model: Model,
+    wanted: Sequence[Wanted],
+    seen: Seen,
+    start: Quantized,
+    *,
+    name: str,
+    most: float,
+    step_macs: float,
+    pace: float = 1,
 ) -> Change:
     """What is learned of the layers, from what a quantized model has of them. What is beside them stays as it is there.
 
@@ -48,6 +56,7 @@ def learn_blocks(
         name: of the method, which interrupted work is found by.
         most: layers in a block.
         step_macs: multiply-accumulates of a block in one step: they decide how many samples that takes.
+        pace: of learning, slower where `start` was learned.
 
     Raises:
         UsageError: there are no samples.
@@ -72,7 +81,7 @@ def learn_blocks(
                 macs = sum(groups[by_root[root].layer].macs for root in block.layers)
                 samples = max(LEAST_SAMPLES, min(MOST_SAMPLES, round(step_macs / max(macs, 1))))
                 tell = partial(_tell, seen, number, len(blocks))
-                task = Task(pool, run, block.program, rounded, loss, samples)
+                task = Task(pool, run, block.program, rounded, loss, samples, pace)
                 names = {root: by_root[root].layer for root in block.layers}
                 work = partial(_found, task, learning, seen.steps, tell, names)
                 now = seen.kept(f"{name} {number}", work).on(now)

@@ -22,10 +22,14 @@ from edgeq.model.model import Model
 
 STEP_MACS = 4e9
 
+REFINED = 0.3
+"""Of the pace, after blocks were reconstructed: their weights are where a step more takes many to the other side."""
+
 
 def distil(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     """Rounds all layers together."""
-    start = seen.quantized
+    start, pace = seen.quantized, 1.0
     if any(one.scheme.width <= FEW_BITS for one in wanted):
         start = seen.by(RECONSTRUCT)(model, wanted, seen).on(start)
-    return learn_blocks(model, wanted, seen, start, name=DISTIL, most=math.inf, step_macs=STEP_MACS)
+        pace = REFINED
+    return learn_blocks(model, wanted, seen, start, name=DISTIL, most=math.inf, step_macs=STEP_MACS, pace=pace)

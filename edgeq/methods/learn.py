@@ -35,6 +35,7 @@ class Task(NamedTuple):
         run: the block, as it rounds.
         given: by input of the block, its value for each sample.
         samples: drawn at random for each step.
+        pace: of learning, in parts of what it is where nothing was learned before.
     """
 
     pool: Pool
@@ -43,6 +44,7 @@ class Task(NamedTuple):
     given: Values
     loss: Loss
     samples: int
+    pace: float
 
 
 class Learning(NamedTuple):
@@ -98,7 +100,8 @@ def _anneal(
 ) -> None:
     """Steps of Adam, shorter and shorter."""
     optimizer = torch.optim.Adam(learning.rates())
-    slower = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    pace = 0.5 * task.pace
+    slower = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace * (1 + math.cos(math.pi * step / steps)))
     for step in range(steps):
         drawn = torch.randint(len(task.loss.learned), (task.samples,), generator=generator).tolist()
         layers, scales = learning.now()

@@ -79,9 +79,12 @@ def test_a_tool_has_so_many_minutes(folder: Path, tmp_path: Path) -> None:
     assert made.error == "it was not done after 0.01 minutes"
 
 
+CPU = {"cpu": "Some CPU", "cpu_isa": "avx2"}
+
+
 def test_a_page_has_a_line_for_each_row() -> None:
     text = page(
-        [GOOD, Row("m", "onnxruntime", "w4a8", "theirs", error="no | such")], {"ours": "all"}, "run", "ours", "x"
+        [GOOD, Row("m", "onnxruntime", "w4a8", "theirs", error="no | such")], {"ours": "all"}, "run", "ours", "x", CPU
     )
     assert "## m in onnxruntime" in text and "top-1 91.00 %, 9.0 kB" in text and "| ours | 1.0 | all |" in text
     cells = "90.00 | 1.00 (0.50 to 1.50) | 98.00 | 2.5 | 0.50 (0.45 to 0.55) [1.00] | 3.0 s [0.50] | 400 MB |"

@@ -51,7 +51,9 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
 
 
-def page(rows: Sequence[Row], about: Mapping[str, str], command: str, ours: str, unit: str) -> str:
+def page(
+    rows: Sequence[Row], about: Mapping[str, str], command: str, ours: str, unit: str, cpu: Mapping[str, str]
+) -> str:
     """Markdown: a table for each model and runtime.
 
     Args:
@@ -59,13 +61,14 @@ def page(rows: Sequence[Row], about: Mapping[str, str], command: str, ours: str,
         command: that gave the rows.
         ours: what latencies are also told in units of.
         unit: likewise, seconds.
+        cpu: that all ran on.
     """
     versions = {row.tool: row.version for row in rows if row.version}
     lines = [
         "# edgeq beside other tools",
         "",
         "Same model, calibration samples, evaluation samples and runtime for all. `w4a8` is 4-bit weights with a scale"
-        " for each channel in every layer but the first and the last.",
+        f" for each channel in every layer but the first and the last. CPU: {cpu['cpu']} ({cpu['cpu_isa']}).",
         "",
         "```text",
         command,

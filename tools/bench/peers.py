@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from edgeq.devices import open_device
 from edgeq.errors import EdgeqError
 from edgeq.formats import FORMATS
+from edgeq.on_device.worker import describe_cpu
 from edgeq.registry.load import load_target
 from peer_judge import Judged, judged, truth
 from peer_page import Row, page, write_rows
@@ -139,8 +141,8 @@ def main(words: Sequence[str] | None = None) -> None:
     for folder in given.folders:
         rows += rows_of(folder, asked)
         write_rows(rows, given.out / "peers.json")
-    command = "python tools/bench/peers.py " + " ".join(words if words is not None else sys.argv[1:])
-    text = page(rows, {name: tool.about for name, tool in tools.items()}, command, OURS, UNIT)
+    command = shlex.join(["python", "tools/bench/peers.py", *(words if words is not None else sys.argv[1:])])
+    text = page(rows, {name: tool.about for name, tool in tools.items()}, command, OURS, UNIT, describe_cpu())
     if given.page is not None:
         given.page.write_text(text, encoding="utf-8")
     print(text)
