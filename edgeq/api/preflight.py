@@ -60,6 +60,8 @@ def preflight(
     path, aim = find_artifact(artifact, target)
     chosen = artifact_runtime(aim, path)
     members = [Member(name, name, "as named") for name in devices] or members_of(aim, chosen.name)
+    if len(devices) == 1:
+        raise UsageError("one device alone is compared with nothing", remedy="name a second one with --device")
     if len(members) < 2:
         raise UnsupportedError(f"{aim.name} has no family that runs here", remedy="name two with --device")
     inputs: dict[str, Array] = {}
@@ -67,6 +69,7 @@ def preflight(
     answers: dict[str, list[Array]] = {}
     found: dict[str, OnMember] = {}
     there: dict[str, tuple[Device, Candidate]] = {}
+    failed: list[DeviceError] = []
     for member in members:
         own = OnMember(device=member.device, about=member.about)
         try:
@@ -76,11 +79,14 @@ def preflight(
                 answers[member.name] = device.outputs(candidate, inputs, steps)
             there[member.name] = device, candidate
         except DeviceError as error:
+            failed.append(error)
             own = own.model_copy(update={"unreached": f"{error.cause}; {error.remedy}"})
         found[member.name] = own
+    if not answers:
+        raise failed[0]
     if len(answers) < 2:
-        why = "; ".join(f"{name}: {one.unreached}" for name, one in found.items() if one.unreached)
-        raise DeviceError(f"there is nothing to compare: {why}", where=aim.name, remedy="set a second one up")
+        cause = f"there is nothing to compare {next(iter(answers))} with: {failed[0].cause}"
+        raise DeviceError(cause, where=aim.name, remedy=failed[0].remedy)
     reference = next(iter(answers))
     saturating: dict[str, None] = {}
     with scratch_folder() as scratch:

@@ -175,8 +175,16 @@ def test_what_cannot_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         preflight(file, target="x86-avx512")
     with pytest.raises(UsageError, match="what it is for"):
         preflight(file, samples=tmp_path / "eval.npz")
+    with pytest.raises(UsageError, match="compared with nothing"):
+        preflight(file, samples=tmp_path / "eval.npz", target="x86-avx512", devices=["local"])
     with pytest.raises(UnsupportedError, match="no family"):
-        preflight(file, samples=tmp_path / "eval.npz", target="npu-intel", devices=["local"])
+        preflight(file, samples=tmp_path / "eval.npz", target="npu-intel")
     monkeypatch.setenv("EDGEQ_HOME", str(tmp_path / "nothing"))
-    with pytest.raises(DeviceError, match="nothing to compare"):
+    with pytest.raises(DeviceError, match="not set up"):
         preflight(file, samples=tmp_path / "eval.npz", target="arm-neon")
+    add_device("gone", "qemu://arm64?cpu=cortex-a53")
+    with pytest.raises(DeviceError, match="nothing to compare local with"):
+        preflight(file, samples=tmp_path / "eval.npz", target="arm-neon", devices=["local", "gone"])
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(DeviceError, match=r"plain\.onnx"):
+        preflight(file, samples=tmp_path / "eval.npz", target="x86-avx512")
