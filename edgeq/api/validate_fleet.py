@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from edgeq.api.validate import ValidateRequest, find_artifact, float_for, judge_on, read_subject
 from edgeq.devices import Device, open_device
@@ -16,20 +15,19 @@ from edgeq.records.devices import DevicesReport, Unreached
 from edgeq.records.schema import Report
 
 
-def validate_fleet(artifact: Any, *, devices: Sequence[str], **told: Any) -> DevicesReport:
+def validate_fleet(request: ValidateRequest, devices: Sequence[str]) -> DevicesReport:
     """Accuracy and latency of an artefact on each of several devices.
 
     Devices of their own work side by side. Those that share this machine take turns: a time that is taken beside other
     work is none.
 
     Args:
+        request: its device is not heeded.
         devices: their names.
-        told: the fields of `edgeq.api.validate.ValidateRequest`, but for the device.
 
     Raises:
         UsageError: wrong arguments or data.
     """
-    request = ValidateRequest(artifact, **told)
     if twice := {name for name in devices if devices.count(name) > 1}:
         raise UsageError(f"{', '.join(sorted(twice))} is named twice", remedy="name each device once")
     progress = request.progress or Silent()

@@ -66,9 +66,10 @@ def validate(
 
 def _on_several(shell: Shell, artifact: Path, names: list[str], junit: Path | None, told: dict[str, Any]) -> int:
     with shell.stages() as stages:
+        from edgeq.api.validate import ValidateRequest
         from edgeq.api.validate_fleet import validate_fleet
 
-        report = validate_fleet(artifact, devices=names, progress=stages, **told)
+        report = validate_fleet(ValidateRequest(artifact, progress=stages, **told), names)
     if junit is not None:
         from edgeq.files import atomic_write
         from edgeq.report.junit import junit_of_devices

@@ -236,6 +236,7 @@ async def _run(
     status = await process.ended()
     if status is None:
         raise _broken(name)
+    await told(start, 'rm -f "$1/.pid"', there)  # so that the lease kills nothing that has its number by then
     return Exit(status, await errors, silent)
 
 

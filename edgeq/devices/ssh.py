@@ -56,14 +56,15 @@ async def _connected(name: str, address: Any) -> AsyncIterator[Start]:
                 async def ended() -> int | None:
                     done = await process.wait(check=False)
                     if done.exit_signal is not None:
-                        return -int(signal.Signals[f"SIG{done.exit_signal[0]}"])
+                        return -int(getattr(signal, f"SIG{done.exit_signal[0]}", signal.SIGTERM))
                     return done.exit_status
 
                 return Process(process.stdin, process.stdout, process.stderr, ended)
 
             yield start
     except asyncssh.HostKeyNotVerifiable as error:
-        remedy = f"log in once with ssh, and compare the key's fingerprint with the device's: ssh {address.hostname}"
+        command = f"ssh -p {address.port or 22} {address.hostname}"
+        remedy = f"log in once, and compare the key's fingerprint with the device's: {command}"
         raise DeviceError(f"its host key is not known: {error.reason}", where=name, remedy=remedy) from error
     except asyncssh.PermissionDenied as error:
         remedy = "put your public key into ~/.ssh/authorized_keys there; keys are taken, and no passwords"

@@ -17,7 +17,7 @@ class Layer(NamedTuple):
         name: of the layer in the file.
         writes: the output of the copy that holds what it writes; `reads`: likewise, None where that is not known.
         weight: int8 or uint8 [O, I / groups, ...], None where it has none.
-        weight_zero, input_zero: zero points.
+        input_zero: its zero point, which stands for what is padded.
         stride, padding, dilation: of the kernel's axes, padding at both ends of each; empty for a matrix product.
     """
 
@@ -25,7 +25,6 @@ class Layer(NamedTuple):
     writes: str
     reads: str | None = None
     weight: NDArray[Any] | None = None
-    weight_zero: NDArray[Any] | None = None
     input_zero: int = 0
     groups: int = 1
     stride: tuple[int, ...] = ()
@@ -58,9 +57,17 @@ def watch_onnx(path: Path, copy: Path) -> list[Layer]:
             return value(node.input[0])
         return None
 
-    def zero(node: Any) -> NDArray[Any]:
+    def zero(node: Any) -> int:
         found = value(node.input[2]) if len(node.input) > 2 else None
-        return np.zeros((), np.int64) if found is None else found.astype(np.int64)
+        return 0 if found is None else int(found.reshape(-1)[0])
+
+    def give(name: str, node: Any) -> None:
+        """Makes what a QuantizeLinear writes an output."""
+        if name not in given:
+            found = value(node.input[2]) if len(node.input) > 2 else None
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(np.uint8) if found is None else found.dtype)
+            graph.output.append(helper.make_tensor_value_info(name, kind, None))
+            given.add(name)
 
     for node in list(graph.node):
         if node.op_type != "QuantizeLinear" or node.input[0] in constants:
@@ -70,11 +77,7 @@ def watch_onnx(path: Path, copy: Path) -> list[Layer]:
             made = producer.get(made.input[0])
         if made is None:
             continue
-        dtype = value(node.input[2]) if len(node.input) > 2 else None
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(np.uint8) if dtype is None else dtype.dtype)
-        if node.output[0] not in given:
-            graph.output.append(helper.make_tensor_value_info(node.output[0], kind, None))
-            given.add(node.output[0])
+        give(node.output[0], node)
         layer = Layer(made.name or made.output[0], node.output[0])
         sides = [producer.get(name) for name in made.input[:2]]
         if made.op_type in ("Conv", "Gemm", "MatMul") and all(s and s.op_type == "DequantizeLinear" for s in sides):
@@ -90,19 +93,17 @@ def watch_onnx(path: Path, copy: Path) -> list[Layer]:
                 layer = layer._replace(
                     reads=read.input[0],
                     weight=weight,
-                    weight_zero=zero(weighted),
-                    input_zero=int(zero(read).reshape(-1)[0]),
+                    input_zero=zero(read),
                     groups=told.get("group", 1),
                     stride=tuple(told.get("strides") or [1] * axes),
                     padding=tuple(zip(pads[:axes], pads[axes:], strict=True)),
                     dilation=tuple(told.get("dilations") or [1] * axes),
                 )
         layers.append(layer)
-    for name in {one.reads for one in layers if one.reads is not None} - given:
-        if name in producer:
-            found = value(producer[name].input[2]) if len(producer[name].input) > 2 else None
-            kind = helper.np_dtype_to_tensor_dtype(np.dtype(np.uint8) if found is None else found.dtype)
-            graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    for layer in layers:
+        made = producer.get(layer.reads or "")
+        if made is not None and made.op_type == "QuantizeLinear":
+            give(made.output[0], made)
     onnx.save(model, str(copy))
     return layers
 

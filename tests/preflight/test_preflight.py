@@ -60,7 +60,7 @@ def test_sums_of_two_products_are_counted_as_they_are_packed(
     draw = np.random.default_rng(0)
     weight = draw.choice(np.array([-128, -127, 90, 127], np.int8), shape)
     read = draw.integers(100, 256, (2, shape[1] * groups, 6, 7), np.uint8)
-    layer = Layer("conv", "out", "in", weight, None, 7, groups, stride, padding, dilation)
+    layer = Layer("conv", "out", "in", weight, 7, groups, stride, padding, dilation)
     wanted = counted(layer, read)
     assert wanted > 0 and saturates(layer, read) == wanted
     assert cause_of(layer, read, 50).startswith("16-bit saturation")
@@ -71,7 +71,7 @@ def test_sums_of_two_products_are_counted_as_they_are_packed(
 
 def test_depthwise_layers_and_signed_inputs_do_not_saturate() -> None:
     weight, read = np.full((4, 1, 3, 3), 127, np.int8), np.full((1, 4, 5, 5), 255, np.uint8)
-    layer = Layer("conv", "out", "in", weight, None, 0, 4, (1, 1), ((0, 0), (0, 0)), (1, 1))
+    layer = Layer("conv", "out", "in", weight, 0, 4, (1, 1), ((0, 0), (0, 0)), (1, 1))
     assert saturates(layer, read) == 0
     whole = layer._replace(weight=np.full((4, 4, 3, 3), 127, np.int8), groups=1)
     assert saturates(whole, read) > 0 and saturates(whole, read.astype(np.int8)) == 0
