@@ -112,19 +112,19 @@ def parse_drop(text: str) -> Drop:
     return Drop(value, unit == "%")
 
 
-def parse_seconds(text: str) -> float:
+def parse_seconds(text: str, option: str = "--max-latency") -> float:
     """ "2ms", "1.5 s", "800us": seconds. The unit is required."""
-    value, unit = _split(text, "--max-latency", "2ms, 1.5 s, 800us")
+    value, unit = _split(text, option, "2ms, 1.5 s, 800us")
     if unit not in _TIME or value == 0:
-        raise _unreadable(text, "--max-latency", "2ms, 1.5 s, 800us")
+        raise _unreadable(text, option, "2ms, 1.5 s, 800us")
     return value * _TIME[unit]
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, option: str = "--max-size") -> int:
     """ "4MB" (4 000 000), "512KiB" (524 288), "4096": bytes."""
-    value, unit = _split(text, "--max-size", "4MB, 512KiB, 4096")
+    value, unit = _split(text, option, "4MB, 512KiB, 4096")
     if unit not in _SIZE or value == 0:
-        raise _unreadable(text, "--max-size", "4MB, 512KiB, 4096")
+        raise _unreadable(text, option, "4MB, 512KiB, 4096")
     return int(round(value * _SIZE[unit], 3))  # 2.01 times a million is a little less than it should be
 
 

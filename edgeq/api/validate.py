@@ -14,7 +14,7 @@ from edgeq.devices import Candidate, Device, Port, open_device
 from edgeq.devices.likeness import unlike
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.evaluation.emulated import for_device
-from edgeq.evaluation.measure import DEVICES, Ends, integer_ends, measure
+from edgeq.evaluation.measure import DEVICES, Ends, fed, integer_ends, measure
 from edgeq.evaluation.metric import Metric, load_metric
 from edgeq.evaluation.reference import reference_outputs
 from edgeq.export.artifact import Exporter
@@ -49,6 +49,7 @@ class ValidateRequest:
         evaluation: samples that both are judged on.
         target: that of the build if not given.
         device: where it runs, if not where the target says.
+        sustain: seconds for which it is called without a rest, to see whether the device slows down.
         preprocess, inputs, arch, trust_pickle: as for `deploy`.
     """
 
@@ -62,6 +63,7 @@ class ValidateRequest:
     metric: str | Metric | None = None
     limits: Limits | None = None
     threads: int = 1
+    sustain: float | None = None
     inputs: Sequence[str] = ()
     arch: str | None = None
     trust_pickle: bool = False
@@ -86,6 +88,7 @@ class Subject:
     metric: Metric | None
     limits: Limits
     threads: int
+    sustain: float | None
 
 
 @takes_fields_of(ValidateRequest)
@@ -161,7 +164,18 @@ def read_subject(request: ValidateRequest, path: Path, target: Target, scratch: 
         if judge_by is None:
             check_classes(model, data)
     exporter = Exporter(model.with_samples(data), scratch)
-    return Subject(path, target, chosen, model, exporter, data, judge_by, request.limits or Limits(), request.threads)
+    return Subject(
+        path,
+        target,
+        chosen,
+        model,
+        exporter,
+        data,
+        judge_by,
+        request.limits or Limits(),
+        request.threads,
+        request.sustain,
+    )
 
 
 class Float(NamedTuple):
@@ -217,8 +231,15 @@ def judge_on(where: Device, subject: Subject, beside: Float, clock: Clock) -> Re
             threads=subject.threads,
             progress=steps,
         )
+    sustained = None
+    if subject.sustain and not where.emulated:
+        few = fed(beside.data.first(1), ends)
+        with clock.stage(f"sustain in {chosen.name}") as steps:
+            candidate = Candidate(path, chosen.name)
+            sustained = where.sustained(candidate, few, subject.sustain, steps, threads=subject.threads)
     files = [path, *(f for f in runtime(chosen.name).companions(path) if f.is_file())]
     build = describe_build(chosen, where, files, found, subject.limits, float_files=baseline)
+    build = build.model_copy(update={"sustained": sustained})
     other = unlike(subject.target, where, where.environment(chosen.name))
     warnings = [*subject.model.notes, *subject.data.notes, *filter(None, (beside.remark, other))]
     return conclude(

@@ -34,6 +34,9 @@ def validate(
     devices: _File = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the outcome as JUnit XML.")] = None,
     threads: o.Threads = 1,
+    sustain: Annotated[
+        str | None, typer.Option(metavar="60s", help="Call it without a rest for so long: does the device slow down?")
+    ] = None,
     read: o.Judging,
     limits: o.BuildLimits,
 ) -> int:
@@ -42,6 +45,8 @@ def validate(
     Exit codes are those of `edgeq deploy`. Of several devices, a limit that one misses counts more (3) than one that
     could not be used (5).
     """
+    from edgeq.limits import parse_seconds
+
     told: dict[str, Any] = {
         "model": model,
         "target": target,
@@ -50,6 +55,7 @@ def validate(
         **vars(read),
     }
     told["limits"] = limits_from(limits)
+    told["sustain"] = None if sustain is None else parse_seconds(sustain, "--sustain")
     names = [*device, *(_listed(devices) if devices is not None else ())]
     if len(names) > 1 or devices is not None:
         return _on_several(shell, artifact, names, junit, told)

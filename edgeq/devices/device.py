@@ -20,7 +20,7 @@ from edgeq.devices.job import stage, without_result
 from edgeq.devices.link import Link, PythonWorker, Runner, Started
 from edgeq.errors import DeviceError, UsageError
 from edgeq.progress import Progress, Silent
-from edgeq.records.schema import Placement
+from edgeq.records.schema import Placement, Sustained, Window
 from edgeq.runtimes import RuntimeInfo, runtime
 
 
@@ -194,6 +194,33 @@ class Device:
             first_seconds=middle["first_seconds"],
             baseline_bytes=int(middle["baseline_bytes"]),
             peak_bytes=int(middle["peak_bytes"]),
+        )
+
+    def sustained(
+        self, artifact: Candidate, inputs: Inputs, seconds: float, progress: Progress | None = None, *, threads: int = 1
+    ) -> Sustained:
+        """Calls an artefact without a rest, and tells how its latency went, and what that took of energy.
+
+        Args:
+            inputs: samples, used in turn.
+
+        Raises:
+            DeviceError: the device is emulated, the runtime refused or crashed.
+        """
+        self._refuse_emulated("time is not latency")
+        with self._job("sustain", {"artifact": (artifact, inputs)}, threads, progress, seconds=seconds) as (_, result):
+            found = result["sustained"]
+        windows = [Window(**one) for one in found["windows"]]
+        tenth = max(1, len(windows) // 10)
+        first, last = (statistics.median(one.median for one in some) for some in (windows[:tenth], windows[-tenth:]))
+        calls = sum(one.calls for one in windows)
+        health = found["health"]
+        return Sustained(
+            windows=windows,
+            throttled=last / first,
+            joules={name: value / calls for name, value in found["joules"].items()},
+            megahertz=health.get("megahertz", []),
+            governors=health.get("governors", []),
         )
 
     def interface(self, artifact: Candidate) -> Interface:

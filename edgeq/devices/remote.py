@@ -60,7 +60,7 @@ def split(name: str, rest: str) -> tuple[Any, Options]:
         ) from None
     if unknown := set(given) - {"python", "folder", "memory"}:
         raise UsageError(f"{name!r} has no option {', '.join(sorted(unknown))}", remedy="python, folder or memory")
-    memory = parse_bytes(given["memory"]) if "memory" in given else None
+    memory = parse_bytes(given["memory"], "?memory") if "memory" in given else None
     python = tuple(shlex.split(given.get("python", ""))) or Options.python
     return address, Options(python, given.get("folder", ""), memory)
 

@@ -45,8 +45,9 @@ def temperature() -> Optional[float]:
 def joules() -> Dict[str, float]:
     """What each counter of energy has counted, by its name; only differences mean something."""
     found: Dict[str, float] = {}
-    for zone in sorted(glob.glob("/sys/class/powercap/*:[0-9]")):  # RAPL packages; their parts are counted in them
-        _count(found, "rapl " + (_line(zone + "/name") or zone), zone + "/energy_uj")
+    for zone in sorted(glob.glob("/sys/class/powercap/*:[0-9]")):
+        if os.path.basename(zone).count(":") == 1:  # a package; its parts are counted in it
+            _count(found, "rapl " + (_line(zone + "/name") or zone), zone + "/energy_uj")
     for counter in sorted(glob.glob("/sys/class/hwmon/hwmon*/energy*_input")):
         chip, label = _line(os.path.dirname(counter) + "/name"), _line(counter.replace("_input", "_label"))
         _count(found, "hwmon %s %s" % (chip or "", label or os.path.basename(counter)), counter)

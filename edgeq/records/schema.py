@@ -97,6 +97,29 @@ class Speed(Strict):
     """Name of the fastest baseline."""
 
 
+class Window(Strict):
+    """A part of a long run: how many calls, their median in seconds, and the warmest sensor after it in degrees."""
+
+    seconds: float
+    calls: int
+    median: float
+    celsius: float | None
+
+
+class Sustained(Strict):
+    """The artefact called without a rest, alone and with the threads of `speed`."""
+
+    windows: list[Window]
+    throttled: float
+    """The median of the last tenth of the windows over that of the first one: above 1, the device slowed down."""
+    joules: dict[str, float]
+    """Of one call, by the counter or sensor that it was read from: all that the device used meanwhile. Empty where the
+    device has none."""
+    megahertz: list[float]
+    """Clocks at the end, of each core."""
+    governors: list[str]
+
+
 class Placement(Strict):
     """One operator as the runtime says it ran it."""
 
@@ -180,6 +203,8 @@ class Build(Strict):
     accuracy: Accuracy | None
     speed: Speed | None
     no_speed_because: str | None
+    sustained: Sustained | None = None
+    """None where that was not asked for, or the device is emulated."""
     seconds_in_turns: float | None = None
     """Of one inference, where several formats took turns; `speed` has what took turns with its own float model."""
     peak_memory_bytes: int | None

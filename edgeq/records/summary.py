@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeq.records.schema import Accuracy, Baseline, Build, Gate, Interval, Layer, Output, Report, Speed
-from edgeq.records.wording import drop_text, sqnr_text
+from edgeq.records.schema import Accuracy, Baseline, Build, Gate, Interval, Layer, Output, Report, Speed, Sustained
+from edgeq.records.wording import drop_text, sqnr_text, times_text
 
 DROP = "accuracy drop"
 DISAGREEMENT = "disagreement with float"
@@ -136,3 +136,14 @@ def how_run(build: Build) -> str:
     if not build.validated:
         return "not validated"
     return "emulated device" if build.emulated else "measured on the device"
+
+
+def sustained_text(sustained: Sustained) -> str:
+    """What came of calls without a rest: whether the device slowed down, and what a call took of energy."""
+    seconds = sum(window.seconds for window in sustained.windows)
+    slower = times_text(sustained.throttled)
+    told = f"{seconds:.3g} s without a rest: the last calls took {slower} of the time of the first"
+    if sustained.windows[-1].celsius is not None:
+        told += f", at {sustained.windows[-1].celsius:.0f} °C"
+    energy = [f"{1000 * value:.3g} mJ a call ({name})" for name, value in sustained.joules.items()]
+    return ", ".join([told, *energy])

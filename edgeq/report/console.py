@@ -127,6 +127,8 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
         lines.append(("yellow", f"run on an emulated device ({build.device}): accuracy counts, timing does not"))
     if build.validated and not build.emulated and build.speed is None and build.no_speed_because:
         lines.append(("yellow", f"latency not measured: {build.no_speed_because}"))
+    if build.sustained is not None:
+        lines.append(("", summary.sustained_text(build.sustained)))
     if build.precision != "float32":
         lines.append(("", f"what is in float ran in {build.precision}: set the runtime's inference precision to it"))
     if build.accuracy is not None and len(build.accuracy.outputs) > 1:

@@ -65,6 +65,10 @@ def _faster(build: Build) -> str:
     return "-" if faster is None else times_text(faster)
 
 
+def _sustained(build: Build) -> str:
+    return "-" if build.sustained is None else times_text(build.sustained.throttled) + " of the time"
+
+
 def _gates(build: Build) -> str:
     return f"{sum(gate.passed for gate in build.gates)} of {len(build.gates)}" if build.gates else "none"
 
@@ -75,5 +79,6 @@ ROWS: dict[str, Callable[[Build], str]] = {
     "worst SQNR": _worst,
     "median": _median,
     "speed to float": _faster,
+    "after a long run": _sustained,
     "gates held": _gates,
 }

@@ -89,6 +89,16 @@ def test_a_device_that_breaks_off_is_unreached_and_the_rest_counts(
     assert report["reports"]["local"]["verdict"] == "passed"
 
 
+def test_a_long_run_tells_whether_the_device_slows_down(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = told(files, capsys, "--device", "local", "--sustain", "600ms", status=0)
+    sustained = report["builds"][0]["sustained"]
+    assert 0.5 < sum(window["seconds"] for window in sustained["windows"]) < 5
+    assert all(window["calls"] >= 1 and window["median"] > 0 for window in sustained["windows"])
+    first, *_, last = sustained["windows"]
+    assert 0.1 < sustained["throttled"] < 10 and first["median"] > 0 and last["median"] > 0
+    assert run(["validate", str(files / "build"), "--model", "x", "--eval", "y", "--sustain", "long"]) == 2
+
+
 @pytest.mark.parametrize(
     "words",
     [
