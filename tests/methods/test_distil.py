@@ -17,9 +17,10 @@ from edgeq.frontends.load import load
 from edgeq.lowering.choices import ladder, uniform
 from edgeq.methods import DISTIL, METHODS, RECONSTRUCT, method
 from edgeq.methods.learned_scale import REACH, rounded_by
-from edgeq.methods.method import Change, Method, Seen, Wanted
+from edgeq.methods.method import HELD_OUT, STEPS, Change, Method, Seen, Wanted
 from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
+from edgeq.model.ops import upper_bound
 from edgeq.numerics import Scheme, per_tensor
 from edgeq.progress import Silent
 from edgeq.quantization.activations import ends
@@ -38,12 +39,12 @@ def chain() -> Model:
     return load(net, example=(torch.from_numpy(correlated((6, 6, 6))[:2]),))
 
 
-def quantized(model: Model, name: str, choice: str, by: Callable[[str], Method] = method) -> Quantized:
+def quantized(model: Model, name: str, choice: str, by: Callable[[str], Method] = method, steps: int = 40) -> Quantized:
     inputs = {model.inputs[0].name: correlated((6, 6, 6), 64)}
     seen = calibrate(model, inputs)
     choices = uniform(ladder(model, CPU, seen.histograms), choice)
     names = {group.name: name for group in model.groups}
-    return quantize_model(model, CPU, seen, choices=choices, methods=names, inputs=inputs, steps=40, by=by)
+    return quantize_model(model, CPU, seen, choices=choices, methods=names, inputs=inputs, steps=steps, by=by)
 
 
 @pytest.mark.parametrize("choice", ["w8a8", "w4a8"])
@@ -81,6 +82,28 @@ def test_the_gradient_of_a_scale_is_that_of_the_paper() -> None:
     expected = np.where(inside, np.rint(steps) - steps, np.where(steps < 0, -100, 155)).sum()
     assert scale.grad is not None
     assert float(scale.grad) == pytest.approx(expected, rel=1e-3)
+
+
+def test_more_steps_are_never_worse_on_the_samples_that_are_held_out() -> None:
+    """A run begins with the best of those before it, and the first one is all that a hundred steps are."""
+    model = chain()
+    name = model.inputs[0].name
+    held = {name: correlated((6, 6, 6), 64)[::HELD_OUT]}
+    few, more = (quantized(model, DISTIL, "w8a8", steps=steps) for steps in (STEPS, 5 * STEPS))
+    assert sqnr_of(model, more, held) >= sqnr_of(model, few, held) > 0
+
+
+def test_a_range_does_not_go_beyond_what_its_activation_gives() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        layers = [layer for _ in range(4) for layer in (nn.Conv2d(6, 6, 3, padding=1), nn.ReLU6())]
+        net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 36, 5)).eval()
+        for layer in layers[::2]:
+            layer.weight.data *= 6  # type: ignore[operator]  # values reach the 6
+    model = load(net, example=(torch.from_numpy(correlated((6, 6, 6))[:2]),))
+    after = quantized(model, DISTIL, "w8a8")
+    highs = [after.activations[n.name].q.high for n in model.nodes.values() if upper_bound(n) == 6.0]
+    assert len(highs) == 4 and max(highs) > 5 and all(high <= 6.0 for high in highs)
 
 
 class Interrupted(Exception):
