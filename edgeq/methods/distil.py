@@ -23,7 +23,8 @@ from edgeq.model.model import Model
 STEP_MACS = 4e9
 
 REFINED = 0.3
-"""Of the pace, after blocks were reconstructed: their weights are where a step more takes many to the other side."""
+"""Of the pace, after blocks were reconstructed: at the whole of it, a hundred steps shake scales that fit already more
+than they mend."""
 
 
 def distil(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
