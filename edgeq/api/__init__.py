@@ -1,1 +1,1 @@
-"""What `import edgeq` offers, one file each: deploy, validate, verify; and the same for fleets."""
+"""What `import edgeq` offers, one file each: deploy, validate, verify, preflight; and the first two for fleets."""

@@ -30,7 +30,7 @@ NARROW = "w7a8"
 """The choice whose sums of two products fit into 16 bits."""
 
 WATCHED = 8
-"""Samples whose layers are looked at: those whose answers differ first."""
+"""Samples whose layers are looked at: those whose outputs moved most."""
 
 
 def preflight(

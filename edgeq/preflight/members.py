@@ -26,15 +26,15 @@ class Member(NamedTuple):
 
 
 ARM = (
-    Member("cortex-a76", "qemu://arm64?cpu=cortex-a76", "NEON with the dot product"),
-    Member("cortex-a53", "qemu://arm64?cpu=cortex-a53", "NEON without the dot product"),
-    Member("neoverse-v1", "qemu://arm64?cpu=neoverse-v1", "NEON with i8mm"),
+    Member("cortex-a76", "qemu://arm64?cpu=cortex-a76", "emulated: NEON with the dot product"),
+    Member("cortex-a53", "qemu://arm64?cpu=cortex-a53", "emulated: NEON without the dot product"),
+    Member("neoverse-v1", "qemu://arm64?cpu=neoverse-v1", "emulated: NEON with i8mm"),
 )
 
 X86 = (
-    Member("exact", "local", "sums of 8-bit products as VNNI has them", {"sums": "exact"}, "onnxruntime"),
+    Member("exact", "local", "this machine, with exact sums, as VNNI has them", {"sums": "exact"}, "onnxruntime"),
     Member("local", "local", "this machine"),
-    Member("haswell", "qemu://x86_64?cpu=Haswell", "AVX2 without VNNI: sums of two products saturate at 16 bits"),
+    Member("haswell", "qemu://x86_64?cpu=Haswell", "emulated: AVX2 without VNNI, which saturates at 16 bits"),
 )
 
 FAMILIES: dict[str, tuple[Member, ...]] = {"local": X86, "qemu-x86_64": X86, "qemu-aarch64": ARM}
