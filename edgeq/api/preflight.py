@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from edgeq.files import scratch_folder
 from edgeq.lock import read_golden, read_lock
 from edgeq.plans.plan import Plan
 from edgeq.preflight.cause import cause_of, saturates
+from edgeq.preflight.compare import differing, moved
 from edgeq.preflight.members import Member, members_of
 from edgeq.preflight.watch import WATCH, Layer
 from edgeq.progress import Clock, Progress, Silent
@@ -60,58 +62,26 @@ def preflight(
     path, aim = find_artifact(artifact, target)
     chosen = artifact_runtime(aim, path)
     members = [Member(name, name, "as named") for name in devices] or members_of(aim, chosen.name)
+    if len(set(devices)) < len(devices):
+        raise UsageError("a device is named twice", remedy="name two different ones with --device")
     if len(devices) == 1:
         raise UsageError("one device alone is compared with nothing", remedy="name a second one with --device")
     if len(members) < 2:
         raise UnsupportedError(f"{aim.name} has no family that runs here", remedy="name two with --device")
-    inputs: dict[str, Array] = {}
     clock = Clock(progress or Silent())
-    answers: dict[str, list[Array]] = {}
-    found: dict[str, OnMember] = {}
-    there: dict[str, tuple[Device, Candidate]] = {}
-    failed: list[DeviceError] = []
-    for member in members:
-        own = OnMember(device=member.device, about=member.about)
-        try:
-            device, candidate = open_device(member.device), Candidate(path, chosen.name, dict(member.options))
-            inputs = inputs or _inputs(Path(artifact), samples, preprocess, most, device.interface(candidate).inputs)
-            with clock.stage(f"run on {member.name}") as steps:
-                answers[member.name] = device.outputs(candidate, inputs, steps)
-            there[member.name] = device, candidate
-        except DeviceError as error:
-            failed.append(error)
-            own = own.model_copy(update={"unreached": f"{error.cause}; {error.remedy}"})
-        found[member.name] = own
-    if not answers:
-        raise failed[0]
-    if len(answers) < 2:
-        cause = f"there is nothing to compare {next(iter(answers))} with: {failed[0].cause}"
-        raise DeviceError(cause, where=aim.name, remedy=failed[0].remedy)
-    reference = next(iter(answers))
-    saturating: dict[str, None] = {}
-    with scratch_folder() as scratch:
-        for name in list(answers)[1:]:
-            moved = _moved(answers[reference], answers[name])
-            own = found[name].model_copy(
-                update={"moved": float(moved.max()), "differing": _differing(answers[reference], answers[name])}
-            )
-            if own.moved and chosen.format in WATCH:
-                at = moved.argsort(kind="stable")[::-1][:WATCHED]
-                few = {key: array[at] for key, array in inputs.items()}
-                with clock.stage(f"layers on {name}"):
-                    difference = _difference(WATCH[chosen.format], path, few, (there[reference], there[name]), scratch)
-                own = own.model_copy(update={"difference": difference})
-            if own.difference is not None and own.difference.saturating:
-                saturating |= dict.fromkeys(own.difference.saturating)
-                own = own.model_copy(update={"remedy": "weights of 7 bits in the layers that saturate"})
-            found[name] = own
+    ran = _run_on(members, path, chosen.name, partial(_inputs, Path(artifact), samples, preprocess, most), clock)
+    if len(ran.answers) < 2:
+        alone = f"there is nothing to compare {next(iter(ran.answers))} with: " if ran.answers else ""
+        raise DeviceError(alone + ran.failed[0].cause, where=aim.name, remedy=ran.failed[0].remedy)
+    found = _compared(ran, path, WATCH.get(chosen.format), clock)
+    saturating = [one.difference.saturating for one in found.values() if one.difference is not None]
     return Preflight(
         artifact=path.name,
         target=aim.name,
-        samples=len(next(iter(inputs.values()))),
-        reference=reference,
+        samples=len(next(iter(ran.inputs.values()))),
+        reference=next(iter(ran.answers)),
         members=found,
-        layers=list(saturating),
+        layers=list(dict.fromkeys(layer for layers in saturating for layer in layers)),
     )
 
 
@@ -133,6 +103,67 @@ def remedied(plan: Plan, layers: Collection[str]) -> Plan:
     return plan.model_copy(update={"layers": changed})
 
 
+InputsOf = Callable[[Sequence[Port]], dict[str, Array]]
+"""Samples as an artefact with these inputs takes them."""
+
+
+class _Ran(NamedTuple):
+    """What was run.
+
+    Attributes:
+        there: those that could be reached, in order, and the artefact as they ran it; `answers`: their outputs.
+        members: all of them, with why a member was not reached.
+    """
+
+    inputs: dict[str, Array]
+    answers: dict[str, list[Array]]
+    there: dict[str, tuple[Device, Candidate]]
+    members: dict[str, OnMember]
+    failed: list[DeviceError]
+
+
+def _run_on(members: Sequence[Member], path: Path, runtime: str, inputs_of: InputsOf, clock: Clock) -> _Ran:
+    ran = _Ran({}, {}, {}, {}, [])
+    for member in members:
+        own = OnMember(device=member.device, about=member.about)
+        try:
+            device, candidate = open_device(member.device), Candidate(path, runtime, dict(member.options))
+            if not ran.inputs:
+                ran.inputs.update(inputs_of(device.interface(candidate).inputs))
+            with clock.stage(f"run on {member.name}") as steps:
+                ran.answers[member.name] = device.outputs(candidate, ran.inputs, steps)
+            ran.there[member.name] = device, candidate
+        except DeviceError as error:
+            ran.failed.append(error)
+            own = own.model_copy(update={"unreached": f"{error.cause}; {error.remedy}"})
+        ran.members[member.name] = own
+    return ran
+
+
+def _compared(
+    ran: _Ran, path: Path, watch: Callable[[Path, Path], list[Layer]] | None, clock: Clock
+) -> dict[str, OnMember]:
+    """Each member beside the first that was reached."""
+    found = dict(ran.members)
+    (reference, expected), *others = ran.answers.items()
+    with scratch_folder() as scratch:
+        for name, answers in others:
+            gaps = moved(expected, answers)
+            told: dict[str, Any] = {
+                "moved": float(gaps.max()) if np.isfinite(gaps).all() else None,
+                "differing": differing(expected, answers),
+            }
+            if gaps.any() and watch is not None:
+                at = gaps.argsort(kind="stable")[::-1][:WATCHED]
+                few = {key: array[at] for key, array in ran.inputs.items()}
+                with clock.stage(f"layers on {name}"):
+                    told["difference"] = _difference(watch, path, few, (ran.there[reference], ran.there[name]), scratch)
+                if told["difference"] is not None and told["difference"].saturating:
+                    told["remedy"] = "weights of 7 bits in the layers that saturate"
+            found[name] = found[name].model_copy(update=told)
+    return found
+
+
 def _inputs(
     artifact: Path, samples: str | Path | None, preprocess: str | None, most: int, ports: Sequence[Port]
 ) -> dict[str, Array]:
@@ -149,20 +180,6 @@ def _inputs(
         raise UsageError(f"its input {whole[0]} takes integers", where=str(artifact), remedy="leave --eval away")
     specs = [InputSpec(p.names[0], tuple(None if d < 0 else d for d in p.shape), p.dtype) for p in ports]
     return dict(load_data(samples, specs, preprocess=preprocess, role="evaluation", limit=most).inputs)
-
-
-def _moved(reference: Sequence[Array], other: Sequence[Array]) -> Array:
-    """[samples], the largest difference in any output."""
-    gaps = [np.abs(a.astype(np.float64) - b.astype(np.float64)) for a, b in zip(reference, other, strict=True)]
-    found: Array = np.max([gap.reshape(len(gap), -1).max(1, initial=0.0) for gap in gaps], axis=0)
-    return found
-
-
-def _differing(reference: Sequence[Array], other: Sequence[Array]) -> list[int]:
-    """Samples whose first output has its largest value elsewhere."""
-    first, second = (answers[0].reshape(len(answers[0]), -1).argmax(1) for answers in (reference, other))
-    found: list[int] = np.flatnonzero(first != second).tolist()
-    return found
 
 
 def _difference(

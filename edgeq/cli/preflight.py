@@ -81,7 +81,10 @@ def _show(shell: Shell, found: Preflight) -> None:
         elif name == found.reference:
             cells = ["reference", "-", "-"]
         elif one.difference is None:
-            cells = [f"{len(one.differing)} of {found.samples}", "-", f"moved by {one.moved:.3g}" if one.moved else "-"]
+            gap = (
+                "not a number on one alone" if one.moved is None else f"moved by {one.moved:.3g}" if one.moved else "-"
+            )
+            cells = [f"{len(one.differing)} of {found.samples}", "-", gap]
         else:
             where = f"{one.difference.layer}, {one.difference.steps} steps"
             cells = [f"{len(one.differing)} of {found.samples}", where, one.difference.cause]

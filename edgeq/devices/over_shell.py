@@ -161,9 +161,10 @@ async def _free(process: Process) -> str:
 
 
 async def _beat(process: Process) -> None:
-    while True:
-        process.stdin.write(b".")
-        await asyncio.sleep(BEAT)
+    with suppress(OSError):  # the job hears of a line that broke by itself
+        while True:
+            process.stdin.write(b".")
+            await asyncio.sleep(BEAT)
 
 
 async def _send(start: Start, name: str, there: str, folder: Path, on_line: Callable[[str], None]) -> Mapping[str, str]:

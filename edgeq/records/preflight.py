@@ -27,8 +27,9 @@ class OnMember(Strict):
     """The artefact on one CPU.
 
     Attributes:
-        differing: indices of samples whose answer is another than the reference's.
-        moved: of an output, the largest difference to the reference's in its own units.
+        differing: indices of samples that are answered otherwise (see `edgeq.preflight.compare.differing`).
+        moved: of an output, the largest difference to the reference's in its own units; None where one of the two is
+            no number.
         difference: None where nothing differs, or the format does not show its layers.
         remedy: what would make the answers the same.
     """
@@ -36,7 +37,7 @@ class OnMember(Strict):
     device: str
     about: str
     differing: list[int] = []
-    moved: float = 0.0
+    moved: float | None = 0.0
     difference: Difference | None = None
     remedy: str = ""
     unreached: str = ""
