@@ -39,9 +39,12 @@ def examine(name: str) -> list[Finding]:
     """
     try:
         device = open_device(name)
-        health = device.health()
     except DeviceError as error:
         return [Finding("reached", False, error.cause, error.remedy)]
+    try:
+        state = _state(device.health())
+    except DeviceError as error:
+        state = [Finding("state", None, error.cause, error.remedy)]
     found = [Finding("reached", True, "emulated: its times are none" if device.emulated else "its times count")]
     told: dict[str, str] = {}
     for info in RUNTIMES.values():
@@ -51,9 +54,9 @@ def examine(name: str) -> list[Finding]:
         except DeviceError as error:
             found.append(Finding(info.distribution, False, error.cause, error.remedy))
     if told:
-        words = (told["system"], told["machine"], told["cpu"], told["cpu_isa"], f"Python {told['python']}")
+        words = (told["system"], told["machine"], told["cpu"], told["cpu_isa"], f"Python: {told['python']}")
         found.insert(1, Finding("is", True, ", ".join(filter(None, words))))
-    return found + _state(health)
+    return found + state
 
 
 def _state(health: dict[str, Any]) -> list[Finding]:

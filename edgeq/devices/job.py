@@ -74,7 +74,10 @@ def without_result(device: str, ended: Exit, where: str) -> DeviceError:
         )
     lines = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
     last = f": {lines[-1]}" if lines else ""
-    how, remedy = f"ended with status {ended.status}", "the device needs Python 3.8 or newer with numpy"
+    how, remedy = (
+        f"ended with status {ended.status}",
+        "what does the jobs there is Python 3.8 or newer with numpy, or the program that was named",
+    )
     if ended.status < 0:
         names = {s.value: s.name for s in signal.Signals}
         how = f"was ended by {names.get(-ended.status, f'signal {-ended.status}')}"

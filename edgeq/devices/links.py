@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
+from edgeq.devices.adb import open_adb
 from edgeq.devices.device import Device
 from edgeq.devices.local import open_local
 from edgeq.devices.named import keep, named
@@ -143,5 +144,6 @@ LINKS = {
     },
     "qemu": Kind("qemu://arm64?cpu=CPU", open_qemu),
     "ssh": Kind("ssh://user@host", open_ssh),
+    "adb": Kind("adb://serial", open_adb),
 }
 """By what comes before the first colon of a name; two slashes behind it, as in `ssh://board`, are no part of it."""

@@ -197,13 +197,13 @@ async def _pack(process: Process, folder: Path, on_line: Callable[[str], None]) 
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     total, done = sum(path.stat().st_size for path in files.values()), 0
     sent: dict[str, str] = {}
-    with suppress(BrokenPipeError):  # how it ended tells why
+    with suppress(ConnectionError):  # how it ended tells why
         for key, path in files.items():
             info, digest = tarfile.TarInfo(key), hashlib.sha256()
             info.size, info.mode = path.stat().st_size, 0o700
             process.stdin.write(info.tobuf())
             with path.open("rb") as file:
-                while chunk := file.read(CHUNK):
+                while (chunk := file.read(CHUNK)) and not process.stdin.is_closing():
                     digest.update(chunk)
                     process.stdin.write(chunk)
                     await process.stdin.drain()

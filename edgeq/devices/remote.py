@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from edgeq.devices.benchmark_model import BenchmarkModel
 from edgeq.devices.device import Device
 from edgeq.devices.link import PythonWorker
 from edgeq.devices.over_shell import Connect, over_shell, told
@@ -31,6 +32,7 @@ class Options:
 
     Attributes:
         python: the command that starts Python there.
+        benchmark_model: where LiteRT's program of that name lies there, which does the jobs then, without Python.
         folder: where a job's folder is made; where the device says if empty.
         memory: bytes that a worker may take.
     """
@@ -38,6 +40,7 @@ class Options:
     python: tuple[str, ...] = ("python3",)
     folder: str = ""
     memory: int | None = None
+    benchmark_model: str = ""
 
 
 def split(name: str, rest: str) -> tuple[Any, Options]:
@@ -58,32 +61,41 @@ def split(name: str, rest: str) -> tuple[Any, Options]:
         raise UsageError(
             f"cannot read {name!r}: {error}", remedy="ssh://user@host:22?python=/usr/bin/python3"
         ) from None
-    if unknown := set(given) - {"python", "folder", "memory"}:
-        raise UsageError(f"{name!r} has no option {', '.join(sorted(unknown))}", remedy="python, folder or memory")
+    known = [field.name for field in fields(Options)]
+    if unknown := given.keys() - set(known):
+        raise UsageError(f"{name!r} has no option {', '.join(sorted(unknown))}", remedy=f"one of {', '.join(known)}")
     memory = parse_bytes(given["memory"], "?memory") if "memory" in given else None
     python = tuple(shlex.split(given.get("python", ""))) or Options.python
-    return address, Options(python, given.get("folder", ""), memory)
+    return address, Options(python, given.get("folder", ""), memory, given.get("benchmark_model", ""))
+
+
+async def _asked(connect: Connect, script: str, *words: str) -> tuple[int | None, str, str]:
+    async with connect() as start:
+        return await told(start, script, *words)
 
 
 def remote(name: str, connect: Connect, options: Options) -> Device:
     """A device that was reached.
 
     Raises:
-        DeviceError: it cannot be reached, or has no Python.
+        DeviceError: it cannot be reached, or has neither Python nor the program that was named.
     """
 
-    async def ask() -> tuple[int | None, str, str]:
-        async with connect() as start:
-            return await told(start, HELLO, "", *options.python)
-
-    status, out, errors = asyncio.run(ask())
+    link = over_shell(name, connect, options.folder, options.memory)
+    if options.benchmark_model:
+        if asyncio.run(_asked(connect, '[ -x "$1" ]', options.benchmark_model))[0] != 0:
+            remedy = f"put it there, and make it executable: chmod +x {options.benchmark_model}"
+            raise DeviceError(f"{options.benchmark_model} is no program there", where=name, remedy=remedy)
+        return Device(name, False, link, runner=BenchmarkModel(options.benchmark_model))
+    status, out, errors = asyncio.run(_asked(connect, HELLO, "", *options.python))
     machines = out.split()
     if status != 0 or len(machines) != 2:
         said = errors.strip().splitlines()
         raise DeviceError(
             f"{shlex.join(options.python)} does not run there: {said[-1] if said else f'status {status}'}",
             where=name,
-            remedy="install Python 3.8 or newer with numpy, or name another: ?python=/opt/python/bin/python3",
+            remedy="install Python 3.8 or newer with numpy, or name another: ?python=/opt/python/bin/python3; "
+            "or, for .tflite files, name LiteRT's benchmark: ?benchmark_model=/data/local/tmp/benchmark_model",
         )
     native = machines[0] == machines[1] or any(set(machines) <= one for one in SAME)
 
@@ -98,7 +110,7 @@ def remote(name: str, connect: Connect, options: Options) -> Device:
     return Device(
         name=name,
         emulated=not native,
-        link=over_shell(name, connect, options.folder, options.memory),
+        link=link,
         missing=missing,
         runner=PythonWorker(options.python),
         facts={} if native else {"emulator": f"of {machines[1]} on {machines[0]}"},

@@ -173,29 +173,30 @@ def refuse_options(options: Dict[str, str], known: Dict[str, List[str]]) -> None
             raise WorkerError("input", "option %s=%s is not one of %s" % (key, value, known.get(key, sorted(known))))
 
 
-def bind(loaded: Loaded, arrays: Dict[str, np.ndarray], by_order: bool) -> Binding:
+def bind(ports: Sequence[Port], arrays: Dict[str, np.ndarray], by_order: bool) -> Binding:
     """Match arrays to the model's inputs and check them.
 
     Args:
+        ports: the model's inputs.
         arrays: by input name, each of shape (samples, ...): of rows of the model's first axis, or of whole inputs where
             that is fixed.
         by_order: where not one name is known to the model, take the arrays in the order given.
     """
-    known = [name for port in loaded.inputs for name in port.names]
-    if len(arrays) != len(loaded.inputs):
-        raise WorkerError("input", "the model has %d inputs, %d were given" % (len(loaded.inputs), len(arrays)))
+    known = [name for port in ports for name in port.names]
+    if len(arrays) != len(ports):
+        raise WorkerError("input", "the model has %d inputs, %d were given" % (len(ports), len(arrays)))
     if by_order and not any(name in known for name in arrays):
         ordered = list(arrays.values())
     else:
         ordered = []
-        for port in loaded.inputs:
+        for port in ports:
             match = [name for name in port.names if name in arrays]
             if not match:
                 raise WorkerError("input", "no array for input %r; given: %s" % (port.names[0], ", ".join(arrays)))
             ordered.append(arrays[match[0]])
     counts = set()
     widths = []
-    for place, (port, array) in enumerate(zip(loaded.inputs, ordered)):
+    for place, (port, array) in enumerate(zip(ports, ordered)):
         width = port.shape[0] if port.shape and port.shape[0] > 0 else 1
         if port.shape and array.ndim == len(port.shape) + 1 and array.shape[1] == port.shape[0]:
             array = ordered[place] = array.reshape(-1, *array.shape[2:])
@@ -463,7 +464,7 @@ def execute(job: Dict[str, Any], ahead: Optional[Runtime], current: List[str]) -
         load_seconds = time.perf_counter() - begin
         if task == "interface":
             return {"interface": public_ports(loaded)}
-        calls = bind(loaded, inputs[name], by_order=runtime.by_order)
+        calls = bind(loaded.inputs, inputs[name], by_order=runtime.by_order)
         if task == "placement":  # one after the other: a model that waits would only fill the memory
             rows[name] = run_placement(loaded, calls, job["runs"])
             report(len(rows), len(job["artifacts"]))

@@ -159,7 +159,7 @@ class Lane:
 def side_by_side(lanes: list[Lane], monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[list[str], bool]:
     monkeypatch.chdir(folder)
     x = np.repeat(np.arange(6, dtype=np.float32)[:, None], 2, axis=1)
-    return worker.run_outputs([lane.loaded() for lane in lanes], worker.bind(lanes[0].loaded(), {"y": x}, False))
+    return worker.run_outputs([lane.loaded() for lane in lanes], worker.bind(lanes[0].loaded().inputs, {"y": x}, False))
 
 
 def test_samples_run_side_by_side_each_in_a_lane_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_samples_are_whole_inputs_or_rows_of_them(shape: tuple[int, ...]) -> Non
     loaded: Any = SimpleNamespace(inputs=[port])
     whole = np.arange(3 * np.prod(shape), dtype=np.float32).reshape(3, *shape)
     for arrays in (whole, whole.reshape(-1, *shape[1:])):
-        bound = worker.bind(loaded, {"x": arrays}, by_order=False)
+        bound = worker.bind(loaded.inputs, {"x": arrays}, by_order=False)
         assert bound.total == 3
         for index in range(3):
             np.testing.assert_array_equal(bound.call(index)[0], whole[index])
