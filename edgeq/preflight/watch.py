@@ -48,5 +48,7 @@ def _later(name: str) -> Callable[[Path, Path], list[Layer]]:
 
 WATCH: dict[str, Callable[[Path, Path], list[Layer]]] = {
     "onnx": _later("watch_onnx"),
+    "openvino": _later("watch_openvino"),
+    "tflite": _later("watch_tflite"),
 }
 """By format: from a file and the path of its copy, the layers in the order in which they run."""
