@@ -183,6 +183,15 @@ class Graph:
     def set_operators(self, operators: list[Any]) -> None:
         self._main.operators = self.operators = operators
 
+    def names(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Of inputs and outputs, in the file's order, the names that a caller sees: those of its signature, if it has
+        one, or else of the tensors."""
+        signatures = self.model.signatureDefs or []
+        entries = (*signatures[0].inputs, *signatures[0].outputs) if len(signatures) == 1 else ()
+        given = {int(entry.tensorIndex): str(entry.name.decode()) for entry in entries}
+        inputs, outputs = ({i: given.get(i, self.name(i)) for i in ends} for ends in (self.inputs, self.outputs))
+        return inputs, outputs
+
     def set_ends(self, inputs: list[int], outputs: list[int], names: tuple[list[str], list[str]]) -> None:
         """Sets the graph's inputs and outputs, and the names that a caller sees."""
         self._main.inputs = np.array(inputs, dtype=np.int32)
@@ -194,6 +203,12 @@ class Graph:
         signature.outputs = [_entry(n, i) for n, i in zip(names[1], outputs, strict=True)]
         self.model.signatureDefs = [signature]
 
+    def packed(self) -> bytes:
+        """The file, with all that is in it."""
+        builder = _Builder(1 << 20)
+        builder.Finish(self.model.Pack(builder), IDENTIFIER)
+        return bytes(builder.Output())
+
     def bytes(self) -> bytes:
         """The file. Leaves out what nothing uses, and stores equal constants once."""
         self._raise_versions()
@@ -202,9 +217,7 @@ class Graph:
         self.model.metadata = []
         self.model.description = b""
         self._share_buffers()
-        builder = _Builder(1 << 20)
-        builder.Finish(self.model.Pack(builder), IDENTIFIER)
-        return bytes(builder.Output())
+        return self.packed()
 
     def _raise_versions(self) -> None:
         for operator in self.operators:

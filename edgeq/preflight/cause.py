@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,14 @@ def saturates(layer: Layer, read: NDArray[Any]) -> int:
         return 0
     if layer.groups > 1 and layer.weight.shape[1] == 1:
         return 0
-    outputs = len(layer.weight) // layer.groups
+    weight = layer.weight
+    if layer.apart and weight.shape[1] % 2:
+        weight, read = (np.pad(some, [(0, 0), (0, 1)] + [(0, 0)] * (some.ndim - 2)) for some in (weight, read))
+        layer = layer._replace(weight=weight)
+    outputs = len(weight) // layer.groups
     found = 0
     for group in range(layer.groups):
-        own = layer.weight[group * outputs : (group + 1) * outputs]
+        own = weight[group * outputs : (group + 1) * outputs]
         packed = np.moveaxis(own, 1, -1).reshape(outputs, -1).astype(np.int32)
         inputs = _patches(layer, read, group)
         if packed.shape[1] % 2:
@@ -55,9 +60,10 @@ def _patches(layer: Layer, read: NDArray[Any], group: int) -> NDArray[np.uint8]:
         return read.reshape(-1, read.shape[-1])
     channels = layer.weight.shape[1]
     some = read[:, group * channels : (group + 1) * channels]
-    padded = np.pad(some, ((0, 0), (0, 0), *layer.padding), constant_values=layer.input_zero)
     kernel = layer.weight.shape[2:]
     spans = tuple((size - 1) * step + 1 for size, step in zip(kernel, layer.dilation, strict=True))
+    padding = _padding(layer, some.shape[2:], spans)
+    padded = np.pad(some, ((0, 0), (0, 0), *padding), constant_values=layer.input_zero)
     axes = tuple(range(2, padded.ndim))
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
     steps = (slice(None), slice(None), *(slice(None, None, s) for s in layer.stride))
@@ -68,6 +74,18 @@ def _patches(layer: Layer, read: NDArray[Any], group: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(windows.transpose(order)).reshape(-1, int(np.prod(kernel)) * channels)
 
 
+def _padding(layer: Layer, sizes: tuple[int, ...], spans: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Of axes of these sizes, for a kernel that spans so many places of each."""
+    if not isinstance(layer.padding, str):
+        return layer.padding
+    lacking = [
+        max((math.ceil(size / step) - 1) * step + span - size, 0)
+        for size, step, span in zip(sizes, layer.stride, spans, strict=True)
+    ]
+    upper = tuple((total // 2, total - total // 2) for total in lacking)
+    return upper if layer.padding == "same_upper" else tuple((last, first) for first, last in upper)
+
+
 def cause_of(layer: Layer, read: NDArray[Any] | None, steps: int) -> str:
     """Why what a layer writes differs, as far as its integers tell.
 
@@ -75,9 +93,10 @@ def cause_of(layer: Layer, read: NDArray[Any] | None, steps: int) -> str:
         read: what it reads.
         steps: how far two CPUs are apart at most in what it writes.
     """
-    overflows = 0 if read is None else saturates(layer, read)
+    counted = read is not None and layer.weight is not None
+    overflows = saturates(layer, read) if read is not None else 0
     if overflows:
         return f"16-bit saturation: {overflows} sums of two products do not fit into 16 bits"
     if steps <= 1:
         return "rounding: values between two integers go to the one or the other"
-    return "another kernel: it is off by more than rounding, and nothing saturates"
+    return "another kernel: it is off by more than rounding" + (", and nothing saturates" if counted else "")

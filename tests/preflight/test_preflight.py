@@ -22,7 +22,8 @@ from edgeq.devices import add_device, qemu
 from edgeq.errors import DeviceError, UnsupportedError, UsageError
 from edgeq.plans.plan import read_plan
 from edgeq.preflight.cause import cause_of, saturates
-from edgeq.preflight.watch import Layer, watch_onnx
+from edgeq.preflight.watch import Layer
+from edgeq.preflight.watch_onnx import watch_onnx
 
 
 def counted(layer: Layer, read: Any) -> int:
