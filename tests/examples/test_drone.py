@@ -191,6 +191,7 @@ def test_a_package_for_arm_answers_there_as_when_it_was_built(project: Path, env
     assert not configured(
         project, environment, there,
         f"-DCMAKE_TOOLCHAIN_FILE={DRONE / 'aarch64.cmake'}", f"-DCMAKE_CROSSCOMPILING_EMULATOR={emulator}",
+        "-DDEPLOY_OPTIONS=--max-drop 1% --effort fast",
     )  # fmt: skip
     told = cmake(project, environment, "--build", "build")
     assert told.returncode == 0, told.stdout + told.stderr
