@@ -26,7 +26,7 @@ from edgeq.devices import device_status
 
 ROOT = Path(__file__).parent.parent
 FIRST = [ROOT / "docs" / "tutorial.md", ROOT / "README.md", ROOT / "docs" / "planning.md"]
-PAGES = FIRST + sorted(set((ROOT / "docs").rglob("*.md")) - set(FIRST))
+PAGES = FIRST + sorted({*(ROOT / "docs").rglob("*.md"), ROOT / "examples" / "README.md"} - set(FIRST))
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>not run|slow|arm64|slow, arm64): [^\n]+ -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$",
     re.M | re.S,
