@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgeq.devices.setup import QEMU_SUITE, _Apt, _debian_release, _native_architecture
+from edgeq.devices.setup import QEMU_SUITE, Apt, debian_release, native_architecture
 from edgeq.errors import EdgeqError
 
 FOLDER = Path(__file__).parent.parent / "build" / "onnxruntime-headers"
@@ -29,9 +29,9 @@ def fetch(folder: Path) -> None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        release = _debian_release()
+        release = debian_release()
         # The releases that have too old an emulator lack this package too.
-        apt = _Apt(Path(work) / "apt", release, QEMU_SUITE.get(release, release), _native_architecture())
+        apt = Apt(Path(work) / "apt", release, QEMU_SUITE.get(release, release), native_architecture())
         subprocess.run(["dpkg-deb", "-x", apt.fetch("libonnxruntime-dev"), Path(work) / "unpacked"], check=True)
         os.rename(Path(work) / "unpacked/usr/include/onnxruntime", folder)
 

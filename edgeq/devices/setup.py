@@ -91,7 +91,7 @@ def set_up(kind: str, progress: Progress | None = None, *, force: bool = False) 
 
 def _build(machine: Machine, progress: Progress) -> None:
     """Fill a machine's folder and prove that it runs."""
-    release = _debian_release()
+    release = debian_release()
     if machine.kind == "x86_64" and platform.machine() != "x86_64":
         raise DeviceError(f"it runs this machine's own Python, which is for {platform.machine()}")
     work = machine.folder / "work"
@@ -103,7 +103,7 @@ def _build(machine: Machine, progress: Progress) -> None:
 
     if machine.kind == "arm64":
         progress.note(f"fetching a Debian {release} root for arm64")
-        apt = _Apt(work / "root", release, release, "arm64")
+        apt = Apt(work / "root", release, release, "arm64")
         for package in apt.fetch_with_dependencies(ROOT_PACKAGES):
             _run(["dpkg-deb", "-x", str(package), str(machine.folder / "root")], "unpacking the root")
         progress.step(2, steps)
@@ -132,7 +132,7 @@ def _prove(machine: Machine, progress: Progress) -> None:
 
 
 def _fetch_emulator(work: Path, target: Path, release: str) -> None:
-    apt = _Apt(work, release, QEMU_SUITE.get(release, release), _native_architecture())
+    apt = Apt(work, release, QEMU_SUITE.get(release, release), native_architecture())
     _run(["dpkg-deb", "-x", str(apt.fetch("qemu-user")), str(work / "unpacked")], "unpacking the emulator")
     shutil.move(work / "unpacked/usr/bin" / target.name, target)
     told = _run([str(target), "--version"], "starting the emulator")
@@ -162,7 +162,7 @@ def _install_wheels(machine: Machine) -> None:
     )  # fmt: skip
 
 
-class _Apt:
+class Apt:
     """apt with sources, lists, cache and package state of its own, for one release and architecture."""
 
     def __init__(self, folder: Path, own_release: str, release: str, architecture: str) -> None:
@@ -237,7 +237,7 @@ def _system_sources() -> dict[str, str]:
     return {p.name: p.read_text(encoding="utf-8") for p in places if p.suffix in (".list", ".sources") and p.is_file()}
 
 
-def _debian_release() -> str:
+def debian_release() -> str:
     """The code name of the system's release.
 
     Raises:
@@ -258,7 +258,7 @@ def _debian_release() -> str:
     return fields["VERSION_CODENAME"]
 
 
-def _native_architecture() -> str:
+def native_architecture() -> str:
     return _run(["dpkg", "--print-architecture"], "asking for the architecture").strip()
 
 

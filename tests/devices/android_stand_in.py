@@ -119,7 +119,8 @@ class _Stream:
 
     async def _write(self, kind: int, data: bytes) -> None:
         await self._ready.wait()  # one packet at a time, until it is said to have come
-        self._ready.clear()
+        if not self._writer.is_closing():
+            self._ready.clear()
         _send(self._writer, b"WRTE", self._number, self._number, struct.pack("<BI", kind, len(data)) + data)
 
     async def take(self, command: bytes, data: bytes) -> None:
@@ -146,6 +147,7 @@ class _Stream:
             _send(self._writer, b"OKAY", self._number, self._number)
 
     def hang_up(self) -> None:
+        self._ready.set()  # what is written from now on goes nowhere
         if self._started.done():
             self._started.result().stdin.close()
 
