@@ -16,7 +16,13 @@ from edgeq.errors import UsageError
 if TYPE_CHECKING:
     from edgeq.registry.schema import Kernel, Runtime, Target
 
-_RUNS_HERE = {"local": "yes", "qemu-aarch64": "emulated", "qemu-x86_64": "emulated", "none": "no, export only"}
+_RUNS_HERE = {
+    "local": "yes",
+    "qemu-aarch64": "emulated",
+    "qemu-x86_64": "emulated",
+    "qnn-emulator": "emulated",
+    "none": "no, export only",
+}
 
 
 def targets(

@@ -300,7 +300,7 @@ class Device:
         listen = progress or Silent()
         with tempfile.TemporaryDirectory(prefix="edgeq-job-") as temporary:
             folder = Path(temporary)
-            job = {"task": task, "threads": threads, "stop_at_eof": True, **settings}
+            job = {"task": task, "threads": threads, "emulated": self.emulated, "stop_at_eof": True, **settings}
             try:
                 staged = stage(folder, artifacts, info)
                 command = self.runner.prepare(folder, {**job, "artifacts": staged}, info)

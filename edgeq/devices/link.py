@@ -13,7 +13,6 @@ from edgeq import on_device
 from edgeq.runtimes import RuntimeInfo
 
 WORKER = on_device.FOLDER / "worker.py"
-HEALTH = on_device.FOLDER / "health.py"
 
 
 class Exit(NamedTuple):
@@ -70,9 +69,8 @@ class PythonWorker:
     python: Sequence[str] = ("python3",)
 
     def prepare(self, folder: Path, job: Mapping[str, Any], info: RuntimeInfo) -> Sequence[str]:
-        shutil.copy(WORKER, folder / "worker.py")
-        shutil.copy(HEALTH, folder)
-        shutil.copy(info.on_device, folder)
+        for file in (*on_device.FOLDER.glob("*.py"), info.on_device):
+            shutil.copy(file, folder)
         (folder / "job.json").write_text(json.dumps({**job, "runtime": info.on_device.name}), encoding="utf-8")
         return [*self.python, "worker.py", "job.json"]
 

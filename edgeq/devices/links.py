@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from edgeq.devices.adb import open_adb
 from edgeq.devices.device import Device
+from edgeq.devices.hexagon import RUNTIME, open_hexagon
 from edgeq.devices.local import open_local
 from edgeq.devices.named import keep, named
 from edgeq.devices.qemu import (
@@ -23,7 +24,7 @@ from edgeq.devices.qemu import (
 )
 from edgeq.devices.ssh import open_ssh
 from edgeq.errors import UsageError
-from edgeq.runtimes import RUNTIMES
+from edgeq.runtimes import RUNTIMES, runtime
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,19 @@ def _emulated_status(kind: str) -> DeviceStatus:
     )
 
 
+def _hexagon_status() -> DeviceStatus:
+    info = runtime(RUNTIME)
+    version = info.version()
+    return DeviceStatus(
+        name="hexagon",
+        emulated=True,
+        ready=version is not None,
+        runtimes={} if version is None else {info.distribution: version},
+        detail="emulated, by Qualcomm's library" if version else "emulated, without Qualcomm's library",
+        remedy="" if version else info.missing().remedy,
+    )
+
+
 def _installed() -> dict[str, str]:
     return {info.distribution: v for info in RUNTIMES.values() if (v := info.version()) is not None}
 
@@ -142,6 +156,7 @@ LINKS = {
         kind: Kind(f"{kind}, {kind}:CPU", partial(open_emulated, kind), partial(_emulated_status, kind))
         for kind in EMULATOR
     },
+    "hexagon": Kind("hexagon", open_hexagon, _hexagon_status),
     "qemu": Kind("qemu://arm64?cpu=CPU", open_qemu),
     "ssh": Kind("ssh://user@host", open_ssh),
     "adb": Kind("adb://serial", open_adb),

@@ -28,7 +28,7 @@ from edgeq.runtimes import runtime
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DEVICES = {"local": "local", "qemu-aarch64": "arm64", "qemu-x86_64": "x86_64"}
+DEVICES = {"local": "local", "qemu-aarch64": "arm64", "qemu-x86_64": "x86_64", "qnn-emulator": "hexagon"}
 """The device for each way in which a target says it can be executed from here."""
 
 TIMING_SECONDS = 6.0

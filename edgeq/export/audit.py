@@ -65,9 +65,9 @@ def _same_weight(quantized: Quantized, stored: Stored, group: Group) -> int:
     kernel = quantized.assignment.kernel(group.name)
     if kernel is not None and kernel.bias in ("int32", "int64"):
         input_scale = quantized.input_scale(group)
-        wanted_scales = bias_scale(input_scale, weight.q, len(bias))
+        wanted_scales = bias_scale(input_scale, weight.q)
         bias = quantize_bias(bias, input_scale, weight.q).astype(kernel.bias)
-        if found.bias_scale is not None and not np.array_equal(found.bias_scale.reshape(-1), wanted_scales):
+        if found.bias_scale is not None and not np.array_equal(found.bias_scale.reshape(-1), wanted_scales.reshape(-1)):
             raise AuditError(where, "other bias scales")
     if found.bias is None or found.bias.dtype != bias.dtype or not np.array_equal(found.bias.reshape(-1), bias):
         raise AuditError(where, f"another bias ({found.bias_dtype or 'none'})")

@@ -130,10 +130,10 @@ def _store_weights(
     kernel = quantized.assignment.kernels[group.name]
     if kernel.bias == "int32":
         input_scale = quantized.input_scale(group)
-        scale = bias_scale(input_scale, weight.q, len(bias))
+        scale = bias_scale(input_scale, weight.q)
         small = constant(graph, f"{group.bias}_quantized", quantize_bias(bias, input_scale, weight.q))
-        zero = np.zeros(len(bias), np.int32)
-        real_bias = _dequantize(graph, bias_owner, small, scale, zero, "int32", 0)
+        zero = np.zeros(scale.shape, np.int32)
+        real_bias = _dequantize(graph, bias_owner, small, scale, zero, "int32", 0 if scale.ndim else None)
     else:
         real_bias = constant(graph, f"{group.bias}_corrected", bias)
     _replace_input(graph, bias_owner, bias_index, real_bias)

@@ -68,11 +68,11 @@ def store_weights(
     """
     _check(model, group, graph, operator)
     _put_integers(model, quantized, group, graph, operator)
-    weight, channels = quantized.weights[group.name], len(quantized.biases[group.name])
+    weight = quantized.weights[group.name]
     input_scale = quantized.input_scale(group)
     bias_type = _BIAS_TYPES[activations]
     bias = quantize_bias(quantized.biases[group.name], input_scale, weight.q).astype(bias_type)
-    scales = bias_scale(input_scale, weight.q, channels)[: weight.q.scale.size]
+    scales = bias_scale(input_scale, weight.q).reshape(-1)
     index = graph.tensor(group.bias or "", bias_type, bias.shape, bias)
     graph.quantize(index, bias_type, scales, np.zeros(len(scales), dtype=np.int64))
     _put_bias(graph, operator, index)

@@ -45,11 +45,12 @@ def rows(weight: NDArray[Any], scheme: Scheme) -> NDArray[Any]:
 
 def quantize_bias(bias: NDArray[np.float32], input_scale: NDArray[np.float32], weight: QParams) -> NDArray[np.int32]:
     """int32 [channels]: the bias in units of the accumulator, `input_scale * weight_scale`."""
-    scale = bias_scale(input_scale, weight, len(bias))
+    scale = bias_scale(input_scale, weight)
     limit = 2**31 - 1
     return np.clip(np.rint(bias.astype(np.float64) / scale.astype(np.float64)), -limit, limit).astype(np.int32)
 
 
-def bias_scale(input_scale: NDArray[np.float32], weight: QParams, channels: int) -> NDArray[np.float32]:
-    """float32 [channels]: the product of the two scales, as the runtimes compute it."""
-    return np.ascontiguousarray(np.broadcast_to(input_scale * weight.scale, (channels,)))
+def bias_scale(input_scale: NDArray[np.float32], weight: QParams) -> NDArray[np.float32]:
+    """float32: the product of the two scales, as the runtimes compute it; [channels], or a scalar as that of the weight
+    is. Beside a weight of one scale, Qualcomm's processor computes garbage with any other bias, and does not tell."""
+    return np.asarray(input_scale * weight.scale, np.float32)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
@@ -43,27 +43,13 @@ def integer(op: str, inputs: Sequence[str], outputs: Sequence[str]) -> Optional[
 def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     """One session, one inter-op thread, all graph optimizations, the CPU provider."""
     ort = find()[0]
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = how.threads if how.threads == 1 else how.threads * how.calls  # one pool for all
-    settings.inter_op_num_threads = 1
-    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    settings.log_severity_level = 3
+    settings = settings_for(ort, how)
     if options.get("sums") == "exact":
         settings.add_session_config_entry("session.x64quantprecision", "1")
-    if how.threads > 1 and (how.others or how.calls > 1):  # whoever spins takes the cores from the next one
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if how.profile:
         settings.enable_profiling = True
         settings.profile_file_prefix = "profile"
     session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-
-    def port(arg: Any) -> Port:
-        kind = arg.type[arg.type.find("(") + 1 : -1]
-        shape = [d if isinstance(d, int) else -1 for d in arg.shape]
-        return Port([arg.name], shape, _TYPES.get(kind, kind), None, None)
-
-    inputs, outputs = [port(a) for a in session.get_inputs()], [port(a) for a in session.get_outputs()]
 
     def placement() -> List[Dict[str, Any]]:
         with open(session.end_profiling(), encoding="utf-8") as file:
@@ -74,6 +60,32 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
                 # the index alone repeats inside the branches of control flow
                 calls.setdefault((event["args"].get("node_index"), event["name"]), []).append(event)
         return [_row(some) for some in calls.values()]
+
+    return loaded(session, placement)
+
+
+def settings_for(ort: Any, how: Setting) -> Any:
+    """Of a session, whatever its provider is."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = how.threads if how.threads == 1 else how.threads * how.calls  # one pool for all
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = 3
+    if how.threads > 1 and (how.others or how.calls > 1):  # whoever spins takes the cores from the next one
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return settings
+
+
+def loaded(session: Any, placement: Callable[[], List[Dict[str, Any]]]) -> Loaded:
+    """A session that is ready to run; every lane has inputs and outputs of its own."""
+
+    def port(arg: Any) -> Port:
+        kind = arg.type[arg.type.find("(") + 1 : -1]
+        shape = [d if isinstance(d, int) else -1 for d in arg.shape]
+        return Port([arg.name], shape, _TYPES.get(kind, kind), None, None)
+
+    inputs, outputs = [port(a) for a in session.get_inputs()], [port(a) for a in session.get_outputs()]
 
     def lane() -> Loaded:
         binding = session.io_binding()

@@ -1,4 +1,5 @@
-"""Runs artefacts on a device. It is copied there with one more file, which knows the runtime and defines a `RUNTIME`.
+"""Runs artefacts on a device. It is copied there with the files beside it, and the one that knows the runtime and
+defines a `RUNTIME`.
 
     python worker.py JOB.json
     python worker.py --ahead RUNTIME.py       imports it; the job's path comes on a line of standard input, as JSON
@@ -23,6 +24,7 @@ The job:
      "rounds": N, "warmup": N,                 for latency: no more rounds than that,
      "seconds": S, "fewest": N,                and none after so long, but at least so many
      "seconds": S,                             for sustain: how long one artefact is called without a rest
+     "emulated": true,                         for what stands in for a processor that is not there
      "stop_at_eof": true}                      end when standard input closes: the host is gone
 
 The first axis of every input file counts samples. One call takes one sample, or as many as the model's leading
@@ -57,15 +59,10 @@ if __name__ == "__main__":
     # NumPy multiplies nothing in a worker: threads that it keeps for that would only delay the start. It reads this
     # when it is imported.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    # This module, as the file that knows the runtime names it.
+    # This module, and what lies beside it, by the names that they have where edgeq is installed.
     sys.modules.update({name: types.ModuleType(name) for name in ("edgeq", "edgeq.on_device")})
+    sys.modules["edgeq.on_device"].__path__ = [os.path.dirname(os.path.realpath(__file__))]
     sys.modules["edgeq.on_device.worker"] = sys.modules[__name__]
-    _spec = importlib.util.spec_from_file_location(
-        "edgeq.on_device.health", os.path.join(os.path.dirname(os.path.realpath(__file__)), "health.py")
-    )
-    assert _spec is not None and _spec.loader is not None
-    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules[_spec.name])
 
 import numpy as np
 
@@ -110,12 +107,13 @@ class Loaded(NamedTuple):
 
 class Setting(NamedTuple):
     """How a model is loaded: with so many threads for each of so many calls side by side, beside other models that are
-    loaded already or not, and to be profiled or not."""
+    loaded already or not, to be profiled or not, and whether an emulation of the processor will do."""
 
     threads: int
     calls: int
     others: bool
     profile: bool
+    emulated: bool = False
 
 
 class Runtime(NamedTuple):
@@ -453,7 +451,8 @@ def execute(job: Dict[str, Any], ahead: Optional[Runtime], current: List[str]) -
     at_once = 1
     if task == "outputs":
         at_once = max(1, min(threads, SIDE_BY_SIDE, *(len(a) for arrays in inputs.values() for a in arrays.values())))
-    how = Setting(threads // at_once, at_once, task != "placement" and len(inputs) > 1, task == "placement")
+    others, emulated = task != "placement" and len(inputs) > 1, bool(job.get("emulated"))
+    how = Setting(threads // at_once, at_once, others, task == "placement", emulated)
     models: Dict[str, Tuple[Loaded, Binding]] = {}
     rows: Dict[str, List[Dict[str, Any]]] = {}
     begin = time.perf_counter()

@@ -317,6 +317,8 @@ def on_any_integers(rows: Sequence[Placement]) -> bool | None:
 
 def allowed(op: OpClass, kernel: Kernel) -> int:
     """By how many steps the answers of this cell may differ from the simulation."""
+    if kernel.steps is not None:
+        return kernel.steps
     if kernel.dynamic is not None:
         return ALLOWED_DYNAMIC
     return ALLOWED_BETWEEN if op in _CURVES and kernel.activations in ("int16", "uint16") else ALLOWED

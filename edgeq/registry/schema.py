@@ -78,6 +78,9 @@ class Kernel(_Strict):
     bias: Literal["int32", "int64", "float32"] | None = None
     accumulator: Literal["int16-saturating", "int32", "int64", "float16", "float32"] = "int32"
     power_of_two: bool = False
+    steps: Annotated[int, Field(gt=1)] | None = None
+    """Of its output, how many it may be off from exact arithmetic, where that is more than rounding: some processors
+    keep fewer bits of a sum than 16-bit values have."""
     source: str
 
     @property
@@ -205,7 +208,7 @@ class Target(_Strict):
     schema_version: Literal[1] = Field(1, alias="schema")
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     summary: str
-    execution: Literal["local", "qemu-aarch64", "qemu-x86_64", "none"]
+    execution: Literal["local", "qemu-aarch64", "qemu-x86_64", "qnn-emulator", "none"]
     """How artefacts for this target can be executed from this machine; `none`: exported, not validated."""
     default_profile: str | None = None
     cpu: Cpu = Cpu()

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.devices.link import HEALTH, WORKER
+from edgeq.devices.link import WORKER
 from edgeq.on_device import FOLDER, worker
 from edgeq.on_device.openvino import mean_of_later
 from edgeq.runtimes import RUNTIMES
@@ -93,7 +93,7 @@ def test_started_ahead_it_does_the_job_that_it_is_told_of_or_none(tmp_path: Path
 
 def test_what_lies_beside_it_is_not_imported(tmp_path: Path) -> None:
     shutil.copy(WORKER, tmp_path)
-    shutil.copy(HEALTH, tmp_path)
+    shutil.copy(WORKER.with_name("health.py"), tmp_path)
     for module in ("numpy", "onnxruntime"):
         (tmp_path / f"{module}.py").write_text("raise SystemExit('not meant')")
     shutil.copy(on_device("onnxruntime"), tmp_path / "known.py")
@@ -108,10 +108,8 @@ def test_speaks_python_3_8_and_knows_nothing_else_of_edgeq(file: Path) -> None:
     tree = ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 8))
     imported = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    assert {name for name in imported if name.split(".")[0] not in sys.stdlib_module_names} <= {
-        "numpy",
-        "edgeq.on_device.health" if file == WORKER else "edgeq.on_device.worker",
-    }
+    beside = {f"edgeq.on_device.{one.stem}" for one in FOLDER.glob("*.py")}
+    assert {name for name in imported if name.split(".")[0] not in sys.stdlib_module_names} <= {"numpy", *beside}
 
 
 @pytest.mark.parametrize("threads", [1, 3], ids=["one by one", "side by side"])

@@ -577,7 +577,7 @@ def test_biases_carry_the_product_of_scales(mixed: Built) -> None:
     operator = next(op for op in graph.operators if graph.name(int(op.outputs[0])) == "point")
     group = next(g for g in mixed.model.groups if g.name == "point")
     weight = mixed.quantized.weights["point"].q
-    expected = bias_scale(mixed.quantized.activations[group.inputs[0]].q.scale, weight, 8)
+    expected = bias_scale(mixed.quantized.activations[group.inputs[0]].q.scale, weight)
     found = graph.quantization(int(operator.inputs[2]))
     assert found is not None
     np.testing.assert_array_equal(found[0], expected)

@@ -62,7 +62,7 @@ def test_integers_can_be_stored(name: str, scheme: str) -> None:
                 )
                 assert found.real.shape == one.weight.shape and np.isfinite(found.real).all()
                 if one.input_scale is not None:
-                    steps = np.abs(one.bias) / bias_scale(one.input_scale, found.q, len(one.bias)).astype(np.float64)
+                    steps = np.abs(one.bias) / bias_scale(one.input_scale, found.q).astype(np.float64)
                     assert steps.max() <= BIAS_HEADROOM * (1 + 1e-6)
 
 

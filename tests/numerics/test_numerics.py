@@ -219,7 +219,7 @@ def test_a_large_bias_on_tiny_weights_fits_its_integers(granularity: str) -> Non
     weight, bias = floats([1e-7, -2e-7], [0.5, -0.25], [0.0, 0.0]), floats(100.0, -0.1, -50.0)
     stored = quantize_weight(Wanted("layer", weight, bias, Scheme("int8", "symmetric", granularity), 0, INPUT_SCALE))
     integers = quantize_bias(bias, INPUT_SCALE, stored.q).astype(np.float64)
-    scale = bias_scale(INPUT_SCALE, stored.q, 3).astype(np.float64)
+    scale = bias_scale(INPUT_SCALE, stored.q).astype(np.float64)
     assert float(np.abs(integers).max()) <= BIAS_HEADROOM * (1 + 1e-6)
     assert np.allclose(integers * scale, bias, rtol=1e-5)
     if granularity == "channel":
