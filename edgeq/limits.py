@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
@@ -62,6 +63,7 @@ class Limits:
         max_drop: largest loss against the float model.
         max_latency: longest median latency, in seconds.
         max_size: most bytes of all files of the artefact.
+        max_fallback: most operators that the CPU may run instead of the accelerator.
         min_speedup: the least that the best float baseline's median must be above the artefact's.
         allow_slower: an artefact slower than the best float baseline is reported, but does not fail.
         allow_unrecognizable: nor does one whose outputs are beyond recognition.
@@ -70,6 +72,7 @@ class Limits:
     max_drop: Drop | None = None
     max_latency: float | None = None
     max_size: int | None = None
+    max_fallback: int | None = None
     min_speedup: float | None = None
     allow_slower: bool = False
     allow_unrecognizable: bool = False
@@ -81,6 +84,7 @@ class Limits:
         max_drop: str | None = None,
         max_latency: str | None = None,
         max_size: str | None = None,
+        max_fallback: int | None = None,
         min_speedup: str | None = None,
         allow_slower: bool = False,
         allow_unrecognizable: bool = False,
@@ -94,6 +98,7 @@ class Limits:
             max_drop=None if max_drop is None else parse_drop(max_drop),
             max_latency=None if max_latency is None else parse_seconds(max_latency),
             max_size=None if max_size is None else parse_bytes(max_size),
+            max_fallback=max_fallback,
             min_speedup=None if min_speedup is None else parse_speedup(min_speedup),
             allow_slower=allow_slower,
             allow_unrecognizable=allow_unrecognizable,
@@ -183,6 +188,7 @@ def judge(
     quantized: bool = True,
     not_validated_because: str | None = None,
     no_speed_because: str | None = None,
+    fallen_back: Sequence[str] | None = None,
 ) -> list[Gate]:
     """One gate for each limit that was set, "recognizable" wherever the artefact was run, and "faster than float"
     wherever that was measured.
@@ -196,6 +202,7 @@ def judge(
         quantized: whether anything in the artefact is; where nothing is, it is the float model, and as fast as that.
         not_validated_because: why `accuracy` is None.
         no_speed_because: why `speed` is None.
+        fallen_back: operators that did not run on the accelerator; None where there is none, or nothing was run.
     """
     gates = []
     real = None if emulated else speed
@@ -223,6 +230,8 @@ def judge(
         gates.append(_speedup_gate(limits.min_speedup, real, why))
     if real is not None and real.baselines:
         gates.append(_faster_gate(limits.allow_slower, real, quantized=quantized))
+    if limits.max_fallback is not None:
+        gates.append(_fallback_gate(limits.max_fallback, fallen_back, not_validated_because))
     if limits.max_size is not None:
         passed = "size" not in missed
         over = "" if passed else f"{bytes_text(size_bytes - limits.max_size)} over"
@@ -330,6 +339,16 @@ def _faster_gate(allow_slower: bool, speed: Speed, *, quantized: bool) -> Gate:
         reason += "; not certain: the interval of the ratio includes 1"
     passed, factor = faster or allow_slower or not quantized, 1 / best.ratio
     return _gate("faster than float", "above 1x", times_text(factor), passed, reason, 1.0, factor)
+
+
+def _fallback_gate(most: int, fallen: Sequence[str] | None, not_validated_because: str | None) -> Gate:
+    stated = f"at most {most} operators on the CPU"
+    if fallen is None:
+        why = not_validated_because or "this runtime has no accelerator to fall back from"
+        return _unjudged("fallback", stated, why, "drop this limit, or run it where there is one")
+    more = f" and {len(fallen) - 3} more" if len(fallen) > 3 else ""
+    reason = f"on the CPU: {', '.join(fallen[:3])}{more}" if len(fallen) > most else ""
+    return _gate("fallback", stated, f"{len(fallen)}", len(fallen) <= most, reason, most, len(fallen))
 
 
 def _gate(

@@ -487,6 +487,13 @@ def runtime(name: str, target: str = "x86-avx512", **changes: object) -> Runtime
     return found.model_copy(update=changes)
 
 
+def away(target: str, folder: Path) -> str:
+    """The file of a target that is the same, and that nothing is run for."""
+    path = folder / f"{target}-away.toml"
+    path.write_text(f'extends = "{target}"\nname = "{target}-away"\nexecution = "none"\n')
+    return str(path)
+
+
 def exact_here(by: Runtime) -> Runtime:
     """The runtime with tables whose files compute on this machine what was simulated: where the CPU saturates with
     weights of 8 bits they get 7, as in the target that describes it."""

@@ -171,6 +171,15 @@ MaxLatency = Annotated[str | None, typer.Option(metavar="2ms", help="Longest med
 MaxSize = Annotated[
     str | None, typer.Option(metavar="4MB", help="Most bytes of the artefact's files.", rich_help_panel=_LIMITS)
 ]
+MaxFallback = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Most operators that may run on the CPU beside an accelerator.",
+        rich_help_panel=_LIMITS,
+    ),
+]
 MinSpeedup = Annotated[
     str | None,
     typer.Option(metavar="1.5x", help="Least speed beside the best float baseline.", rich_help_panel=_LIMITS),
@@ -225,6 +234,7 @@ class BuildLimits(PlanLimits):
     """What a build is held against."""
 
     min_speedup: MinSpeedup = None
+    max_fallback: MaxFallback = None
     allow_slower: AllowSlower = False
 
 

@@ -14,6 +14,7 @@ from edgeq.export.onnx_constant import TYPES, constant
 from edgeq.export.onnx_dynamic import multiply_integers
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_float_layers import keep_float_layers
+from edgeq.export.onnx_one_sample import take_one_sample
 from edgeq.export.onnx_shuffled import shuffle_transposed
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
@@ -69,6 +70,8 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
         keep_float_layers(graph)
     if quantized.runtime.shuffles_transposed:
         shuffle_transposed(model, quantized, graph)
+    if quantized.runtime.one_sample:
+        take_one_sample(result)
     used = {str(v.name) for node in graph for v in node.inputs if v is not None}
     for name in [n for n in graph.initializers if n not in used]:
         del graph.initializers[name]
@@ -115,10 +118,12 @@ def _store_weights(
     if turned or in_the_file:
         integers, axis = np.ascontiguousarray(integers.T), 1 - axis
     name, dtype = f"{group.weight}_quantized", weight.q.scheme.dtype
-    if weight.q.scheme.stored_bits < 8:
-        stored, dtype = _widened(graph, node, name, integers, dtype), "int8"
-    else:
+    if weight.q.scheme.stored_bits == 8:
         stored = constant(graph, name, integers)
+    elif quantized.runtime.reads_low_bits:
+        stored = constant(graph, name, integers.astype(TYPES[dtype].numpy()))
+    else:
+        stored, dtype = _widened(graph, node, name, integers, dtype), "int8"
     if in_the_file:
         corrected = constant(graph, f"{group.bias}_corrected", bias)
         _replace_input(graph, bias_owner, bias_index, corrected)
@@ -170,8 +175,8 @@ def _bias_slot(node: ir.Node) -> tuple[ir.Node, int]:
 def _widened(graph: ir.Graph, before: ir.Node, name: str, integers: np.ndarray, dtype: str) -> ir.Value:
     """A constant of 2-bit or 4-bit integers that its readers see as int8.
 
-    Integer kernels read int8 alone. ONNX Runtime and OpenVINO compute the Cast once, when they load the file; under a
-    DequantizeLinear that reads them itself, both run the layer in float.
+    Integer kernels of CPUs read int8 alone. ONNX Runtime and OpenVINO compute the Cast once, when they load the file;
+    under a DequantizeLinear that reads them itself, both run the layer in float.
     """
     stored = constant(graph, f"{name}_{dtype}", integers.astype(TYPES[dtype].numpy()))
     attributes = [ir.AttrInt64("to", int(ir.DataType.INT8))]

@@ -53,7 +53,7 @@ def write(model: Model, quantized: Quantized, source: FloatOnnx, path: Path) -> 
 def read_back(model: Model, quantized: Quantized, source: FloatOnnx, path: Path) -> Stored:
     from edgeq.export.onnx_stored import read_onnx
 
-    return read_onnx(model, path, source.values)
+    return read_onnx(model, path, source.values, low_bits=quantized.runtime.reads_low_bits)
 
 
 def key(model: Model) -> str:

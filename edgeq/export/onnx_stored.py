@@ -58,11 +58,12 @@ def _open(path: Path) -> _File:
     )
 
 
-def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
+def read_onnx(model: Model, path: Path, values: Mapping[str, str], *, low_bits: bool = False) -> Stored:
     """Everything quantized in the file.
 
     Args:
         values: name of the ONNX value for each graph node (see `FloatOnnx`).
+        low_bits: the runtime's integer kernels read weights of fewer than 8 bits as they are stored.
     """
     file = _open(path)
     by_name = {node.name: node for node in file.nodes}
@@ -77,7 +78,7 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str]) -> Stored:
             if all(_dequantized(name, file.producer) for name in node.input):
                 integer.add(group.name)
             continue
-        weight, in_float = _read_layer(model, group, node, file)
+        weight, in_float = _read_layer(model, group, node, file, low_bits)
         if weight is not None:
             weights[group.name] = weight
         if in_float is None:
@@ -110,7 +111,7 @@ def _read_tensors(file: _File, values: Mapping[str, str]) -> dict[str, frozenset
 
 
 def _read_layer(
-    model: Model, group: Group, node: onnx.NodeProto, file: _File
+    model: Model, group: Group, node: onnx.NodeProto, file: _File, low_bits: bool
 ) -> tuple[StoredWeight | None, str | None]:
     """The weight of a layer, if it is stored as integers; and why it computes in float, None if it does not."""
     constants, types, producer = file.constants, file.types, file.producer
@@ -135,7 +136,8 @@ def _read_layer(
         weight = _unshuffled(model.nodes[group.root], weight)
     if not _dequantized(node.input[0], producer):
         return weight, "its input is not quantized"
-    return weight, "its weight is not widened to int8" if types.get(dequantize.input[0]) in BITS else None
+    narrow = types.get(dequantize.input[0]) in BITS and not low_bits
+    return weight, "its weight is not widened to int8" if narrow else None
 
 
 def _dynamic(node: onnx.NodeProto, file: _File) -> tuple[StoredWeight, str | None]:

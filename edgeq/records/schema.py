@@ -210,6 +210,8 @@ class Build(Strict):
     peak_memory_bytes: int | None
     cold_start_seconds: float | None
     placements: list[Placement]
+    fallen_back: list[str] | None = None
+    """Operators that the CPU ran instead of the accelerator, by name; None where there is none, or nothing was run."""
     audit: Audit | None
     """None for an artefact that edgeq did not write: there is no plan to hold it against."""
     layers: list[Layer]

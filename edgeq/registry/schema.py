@@ -176,6 +176,10 @@ class Runtime(_Strict):
     """The runtime rounds the weights of float layers between quantized tensors by itself, unless it is kept from it."""
     shuffles_transposed: bool = False
     """Its integer kernel for conv_transpose2d is that for convolutions, behind which values are shuffled into place."""
+    one_sample: bool = False
+    """Its files have to say all sizes, so that a call takes one sample."""
+    reads_low_bits: bool = False
+    """Its integer kernels read weights of fewer than 8 bits as the file stores them. Others are made 8 bits at load."""
     wrong_convolutions: bool = False
     """On some CPUs it computes some convolutions on integers wrong (see `computed_wrong` in `lowering/assign.py`)."""
     kernels: Annotated[list[Kernel], Field(min_length=1)]

@@ -9,9 +9,11 @@ from edgeq.devices import Device
 from edgeq.errors import EdgeqError
 from edgeq.evaluation.measure import Measured
 from edgeq.limits import Limits, judge
-from edgeq.records.schema import Audit, Build, Layer
+from edgeq.records.schema import Audit, Build, Layer, Placement
 from edgeq.registry.schema import Runtime
 from edgeq.runtimes import RUNTIMES
+
+_ENDS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 
 def describe_build(
@@ -43,6 +45,7 @@ def describe_build(
     accuracy, speed = (measured.accuracy, measured.speed) if measured else (None, None)
     sizes = {file.name: file.stat().st_size for file in files}
     info = RUNTIMES.get(runtime.name)
+    fallen = _fallen_back(measured.placements, info.accelerator) if measured and info and info.accelerator else None
     return Build(
         format=runtime.format,
         runtime=runtime.name,
@@ -60,6 +63,7 @@ def describe_build(
         peak_memory_bytes=measured.peak_memory_bytes if measured else None,
         cold_start_seconds=measured.cold_start_seconds if measured else None,
         placements=measured.placements if measured else [],
+        fallen_back=fallen,
         audit=audit,
         layers=list(layers),
         gates=judge(
@@ -71,9 +75,15 @@ def describe_build(
             quantized=quantized,
             not_validated_because=why_not,
             no_speed_because=no_speed,
+            fallen_back=fallen,
         ),
         float_size_bytes=sum(file.stat().st_size for file in float_files) or None,
     )
+
+
+def _fallen_back(placements: Sequence[Placement], accelerator: str) -> list[str]:
+    """Operators that ran elsewhere; not what rounds inputs, and makes outputs real."""
+    return [row.name or row.op for row in placements if row.where != accelerator and row.op not in _ENDS]
 
 
 def failed_build(runtime: Runtime, device: Device | None, error: EdgeqError) -> Build:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -141,12 +142,16 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
             lines.append(("red", f"missed: {gate.name} {gate.measured}, limit {gate.limit}{remark}"))
         elif "not certain" in gate.reason or "slower" in gate.reason:
             lines.append(("yellow", f"{gate.name}: {gate.reason}"))
+    if build.fallen_back:
+        lines.append(("yellow", f"on the CPU instead of the accelerator: {_some(build.fallen_back)}"))
     left = build.audit.float_operators if build.audit else []
-    names = ", ".join(f.layer for f in left[:3])
-    if names:
-        more = len(left) - 3
-        lines.append(("dim", f"in float: {names}" + (f" and {more} more" if more > 0 else "")))
+    if left:
+        lines.append(("dim", f"in float: {_some([one.layer for one in left])}"))
     return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _files(report: Report) -> list[tuple[str, str]]:

@@ -30,6 +30,8 @@ class RuntimeInfo:
         precisions: of what stays in float, each with the word that the runtime's account of a device's capabilities has
             where it is served; empty for one that any device serves.
         timed_alone: whether layers are timed in files of their own, because its profile has no times.
+        accelerator: where its account says that operators ran that did not fall back to the CPU; empty where it runs
+            all of them in one place.
     """
 
     name: str
@@ -41,6 +43,7 @@ class RuntimeInfo:
     companions: Callable[[Path], list[Path]] = stands_alone
     precisions: Mapping[str, str] = field(default_factory=lambda: {"float32": ""})
     timed_alone: bool = False
+    accelerator: str = ""
 
     def available(self) -> bool:
         """Whether it is installed here."""

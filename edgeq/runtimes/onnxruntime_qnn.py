@@ -14,4 +14,5 @@ INFO = RuntimeInfo(
     suffixes=(".onnx",),
     on_device=on_device.FOLDER / "onnxruntime_qnn.py",
     companions=companions,
+    accelerator="QNN",
 )

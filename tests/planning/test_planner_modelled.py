@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models as small
 import trained_model
 
 from edgeq.cli.app import run
@@ -125,18 +126,19 @@ def test_energy_is_minimized_where_it_is_known(files: Path, capsys: pytest.Captu
     least = Answer(files, capsys, board(files), "--format", "onnx", "--minimize", "energy").planned
     assert least.minimize == "energy" and least.energy_by is not None and "45 nm" in least.energy_by.figures[0]
     assert least.predicted["energy"] <= fast.predicted["energy"] * (1 + 1e-6)
-    unknown = Answer(files, capsys, "npu-hexagon", "--minimize", "energy")
+    unknown = Answer(files, capsys, small.away("npu-hexagon", files), "--minimize", "energy")
     assert unknown.code == 2 and "energy_per_byte" in unknown.said and "snapdragon" in unknown.said
 
 
 def test_without_figures_the_size_is_minimized_and_a_limit_on_latency_refused(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = Answer(files, capsys, "npu-hexagon")
+    away = small.away("npu-hexagon", files)
+    answer = Answer(files, capsys, away)
     assert answer.code == 0 and answer.planned.minimize == "size" and answer.planned.latency_from is None
     assert "latency" not in answer.planned.predicted
     assert any("cannot be modelled for snapdragon-8-gen-3-npu" in note for note in answer.planned.notes)
-    refused = Answer(files, capsys, "npu-hexagon", "--max-latency", "1ms")
+    refused = Answer(files, capsys, away, "--max-latency", "1ms")
     assert refused.code == 2 and "neither be measured nor modelled" in refused.said and not refused.path.exists()
 
 
