@@ -21,6 +21,7 @@ _RUNS_HERE = {
     "qemu-aarch64": "emulated",
     "qemu-x86_64": "emulated",
     "qnn-emulator": "emulated",
+    "tflite-micro": "emulated",
     "none": "no, export only",
 }
 

@@ -196,6 +196,15 @@ class Device:
             peak_bytes=int(middle["peak_bytes"]),
         )
 
+    def arena(self, artifact: Candidate, inputs: Inputs) -> int:
+        """Bytes of the arena that one call uses, in a runtime that has one.
+
+        Raises:
+            DeviceError: the runtime has none, refused the artefact or crashed.
+        """
+        with self._job("arena", {"artifact": (artifact, inputs)}, 1) as (_, result):
+            return int(result["arena_bytes"])
+
     def sustained(
         self, artifact: Candidate, inputs: Inputs, seconds: float, progress: Progress | None = None, *, threads: int = 1
     ) -> Sustained:

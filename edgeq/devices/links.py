@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from edgeq.devices.adb import open_adb
 from edgeq.devices.device import Device
-from edgeq.devices.hexagon import RUNTIME, open_hexagon
 from edgeq.devices.local import open_local
 from edgeq.devices.named import keep, named
 from edgeq.devices.qemu import (
@@ -23,6 +22,7 @@ from edgeq.devices.qemu import (
     wanted_packages,
 )
 from edgeq.devices.ssh import open_ssh
+from edgeq.devices.stand_in import STAND_INS, opens
 from edgeq.errors import UsageError
 from edgeq.runtimes import RUNTIMES, runtime
 
@@ -133,15 +133,15 @@ def _emulated_status(kind: str) -> DeviceStatus:
     )
 
 
-def _hexagon_status() -> DeviceStatus:
-    info = runtime(RUNTIME)
+def _stand_in_status(name: str) -> DeviceStatus:
+    info = runtime(STAND_INS[name].runtime)
     version = info.version()
     return DeviceStatus(
-        name="hexagon",
+        name=name,
         emulated=True,
         ready=version is not None,
         runtimes={} if version is None else {info.distribution: version},
-        detail="emulated, by Qualcomm's library" if version else "emulated, without Qualcomm's library",
+        detail=f"emulated: {STAND_INS[name].emulator}",
         remedy="" if version else info.missing().remedy,
     )
 
@@ -156,7 +156,7 @@ LINKS = {
         kind: Kind(f"{kind}, {kind}:CPU", partial(open_emulated, kind), partial(_emulated_status, kind))
         for kind in EMULATOR
     },
-    "hexagon": Kind("hexagon", open_hexagon, _hexagon_status),
+    **{name: Kind(name, opens(name), partial(_stand_in_status, name)) for name in STAND_INS},
     "qemu": Kind("qemu://arm64?cpu=CPU", open_qemu),
     "ssh": Kind("ssh://user@host", open_ssh),
     "adb": Kind("adb://serial", open_adb),

@@ -28,7 +28,13 @@ from edgeq.runtimes import runtime
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DEVICES = {"local": "local", "qemu-aarch64": "arm64", "qemu-x86_64": "x86_64", "qnn-emulator": "hexagon"}
+DEVICES = {
+    "local": "local",
+    "qemu-aarch64": "arm64",
+    "qemu-x86_64": "x86_64",
+    "qnn-emulator": "hexagon",
+    "tflite-micro": "micro",
+}
 """The device for each way in which a target says it can be executed from here."""
 
 TIMING_SECONDS = 6.0
@@ -68,6 +74,7 @@ class Measured:
     no_speed_because: str | None
     peak_memory_bytes: int | None
     cold_start_seconds: float | None
+    arena_bytes: int | None = None
 
 
 def measure(
@@ -103,13 +110,14 @@ def measure(
     accuracy = compare(reference, outputs, data.labels, metric, ends.limits, heads)
     one = {name: array[:1] for name, array in feed.items()}
     placements = device.placement(artifact, one, threads=threads)
+    arena = device.arena(artifact, one) if runtime(artifact.runtime).arena else None
     if device.emulated or baseline is None:
         why = (
             "the device is emulated: its time is no latency"
             if device.emulated
             else "there is no float model to compare with"
         )
-        return Measured(raw, accuracy, placements, None, why, None, None)
+        return Measured(raw, accuracy, placements, None, why, None, None, arena)
     cold = device.cold_start(artifact, one, threads=threads)
     timed = _time(
         artifact,
@@ -120,7 +128,7 @@ def measure(
         threads,
         progress,
     )
-    return Measured(raw, accuracy, placements, timed, None, cold.artifact_bytes, cold.seconds)
+    return Measured(raw, accuracy, placements, timed, None, cold.artifact_bytes, cold.seconds, arena)
 
 
 def answers(

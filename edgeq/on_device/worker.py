@@ -12,7 +12,8 @@ runtime.
 The job:
 
     {"runtime": FILE.py,
-     "task": "outputs" | "latency" | "sustain" | "placement" | "cold" | "interface" | "environment" | "health",
+     "task": "outputs" | "latency" | "sustain" | "placement" | "cold" | "arena" | "interface" | "environment"
+             | "health",
      "threads": N,                             0: every core that this process may use; for outputs, of all calls that
                                                run side by side, one thread each as far as there are enough calls
      "artifacts": {NAME: {"path": FILE,
@@ -103,6 +104,7 @@ class Loaded(NamedTuple):
     fetch: Callable[[], List[np.ndarray]]
     placement: Callable[[], List[Dict[str, Any]]]
     another: Callable[[], Any]  # a Loaded
+    arena: Optional[Callable[[], int]] = None  # bytes of its arena that it has used, once it was called
 
 
 class Setting(NamedTuple):
@@ -484,6 +486,9 @@ def execute(job: Dict[str, Any], ahead: Optional[Runtime], current: List[str]) -
     if task == "sustain":
         return {"sustained": run_sustained(loaded, calls, job["seconds"])}
     loaded.feed(calls.call(0))
+    if task == "arena" and loaded.arena is not None:
+        loaded.invoke()
+        return {"arena_bytes": loaded.arena()}
     if task == "cold":
         begin = time.perf_counter()
         loaded.invoke()

@@ -209,6 +209,8 @@ class Build(Strict):
     """Of one inference, where several formats took turns; `speed` has what took turns with its own float model."""
     peak_memory_bytes: int | None
     cold_start_seconds: float | None
+    arena_bytes: int | None = None
+    """What one inference used of the arena of a runtime that has one; pointers in it are as wide as here."""
     placements: list[Placement]
     fallen_back: list[str] | None = None
     """Operators that the CPU ran instead of the accelerator, by name; None where there is none, or nothing was run."""

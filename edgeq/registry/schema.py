@@ -212,7 +212,7 @@ class Target(_Strict):
     schema_version: Literal[1] = Field(1, alias="schema")
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     summary: str
-    execution: Literal["local", "qemu-aarch64", "qemu-x86_64", "qnn-emulator", "none"]
+    execution: Literal["local", "qemu-aarch64", "qemu-x86_64", "qnn-emulator", "tflite-micro", "none"]
     """How artefacts for this target can be executed from this machine; `none`: exported, not validated."""
     default_profile: str | None = None
     cpu: Cpu = Cpu()

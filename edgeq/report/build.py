@@ -62,6 +62,7 @@ def describe_build(
         no_speed_because=no_speed,
         peak_memory_bytes=measured.peak_memory_bytes if measured else None,
         cold_start_seconds=measured.cold_start_seconds if measured else None,
+        arena_bytes=measured.arena_bytes if measured else None,
         placements=measured.placements if measured else [],
         fallen_back=fallen,
         audit=audit,

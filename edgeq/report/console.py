@@ -142,6 +142,8 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
             lines.append(("red", f"missed: {gate.name} {gate.measured}, limit {gate.limit}{remark}"))
         elif "not certain" in gate.reason or "slower" in gate.reason:
             lines.append(("yellow", f"{gate.name}: {gate.reason}"))
+    if build.arena_bytes is not None:
+        lines.append(("", f"arena: {bytes_text(build.arena_bytes)}, counted by the interpreter on this machine"))
     if build.fallen_back:
         lines.append(("yellow", f"on the CPU instead of the accelerator: {_some(build.fallen_back)}"))
     left = build.audit.float_operators if build.audit else []

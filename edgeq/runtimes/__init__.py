@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from edgeq.errors import UsageError
-from edgeq.runtimes import litert, onnxruntime, onnxruntime_qnn, openvino
+from edgeq.runtimes import litert, onnxruntime, onnxruntime_qnn, openvino, tflite_micro
 from edgeq.runtimes.info import RuntimeInfo
 
 __all__ = ["NOT_RUN", "RUNTIMES", "RuntimeInfo", "runtime"]
 
 RUNTIMES: dict[str, RuntimeInfo] = {
-    info.name: info for info in (onnxruntime.INFO, openvino.INFO, litert.INFO, onnxruntime_qnn.INFO)
+    info.name: info for info in (onnxruntime.INFO, openvino.INFO, litert.INFO, onnxruntime_qnn.INFO, tflite_micro.INFO)
 }
 
-NOT_RUN = ("tflite-micro", "tensorrt", "vela")
+NOT_RUN = ("tensorrt", "vela")
 """Runtimes that files are written for, and that nothing is run in here."""
 
 

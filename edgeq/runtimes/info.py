@@ -32,6 +32,7 @@ class RuntimeInfo:
         timed_alone: whether layers are timed in files of their own, because its profile has no times.
         accelerator: where its account says that operators ran that did not fall back to the CPU; empty where it runs
             all of them in one place.
+        arena: whether all that a model needs beside its file lies in an arena whose size is set beforehand.
     """
 
     name: str
@@ -44,6 +45,7 @@ class RuntimeInfo:
     precisions: Mapping[str, str] = field(default_factory=lambda: {"float32": ""})
     timed_alone: bool = False
     accelerator: str = ""
+    arena: bool = False
 
     def available(self) -> bool:
         """Whether it is installed here."""
