@@ -25,9 +25,12 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     with open(path, "rb") as file:
         content = file.read()
     graph = module.convert_bytearray_to_object(content)
+    # more than any model takes: all that it holds at once, at eight bytes each, and what kernels keep beside the file
+    sizes = [int(np.prod(np.maximum(tensor.shape, 1))) for tensor in graph.subgraphs[0].tensors if len(tensor.shape)]
+    room = 8 * sum(sizes) + 10 * len(content) + (1 << 20)
     try:
         with captured_stderr() as log:
-            model = module.Interpreter.from_bytes(content)
+            model = module.Interpreter.from_bytes(content, arena_size=room)
     except Exception as error:  # the reason is in what it wrote
         raise WorkerError("runtime", " ".join((log[0] or str(error)).split())) from error
     inputs, outputs = (_details(graph, model, end) for end in ("input", "output"))
