@@ -200,6 +200,8 @@ class Build(Strict):
     size_bytes: int
     validated: bool
     not_validated_because: str | None
+    remark: str = ""
+    """What has to be said of all that was measured, such as that the file was run before it was compiled."""
     accuracy: Accuracy | None
     speed: Speed | None
     no_speed_because: str | None

@@ -57,6 +57,7 @@ def describe_build(
         size_bytes=sum(sizes.values()),
         validated=measured is not None,
         not_validated_because=why_not,
+        remark=info.remark if info and measured else "",
         accuracy=accuracy,
         speed=speed,
         no_speed_because=no_speed,

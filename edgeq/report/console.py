@@ -128,6 +128,8 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
         lines.append(("yellow", f"run on an emulated device ({build.device}): accuracy counts, timing does not"))
     if build.validated and not build.emulated and build.speed is None and build.no_speed_because:
         lines.append(("yellow", f"latency not measured: {build.no_speed_because}"))
+    if build.remark:
+        lines.append(("yellow", build.remark))
     if build.sustained is not None:
         lines.append(("", summary.sustained_text(build.sustained)))
     if build.precision != "float32":

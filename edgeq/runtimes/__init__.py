@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from edgeq.errors import UsageError
-from edgeq.runtimes import litert, onnxruntime, onnxruntime_qnn, openvino, tflite_micro
+from edgeq.runtimes import litert, onnxruntime, onnxruntime_qnn, openvino, tflite_micro, vela
 from edgeq.runtimes.info import RuntimeInfo
 
 __all__ = ["NOT_RUN", "RUNTIMES", "RuntimeInfo", "runtime"]
 
-RUNTIMES: dict[str, RuntimeInfo] = {
-    info.name: info for info in (onnxruntime.INFO, openvino.INFO, litert.INFO, onnxruntime_qnn.INFO, tflite_micro.INFO)
-}
+_KNOWN = (onnxruntime.INFO, openvino.INFO, litert.INFO, onnxruntime_qnn.INFO, tflite_micro.INFO, vela.INFO)
 
-NOT_RUN = ("tensorrt", "vela")
+RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in _KNOWN}
+
+NOT_RUN = ("tensorrt",)
 """Runtimes that files are written for, and that nothing is run in here."""
 
 

@@ -32,6 +32,7 @@ class RuntimeInfo:
         timed_alone: whether layers are timed in files of their own, because its profile has no times.
         accelerator: where its account says that operators ran that did not fall back to the CPU; empty where it runs
             all of them in one place.
+        remark: what a report has to say of every result.
         arena: whether all that a model needs beside its file lies in an arena whose size is set beforehand.
     """
 
@@ -46,6 +47,7 @@ class RuntimeInfo:
     timed_alone: bool = False
     accelerator: str = ""
     arena: bool = False
+    remark: str = ""
 
     def available(self) -> bool:
         """Whether it is installed here."""

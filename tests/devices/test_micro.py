@@ -100,3 +100,14 @@ def test_what_it_is_not(built: tuple[Build, Path], tmp_path: Path) -> None:
     (tmp_path / "short.tflite").write_bytes(path.read_bytes()[:600])
     with pytest.raises(DeviceError, match=r"short\.tflite"):
         open_device("micro").interface(Candidate(tmp_path / "short.tflite", MICRO))
+
+
+def test_files_for_an_ethos_u_are_run_before_they_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / "cache"))
+    files = trained_model.make(tmp_path / "model")
+    data = {"calibration": files / "calib.npz", "evaluation": files / "eval.npz"}
+    given = {"target": "npu-ethos-u", "effort": "fast", "out": tmp_path / "out", **data}
+    (build,) = deploy(files / "model.pt2", **given).builds  # type: ignore[arg-type]
+    assert build.validated and build.emulated and "before Vela compiles it" in build.remark
+    assert build.arena_bytes is None, "Vela lays memory out itself"
+    assert build.remark in " ".join((tmp_path / "out/report.json").read_text().split())

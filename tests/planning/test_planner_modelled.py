@@ -144,7 +144,7 @@ def test_without_figures_the_size_is_minimized_and_a_limit_on_latency_refused(
 
 def test_only_a_size_that_was_counted_can_be_missed(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("litert_torch", reason="the tflite extra (litert-torch) is not installed")
-    given = ("mcu-cortex-m", "--minimize", "size")
+    given = (small.away("mcu-cortex-m", files), "--minimize", "size")
     first = Answer(files, capsys, *given).planned
     assert first.size is not None and first.latency_from is None
     expected = first.predicted["size"]
@@ -192,7 +192,7 @@ def _rules(files: Path) -> Path:
 def test_ethos_u_is_planned_with_what_vela_estimates(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("ethosu", reason="the ethos-u extra (ethos-u-vela) is not installed")
     pytest.importorskip("litert_torch", reason="the tflite extra (litert-torch) is not installed")
-    answer = Answer(files, capsys, "npu-ethos-u")
+    answer = Answer(files, capsys, small.away("npu-ethos-u", files))
     assert answer.code == 0, answer.said
     planned = answer.planned
     assert planned.proof is None and planned.latency_by is not None and planned.compiled is not None
@@ -206,7 +206,7 @@ def test_ethos_u_is_planned_with_what_vela_estimates(files: Path, capsys: pytest
     assert f"as Vela {vela.version()} compiles it (modelled)" in answer.said
     assert any(note == "float32 was left out: its latency cannot be modelled" for note in planned.notes)
     # a layer that a rule leaves in float is the CPU's, and its time is in no number
-    ruled = Answer(files, capsys, "npu-ethos-u", "--rules", str(_rules(files)))
+    ruled = Answer(files, capsys, small.away("npu-ethos-u", files), "--rules", str(_rules(files)))
     assert ruled.code == 0, ruled.said
     assert "the modelled latency is without that of head" in ruled.planned.notes
     assert ruled.planned.compiled is not None and ruled.planned.compiled.left_to_cpu
@@ -219,7 +219,7 @@ def test_without_vela_a_roofline_takes_its_place_and_it_says_so(
     pytest.importorskip("litert_torch", reason="the tflite extra (litert-torch) is not installed")
     monkeypatch.setattr(vela, "version", lambda: None)
     monkeypatch.setattr(estimates, "version", lambda: None)
-    answer = Answer(files, capsys, "npu-ethos-u")
+    answer = Answer(files, capsys, small.away("npu-ethos-u", files))
     assert answer.code == 0, answer.said
     planned = answer.planned
     assert planned.compiled is None and planned.latency_by is not None and planned.latency_by.by == "a roofline"

@@ -31,7 +31,7 @@ def written(found: Outcome) -> Plan:
     )
     every = search.costs.problems[search.precision].options
     changes, lost = changes_of(problem, choices), predicted["loss"]
-    compiled, told = (None, list[str]()) if found.proof is not None else _compiled(search, choices)
+    compiled, told = _compiled(search, choices)
     if found.proof is None:
         told.append("not validated: no accuracy, latency or energy of this plan was measured")
     layers = [
@@ -81,7 +81,7 @@ def written(found: Outcome) -> Plan:
 
 
 def _compiled(search: Search, choices: Mapping[str, str]) -> tuple[Compiled | None, list[str]]:
-    """What Vela says of the plan's own file, which nothing can run, or why it does not."""
+    """What Vela says of the plan's own file, or why it does not."""
     profile = search.job.profile
     version = asked_of_vela(search.runtime, profile)
     if version is None or profile is None or profile.vela is None:

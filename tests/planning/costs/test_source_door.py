@@ -16,6 +16,7 @@ from edgeq.planning.costs.source import Bench, Latencies
 GUIDE = Path(__file__).parents[3] / "docs" / "costs.md"
 TARGET = """
 extends = "mcu-cortex-m"
+execution = "none"
 schema = 1
 name = "my-mcu"
 summary = "A microcontroller that nobody has measured"
