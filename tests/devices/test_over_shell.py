@@ -23,6 +23,8 @@ from edgeq.api.deploy import deploy
 from edgeq.devices import open_device, over_shell, qemu, ssh
 from edgeq.devices.link import Exit
 from edgeq.errors import DeviceError, UsageError
+from edgeq.limits import Limits
+from edgeq.planning.planner import plan
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -377,7 +379,7 @@ def test_an_archive_that_leads_elsewhere(shimmed: None, board: Board, job: Path,
     assert not (job.parent / "escaped").exists()
 
 
-def test_deploy_on_an_emulated_arm_machine_is_the_same_over_ssh(
+def test_plan_and_deploy_on_an_emulated_arm_machine_are_the_same_over_ssh(
     board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = qemu.read_machine(qemu.devices_folder() / "arm64")
@@ -390,11 +392,17 @@ def test_deploy_on_an_emulated_arm_machine_is_the_same_over_ssh(
     found = {}
     for key, device in devices.items():
         monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path / f"cache of {key}"))
-        report = deploy(
-            files / "model.pt2", target="arm-neon", format="tflite", device=device, **known, out=tmp_path / key
-        )
-        (build,) = report.builds
+        given = {"target": "arm-neon", "format": "tflite", "device": device, **known}
+        planned = plan(files / "model.pt2", limits=Limits.parse(max_drop="2%"), **given)  # type: ignore[arg-type]
+        assert planned.planned is not None and planned.planned.proof is not None and planned.planned.held
+        (build,) = deploy(files / "model.pt2", **given, out=tmp_path / key).builds  # type: ignore[arg-type]
         assert build.emulated and build.speed is None and build.accuracy is not None
-        found[key] = ((tmp_path / key / "model.tflite").read_bytes(), build.accuracy)
+        proof = planned.planned.proof
+        found[key] = (
+            [(layer.name, layer.choice) for layer in planned.layers],
+            (proof.score, proof.size),
+            (tmp_path / key / "model.tflite").read_bytes(),
+            build.accuracy,
+        )
     assert found["over"] == found["here"]
     assert not board.left()
