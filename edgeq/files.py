@@ -55,26 +55,33 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         raise
 
 
-def refuse_unwritable(path: Path, siblings: str = "") -> None:
+def refuse_unwritable(path: Path, siblings: str = "", *, option: str = "--out") -> None:
     """Whether a file can be written is asked before the work that leads to it.
 
     Args:
         siblings: a pattern of names of further files that will be written beside it.
+        option: which one named it.
 
     Raises:
         UsageError: its folder is missing or not writable, or something that is no file is in its place.
     """
+    if not path.name:
+        raise UsageError("this is no name of a file", where=option, remedy=f"name one with {option}")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         if not path.parent.is_dir():
             raise UsageError(
-                "there is no such folder", where=str(path.parent), remedy="make it, or choose another --out"
+                "there is no such folder", where=str(path.parent), remedy=f"make it, or choose another {option}"
             )
         for one in (path, *(path.parent.glob(siblings) if siblings else ())):
             if one.is_dir():
-                raise UsageError("this is a folder, not a file", where=str(one), remedy="name a file in it with --out")
+                raise UsageError(
+                    "this is a folder, not a file", where=str(one), remedy=f"name a file in it with {option}"
+                )
             if one.exists() and not one.is_file():
-                raise UsageError("this is no plain file, so it stays", where=str(one), remedy="choose another --out")
+                raise UsageError(
+                    "this is no plain file, so it stays", where=str(one), remedy=f"choose another {option}"
+                )
         partial.touch()
         partial.unlink()
     except OSError as error:

@@ -14,6 +14,7 @@ from edgeq.api.validate import artifact_runtime, find_artifact
 from edgeq.data.dataset import InputSpec
 from edgeq.data.load import load_data
 from edgeq.devices import Candidate, Device, Port, open_device
+from edgeq.devices.likeness import unlike
 from edgeq.errors import DeviceError, UnsupportedError, UsageError
 from edgeq.files import scratch_folder
 from edgeq.lock import read_golden, read_lock
@@ -25,6 +26,7 @@ from edgeq.preflight.watch import WATCH, Layer
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.records.preflight import Difference, OnMember, Preflight
 from edgeq.registry.load import load_target
+from edgeq.registry.schema import Target
 
 Array = NDArray[Any]
 
@@ -70,6 +72,10 @@ def preflight(
         raise UnsupportedError(f"{aim.name} has no family that runs here", remedy="name two with --device")
     clock = Clock(progress or Silent())
     ran = _run_on(members, path, chosen.name, partial(_inputs, Path(artifact), samples, preprocess, most), clock)
+    if not devices and members[0].name not in ran.answers:
+        cause = f"{members[0].name}, which the others are compared with, could not be run: {ran.failed[0].cause}"
+        remedy = "compare two devices without it: --device local --device x86_64"
+        raise DeviceError(cause, where=aim.name, remedy=remedy if ran.answers else ran.failed[0].remedy)
     if len(ran.answers) < 2:
         alone = f"there is nothing to compare {next(iter(ran.answers))} with: " if ran.answers else ""
         raise DeviceError(alone + ran.failed[0].cause, where=aim.name, remedy=ran.failed[0].remedy)
@@ -82,6 +88,7 @@ def preflight(
         reference=next(iter(ran.answers)),
         members=found,
         layers=list(dict.fromkeys(layer for layers in saturating for layer in layers)),
+        warnings=_doubts(aim, *next(iter(ran.there.values()))),
     )
 
 
@@ -101,6 +108,14 @@ def remedied(plan: Plan, layers: Collection[str]) -> Plan:
             layer = layer.model_copy(update={"choice": NARROW})
         changed.append(layer)
     return plan.model_copy(update={"layers": changed})
+
+
+def _doubts(target: Target, device: Device, candidate: Candidate) -> list[str]:
+    """Of the reference: on another CPU than the target's it may be off as the others are."""
+    if candidate.options or device.emulated:
+        return []
+    other = unlike(target, device, device.environment(candidate.runtime))
+    return [f"{other}; what is wrong on it as well is not seen"] if other else []
 
 
 InputsOf = Callable[[Sequence[Port]], dict[str, Array]]
@@ -148,10 +163,11 @@ def _compared(
     (reference, expected), *others = ran.answers.items()
     with scratch_folder() as scratch:
         for name, answers in others:
-            gaps = moved(expected, answers)
+            samples = len(next(iter(ran.inputs.values())))
+            gaps = moved(expected, answers, samples)
             told: dict[str, Any] = {
                 "moved": float(gaps.max()) if np.isfinite(gaps).all() else None,
-                "differing": differing(expected, answers),
+                "differing": differing(expected, answers, samples),
             }
             if gaps.any() and watch is not None:
                 at = gaps.argsort(kind="stable")[::-1][:WATCHED]
@@ -174,6 +190,8 @@ def _inputs(
         golden = read_golden(artifact, read_lock(artifact))
         if golden is None:
             raise UsageError("the build has no golden inputs", where=str(artifact), remedy="give some with --eval")
+        if any(array.ndim == 0 for array in golden.inputs.values()):
+            raise UsageError("the build's golden inputs are damaged", where=str(artifact), remedy="build again")
         return {name: array[:most] for name, array in golden.inputs.items()}
     whole = [port.names[0] for port in ports if "int" in port.dtype and port.scale is not None]
     if whole:

@@ -13,6 +13,7 @@ from rich.text import Text
 from edgeq.cli import options as o
 from edgeq.cli.shell import Shell
 from edgeq.errors import GateError, UsageError
+from edgeq.files import refuse_unwritable, write_json
 
 if TYPE_CHECKING:
     from edgeq.records.preflight import Preflight
@@ -45,6 +46,10 @@ def preflight(
 
     Exit code 3 where answers differ, 5 where fewer than two of the CPUs can be reached.
     """
+    if remedy is not None:
+        if not artifact.is_dir():
+            raise UsageError("only a build has a plan", where=str(artifact), remedy="leave --remedy away")
+        refuse_unwritable(remedy, option="--remedy")
     with shell.stages() as stages:
         from edgeq.api.preflight import preflight as compare
 
@@ -57,18 +62,32 @@ def preflight(
             devices=device,
             progress=stages,
         )
+    if remedy is not None and found.layers:
+        from edgeq.api.preflight import remedied
+        from edgeq.plans.plan import read_plan
+
+        write_json(remedy, remedied(read_plan(artifact / "plan.json"), found.layers))
     if shell.json:
         shell.document(found)
     else:
         _show(shell, found)
-    if remedy is not None:
-        _write_remedy(artifact, found, remedy)
+        if remedy is not None:
+            shell.console.print(Text(str(remedy) if found.layers else "no remedy is needed, or known"), soft_wrap=True)
     differing = {name: len(one.differing) for name, one in found.members.items() if one.differing}
     if not differing:
         return 0
     counts = ", ".join(f"{count} of {found.samples} on {name}" for name, count in differing.items())
-    advice = "--remedy plan.json, then deploy with that plan" if found.layers else "see the layer that is named"
-    return shell.tell(GateError(f"answers differ from those on {found.reference}: {counts}", remedy=advice))
+    return shell.tell(
+        GateError(f"answers differ from those on {found.reference}: {counts}", remedy=_advice(artifact, found))
+    )
+
+
+def _advice(artifact: Path, found: Preflight) -> str:
+    if not found.layers:
+        return "see the layer that is named"
+    if artifact.is_dir():
+        return "--remedy plan.json, then deploy with that plan"
+    return f"give these layers weights of 7 bits: {', '.join(found.layers)}"
 
 
 def _show(shell: Shell, found: Preflight) -> None:
@@ -90,6 +109,8 @@ def _show(shell: Shell, found: Preflight) -> None:
             cells = [f"{len(one.differing)} of {found.samples}", where, one.difference.cause]
         table.add_row(Text(name, "bold"), Text(one.about), *map(Text, cells))
     shell.console.print(table)
+    for warning in found.warnings:
+        shell.console.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
     for name, one in found.members.items():
         if one.differing:
             more = ", ..." if len(one.differing) > _LONGEST_LIST else ""
@@ -97,15 +118,3 @@ def _show(shell: Shell, found: Preflight) -> None:
             shell.console.print(Text(f"{name}: samples {listed}{more}"), soft_wrap=True)
     if found.layers:
         shell.console.print(Text(f"weights of 7 bits would do in: {', '.join(found.layers)}"), soft_wrap=True)
-
-
-def _write_remedy(artifact: Path, found: Preflight, path: Path) -> None:
-    from edgeq.api.preflight import remedied
-    from edgeq.files import write_json
-    from edgeq.plans.plan import read_plan
-
-    if not artifact.is_dir():
-        raise UsageError("only a build has a plan", where=str(artifact), remedy="leave --remedy away")
-    if not found.layers:
-        raise UsageError("there is no remedy to write", where=str(artifact), remedy="leave --remedy away")
-    write_json(path, remedied(read_plan(artifact / "plan.json"), found.layers))

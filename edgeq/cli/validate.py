@@ -11,6 +11,7 @@ from edgeq.cli import options as o
 from edgeq.cli.outcome import conclude, limits_from
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
+from edgeq.files import refuse_unwritable
 
 _Devices = Annotated[
     list[str],
@@ -56,6 +57,10 @@ def validate(
     }
     told["limits"] = limits_from(limits)
     told["sustain"] = None if sustain is None else parse_seconds(sustain, "--sustain")
+    if told["sustain"] is not None and told["sustain"] < 0.1:
+        raise UsageError("less than a tenth of a second tells nothing", where="--sustain", remedy="60s or more")
+    if junit is not None:
+        refuse_unwritable(junit, option="--junit")
     names = [*device, *(_listed(devices) if devices is not None else ())]
     if len(names) > 1 or devices is not None:
         return _on_several(shell, artifact, names, junit, told)
@@ -94,13 +99,15 @@ _REMEDY = "write the name of a device on each line"
 
 
 def _listed(file: Path) -> list[str]:
+    if file.exists() and not file.is_file():
+        raise UsageError("is no plain file", where=str(file), remedy=_REMEDY)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"cannot be read: {error}", where=str(file), remedy="a name of a device on each line"
         ) from None
-    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    found = [name for line in lines if (name := line.partition(" #")[0].strip()) and not name.startswith("#")]
     if not found:
         raise UsageError("names no device", where=str(file), remedy=_REMEDY)
     return found

@@ -21,9 +21,6 @@ from edgeq.errors import DeviceError, MissingExtraError, UsageError
 FOLDER = "/data/local/tmp"
 """Where Android's shell may write, and start programs."""
 
-SIGNALLED = 128
-"""adb's exit status of what a signal ended, less its number."""
-
 REMEDIES = {
     "unauthorized": "unlock it, and allow debugging from this computer",
     "offline": "plug it in again, or: adb reconnect",
@@ -74,7 +71,7 @@ async def _connected(name: str, adb: Sequence[str]) -> AsyncIterator[Start]:
             status = await process.wait()
             if status and await _state(adb) != "device":
                 return None
-            return SIGNALLED - status if status > SIGNALLED else status
+            return status
 
         return Process(process.stdin, process.stdout, process.stderr, ended)
 

@@ -24,8 +24,9 @@ from edgeq.devices.local import open_local
 from edgeq.on_device import worker
 from edgeq.runtimes import RuntimeInfo
 
-TIMES = re.compile(r"Init: (\S+), First inference: (\S+), .*Inference \(avg\): (\S+)")
-MEMORY = re.compile(r"Memory footprint delta .*overall=(\S+)")
+_NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
+TIMES = re.compile(rf"Init: {_NUMBER}, First inference: {_NUMBER}, .*Inference \(avg\): {_NUMBER}\b")
+MEMORY = re.compile(rf"Memory footprint delta .*overall={_NUMBER}")
 
 TOLD = "grep -e Inference -e Memory log"
 
@@ -164,7 +165,7 @@ def _environment(said: str) -> dict[str, Any] | None:
 
 def _latency(times: Sequence[Sequence[float]], turns: Sequence[str]) -> dict[str, Any] | None:
     """Seconds of the call that each turn has counted."""
-    if len(times) != len(turns):
+    if len(times) != len(turns) or not all(taken > 0 for _, _, taken in times):
         return None
     found: dict[str, list[float]] = {name: [] for name in turns}
     for name, (_, _, taken) in zip(turns, times, strict=True):

@@ -101,11 +101,7 @@ class Device:
         self, artifact: Candidate, inputs: Inputs | Files, progress: Progress | None, threads: int, **decides: Any
     ) -> list[NDArray[Any]] | None:
         with self._job("outputs", {"artifact": (artifact, inputs)}, threads, progress, **decides) as (folder, result):
-            try:
-                return None if result["missed"] else [np.load(folder / name) for name in result["files"]]
-            except (OSError, KeyError) as error:
-                cause = f"its answers were not brought back: {error}"
-                raise DeviceError(cause, where=self.name, remedy="look at the link to this device") from error
+            return None if result["missed"] else [np.load(folder / _within(name)) for name in result["files"]]
 
     def latency(
         self,
@@ -336,7 +332,12 @@ class Device:
             result = self.runner.result(folder, lines)
             if result is None:
                 raise without_result(self.name, ended, " ".join(paths.values()))
-            yield folder, self._checked(result, info, paths)
+            try:
+                yield folder, self._checked(result, info, paths)
+            except (AttributeError, EOFError, LookupError, OSError, TypeError, ValueError) as error:
+                cause = f"its answer cannot be read: {type(error).__name__}: {error}"
+                remedy = "look at the link to it, and at what does the jobs there"
+                raise DeviceError(cause, where=self.name, remedy=remedy) from error
 
     def _checked(self, result: dict[str, Any], info: RuntimeInfo, paths: Mapping[str, str]) -> dict[str, Any]:
         error = result.get("error")
@@ -369,6 +370,13 @@ def _pass_on(line: str, progress: Progress) -> None:
         with suppress(ValueError):  # cut off: how the worker ended tells more
             done, total = json.loads(line)["progress"]
             progress.step(done, total)
+
+
+def _within(name: str) -> str:
+    """A file beside the answer, by the name that the device gives it."""
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is no file of the job")
+    return name
 
 
 def _port(fields: Mapping[str, Any]) -> Port:

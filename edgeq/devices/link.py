@@ -77,7 +77,7 @@ class PythonWorker:
     def result(self, folder: Path, lines: Sequence[str]) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # it was not brought back, or not whole
+        except (FileNotFoundError, RecursionError, ValueError):  # it was not brought back, or not whole
             return None
         return found if isinstance(found, dict) else None
 

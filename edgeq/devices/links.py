@@ -72,13 +72,14 @@ def open_device(name: str) -> Device:
         DeviceError: it is not set up, or not there.
         UsageError: there is no such device.
     """
-    if name in (own := named()):
-        return replace(open_device(own[name]), name=name)
-    kind, _, rest = name.partition(":")
+    own = named()
+    address = own.get(name, name)
+    kind, _, rest = address.partition(":")
     if kind not in LINKS:
         known = ", ".join([*own, *(one.names for one in LINKS.values())])
-        raise UsageError(f"there is no device {name!r}", remedy=f"one of {known}")
-    return LINKS[kind].open(rest.removeprefix("//"))
+        raise UsageError(f"there is no device {address!r}", remedy=f"one of {known}")
+    device = LINKS[kind].open(rest.removeprefix("//"))
+    return replace(device, name=name) if name in own else device
 
 
 def add_device(name: str, address: str) -> None:

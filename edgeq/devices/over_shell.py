@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from edgeq.devices.link import Exit, Link
@@ -65,13 +65,23 @@ while [ -n "$(timeout "$2" dd bs=1 count=1 2>/dev/null)" ]; do :; done
 """Says `busy` while another job is there, then the folder; it holds that until nothing comes in any more."""
 
 RUN = """
-cd "$1" && echo $$ > .pid || exit 1
+cd "$1" || exit 1
 shift
 echo 1000 > /proc/self/oom_score_adj  # what else the device does is dearer
 [ "$1" = - ] || ulimit -v "$1" || exit 1
 shift
-exec "$@"
+command -v setsid > /dev/null || setsid() { exec "$@"; }
+exec 3<&0
+setsid "$@" <&3 3<&- &
+echo $! > .pid
+wait $!
 """
+"""Starts a command as the first of a group of its own, so that all that it starts can be ended."""
+
+KILL = 'kill -9 "-$(cat "$1/.pid")" 2> /dev/null || kill -9 "$(cat "$1/.pid")"'
+
+SIGNALLED = 128
+"""What a shell says of a command that a signal ended, less its number."""
 
 
 class Process(NamedTuple):
@@ -110,11 +120,19 @@ def over_shell(name: str, connect: Connect, base: str = "", memory: int | None =
 
 
 async def told(start: Start, script: str, *words: str) -> tuple[int | None, str, str]:
-    """What a script says: its exit status, standard output and standard error."""
-    process = await start(shlex.join(["sh", "-c", script, "edgeq", *words]))
-    process.stdin.write_eof()
-    out, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
-    return await process.ended(), _text(out), _text(errors)
+    """What a script says: its exit status, standard output and standard error.
+
+    Raises:
+        asyncio.TimeoutError: it has not ended in time.
+    """
+
+    async def whole() -> tuple[int | None, str, str]:
+        process = await start(shlex.join(["sh", "-c", script, "edgeq", *words]))
+        process.stdin.write_eof()
+        out, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+        return await process.ended(), _text(out), _text(errors)
+
+    return await asyncio.wait_for(whole(), patience())
 
 
 async def _job(
@@ -127,9 +145,12 @@ async def _job(
     on_line: Callable[[str], None],
 ) -> Exit:
     async with connect() as start, _leased(start, name, base) as there:
-        sent = await _send(start, name, there, folder, on_line)
-        ended = await _run(start, name, there, command, memory, on_line)
-        await _fetch(start, name, there, folder, sent)
+        try:
+            sent = await _send(start, name, there, folder, on_line)
+            ended = await _run(start, name, there, command, memory, on_line)
+            await _fetch(start, name, there, folder, sent)
+        except asyncio.TimeoutError:
+            raise silent(name) from None
         return ended
 
 
@@ -175,8 +196,10 @@ async def _send(start: Start, name: str, there: str, folder: Path, on_line: Call
     """
     for _ in range(TRIES):
         process = await start(f"tar -xf - -C {shlex.quote(there)}")
-        sent, errors = await asyncio.gather(_pack(process, folder, on_line), process.stderr.read())
-        status = await process.ended()
+        reading = asyncio.create_task(process.stderr.read())
+        sent = await _pack(process, folder, on_line)
+        errors = await asyncio.wait_for(reading, patience())
+        status = await asyncio.wait_for(process.ended(), patience())
         if status is None:
             raise _broken(name)
         if status:
@@ -206,7 +229,7 @@ async def _pack(process: Process, folder: Path, on_line: Callable[[str], None]) 
                 while (chunk := file.read(CHUNK)) and not process.stdin.is_closing():
                     digest.update(chunk)
                     process.stdin.write(chunk)
-                    await process.stdin.drain()
+                    await asyncio.wait_for(process.stdin.drain(), patience())
                     done += len(chunk)
                     on_line(json.dumps({"progress": [done, total]}))
             process.stdin.write(bytes(-info.size % tarfile.BLOCKSIZE))
@@ -227,18 +250,19 @@ async def _run(
     most = "-" if memory is None else str(memory >> 10)
     process = await start(shlex.join(["sh", "-c", RUN, "edgeq", there, most, *command]))
     errors = asyncio.create_task(_end_of(process.stderr))
-    silent = None
+    quiet = None
     try:
         while line := await asyncio.wait_for(process.stdout.readline(), patience()):
             on_line(_text(line))
     except asyncio.TimeoutError:
-        silent = patience()
-        await told(start, 'kill -9 "$(cat "$1/.pid")"', there)
-    status = await process.ended()
+        quiet = patience()
+        await told(start, KILL, there)
+    status = await asyncio.wait_for(process.ended(), patience())
     if status is None:
         raise _broken(name)
+    status = SIGNALLED - status if status > SIGNALLED else status
     await told(start, 'rm -f "$1/.pid"', there)  # so that the lease kills nothing that has its number by then
-    return Exit(status, await errors, silent)
+    return Exit(status, await asyncio.wait_for(errors, patience()), quiet)
 
 
 async def _fetch(start: Start, name: str, there: str, folder: Path, sent: Mapping[str, str]) -> None:
@@ -249,16 +273,16 @@ async def _fetch(start: Start, name: str, there: str, folder: Path, sent: Mappin
     process = await start(shlex.join(["tar", "-cf", "-", "-C", there, "--", *sums]))
     process.stdin.write_eof()
     with tempfile.TemporaryFile() as packed:
-        while chunk := await process.stdout.read(CHUNK):
+        while chunk := await asyncio.wait_for(process.stdout.read(CHUNK), patience()):
             packed.write(chunk)
-        if await process.ended() != 0:
+        if await asyncio.wait_for(process.ended(), patience()) != 0:
             raise _broken(name)
         packed.seek(0)
         _unpack(packed, folder, sums, name)
 
 
 def _unpack(packed: IO[bytes], folder: Path, sums: Mapping[str, str], name: str) -> None:
-    """Only what is whole, and was asked for."""
+    """Only what is whole, and was asked for, and all of it or nothing."""
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         try:
             with tarfile.open(fileobj=packed) as archive:
@@ -267,11 +291,12 @@ def _unpack(packed: IO[bytes], folder: Path, sums: Mapping[str, str], name: str)
             raise DeviceError(f"its answers came back changed: {error}", where=name, remedy=AGAIN) from error
         for key, digest in sums.items():
             path = Path(beside, key)
-            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            if path.is_symlink() or not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
                 raise DeviceError(f"{key} came back changed", where=name, remedy=AGAIN)
+        for key in sums:
             target = folder / key
             target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+            Path(beside, key).replace(target)
 
 
 async def _sums(start: Start, name: str, there: str) -> dict[str, str]:
@@ -282,8 +307,20 @@ async def _sums(start: Start, name: str, there: str) -> dict[str, str]:
         raise _broken(name)
     if status:
         raise DeviceError(f"its files cannot be read: {_first(errors)}", where=name, remedy=AGAIN)
-    pairs = (line.lstrip("\\").split(maxsplit=1) for line in out.splitlines())
-    return {key.removeprefix("*").removeprefix("./"): digest for digest, key in pairs}
+    pairs = (line.lstrip("\\").partition(" ") for line in out.splitlines())
+    found = {key.strip().removeprefix("*").removeprefix("./"): digest for digest, _, key in pairs}
+    for key in found:
+        if not key or PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts or Path(key).is_absolute():
+            raise DeviceError(f"it names a file outside of its folder: {key!r}", where=name, remedy="do not trust it")
+    return found
+
+
+def silent(name: str) -> DeviceError:
+    return DeviceError(
+        f"it has said nothing for {patience() / 60:.3g} minutes",
+        where=name,
+        remedy="look at what runs there; where it is only slow, give more minutes in EDGEQ_PATIENCE",
+    )
 
 
 def _broken(name: str) -> DeviceError:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 from edgeq.devices.benchmark_model import BenchmarkModel
 from edgeq.devices.device import Device
 from edgeq.devices.link import PythonWorker
-from edgeq.devices.over_shell import Connect, over_shell, told
+from edgeq.devices.over_shell import Connect, over_shell, silent, told
 from edgeq.errors import DeviceError, UsageError
 from edgeq.limits import parse_bytes
 from edgeq.runtimes import RuntimeInfo
@@ -57,6 +57,7 @@ def split(name: str, rest: str) -> tuple[Any, Options]:
         address = urlsplit(f"//{rest}")
         _ = address.port
         given = dict(parse_qsl(address.query, strict_parsing=True) if address.query else [])
+        python = tuple(shlex.split(given.get("python", ""))) or Options.python
     except ValueError as error:
         raise UsageError(
             f"cannot read {name!r}: {error}", remedy="ssh://user@host:22?python=/usr/bin/python3"
@@ -65,13 +66,17 @@ def split(name: str, rest: str) -> tuple[Any, Options]:
     if unknown := given.keys() - set(known):
         raise UsageError(f"{name!r} has no option {', '.join(sorted(unknown))}", remedy=f"one of {', '.join(known)}")
     memory = parse_bytes(given["memory"], "?memory") if "memory" in given else None
-    python = tuple(shlex.split(given.get("python", ""))) or Options.python
+    if wrong := [key for key, value in given.items() if not value.isprintable() or "\\" in value]:
+        raise UsageError(f"{name!r} has a {wrong[0]} that no shell would keep", remedy="name another one")
     return address, Options(python, given.get("folder", ""), memory, given.get("benchmark_model", ""))
 
 
-async def _asked(connect: Connect, script: str, *words: str) -> tuple[int | None, str, str]:
+async def _asked(name: str, connect: Connect, script: str, *words: str) -> tuple[int | None, str, str]:
     async with connect() as start:
-        return await told(start, script, *words)
+        try:
+            return await told(start, script, *words)
+        except asyncio.TimeoutError:
+            raise silent(name) from None
 
 
 def remote(name: str, connect: Connect, options: Options) -> Device:
@@ -83,11 +88,11 @@ def remote(name: str, connect: Connect, options: Options) -> Device:
 
     link = over_shell(name, connect, options.folder, options.memory)
     if options.benchmark_model:
-        if asyncio.run(_asked(connect, '[ -x "$1" ]', options.benchmark_model))[0] != 0:
+        if asyncio.run(_asked(name, connect, '[ -x "$1" ]', options.benchmark_model))[0] != 0:
             remedy = f"put it there, and make it executable: chmod +x {options.benchmark_model}"
             raise DeviceError(f"{options.benchmark_model} is no program there", where=name, remedy=remedy)
         return Device(name, False, link, runner=BenchmarkModel(options.benchmark_model))
-    status, out, errors = asyncio.run(_asked(connect, HELLO, "", *options.python))
+    status, out, errors = asyncio.run(_asked(name, connect, HELLO, "", *options.python))
     machines = out.split()
     if status != 0 or len(machines) != 2:
         said = errors.strip().splitlines()

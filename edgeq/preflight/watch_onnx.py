@@ -63,6 +63,9 @@ def _value(name: str, makers: Makers) -> NDArray[Any] | None:
     maker: Any = makers.get(name)
     if _kind(maker) in ("Cast", "Identity"):  # small integers are widened at load
         return _value(maker.input[0], makers)
+    if _kind(maker) == "Constant":
+        (held,) = maker.attribute
+        return numpy_helper.to_array(held.t) if held.name == "value" else None
     if maker is None or _kind(maker):
         return None
     found: NDArray[Any] = numpy_helper.to_array(maker)
@@ -101,6 +104,8 @@ def _described(layer: Layer, made: Any, makers: Makers) -> Layer:
     if weight is None or weight.ndim < 2:
         return layer
     told = {one.name: helper.get_attribute_value(one) for one in made.attribute}
+    if told.get("transA") or (made.op_type != "Conv" and weight.ndim != 2):
+        return layer
     if made.op_type == "MatMul" or (made.op_type == "Gemm" and not told.get("transB")):
         weight = weight.T
     axes = weight.ndim - 2

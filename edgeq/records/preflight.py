@@ -58,5 +58,7 @@ class Preflight(Strict):
     samples: int
     reference: str
     members: dict[str, OnMember]
+    warnings: list[str] = []
+    """What keeps the comparison from telling all."""
     layers: list[str] = Field(default=[])
     """Those in which sums saturate on some member: the ones to give narrower weights."""

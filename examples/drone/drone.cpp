@@ -13,7 +13,9 @@
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <string>
@@ -182,9 +184,15 @@ int fly(Model& model, const std::string& folder, double hz, size_t count) {
     return 0;
 }
 
-double number(const std::map<std::string, std::string>& options, const char* name, double otherwise) {
+double number(const std::map<std::string, std::string>& options, const char* name, double otherwise, double least,
+              double most) {
     const auto found = options.find(name);
-    return found == options.end() ? otherwise : std::stod(found->second);
+    if (found == options.end()) return otherwise;
+    char* end = nullptr;
+    const double value = std::strtod(found->second.c_str(), &end);
+    if (found->second.empty() || *end != 0 || !(value >= least && value <= most))
+        throw std::runtime_error(std::string(name) + " " + found->second + " is no number that it could be");
+    return value;
 }
 
 }  // namespace
@@ -192,8 +200,13 @@ double number(const std::map<std::string, std::string>& options, const char* nam
 int main(int argc, char** argv) {
     std::map<std::string, std::string> options;
     for (int i = 2; i + 1 < argc; i += 2) options[argv[i]] = argv[i + 1];
+    bool known = true;
+    for (const auto& option : options) {
+        static const char* names[] = {"--frames", "--golden", "--hz", "--count", "--threads", "--tolerance"};
+        known = known && std::any_of(std::begin(names), std::end(names), [&](const char* name) { return option.first == name; });
+    }
     const bool golden = options.count("--golden") == 1;
-    if (argc < 2 || argc % 2 != 0 || golden == (options.count("--frames") == 1)) {
+    if (!known || argc < 2 || argc % 2 != 0 || golden == (options.count("--frames") == 1)) {
         std::fprintf(stderr, "usage: drone MODEL.onnx --frames FOLDER [--hz 30] [--count 0] [--threads 1]\n"
                              "       drone MODEL.onnx --golden FOLDER [--tolerance 0]\n");
         return 2;
@@ -201,10 +214,10 @@ int main(int argc, char** argv) {
     std::signal(SIGINT, [](int) { stopped = 1; });
     std::signal(SIGTERM, [](int) { stopped = 1; });
     try {
-        Model model(argv[1], static_cast<int>(number(options, "--threads", 1)));
-        if (golden) return prove(model, options["--golden"], number(options, "--tolerance", 0));
-        return fly(model, options["--frames"], number(options, "--hz", 30),
-                   static_cast<size_t>(number(options, "--count", 0)));
+        Model model(argv[1], static_cast<int>(number(options, "--threads", 1, 0, 1024)));
+        if (golden) return prove(model, options["--golden"], number(options, "--tolerance", 0, 0, 1e30));
+        return fly(model, options["--frames"], number(options, "--hz", 30, 1e-3, 1e5),
+                   static_cast<size_t>(number(options, "--count", 0, 0, 1e15)));
     } catch (const std::exception& error) {
         std::fprintf(stderr, "drone: %s\n", error.what());
         return 2;

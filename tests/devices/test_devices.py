@@ -17,9 +17,10 @@ import onnx
 import pytest
 import torch
 
+from edgeq import on_device
 from edgeq.calibration.calibrate import calibrate
 from edgeq.data.stored import stored_arrays
-from edgeq.devices import Candidate, Device, device_status, link, open_device, qemu, workers_ahead
+from edgeq.devices import Candidate, Device, device_status, open_device, qemu, workers_ahead
 from edgeq.devices.setup import renamed_sources, set_up
 from edgeq.errors import DeviceError, UsageError
 from edgeq.export.artifact import Exporter
@@ -183,9 +184,9 @@ def test_external_data_travels_with_the_artifact(tmp_path: Path) -> None:
 def test_a_crashed_worker_is_a_device_error(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, quantized: Candidate, code: str, told: str
 ) -> None:
-    worker = tmp_path / "crashing.py"
-    worker.write_text(code)
-    monkeypatch.setattr(link, "WORKER", worker)
+    (tmp_path / "crashing").mkdir()
+    (tmp_path / "crashing/worker.py").write_text(code)
+    monkeypatch.setattr(on_device, "FOLDER", tmp_path / "crashing")
     with pytest.raises(DeviceError, match=told) as caught:
         open_device("local").interface(quantized)
     assert caught.value.remedy
@@ -328,7 +329,7 @@ def test_a_machine_that_is_not_set_up_says_how(tmp_path: Path, monkeypatch: pyte
     assert caught.value.remedy == "edgeq device setup arm64"
     local, *others = device_status()
     assert local.ready and not local.emulated
-    assert [(d.name, d.emulated, d.ready, d.remedy) for d in others] == [
+    assert [(d.name, d.emulated, d.ready, d.remedy) for d in others if d.name in qemu.EMULATOR] == [
         (name, True, False, f"edgeq device setup {name}") for name in ("arm64", "x86_64")
     ]
 
@@ -449,3 +450,31 @@ def test_openvino_is_imported_without_telling_its_makers(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "False"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '{"error": {}}',
+        '{"files": "output0.npy", "missed": false}',
+        '{"files": ["../../../../etc/hostname"], "missed": false}',
+        '{"files": ["garbage.npy"], "missed": false}',
+        '{"files": ["empty.npy"], "missed": false}',
+        '{"files": [7], "missed": false}',
+        "{}",
+        "[]",
+        "[" * 100_000,
+    ],
+)
+def test_an_answer_that_is_none_is_a_device_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantized: Candidate, told: str
+) -> None:
+    (tmp_path / "lying").mkdir()
+    (tmp_path / "told.json").write_text(told)
+    code = f"import shutil; shutil.copy({str(tmp_path / 'told.json')!r}, 'result.json')\n"
+    code += "open('garbage.npy', 'wb').write(bytes(range(200))); open('empty.npy', 'wb').close()"
+    (tmp_path / "lying/worker.py").write_text(code)
+    monkeypatch.setattr(on_device, "FOLDER", tmp_path / "lying")
+    with pytest.raises(DeviceError) as caught:
+        open_device("local").outputs(quantized, {"a": np.zeros((1, 4), np.float32)})
+    assert caught.value.remedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -295,10 +296,24 @@ def test_a_device_that_stays_busy(board: Board, job: Path, monkeypatch: pytest.M
 
 def test_a_command_that_hangs_is_ended(board: Board, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEQ_PATIENCE", "0.03")
-    ended = run(board.name(), job, "exec sleep 500")
-    assert ended.silent == pytest.approx(1.8)
+    ended = run(board.name(), job, "sleep 512 & sleep 513")  # with all that it has started
+    assert ended.silent == pytest.approx(1.8) and ended.status == -9
     assert not board.left()
-    assert not subprocess.run(["pgrep", "-f", "sleep 500"], capture_output=True).stdout
+    assert not subprocess.run(["pgrep", "-f", "sleep 51[23]"], capture_output=True).stdout
+
+
+@pytest.mark.parametrize(("tool", "told", "hang"), [("tar", "-cf", 514), ("tar", "-xf", 515), ("sha256sum", "*", 516)])
+def test_a_tool_that_hangs_there_ends_in_time(
+    shimmed: None, board: Board, job: Path, monkeypatch: pytest.MonkeyPatch, tool: str, told: str, hang: int
+) -> None:
+    _shim(board, tool, f'case "$1" in {told}) sleep {hang};; *) exec REAL "$@";; esac')
+    monkeypatch.setenv("EDGEQ_PATIENCE", "0.03")
+    begin = time.monotonic()
+    with pytest.raises(DeviceError, match="said nothing for"):
+        run(board.name(), job, "echo right > answer")
+    assert time.monotonic() - begin < 20
+    subprocess.run(["pkill", "-f", f"sleep {hang}"], check=False)
+    assert not (job / "answer").exists() and not board.left()
 
 
 def test_no_room_there(board: Board, job: Path, tmp_path: Path) -> None:
@@ -377,6 +392,17 @@ def test_an_archive_that_leads_elsewhere(shimmed: None, board: Board, job: Path,
     with pytest.raises(DeviceError):
         run(board.name(), job, "echo right > answer")
     assert not (job.parent / "escaped").exists()
+
+
+@pytest.mark.parametrize("key", ["./../escaped", "./a/../../escaped", "/tmp/escaped"])
+def test_names_that_lead_elsewhere_are_refused(shimmed: None, board: Board, job: Path, key: str) -> None:
+    """A device that makes up what it holds: the archive itself is as it should be."""
+    outside = job.parent / "escaped"
+    outside.write_text("of the host")
+    _shim(board, "sha256sum", f'REAL "$@"; echo "{hashlib.sha256(b"of the host").hexdigest()}  {key}"')
+    with pytest.raises(DeviceError, match="outside of its folder"):
+        run(board.name(), job, "echo right > answer")
+    assert outside.read_text() == "of the host" and not (job / "answer").exists()
 
 
 def test_plan_and_deploy_on_an_emulated_arm_machine_are_the_same_over_ssh(

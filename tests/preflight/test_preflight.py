@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edgeq.devices import add_device, qemu
 from edgeq.errors import DeviceError, UnsupportedError, UsageError
 from edgeq.plans.plan import read_plan
 from edgeq.preflight.cause import cause_of, saturates
+from edgeq.preflight.members import FAMILIES, Member
 from edgeq.preflight.watch import Layer
 from edgeq.preflight.watch_onnx import watch_onnx
 
@@ -166,8 +168,31 @@ def test_golden_inputs_do_where_no_others_are_given(
     assert found["reference"] == "local" and found["samples"] > 0
     assert found["members"]["again"]["differing"] == [] and found["members"]["again"]["moved"] == 0
     remedy = ["--device", "local", "--device", "again", "--remedy", str(tmp_path / "plan.json")]
-    assert run(["preflight", str(tmp_path / "build"), *remedy]) == 2
-    assert not (tmp_path / "plan.json").exists()
+    capsys.readouterr()
+    assert run(["preflight", str(tmp_path / "build"), *remedy, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == [] and not (tmp_path / "plan.json").exists()
+    os.mkfifo(tmp_path / "pipe")
+    for wrong in (tmp_path / "pipe", tmp_path, Path("."), tmp_path / "no/plan.json"):
+        assert run(["preflight", str(tmp_path / "build"), *remedy[:-1], str(wrong)]) == 2
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_without_its_reference_a_family_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two CPUs that saturate alike would look right."""
+    broken = Member("exact", "local", "a test", {"sums": "none of these"}, "onnxruntime")
+    others = (Member("local", "local", "a test"), Member("again", "local", "a test"))
+    monkeypatch.setitem(FAMILIES, "local", (broken, *others))
+    with pytest.raises(DeviceError, match="exact, which the others are compared with"):
+        preflight(plain(tmp_path), samples=tmp_path / "eval.npz", target="x86-avx512")
+
+
+def test_a_reference_of_another_class_is_doubted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEQ_HOME", str(tmp_path))
+    add_device("again", "local")
+    given = {"samples": tmp_path / "eval.npz", "devices": ["local", "again"]}
+    found = preflight(plain(tmp_path), target="x86-avx512", **given)  # type: ignore[arg-type]
+    assert bool(found.warnings) is small.SATURATES
+    assert all("is not seen" in warning for warning in found.warnings)
 
 
 def test_what_cannot_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
