@@ -100,10 +100,8 @@ def _show(shell: Shell, found: Preflight) -> None:
         elif name == found.reference:
             cells = ["reference", "-", "-"]
         elif one.difference is None:
-            gap = (
-                "not a number on one alone" if one.moved is None else f"moved by {one.moved:.3g}" if one.moved else "-"
-            )
-            cells = [f"{len(one.differing)} of {found.samples}", "-", gap]
+            by = "moved to what is no number" if one.moved is None else f"moved by {one.moved:.3g}"
+            cells = [f"{len(one.differing)} of {found.samples}", "-", "-" if one.moved == 0 else by]
         else:
             where = f"{one.difference.layer}, {one.difference.steps} steps"
             cells = [f"{len(one.differing)} of {found.samples}", where, one.difference.cause]

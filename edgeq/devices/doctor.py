@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeq.devices.links import open_device
 from edgeq.errors import DeviceError
-from edgeq.runtimes import RUNTIMES
+from edgeq.runtimes import on_cpus
 
 LEAST_ROOM = 500 << 20
 """Bytes: a job brings its artefact and its samples."""
@@ -47,7 +47,7 @@ def examine(name: str) -> list[Finding]:
         state = [Finding("state", None, error.cause, error.remedy)]
     found = [Finding("reached", True, "emulated: its times are none" if device.emulated else "its times count")]
     told: dict[str, str] = {}
-    for info in RUNTIMES.values():
+    for info in on_cpus():
         try:
             told = device.environment(info.name)
             found.append(Finding(info.distribution, True, told["runtime_version"]))

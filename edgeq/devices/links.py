@@ -24,7 +24,7 @@ from edgeq.devices.qemu import (
 from edgeq.devices.ssh import open_ssh
 from edgeq.devices.stand_in import STAND_INS, opens
 from edgeq.errors import UsageError
-from edgeq.runtimes import RUNTIMES, runtime
+from edgeq.runtimes import on_cpus, runtime
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,12 @@ def device_status() -> list[DeviceStatus]:
 
 
 def _local_status() -> DeviceStatus:
-    lacking = [info for info in RUNTIMES.values() if not info.available()]
+    known = on_cpus()
+    lacking = [info for info in known if not info.available()]
     return DeviceStatus(
         name="local",
         emulated=False,
-        ready=len(lacking) < len(RUNTIMES),
+        ready=len(lacking) < len(known),
         runtimes=_installed(),
         detail="this machine" + (f", without {', '.join(i.distribution for i in lacking)}" if lacking else ""),
         remedy="; ".join(info.missing().remedy for info in lacking),
@@ -148,7 +149,7 @@ def _stand_in_status(name: str) -> DeviceStatus:
 
 
 def _installed() -> dict[str, str]:
-    return {info.distribution: v for info in RUNTIMES.values() if (v := info.version()) is not None}
+    return {info.distribution: v for info in on_cpus() if (v := info.version()) is not None}
 
 
 LINKS = {

@@ -29,7 +29,7 @@ from edgeq.devices.qemu import (
 )
 from edgeq.errors import DeviceError, UsageError
 from edgeq.progress import Progress, Silent
-from edgeq.runtimes import RUNTIMES
+from edgeq.runtimes import on_cpus
 
 QEMU_WANTED = 10
 """Before this version the emulator shows the host's /proc/cpuinfo, in which the runtimes look for Arm features."""
@@ -122,7 +122,7 @@ def _build(machine: Machine, progress: Progress) -> None:
 def _prove(machine: Machine, progress: Progress) -> None:
     """Start every runtime on the machine."""
     device = device_on(machine, DEFAULT_CPU[machine.kind])
-    for info in RUNTIMES.values():
+    for info in on_cpus():
         if not machine.has(info):
             progress.note(f"it goes without {info.distribution}")
             continue

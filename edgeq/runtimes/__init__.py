@@ -6,11 +6,17 @@ from edgeq.errors import UsageError
 from edgeq.runtimes import litert, onnxruntime, onnxruntime_qnn, openvino, tflite_micro, vela
 from edgeq.runtimes.info import RuntimeInfo
 
-__all__ = ["NOT_RUN", "RUNTIMES", "RuntimeInfo", "runtime"]
+__all__ = ["NOT_RUN", "RUNTIMES", "RuntimeInfo", "on_cpus", "runtime"]
 
 _KNOWN = (onnxruntime.INFO, openvino.INFO, litert.INFO, onnxruntime_qnn.INFO, tflite_micro.INFO, vela.INFO)
 
 RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in _KNOWN}
+
+
+def on_cpus() -> list[RuntimeInfo]:
+    """Those that any machine may have."""
+    return [info for info in RUNTIMES.values() if not info.elsewhere]
+
 
 NOT_RUN = ("tensorrt",)
 """Runtimes that files are written for, and that nothing is run in here."""

@@ -30,6 +30,7 @@ class RuntimeInfo:
         precisions: of what stays in float, each with the word that the runtime's account of a device's capabilities has
             where it is served; empty for one that any device serves.
         timed_alone: whether layers are timed in files of their own, because its profile has no times.
+        elsewhere: whether it is for other processors than CPUs, so that a machine is not asked for it.
         accelerator: where its account says that operators ran that did not fall back to the CPU; empty where it runs
             all of them in one place.
         remark: what a report has to say of every result.
@@ -45,6 +46,7 @@ class RuntimeInfo:
     companions: Callable[[Path], list[Path]] = stands_alone
     precisions: Mapping[str, str] = field(default_factory=lambda: {"float32": ""})
     timed_alone: bool = False
+    elsewhere: bool = False
     accelerator: str = ""
     arena: bool = False
     remark: str = ""

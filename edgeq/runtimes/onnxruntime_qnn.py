@@ -14,5 +14,6 @@ INFO = RuntimeInfo(
     suffixes=(".onnx",),
     on_device=on_device.FOLDER / "onnxruntime_qnn.py",
     companions=companions,
+    elsewhere=True,
     accelerator="QNN",
 )

@@ -12,5 +12,6 @@ INFO = RuntimeInfo(
     extra="micro",
     suffixes=(".tflite",),
     on_device=on_device.FOLDER / "tflite_micro.py",
+    elsewhere=True,
     arena=True,
 )
