@@ -35,6 +35,7 @@ class Device:
         missing: the error for a runtime that is not installed there.
         runner: what does them.
         facts: what the host knows of the device better than a worker there can.
+        quick: it is emulated at this machine's own pace, so that nothing is left out.
         shares_host: its processes run on this machine, and as many at once as one likes.
         start: starts a worker ahead of its job, where that can be done.
     """
@@ -45,6 +46,7 @@ class Device:
     missing: Callable[[RuntimeInfo], DeviceError] = RuntimeInfo.missing
     runner: Runner = field(default_factory=PythonWorker)
     facts: Mapping[str, str] = field(default_factory=dict)
+    quick: bool = False
     shares_host: bool = False
     start: Callable[[str], Started] | None = None
     _environments: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -335,7 +337,8 @@ class Device:
             try:
                 yield folder, self._checked(result, info, paths)
             except (AttributeError, EOFError, LookupError, OSError, TypeError, ValueError) as error:
-                cause = f"its answer cannot be read: {type(error).__name__}: {error}"
+                what = "was not brought back" if isinstance(error, FileNotFoundError) else "cannot be read"
+                cause = f"its answer {what}: {type(error).__name__}: {error}"
                 remedy = "look at the link to it, and at what does the jobs there"
                 raise DeviceError(cause, where=self.name, remedy=remedy) from error
 
@@ -346,7 +349,9 @@ class Device:
         if error["kind"] == "missing":
             raise self.missing(info)
         remedy = "check the arrays against what the artefact takes"
-        if error["kind"] != "input":
+        if error["kind"] == "device":
+            remedy = "name another one with --device"
+        elif error["kind"] != "input":
             remedy = (
                 f"the message is {info.distribution}'s own: check that the file is whole and that this version reads it"
             )

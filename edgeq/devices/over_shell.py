@@ -42,6 +42,9 @@ TOLD = 1 << 16
 """Bytes of what a command wrote to standard error that are kept: the last ones."""
 
 LEASE = """
+for tool in timeout dd tar sha256sum; do
+    command -v $tool > /dev/null || { echo "it has no $tool" >&2; exit 1; }
+done
 base=${1:-${TMPDIR:-/tmp}}; there=$base/edgeq-job
 boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
 umask 077
@@ -159,13 +162,16 @@ async def _leased(start: Start, name: str, base: str) -> AsyncIterator[str]:
     """The job's folder on the device."""
     process = await start(shlex.join(["sh", "-c", LEASE, "edgeq", base, str(SILENCE)]))
     beats = asyncio.create_task(_beat(process))
+    busy = asyncio.Event()
     try:
-        line = await asyncio.wait_for(_free(process), patience())
+        line = await asyncio.wait_for(_free(process, busy), patience())
         if not line:
             said = _text(await process.stderr.read()).strip()
             raise DeviceError(f"no folder can be made on it: {_first(said)}", where=name, remedy=ROOM)
         yield line
     except asyncio.TimeoutError:
+        if not busy.is_set():
+            raise silent(name) from None
         cause = f"another job has kept it busy for {patience() / 60:.3g} minutes"
         raise DeviceError(cause, where=name, remedy="wait for that one, or end it") from None
     finally:
@@ -175,9 +181,9 @@ async def _leased(start: Start, name: str, base: str) -> AsyncIterator[str]:
             await asyncio.wait_for(process.ended(), BEAT)  # until the folder is gone
 
 
-async def _free(process: Process) -> str:
+async def _free(process: Process, busy: asyncio.Event) -> str:
     while (line := _text(await process.stdout.readline()).strip()) == "busy":
-        pass
+        busy.set()
     return line
 
 

@@ -42,7 +42,7 @@ def processor(ort: Any, qnn: Any, emulated: bool) -> Any:
     found = [one for one in ort.get_ep_devices() if one.ep_name == PROVIDER]
     real = [one for one in found if one.device.type == ort.OrtHardwareDeviceType.NPU]
     if not found or not (real or emulated):
-        raise WorkerError("input", "there is no Hexagon processor here; its emulation is the device hexagon")
+        raise WorkerError("device", "there is no Hexagon processor here; its emulation is the device hexagon")
     return found[0] if emulated else real[0]
 
 

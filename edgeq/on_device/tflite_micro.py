@@ -20,7 +20,7 @@ KERNEL = "micro kernel"
 def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     """An interpreter with an arena that is large enough. Microcontrollers are emulated, whatever this machine is."""
     if not how.emulated:
-        raise WorkerError("input", "this machine is no microcontroller; its emulation is the device micro")
+        raise WorkerError("device", "this machine is no microcontroller; its emulation is the device micro")
     module = find()[0]
     with open(path, "rb") as file:
         content = file.read()

@@ -30,7 +30,8 @@ The job:
 
 The first axis of every input file counts samples. One call takes one sample, or as many as the model's leading
 dimension fixes. A failure is {"error": {"kind", "type", "message", "artifact"}}, where kind is "missing" (the runtime
-is not installed), "input" (the arrays do not fit the model) or "runtime" (what the runtime itself said).
+is not installed), "input" (the arrays do not fit the model), "device" (this is no such one) or "runtime" (what the
+runtime itself said).
 """
 
 # ruff: noqa: B905  (zip has no `strict` before Python 3.10)

@@ -66,7 +66,7 @@ def forgetful(folder: Path, command: Any, on_line: Any) -> Exit:
 
 @pytest.mark.parametrize(
     ("link", "told"),
-    [(cut_off, "SIGTERM"), (half, "no result"), (unreachable, "No route to host"), (forgetful, "not brought back")],
+    [(cut_off, "SIGTERM"), (half, "no result"), (unreachable, "No route to host"), (forgetful, "was not brought back")],
 )
 def test_a_link_that_fails_is_an_error_of_its_device(link: Any, told: str, tmp_path: Path) -> None:
     board = Device("board", False, link)

@@ -47,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Build, Path]:
 def test_a_build_is_proved_and_its_times_are_none(built: tuple[Build, Path]) -> None:
     build, _ = built
     assert build.validated and build.emulated and build.speed is None and build.accuracy is not None
-    assert build.device == "micro" and build.runtime == MICRO
+    assert build.device == "micro" and build.runtime == MICRO and build.accuracy.samples == 128, "all of them"
     assert {row.op for row in build.placements} >= {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
     assert all(row.integer is not False and row.where == "micro kernel" for row in build.placements)
 
