@@ -135,9 +135,8 @@ def test_without_evaluation_nothing_is_called_validated(files: Path, tmp_path: P
     assert report.builds[0].accuracy is None and report.builds[0].speed is None
 
 
-@pytest.mark.parametrize("target", ["nvidia-gpu", "npu-intel"])
-def test_target_that_cannot_run_here_is_exported_and_says_so(files: Path, tmp_path: Path, target: str) -> None:
-    report = build(files, tmp_path / "out", target=target)
+def test_target_that_cannot_run_here_is_exported_and_says_so(files: Path, tmp_path: Path) -> None:
+    report = build(files, tmp_path / "out", target="nvidia-gpu")
     assert report.verdict == "not validated"
     assert report.builds[0].not_validated_because
     assert (tmp_path / "out" / "model.onnx").is_file()
