@@ -331,10 +331,10 @@ class Device:
                 cause = f"the link to it failed: {type(error).__name__}: {error}"
                 raise DeviceError(cause, where=self.name, remedy="look whether the device is there") from error
             paths = {key: str(candidate.path) for key, (candidate, _) in artifacts.items()}
-            result = self.runner.result(folder, lines)
-            if result is None:
-                raise without_result(self.name, ended, " ".join(paths.values()))
             try:
+                result = self.runner.result(folder, lines)
+                if result is None:
+                    raise without_result(self.name, ended, " ".join(paths.values()))
                 yield folder, self._checked(result, info, paths)
             except (AttributeError, EOFError, LookupError, OSError, TypeError, ValueError) as error:
                 what = "was not brought back" if isinstance(error, FileNotFoundError) else "cannot be read"
