@@ -44,7 +44,7 @@ def preflight(
 ) -> int:
     """Run an artefact on the CPUs of its family: which answers differ, from which layer on, and why.
 
-    Exit code 3 where answers differ, 5 where fewer than two of the CPUs can be reached.
+    Exit code 3 where answers differ, 5 where the reference, or all others, cannot be run.
     """
     if remedy is not None:
         if not artifact.is_dir():

@@ -130,7 +130,7 @@ class _Model:
         interface = open_local().interface(Candidate(folder / staged["path"], "litert"))
         self.inputs, self.outputs = ([_plain(port) for port in some] for some in (interface.inputs, interface.outputs))
         self.first, self.written = _places(folder / staged["path"], self.inputs, self.outputs)
-        arrays = {name: _array(folder, one) for name, one in staged["inputs"].items()}
+        arrays = {name: worker.mapped(one, str(folder)) for name, one in staged["inputs"].items()}
         self.calls = worker.bind(self.inputs, arrays, by_order=True) if arrays else worker.Binding(0, lambda call: [])
         self._folder, self._path = folder, staged["path"]
         self._flags = [f"--graph={staged['path']}", f"--use_xnnpack={KERNELS[kernels]}", "--min_secs=0"]
@@ -230,14 +230,6 @@ def _places(path: Path, *ends: Sequence[worker.Port]) -> list[list[int]]:
 
 def _plain(port: Port) -> worker.Port:
     return worker.Port(**{**asdict(port), "names": list(port.names), "shape": list(port.shape)})
-
-
-def _array(folder: Path, values: Any) -> NDArray[Any]:
-    if isinstance(values, dict):
-        at, shape = values["offset"], tuple(values["shape"])
-        return np.memmap(folder / values["file"], np.dtype(values["dtype"]), "r", at, shape)
-    found: NDArray[Any] = np.load(folder / values, mmap_mode="r")
-    return found
 
 
 def _progress(done: int, total: int) -> str:

@@ -1,4 +1,4 @@
-"""A link through a shell on the device: `sh`, `tar` and `sha256sum` are all that has to be there.
+"""A link through a shell on the device: `sh`, `tar`, `sha256sum`, `timeout` and `dd` are all that has to be there.
 
 A lease is held for as long as a job takes. It is a shell there that hears of this process every few seconds. When it
 hears nothing any more, for whatever reason, it ends the job and removes its folder. There is one folder, so that a
@@ -91,7 +91,8 @@ class Process(NamedTuple):
     """A command on the device.
 
     Attributes:
-        ended: waits for it; its exit status, negative for a signal, None where the connection broke.
+        ended: waits for it; its exit status, None where the connection broke. A signal is its number below zero, or
+            128 above it, as shells say it.
     """
 
     stdin: Any
@@ -322,6 +323,7 @@ async def _sums(start: Start, name: str, there: str) -> dict[str, str]:
 
 
 def silent(name: str) -> DeviceError:
+    """The error for a device that does not answer in time."""
     return DeviceError(
         f"it has said nothing for {patience() / 60:.3g} minutes",
         where=name,

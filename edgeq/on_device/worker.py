@@ -504,12 +504,12 @@ def execute(job: Dict[str, Any], ahead: Optional[Runtime], current: List[str]) -
     raise WorkerError("input", "unknown task %r" % task)
 
 
-def mapped(values: Any) -> np.ndarray:
-    """An array of a job, which is read where its file lies."""
+def mapped(values: Any, folder: str = "") -> np.ndarray:
+    """An array of a job, which is read where its file lies: in a folder, or in the one that this process is in."""
     if isinstance(values, dict):
         shape = tuple(values["shape"])
-        return np.memmap(values["file"], np.dtype(values["dtype"]), "r", values["offset"], shape)
-    array: np.ndarray = np.load(values, mmap_mode="r")
+        return np.memmap(os.path.join(folder, values["file"]), np.dtype(values["dtype"]), "r", values["offset"], shape)
+    array: np.ndarray = np.load(os.path.join(folder, values), mmap_mode="r")
     return array
 
 

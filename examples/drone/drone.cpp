@@ -203,7 +203,8 @@ int main(int argc, char** argv) {
     bool known = true;
     for (const auto& option : options) {
         static const char* names[] = {"--frames", "--golden", "--hz", "--count", "--threads", "--tolerance"};
-        known = known && std::any_of(std::begin(names), std::end(names), [&](const char* name) { return option.first == name; });
+        known = known && std::any_of(std::begin(names), std::end(names),
+                                     [&](const char* name) { return option.first == name; });
     }
     const bool golden = options.count("--golden") == 1;
     if (!known || argc < 2 || argc % 2 != 0 || golden == (options.count("--frames") == 1)) {
@@ -216,7 +217,7 @@ int main(int argc, char** argv) {
     try {
         Model model(argv[1], static_cast<int>(number(options, "--threads", 1, 0, 1024)));
         if (golden) return prove(model, options["--golden"], number(options, "--tolerance", 0, 0, 1e30));
-        return fly(model, options["--frames"], number(options, "--hz", 30, 1e-3, 1e5),
+        return fly(model, options["--frames"], number(options, "--hz", 30, 1e-3, 1e9),
                    static_cast<size_t>(number(options, "--count", 0, 0, 1e15)));
     } catch (const std::exception& error) {
         std::fprintf(stderr, "drone: %s\n", error.what());

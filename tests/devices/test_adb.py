@@ -116,4 +116,5 @@ def test_a_build_is_proved_through_it_as_on_this_machine(
 def test_the_stand_in_has_androids_shell(android: Android) -> None:
     if shutil.which("mksh") is None or shutil.which("toybox") is None:
         pytest.skip("there is no mksh or no toybox: apt-get install mksh toybox")
-    subprocess.run([_adb(), "-s", android.serial, "shell", "-T", '[ -n "$KSH_VERSION" ]'], check=True)
+    asked = [_adb(), "-s", android.serial, "shell", "-T", '[ -n "$KSH_VERSION" ]']
+    assert subprocess.run(asked, check=False).returncode == 0
