@@ -121,7 +121,8 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         metavar="M",
-        help="top-5, mean-iou, or your own PKG.MOD:FN(outputs, labels). Without it, top-1 where there are labels.",
+        help="top-5, mean-iou, coco:DETECTOR.toml, or your own PKG.MOD:FN(outputs, labels). "
+        "Without it, top-1 where there are labels.",
         rich_help_panel=_DATA,
     ),
 ]

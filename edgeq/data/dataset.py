@@ -43,7 +43,7 @@ def make_dataset(
         digest.update(f"{spec.name}\0{array.dtype}\0{array.shape}\0".encode())
         digest.update(places[spec.name].sha256 if spec.name in places else _digest(array))
     if labels is not None:
-        digest.update(b"labels\0" + np.ascontiguousarray(labels, np.int64).tobytes())
+        digest.update(b"labels\0" + np.ascontiguousarray(labels).tobytes())
     return Dataset(
         inputs={spec.name: inputs[spec.name] for spec in specs},
         labels=labels,
@@ -111,7 +111,7 @@ class Dataset:
     Attributes:
         inputs: for each input of the model, in its order, an array `[N, ...]` of the model's type; the trailing axes
             are `InputSpec.sample_shape`. It may be read from its file when it is asked for.
-        labels: class indices `[N]`, int64, or None.
+        labels: class indices `[N]`, int64; boxes (see `edgeq.data.boxes`); what a metric takes, `[N, ...]`; or None.
         source: where the samples came from, for people.
         sha256: over names, types, shapes, values and labels; the file format does not enter.
         specs: the inputs that the arrays were checked against.

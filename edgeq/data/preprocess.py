@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgeq.data.boxes import Boxes
 from edgeq.errors import UsageError
 from edgeq.toml import read_toml
 
@@ -64,12 +65,29 @@ def _target_size(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[
     return max(1, int(wanted * width / height)), wanted
 
 
+def _sides(wanted: int | tuple[int, int]) -> tuple[int, int]:
+    """Width and height."""
+    return (wanted[1], wanted[0]) if isinstance(wanted, tuple) else (wanted, wanted)
+
+
+def _start(whole: int, part: int) -> int:
+    """Where a part begins that is cut out of the middle."""
+    return round((whole - part) / 2)
+
+
 def _centre(image: Image.Image, wanted: int | tuple[int, int]) -> Image.Image:
-    height, width = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+    width, height = _sides(wanted)
     if image.width < width or image.height < height:
         raise ValueError(f"it is {image.width}x{image.height}, smaller than the crop of {width}x{height}")
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    left, top = _start(image.width, width), _start(image.height, height)
     return image.crop((left, top, left + width, top + height))
+
+
+def _boxed(image: Image.Image, whole: tuple[int, int], fill: int) -> Image.Image:
+    """The image in the middle of a larger one."""
+    larger = Image.new(image.mode, whole, (fill,) * len(image.getbands()))
+    larger.paste(image, ((whole[0] - image.width) // 2, (whole[1] - image.height) // 2))
+    return larger
 
 
 class Preprocess(BaseModel):
@@ -82,6 +100,8 @@ class Preprocess(BaseModel):
 
     size: _Size | None = None
     """Resize: one number for the shorter side, keeping the shape; `[height, width]` for exactly that."""
+    letterbox: Annotated[int, Field(ge=0, le=255)] | None = None
+    """Keep the shape: the image is fitted into `size`, in its middle, and what is left is filled with this value."""
     resample: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
     crop: _Size | None = None
     """Cut out the centre: a square, or `[height, width]`."""
@@ -102,6 +122,12 @@ class Preprocess(BaseModel):
                 raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
         return self
 
+    @model_validator(mode="after")
+    def _box_has_sides(self) -> Preprocess:
+        if self.letterbox is not None and not isinstance(self.size, tuple):
+            raise ValueError("letterbox needs size = [height, width]")
+        return self
+
     @property
     def channels(self) -> int:
         return 1 if self.order == "gray" else 3
@@ -113,7 +139,9 @@ class Preprocess(BaseModel):
             ValueError: the image is smaller than the crop.
         """
         if self.size is not None:
-            image = image.resize(_target_size(image.size, self.size), _RESAMPLE[self.resample])
+            image = image.resize(self._resized(image.size), _RESAMPLE[self.resample])
+        if self.letterbox is not None:
+            image = _boxed(image, self._whole(image.size), self.letterbox)
         if self.crop is not None:
             image = _centre(image, self.crop)
         pixels = np.asarray(image.convert("L") if self.order == "gray" else image, np.float32)
@@ -122,6 +150,36 @@ class Preprocess(BaseModel):
             pixels = pixels[..., ::-1]
         values = (pixels / np.float32(self.scale) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "NCHW" else values, np.float32)
+
+    def boxes(self, boxes: Boxes, size: tuple[int, int]) -> Boxes:
+        """Boxes [M, 6] of an image (see `edgeq.data.boxes`) in parts of what `apply` makes of it.
+
+        Args:
+            size: width and height of the upright image.
+        """
+        resized = self._resized(size)
+        whole = self._whole(resized)
+        cropped = _sides(self.crop) if self.crop is not None else whole
+        moved: Boxes = boxes.copy()
+        for axis in (0, 1):
+            start = (whole[axis] - resized[axis]) // 2 - _start(whole[axis], cropped[axis])
+            moved[:, 1 + axis] = (boxes[:, 1 + axis] * resized[axis] + start) / cropped[axis]
+            moved[:, 3 + axis] = boxes[:, 3 + axis] * resized[axis] / cropped[axis]
+        return moved
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height behind the resizing."""
+        if self.size is None:
+            return size
+        wanted = _target_size(size, self.size)
+        if self.letterbox is None:
+            return wanted
+        share = min(wanted[0] / size[0], wanted[1] / size[1])
+        return max(1, round(size[0] * share)), max(1, round(size[1] * share))
+
+    def _whole(self, resized: tuple[int, int]) -> tuple[int, int]:
+        """Width and height with what the letterbox adds."""
+        return resized if self.letterbox is None or self.size is None else _target_size(resized, self.size)
 
 
 PRESETS = {

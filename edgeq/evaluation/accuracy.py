@@ -181,16 +181,18 @@ def _judge(
     seconds: float,
 ) -> tuple[float, float, Interval]:
     """The metric's score for the float model and the artefact, and its drop."""
-    before, after = per_sample(reference), per_sample(measured)
+    before, after = (list(metric.prepared(per_sample(outputs), labels)) for outputs in (reference, measured))
     sign = 1.0 if metric.higher_is_better else -1.0
 
     def drop(indices: NDArray[np.intp]) -> float:
         chosen = None if labels is None else labels[indices]
-        gap = metric.score(choose(before, indices), chosen) - metric.score(choose(after, indices), chosen)
+        gap = metric.score_prepared(choose(before, indices), chosen) - metric.score_prepared(
+            choose(after, indices), chosen
+        )
         return sign * gap + 0.0  # + 0.0 turns -0.0 into 0.0
 
     interval = paired_bootstrap(drop, len(before), seed=seed, seconds=seconds)
-    return metric.score(before, labels), metric.score(after, labels), interval
+    return metric.score_prepared(before, labels), metric.score_prepared(after, labels), interval
 
 
 def check_outputs(reference: Sequence[Array], measured: Sequence[Array]) -> None:

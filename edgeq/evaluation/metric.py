@@ -1,14 +1,13 @@
-"""The user's own measure of quality: a function `package.module:function`, called as `function(outputs, labels)`."""
+"""A measure of quality: a function of outputs and labels. One of edgeq's by its name, or the user's own by
+`package.module:function`."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import importlib
 import inspect
 import math
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
+from edgeq.data.function import resolve
+from edgeq.errors import EdgeqError, UsageError
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,17 @@ class Metric:
             array without the batch axis, or a tuple of them where the model has several outputs.
         higher_is_better: False for errors and losses.
         unit: "%" makes a limit such as "1%" one percentage point; any other unit makes it relative.
+        prepare: what can be worked out of each sample alone, since the function is called about a thousand times on
+            samples drawn with replacement: from N outputs and N labels to N things, which it gets in place of outputs.
+        settings: hash of what else decides a score, such as a file that the metric was made from.
     """
 
     name: str
     function: Callable[..., Any]
     higher_is_better: bool = True
     unit: str = ""
+    prepare: Callable[..., list[Any]] | None = None
+    settings: str = ""
 
     def score(self, outputs: Sequence[Any], labels: NDArray[Any] | None) -> float:
         """The metric on these samples.
@@ -42,8 +47,31 @@ class Metric:
         Raises:
             UsageError: it raised, or gave something other than one finite number.
         """
+        return self.score_prepared(self.prepared(outputs, labels), labels)
+
+    def prepared(self, outputs: Sequence[Any], labels: NDArray[Any] | None) -> Sequence[Any]:
+        """What `score_prepared` takes, an entry for each sample.
+
+        Raises:
+            UsageError: the outputs or labels are not what the metric takes.
+        """
+        with self._told():
+            return outputs if self.prepare is None else self.prepare(outputs, labels)
+
+    def score_prepared(self, prepared: Sequence[Any], labels: NDArray[Any] | None) -> float:
+        """`score`, of samples that were prepared."""
+        with self._told():
+            score = float(self.function(prepared, labels))
+        if not math.isfinite(score):
+            raise UsageError(f"the metric returned {score}", where=self.name, remedy="return one finite number")
+        return score
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            score = float(self.function(outputs, labels))
+            yield
+        except EdgeqError:
+            raise
         except Exception as error:
             raise UsageError(
                 f"the metric failed: {type(error).__name__}: {error}",
@@ -51,9 +79,6 @@ class Metric:
                 remedy="it is called as metric(outputs, labels) with a list of N outputs and N labels, "
                 "and returns one number",
             ) from error
-        if not math.isfinite(score):
-            raise UsageError(f"the metric returned {score}", where=self.name, remedy="return one finite number")
-        return score
 
 
 def identity(metric: Metric | None) -> str:
@@ -64,7 +89,8 @@ def identity(metric: Metric | None) -> str:
         source = Path(inspect.getsourcefile(metric.function) or "").read_bytes()
     except (TypeError, OSError):
         return ""
-    return f"{metric.name} {metric.unit} {metric.higher_is_better} {hashlib.sha256(source).hexdigest()}"
+    told = metric.name, metric.unit, metric.higher_is_better, metric.settings, hashlib.sha256(source).hexdigest()
+    return " ".join(str(one) for one in told)
 
 
 def load_metric(spec: str) -> Metric:
@@ -73,39 +99,23 @@ def load_metric(spec: str) -> Metric:
     The function may carry the attributes `higher_is_better` (True if missing) and `unit` ("" if missing).
 
     Args:
-        spec: a name in `edgeq.evaluation.metrics.METRICS`, or `package.module:function`.
+        spec: a name in `edgeq.evaluation.metrics.METRICS`; one in `MADE` with a file, as `coco:detector.toml`; or
+            `package.module:function`.
 
     Raises:
         UsageError: the text has another form, or there is no such module or function.
     """
-    from edgeq.evaluation.metrics import METRICS
+    from edgeq.evaluation.metrics import MADE, METRICS
 
     if spec in METRICS:
         return METRICS[spec]
     module_name, _, function_name = spec.partition(":")
+    if module_name in MADE:
+        return MADE[module_name](function_name)
     if not module_name or not function_name:
-        remedy = f"one of {', '.join(METRICS)}, or package.module:function"
+        remedy = f"one of {', '.join(METRICS)}, {', '.join(MADE)}:FILE, or package.module:function"
         raise UsageError(f"{spec!r} is no metric", remedy=remedy)
-    # Last on the path: a file of the user's must not shadow a package that is imported later.
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise UsageError(
-            f"cannot import {module_name!r}: {type(error).__name__}: {error}",
-            where=spec,
-            remedy="the module must be installed, or lie in the current folder",
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        origin = getattr(module, "__file__", None) or "a built-in module"
-        raise UsageError(
-            f"{module_name!r} ({origin}) has no function {function_name!r}",
-            where=spec,
-            remedy="name one of its functions, as MODULE:FUNCTION",
-        )
+    function = resolve(spec, "--metric")
     return Metric(
         name=function_name,
         function=function,

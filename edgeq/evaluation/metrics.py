@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,4 +45,13 @@ def mean_iou(outputs: Sequence[NDArray[Any]], labels: NDArray[Any]) -> float:
     return 100 * float((confusion.diagonal()[occurs] / together[occurs]).mean())
 
 
+def _coco(spec: str) -> Metric:
+    from edgeq.evaluation.detection.coco import coco  # late: an extra
+
+    return coco(spec)
+
+
 METRICS = {name: Metric(name, function, unit="%") for name, function in (("top-5", top_5), ("mean-iou", mean_iou))}
+
+MADE: dict[str, Callable[[str], Metric]] = {"coco": _coco}
+"""Those that need a file or a function of the user's, behind a colon: `coco:detector.toml`."""

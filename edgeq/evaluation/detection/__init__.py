@@ -1,0 +1,1 @@
+"""Detectors: from outputs to boxes, and their mean average precision."""
