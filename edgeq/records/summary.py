@@ -30,6 +30,16 @@ class Where:
         return self.integer + self.floating + self.unknown
 
 
+def some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def fallen_back_text(build: Build) -> str:
+    """What the CPU ran instead of the accelerator; empty where it ran nothing."""
+    return f"on the CPU instead of the accelerator: {some(build.fallen_back)}" if build.fallen_back else ""
+
+
 def in_order(report: Report) -> list[Build]:
     """The builds, the chosen one first."""
     return sorted(report.builds, key=lambda b: b.format != report.chosen)

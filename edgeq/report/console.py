@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -147,15 +146,11 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
     if build.arena_bytes is not None:
         lines.append(("", f"arena: {bytes_text(build.arena_bytes)}, counted by the interpreter on this machine"))
     if build.fallen_back:
-        lines.append(("yellow", f"on the CPU instead of the accelerator: {_some(build.fallen_back)}"))
+        lines.append(("yellow", summary.fallen_back_text(build)))
     left = build.audit.float_operators if build.audit else []
     if left:
-        lines.append(("dim", f"in float: {_some([one.layer for one in left])}"))
+        lines.append(("dim", f"in float: {summary.some([one.layer for one in left])}"))
     return lines
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _files(report: Report) -> list[tuple[str, str]]:

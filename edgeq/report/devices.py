@@ -30,8 +30,9 @@ def render_devices(report: DevicesReport, console: Console) -> None:
         table.add_row(name, *(Text(cell(build)) for build in builds), *("-" for _ in report.unreached))
     console.print(table)
     for device, one in report.reports.items():
-        told = [f"{gate.name} {gate.measured}, limit {gate.limit}" for gate in one.builds[0].gates if not gate.passed]
-        for text in (*told, *one.warnings):
+        build = one.builds[0]
+        told = [f"{gate.name} {gate.measured}, limit {gate.limit}" for gate in build.gates if not gate.passed]
+        for text in filter(None, (build.remark, summary.fallen_back_text(build), *told, *one.warnings)):
             console.print(Text.assemble((device, "bold"), ": ", text), soft_wrap=True)
     for device, why in report.unreached.items():
         console.print(Text.assemble((device, "bold"), f": {why.cause}; {why.remedy}"), soft_wrap=True)
