@@ -15,7 +15,7 @@ from functools import partial
 
 from edgeq.devices.device import Device
 from edgeq.devices.over_shell import Process, Start
-from edgeq.devices.remote import remote, split
+from edgeq.devices.remote import asked, remote, split
 from edgeq.errors import DeviceError, MissingExtraError, UsageError
 
 FOLDER = "/data/local/tmp"
@@ -41,8 +41,10 @@ def open_adb(rest: str) -> Device:
     address, options = split(name, rest)
     if address.path.strip("/"):
         raise UsageError(f"cannot read {name!r}", remedy="adb://SERIAL, as `adb devices` lists it")
-    adb = [_adb(), *(["-s", address.netloc] if address.netloc else [])]
-    return remote(name, partial(_connected, name, adb), replace(options, folder=options.folder or FOLDER))
+    connect = partial(_connected, name, [_adb(), *(["-s", address.netloc] if address.netloc else [])])
+    device = remote(name, connect, replace(options, folder=options.folder or FOLDER))
+    _, told, _ = asyncio.run(asked(name, connect, "getprop ro.boot.qemu"))
+    return replace(device, emulated=True, facts={"emulator": "Android's"}) if told.strip() == "1" else device
 
 
 def _adb() -> str:

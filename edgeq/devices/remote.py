@@ -71,7 +71,12 @@ def split(name: str, rest: str) -> tuple[Any, Options]:
     return address, Options(python, given.get("folder", ""), memory, given.get("benchmark_model", ""))
 
 
-async def _asked(name: str, connect: Connect, script: str, *words: str) -> tuple[int | None, str, str]:
+async def asked(name: str, connect: Connect, script: str, *words: str) -> tuple[int | None, str, str]:
+    """What a script says there: its status, its output, its errors.
+
+    Raises:
+        DeviceError: it cannot be reached, or falls silent.
+    """
     async with connect() as start:
         try:
             return await told(start, script, *words)
@@ -88,11 +93,11 @@ def remote(name: str, connect: Connect, options: Options) -> Device:
 
     link = over_shell(name, connect, options.folder, options.memory)
     if options.benchmark_model:
-        if asyncio.run(_asked(name, connect, '[ -x "$1" ]', options.benchmark_model))[0] != 0:
+        if asyncio.run(asked(name, connect, '[ -x "$1" ]', options.benchmark_model))[0] != 0:
             remedy = f"put it there, and make it executable: chmod +x {options.benchmark_model}"
             raise DeviceError(f"{options.benchmark_model} is no program there", where=name, remedy=remedy)
         return Device(name, False, link, runner=BenchmarkModel(options.benchmark_model))
-    status, out, errors = asyncio.run(_asked(name, connect, HELLO, "", *options.python))
+    status, out, errors = asyncio.run(asked(name, connect, HELLO, "", *options.python))
     machines = out.split()
     if status != 0 or len(machines) != 2:
         said = errors.strip().splitlines()

@@ -65,6 +65,17 @@ def test_files_go_there_and_come_back(android: Android, tmp_path: Path) -> None:
     assert open_device(alone).link(folder, ["true"], lines.append).status == 0
 
 
+def test_androids_emulator_is_taken_for_what_it_is(android: Android, tmp_path: Path) -> None:
+    if not (tmp_path / "bin").exists():
+        pytest.skip("mksh and toybox are not installed: the stand-in has the tools of this machine")
+    getprop = tmp_path / "bin" / "getprop"
+    getprop.write_text('#!/bin/sh\n[ "$1" = ro.boot.qemu ] && echo 1\n')
+    getprop.chmod(0o755)
+    assert open_device(named(android)).emulated
+    getprop.write_text("#!/bin/sh\necho\n")
+    assert not open_device(named(android)).emulated
+
+
 def test_a_pulled_cable_is_told_and_leaves_nothing(android: Android, tmp_path: Path) -> None:
     folder = work(tmp_path)
     device = open_device(named(android))
