@@ -135,8 +135,11 @@ def test_other_bits_of_an_equal_number_are_told(drone: Path, flight: Path) -> No
 def test_what_cannot_be_read_is_exit_code_2(drone: Path, flight: Path) -> None:
     path = flight / "output:onnx:0.npy"
     whole = path.read_bytes()
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1, " * 200_000 + b")}"
     for content, why in {
         b"": "is no .npy file",
+        b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header: "a header that no array",
+        whole.replace(b"(4, ", b"(4" + b"0" * 15 + b", "): "is cut short",
         whole[:40]: "is cut short",
         whole[:-1]: "holds another number of bytes",
         whole.replace(b"<f4", b">f4"): "is not little-endian",
