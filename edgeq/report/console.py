@@ -129,7 +129,7 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
         lines.append(("yellow", f"latency not measured: {build.no_speed_because}"))
     if build.remark:
         lines.append(("yellow", build.remark))
-    if build.sustained is not None:
+    if build.sustained is not None and not build.emulated:
         lines.append(("", summary.sustained_text(build.sustained)))
     if build.precision != "float32":
         lines.append(("", f"what is in float ran in {build.precision}: set the runtime's inference precision to it"))

@@ -67,7 +67,7 @@ def _faster(build: Build) -> str:
 
 
 def _sustained(build: Build) -> str:
-    return "-" if build.sustained is None else times_text(build.sustained.throttled) + " of the time"
+    return "-" if build.sustained is None or build.emulated else times_text(build.sustained.throttled) + " of the time"
 
 
 def _gates(build: Build) -> str:
