@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeq.devices import Candidate
 from edgeq.evaluation.measure import ends_of, fed, measure
 from edgeq.export.artifact import Exporter
-from edgeq.export.audit import audit, confirm
+from edgeq.export.audit import confirm
 from edgeq.plans.describe import describe
 from edgeq.plans.plan import FloatPrecision, Plan, run_options
 from edgeq.prepare import Job
@@ -55,7 +55,7 @@ def write(
         precision: what the runtime is to compute in where layers are in float.
 
     Raises:
-        UnsupportedError: the format cannot hold the model.
+        UnsupportedError: the format cannot hold the model, or its runtime would refuse the file by its documentation.
         AuditError: the file is not what was planned.
     """
     net = job.model
@@ -63,7 +63,7 @@ def write(
     job.warnings.extend(quantized.remarks)
     with job.clock.stage(f"export {runtime.format}"):
         files = exporter.write(quantized, folder)
-        audited = audit(net, quantized, exporter.read_back(quantized, files[0]))
+        audited = exporter.audit(quantized, files[0])
         baseline = exporter.float_model(runtime.format)
     with job.clock.stage("layer errors (simulated)"):
         layers = layer_table(net, quantized, job.calibration_data)

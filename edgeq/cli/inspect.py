@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeq.cli import options as o
+from edgeq.cli.inspect_file import SUFFIX, inspect_file
 from edgeq.cli.shell import Shell
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 def inspect(
     shell: Shell,
-    model: o.ModelFile,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model file as for `deploy`, or an .onnx file that is there already."),
+    ],
     target: Annotated[
         list[str], typer.Option("--target", metavar="T", help="Look at these targets only.", show_default=False)
     ] = [],  # noqa: B006
@@ -26,13 +31,20 @@ def inspect(
     arch: o.Arch = None,
     trust_pickle: o.TrustPickle = False,
 ) -> int:
-    """Show what a model is made of, and what of it each target can run on integers."""
-    from edgeq.frontends.load import from_loaded
-    from edgeq.frontends.read import read
-    from edgeq.lowering.inspect import inspect_model
+    """Show what a model is made of, and what of it each target can run on integers.
+
+    Of an .onnx file that is for a target that cannot be run here: whether it holds the documented rules of its runtime.
+    Exit code 3 where it breaks one.
+    """
     from edgeq.registry.load import load_target, target_names
 
     wanted = [load_target(name) for name in target or target_names()]
+    if model.endswith(SUFFIX):
+        return inspect_file(shell, Path(model), wanted)
+    from edgeq.frontends.load import from_loaded
+    from edgeq.frontends.read import read
+    from edgeq.lowering.inspect import inspect_model
+
     loaded = read(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
     found = inspect_model(from_loaded(loaded), wanted, loaded.notes)
     if shell.json:

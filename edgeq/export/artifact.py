@@ -12,11 +12,14 @@ from typing import Any
 
 from edgeq.cache import Cache
 from edgeq.errors import foreseen
+from edgeq.export.audit import audit
+from edgeq.export.conformance import conformance
 from edgeq.export.stored import Stored
 from edgeq.export.writers import writer
 from edgeq.formats import FORMATS
 from edgeq.model.model import Model
 from edgeq.quantization.quantized import Quantized
+from edgeq.records.schema import Audit
 
 JUDGES = ("scipy.special", "scipy.optimize")
 """What intervals of answers are computed with."""
@@ -96,6 +99,10 @@ class Exporter:
         """What the written file stores."""
         return read_artifact(self.model, quantized, self.conversion(quantized.runtime.format), path)
 
+    def audit(self, quantized: Quantized, path: Path) -> Audit:
+        """`audit_artifact` with this model's conversion."""
+        return audit_artifact(self.model, quantized, self.conversion(quantized.runtime.format), path)
+
 
 def artifact_files(form: str, folder: Path) -> list[Path]:
     """The files of an artefact in its folder, the one that a runtime opens first."""
@@ -120,3 +127,14 @@ def read_artifact(model: Model, quantized: Quantized, conversion: Any, path: Pat
     """What a written file stores."""
     with foreseen(f"reading {path.name} back"):
         return writer(quantized.runtime.format).read_back(model, quantized, conversion, path)
+
+
+def audit_artifact(model: Model, quantized: Quantized, conversion: Any, path: Path) -> Audit:
+    """A written file against the plan, and against the documented rules of a runtime that is not run here.
+
+    Raises:
+        AuditError: it does not store what was planned.
+        ConformanceError: the runtime would refuse it, by its documentation.
+    """
+    found = audit(model, quantized, read_artifact(model, quantized, conversion, path))
+    return found.model_copy(update={"conformance": conformance(quantized.runtime.name, path)})

@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeq.export.artifact import read_artifact, write_artifact
-from edgeq.export.audit import audit
+from edgeq.export.artifact import audit_artifact, write_artifact
 from edgeq.model.model import Model
 from edgeq.quantization.quantized import Quantized
 
@@ -33,12 +32,12 @@ def write_for(model: Model, quantized: Quantized, conversion: Any, place: Path |
 
     Raises:
         AuditError: the file does not store what was planned.
-        UnsupportedError: the format cannot hold the model.
+        UnsupportedError: the format cannot hold the model, or its runtime would refuse the file by its documentation.
     """
     with contextlib.ExitStack() as stack:
         folder = place or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeq-")))
         files = write_artifact(model, quantized, conversion, folder)
-        audit(model, quantized, read_artifact(model, quantized, conversion, files[0]))
+        audit_artifact(model, quantized, conversion, files[0])
         return Written([file.name for file in files], None if place else [file.read_bytes() for file in files])
 
 

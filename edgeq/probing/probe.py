@@ -18,7 +18,6 @@ from edgeq.devices.likeness import unlike
 from edgeq.errors import DeviceError, EdgeqError, MissingExtraError, UnsupportedError, UsageError
 from edgeq.evaluation.measure import Array
 from edgeq.export.artifact import Exporter
-from edgeq.export.audit import audit
 from edgeq.frontends.load import load
 from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
@@ -174,7 +173,7 @@ def _cell(runtime: Runtime, op: OpClass, kernel: Kernel, device: Device, prepare
         quantized = _quantize(net, bare, op, kernel)
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             files = net.exporter.write(quantized, Path(folder))
-            audit(net.model, quantized, net.exporter.read_back(quantized, files[0]))
+            net.exporter.audit(quantized, files[0])
             baseline = net.exporter.float_model(runtime.format)
             seen["converts"] = True
             trial = _trial(

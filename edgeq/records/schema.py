@@ -139,6 +139,33 @@ class FloatOperator(Strict):
     reason: str
 
 
+class Breach(Strict):
+    """A place where a file breaks a documented rule of its runtime."""
+
+    rule: str
+    node: str
+    cause: str
+    text: str
+    """The rule, in words."""
+    remedy: str
+    source: str
+    refused: bool
+    """Whether the runtime refuses such a file, or computes something else; else it runs it, slower than it might."""
+
+
+class Conformance(Strict):
+    """A file against the documented rules of a runtime that is not run here."""
+
+    rulebook: str
+    rules: int
+    breaches: list[Breach]
+
+    @property
+    def refusals(self) -> list[Breach]:
+        """Those for which the runtime would refuse the file, or compute something else."""
+        return [breach for breach in self.breaches if breach.refused]
+
+
 class Audit(Strict):
     """The written file against the plan."""
 
@@ -146,6 +173,8 @@ class Audit(Strict):
     bytes_checked: int
     integer_mac_percent: float
     float_operators: list[FloatOperator]
+    conformance: Conformance | None = None
+    """None for a runtime without documented rules, which is run."""
 
 
 class Layer(Strict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeq.numerics import SQNR_END
-from edgeq.records.schema import Accuracy
+from edgeq.records.schema import Accuracy, Conformance
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -81,3 +81,16 @@ def drop_text(drop: float, accuracy: Accuracy) -> str:
     if accuracy.unit == "%":
         return f"{drop:.2f} points"
     return f"{number(drop)} {accuracy.unit}".rstrip()
+
+
+def conformance_text(found: Conformance) -> str:
+    """not executed; holds TensorRT's rules for explicit quantization (16 of 16, as documented)"""
+    broken = len({breach.rule for breach in found.breaches})
+    held = f"{found.rules - broken} of {found.rules}, as documented"
+    if not broken:
+        return f"not executed; holds {found.rulebook} ({held})"
+    if found.refusals:
+        return f"not executed; breaks {found.rulebook} ({held})"
+    places = "; ".join(f"{breach.node}: {breach.cause}" for breach in found.breaches[:3])
+    more = "" if len(found.breaches) <= 3 else f"; {len(found.breaches) - 3} more"
+    return f"not executed; holds {found.rulebook} ({held}), and is slower than it might be: {places}{more}"

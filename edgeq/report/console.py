@@ -11,7 +11,16 @@ from rich.text import Text
 
 from edgeq.records import summary
 from edgeq.records.schema import Build, Report
-from edgeq.records.wording import bytes_text, drop_text, number, score_text, seconds_text, sqnr_text, times_text
+from edgeq.records.wording import (
+    bytes_text,
+    conformance_text,
+    drop_text,
+    number,
+    score_text,
+    seconds_text,
+    sqnr_text,
+    times_text,
+)
 
 WIDTH = 100
 _VERDICT = {"passed": "bold green", "failed": "bold red", "not validated": "bold yellow"}
@@ -127,6 +136,8 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
         lines.append(("yellow", f"run on an emulated device ({build.device}): accuracy counts, timing does not"))
     if build.validated and not build.emulated and build.speed is None and build.no_speed_because:
         lines.append(("yellow", f"latency not measured: {build.no_speed_because}"))
+    if build.audit is not None and build.audit.conformance is not None:
+        lines.append(("", conformance_text(build.audit.conformance)))
     if build.remark:
         lines.append(("yellow", build.remark))
     if build.sustained is not None and not build.emulated:

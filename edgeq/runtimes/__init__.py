@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edgeq.errors import UsageError
-from edgeq.runtimes import litert, onnxruntime, onnxruntime_qnn, openvino, tflite_micro, vela
+from edgeq.runtimes import litert, onnxruntime, onnxruntime_qnn, openvino, tensorrt, tflite_micro, vela
 from edgeq.runtimes.info import RuntimeInfo
+from edgeq.runtimes.rules import Rulebook
 
 __all__ = ["NOT_RUN", "RUNTIMES", "RuntimeInfo", "on_cpus", "runtime"]
 
@@ -18,8 +19,8 @@ def on_cpus() -> list[RuntimeInfo]:
     return [info for info in RUNTIMES.values() if not info.elsewhere]
 
 
-NOT_RUN = ("tensorrt",)
-"""Runtimes that files are written for, and that nothing is run in here."""
+NOT_RUN: dict[str, Rulebook] = {"tensorrt": tensorrt.RULES}
+"""Runtimes that files are written for, and that nothing is run in here: files are held against their rules."""
 
 
 def runtime(name: str) -> RuntimeInfo:

@@ -401,7 +401,7 @@ def boom(*_: object, **__: object) -> NoReturn:
     raise KeyError("a converter's own")
 
 
-@pytest.mark.parametrize("broken", ["edgeq.export.openvino.write_openvino", "edgeq.build.audit"])
+@pytest.mark.parametrize("broken", ["edgeq.export.openvino.write_openvino", "edgeq.export.artifact.audit"])
 def test_a_format_that_fails_in_any_way_is_its_row_and_the_others_go_on(
     broken: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -452,7 +452,7 @@ def test_a_signal_ends_the_run_and_not_a_format(files: Path, tmp_path: Path, mon
     def stopped(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgeq.build.audit", stopped)
+    monkeypatch.setattr("edgeq.export.artifact.audit", stopped)
     with pytest.raises(KeyboardInterrupt):
         build(files, tmp_path / "out", format="all")
     assert not (tmp_path / "out").exists()

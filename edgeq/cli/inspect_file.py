@@ -1,0 +1,60 @@
+"""`edgeq inspect FILE.onnx`: a file that is there already against the documented rules of what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from edgeq.cli.shell import Shell
+from edgeq.errors import GateError, UsageError
+
+if TYPE_CHECKING:
+    from edgeq.registry.schema import Target
+
+SUFFIX = ".onnx"
+"""What there are rules for."""
+
+
+def inspect_file(shell: Shell, path: Path, targets: Sequence[Target]) -> int:
+    """Holds a file against the rules of the runtimes of these targets; exit code 3 where it breaks one.
+
+    Raises:
+        UsageError: no rules are known for any of them, or it is no ONNX file.
+    """
+    from edgeq.records.wording import conformance_text
+    from edgeq.runtimes import NOT_RUN
+
+    ruled = [(target, one) for target in targets for one in target.runtimes if one.name in NOT_RUN]
+    if not ruled:
+        names = ", ".join(target.name for target in targets)
+        raise UsageError(
+            f"edgeq knows no documented rules for files of {names}: it runs them",
+            where=str(path),
+            remedy="edgeq validate FILE --target T --model MODEL --evaluation DATA",
+        )
+    found = [(target.name, one.name, NOT_RUN[one.name].hold(path)) for target, one in ruled]
+    if shell.json:
+        rows = [{"target": target, "runtime": name} | held.model_dump() for target, name, held in found]
+        shell.document({"source": str(path), "targets": rows})
+    for target, _, held in found:
+        if not shell.json:
+            shell.console.print(Text.assemble((f"{target}: ", "bold"), conformance_text(held)), soft_wrap=True)
+        for breach in held.breaches:
+            what = f"{breach.node or path.name}: {breach.cause}"
+            effect = "" if breach.refused else "; read all the same, and slower than it might be"
+            shell.console.print(Text.assemble((breach.rule, "bold"), f"  {what}"), soft_wrap=True)
+            shell.console.print(Text(f"  rule: {breach.text}{effect}\n  source: {breach.source}"), soft_wrap=True)
+            shell.console.print(Text(f"  remedy: {breach.remedy}"), soft_wrap=True)
+    broken = {breach.rule: held.rulebook for _, _, held in found for breach in held.breaches}
+    if not broken:
+        return 0
+    return shell.tell(
+        GateError(
+            f"the file breaks {', '.join(dict.fromkeys(broken.values()))}: {', '.join(broken)}",
+            where=str(path),
+            remedy="each is told above with its remedy",
+        )
+    )

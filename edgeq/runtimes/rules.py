@@ -1,0 +1,66 @@
+"""A runtime's documented rules for its files, which they are held against where nothing can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.records.schema import Breach, Conformance
+from edgeq.runtimes.onnx_graph import OnnxGraph, read_graph
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        name: what it is called.
+        text: the rule, in words.
+        remedy: what to do about a file that breaks it.
+        source: where it is documented.
+        breaks: (node, what is wrong there) for each place that breaks it.
+        refused: whether the runtime refuses such a file, or computes something else. Else it runs it, slower than it
+            might.
+    """
+
+    name: str
+    text: str
+    remedy: str
+    source: str
+    breaks: Callable[[OnnxGraph], Iterable[tuple[str, str]]]
+    refused: bool = True
+
+
+@dataclass(frozen=True)
+class Rulebook:
+    """The rules of a runtime for ONNX files.
+
+    Attributes:
+        name: `TensorRT's rules for explicit quantization`.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+
+    def hold(self, path: Path) -> Conformance:
+        """Every place where a file breaks a rule.
+
+        Raises:
+            UsageError: it is no ONNX file, or one of its own files is missing.
+        """
+        graph = read_graph(path)
+        breaches = [
+            Breach(
+                rule=rule.name,
+                node=node,
+                cause=cause,
+                text=rule.text,
+                remedy=rule.remedy,
+                source=rule.source,
+                refused=rule.refused,
+            )
+            for rule in self.rules
+            for node, cause in rule.breaks(graph)
+        ]
+        return Conformance(rulebook=self.name, rules=len(self.rules), breaches=breaches)
