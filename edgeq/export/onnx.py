@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_anew import read_anew, round_again
+from edgeq.export.onnx_blocks import dequantize_blocks
 from edgeq.export.onnx_constant import TYPES, constant
 from edgeq.export.onnx_dynamic import multiply_integers
 from edgeq.export.onnx_float import FloatOnnx
@@ -35,7 +36,8 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
 
     Weights are stored as integers under one DequantizeLinear, those of 2 or 4 bits with a Cast to int8 in between;
     biases as int32 where the kernel wants them. Weights of layers that compute in float are integers under a Cast to
-    float, or the places of levels that are gathered, and a product with their scales. A layer whose input is rounded in
+    float, or the places of levels that are gathered, and a product with their scales; where the runtime reads blocks,
+    under one DequantizeLinear too. A layer whose input is rounded in
     every call is a product of integers.
 
     Raises:
@@ -110,8 +112,12 @@ def _store_weights(
     # a linear layer on three dimensions becomes a MatMul, which wants its weight the other way round
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
     if not in_the_file and group.name not in quantized.assignment.kernels:
-        fusible = node.op_type in ("MatMul", "Gemm") and _fusible(group, quantized, weight)
-        real = _expanded(graph, node, f"{group.weight}_quantized", weight, axis, turned=turned, fusible=fusible)
+        name = f"{group.weight}_quantized"
+        if quantized.runtime.dequantizes_blocks and weight.q.scheme.group is not None:
+            real = dequantize_blocks(graph, node, name, weight, turned=turned)
+        else:
+            fusible = node.op_type in ("MatMul", "Gemm") and _fusible(group, quantized, weight)
+            real = _expanded(graph, node, name, weight, axis, turned=turned, fusible=fusible)
         _replace_input(graph, node, 1, real)
         _replace_input(graph, bias_owner, bias_index, constant(graph, f"{group.bias}_corrected", bias))
         return

@@ -26,6 +26,9 @@ _MOVES_INTEGERS = ("DepthToSpace", "Slice")
 """What stands between a QuantizeLinear and its DequantizeLinear (see `edgeq.export.onnx_shuffled`)."""
 
 
+_ALONE = "its weights alone are integers"
+
+
 class _File(NamedTuple):
     """An ONNX graph, and what is asked of it.
 
@@ -121,13 +124,16 @@ def _read_layer(
     bias, bias_scale = _bias(node, constants, producer, file.readers) if group.bias else (None, None)
     bias_dtype = "" if bias is None else str(bias.dtype)
     dequantize = producer.get(node.input[1])
+    blocks = _blocks(dequantize, file, turned)
+    if blocks is not None:
+        return replace(blocks, bias=bias, bias_dtype=bias_dtype), _ALONE
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
         alone = _expanded(node.input[1], constants, types, producer, turned)
         if alone is None:
             return None, ""
         integers = alone.integers.reshape(model.state[group.weight or ""].shape)
         weight = replace(alone, integers=integers, bias=bias, bias_dtype=bias_dtype)
-        return weight, "its weights alone are integers"
+        return weight, _ALONE
     stored = _stored(dequantize.input[0], constants, producer)
     integers, (scale, zero) = constants[stored], (constants[name] for name in dequantize.input[1:])
     integers = integers.T if turned else integers
@@ -138,6 +144,18 @@ def _read_layer(
         return weight, "its input is not quantized"
     narrow = types.get(dequantize.input[0]) in BITS and not low_bits
     return weight, "its weight is not widened to int8" if narrow else None
+
+
+def _blocks(made_by: onnx.NodeProto | None, file: _File, turned: bool) -> StoredWeight | None:
+    """A weight under a DequantizeLinear by blocks (see `edgeq.export.onnx_blocks`), as [outputs, inputs]; None where
+    there is none."""
+    if made_by is not None and made_by.op_type == "Transpose":
+        made_by, turned = file.producer.get(made_by.input[0]), not turned
+    if made_by is None or made_by.op_type != "DequantizeLinear" or not _attribute(made_by, "block_size"):
+        return None
+    integers, scale, *zero = (file.constants[name].T if turned else file.constants[name] for name in made_by.input)
+    point = zero[0] if zero else np.zeros((), np.int32)
+    return StoredWeight(integers, file.types[made_by.input[0]], scale, point, None, "")
 
 
 def _dynamic(node: onnx.NodeProto, file: _File) -> tuple[StoredWeight, str | None]:

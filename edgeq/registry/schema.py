@@ -180,6 +180,9 @@ class Runtime(_Strict):
     """Its files have to say all sizes, so that a call takes one sample."""
     reads_low_bits: bool = False
     """Its integer kernels read weights of fewer than 8 bits as the file stores them. Others are made 8 bits at load."""
+    dequantizes_blocks: bool = False
+    """It reads weights alone, that share scales by groups, under a DequantizeLinear with a `block_size`. Others compute
+    that one in every call, so that their files hold a Cast and a Mul."""
     wrong_convolutions: bool = False
     """On some CPUs it computes some convolutions on integers wrong (see `computed_wrong` in `lowering/assign.py`)."""
     kernels: Annotated[list[Kernel], Field(min_length=1)]
