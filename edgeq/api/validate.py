@@ -33,7 +33,7 @@ from edgeq.registry.schema import Runtime, Target
 from edgeq.report.build import describe_build
 from edgeq.report.conclude import conclude
 from edgeq.request import takes_fields_of
-from edgeq.runtimes import RUNTIMES, runtime
+from edgeq.runtimes import NOT_RUN, RUNTIMES, runtime
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +141,9 @@ def default_device(target: Target) -> str:
         UsageError: there is none.
     """
     if target.execution not in DEVICES:
-        raise UsageError(f"{target.name} cannot be executed from this machine", remedy="name a device with --device")
+        ruled = any(one.name in NOT_RUN for one in target.runtimes)
+        remedy = f"edgeq inspect FILE --target {target.name}" if ruled else "name a device with --device"
+        raise UsageError(f"{target.name} cannot be executed from this machine", remedy=remedy)
     return DEVICES[target.execution]
 
 

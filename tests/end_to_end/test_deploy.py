@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from html import unescape
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -19,6 +20,7 @@ import onnxruntime
 import pytest
 import torch
 import trained_model
+from rich.console import Console
 from torch import nn
 
 from edgeq.api.deploy import deploy
@@ -35,6 +37,7 @@ from edgeq.model.model import Model
 from edgeq.quantization.quantized import Quantized
 from edgeq.records.schema import Audit, Report
 from edgeq.registry.load import load_target
+from edgeq.report.console import render
 
 FORMATS = {"onnx": "model.onnx", "openvino": "model.xml", "tflite": "model.tflite"}
 RUNTIMES = {"openvino": "openvino", "tflite": "ai_edge_litert"}
@@ -138,8 +141,15 @@ def test_without_evaluation_nothing_is_called_validated(files: Path, tmp_path: P
 def test_target_that_cannot_run_here_is_exported_and_says_so(files: Path, tmp_path: Path) -> None:
     report = build(files, tmp_path / "out", target="nvidia-gpu")
     assert report.verdict == "not validated"
-    assert report.builds[0].not_validated_because
+    (made,) = report.builds
+    assert made.not_validated_because and made.audit is not None and made.audit.conformance is not None
+    assert made.audit.conformance.breaches == [] and made.audit.conformance.rules > 10
     assert (tmp_path / "out" / "model.onnx").is_file()
+    words = "ot executed; holds TensorRT's rules for explicit quantization"
+    assert words in unescape((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    shown = io.StringIO()
+    render(report, Console(file=shown, width=300), None)
+    assert words in shown.getvalue()
 
 
 def test_overlap_of_the_data_is_reported(files: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeq.cli.app import run
 from edgeq.errors import UsageError
 from edgeq.records.schema import Conformance
+from edgeq.records.wording import conformance_text
 from edgeq.runtimes import NOT_RUN
 
 CHANNELS, TOKENS, BLOCK = 8, 64, 64
@@ -345,3 +346,16 @@ def test_a_target_that_is_run_has_no_rules(tmp_path: Path, capsys: pytest.Captur
     held(right(), tmp_path)
     assert run(["inspect", str(tmp_path / "file.onnx"), "--target", "x86-avx512"]) == 2
     assert "edgeq validate" in capsys.readouterr().err
+
+
+def test_what_costs_time_alone_is_told_as_that(tmp_path: Path) -> None:
+    model = right()
+    one_side(model)
+    slow = held(model, tmp_path)
+    assert slow.refusals == []
+    said = conformance_text(slow)
+    assert said.startswith("not executed; holds") and "slower than it might be: sum: " in said
+    asymmetric(model)
+    refused = held(model, tmp_path)
+    assert [breach.rule for breach in refused.refusals] == ["zero point", "zero point"]
+    assert conformance_text(refused).startswith("not executed; breaks") and f"of {len(BOOK.rules)}" in said

@@ -110,15 +110,17 @@ def work_of(model: Model, runtime: Runtime, group: Group, choice: str, precision
     Args:
         precision: what stays in float is computed and kept in this.
     """
-    # weights alone are expanded when the file is loaded: what runs is a float layer
-    kernel = runtime.kernel(group.op, choice) if on_integers(choice) or dynamic(choice) else None
+    # weights alone are expanded when the file is loaded, unless they are read by blocks: what runs is a float layer
+    chosen = runtime.kernel(group.op, choice)
+    kernel = chosen if on_integers(choice) or dynamic(choice) else None
+    kept = chosen if runtime.dequantizes_blocks and chosen is not None and chosen.weight_group is not None else kernel
     dtype = precision if kernel is None else kernel.activations.removeprefix("u")
     read = WIDTHS[precision if dynamic(choice) else dtype]
     if kernel is not None and kernel.weights is not None and kernel.weights.removeprefix("u") != dtype:
         dtype = f"{dtype}_{kernel.weights.removeprefix('u')}"
     as_read = kernel is None or kernel.float_ends or writes_integers(model, runtime, group)
     written = read if as_read else WIDTHS[precision]
-    weights = WIDTHS[precision] * group.parameters if kernel is None else stored_bytes(model, group, kernel)
+    weights = WIDTHS[precision] * group.parameters if kept is None else stored_bytes(model, group, kept)
     values = read * sum(elements(model, name) for name in group.inputs) + written * elements(model, group.output)
     if group.op == "reshape" or model.nodes[group.root].target == "operator.getitem":
         values = 0.0  # another view of the same numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,19 @@ def test_weights_on_a_bus_of_their_own_come_beside_the_rest() -> None:
     work = work_of(model, runtime, model.groups[1], "w8a8", "float32")
     assert (work.weights, work.values) == (64 + 8, 3840 + 240)
     assert roof.price(work) == pytest.approx((64 + 8) / 0.1e6)
+
+
+def test_weights_that_are_read_by_blocks_stay_small() -> None:
+    torch.manual_seed(0)
+    model = load(nn.Sequential(nn.Linear(128, 10)).eval(), example=(torch.randn(2, 128),))
+    (runtime,) = load_target("nvidia-gpu").runtimes
+    (group,) = model.groups
+    by_choice = {c: work_of(model, runtime, group, c, "float16") for c in ("w8a8", "w4g64", FLOAT)}
+    assert by_choice["w4g64"].weights == 128 * 10 / 2 + 10 * 4
+    assert by_choice[FLOAT].weights == 2 * (128 * 10 + 10)
+    # multiplied in float all the same, and from and to float
+    assert replace(by_choice["w4g64"], weights=0) == replace(by_choice[FLOAT], weights=0)
+    assert by_choice["w8a8"].weights == 128 * 10 + 10 * 4
 
 
 def test_what_a_profile_does_not_know_is_no_guess() -> None:
