@@ -331,6 +331,39 @@ def test_the_command_tells_rule_place_and_remedy(tmp_path: Path, capsys: pytest.
     assert "zero point, residual" in captured.err
 
 
+def test_another_quantizer_has_to_be_told(tmp_path: Path) -> None:
+    """ONNX Runtime's own breaks rules by default, and holds them with the settings of NVIDIA's Model Optimizer."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    shape = (CHANNELS, CHANNELS, 3, 3)
+    weights = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["image", "w0", "b"], ["first"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["first"], ["relu"], "relu"),
+        helper.make_node("Conv", ["relu", "w1", "b"], ["second"], "second", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["second", "relu"], ["sum"], "sum"),
+    ]
+    held_in_it = [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)]
+    held_in_it.append(numpy_helper.from_array(np.ones(CHANNELS, np.float32), "b"))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, CHANNELS, 4, 4)) for name in ("image", "sum")]
+    graph = helper.make_graph(nodes, "float", ends[:1], ends[1:], held_in_it)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "f.onnx")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            self.left = list(np.random.default_rng(2).normal(size=(4, 1, CHANNELS, 4, 4)).astype(np.float32))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return {"image": self.left.pop()} if self.left else None
+
+    def rules(**how: object) -> set[str]:
+        quantization.quantize_static(tmp_path / "f.onnx", tmp_path / "q.onnx", Reader(), **how)
+        return {breach.rule for breach in BOOK.hold(tmp_path / "q.onnx").breaches}
+
+    assert {"bias", "quantized type", "zero point"} <= rules(activation_type=quantization.QuantType.QUInt8)
+    told = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
+    assert rules(per_channel=True, extra_options=told) == set()
+
+
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x0a\x12\x00"])
 def test_what_is_no_model_is_refused(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "file.onnx"
