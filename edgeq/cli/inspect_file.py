@@ -46,8 +46,8 @@ def inspect_file(shell: Shell, path: Path, targets: Sequence[Target]) -> int:
             what = f"{breach.node or path.name}: {breach.cause}"
             effect = "" if breach.refused else "; read all the same, and slower than it might be"
             shell.console.print(Text.assemble((breach.rule, "bold"), f"  {what}"), soft_wrap=True)
-            shell.console.print(Text(f"  rule: {breach.text}{effect}\n  source: {breach.source}"), soft_wrap=True)
-            shell.console.print(Text(f"  remedy: {breach.remedy}"), soft_wrap=True)
+            for line in (f"rule: {breach.text}{effect}", f"source: {breach.source}", f"remedy: {breach.remedy}"):
+                shell.console.print(Text(f"  {line}"), soft_wrap=True)
     broken = {breach.rule: held.rulebook for _, _, held in found for breach in held.breaches}
     if not broken:
         return 0

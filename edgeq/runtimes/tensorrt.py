@@ -34,7 +34,7 @@ RULES = Rulebook(
         Rule(
             "zero point",
             "quantization is symmetric: every zero point is the constant 0, one for each scale",
-            "calibrate for symmetric int8, or leave the zero point out",
+            "calibrate for symmetric int8",
             f"{_HEADER}, IQuantizeLayer and IDequantizeLayer; {_OPERATORS}, y_zero_point must be 0",
             values.zero_points,
         ),

@@ -327,7 +327,7 @@ def test_the_command_tells_rule_place_and_remedy(tmp_path: Path, capsys: pytest.
     assert told["zero point"]["refused"] and not told["residual"]["refused"]
     assert run(["inspect", path, "--target", "nvidia-gpu"]) == 3
     captured = capsys.readouterr()
-    assert "its zero point is 5" in captured.out and "remedy:" in captured.out and "https://" in captured.out
+    assert "its zero point is 5" in captured.out and "\n  remedy:" in captured.out and "https://" in captured.out
     assert "zero point, residual" in captured.err
 
 
