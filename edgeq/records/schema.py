@@ -139,6 +139,10 @@ class FloatOperator(Strict):
     reason: str
 
 
+COMPILES = "compiles"
+"""What is told as a rule where a compiler refused the file."""
+
+
 class Breach(Strict):
     """A place where a file breaks a documented rule of its runtime."""
 
@@ -159,6 +163,8 @@ class Conformance(Strict):
     rulebook: str
     rules: int
     breaches: list[Breach]
+    compiled_by: str = ""
+    """What took the file as the runtime would, and for which device; empty where nothing here does, or it refused."""
 
     @property
     def refusals(self) -> list[Breach]:

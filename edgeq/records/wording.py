@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeq.numerics import SQNR_END
-from edgeq.records.schema import Accuracy, Conformance
+from edgeq.records.schema import COMPILES, Accuracy, Conformance
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -85,12 +85,13 @@ def drop_text(drop: float, accuracy: Accuracy) -> str:
 
 def conformance_text(found: Conformance) -> str:
     """not executed; holds TensorRT's rules for explicit quantization (16 of 16, as documented)"""
-    broken = len({breach.rule for breach in found.breaches})
+    broken = len({breach.rule for breach in found.breaches} - {COMPILES})
     held = f"{found.rules - broken} of {found.rules}, as documented"
-    if not broken:
-        return f"not executed; holds {found.rulebook} ({held})"
+    compiled = f"; compiled by {found.compiled_by}" if found.compiled_by else ""
+    if not found.breaches:
+        return f"not executed{compiled}; holds {found.rulebook} ({held})"
     if found.refusals:
-        return f"not executed; breaks {found.rulebook} ({held})"
+        return f"not executed; breaks {found.rulebook} ({held})" if broken else "not executed; the compiler refuses it"
     places = "; ".join(f"{breach.node}: {breach.cause}" for breach in found.breaches[:3])
     more = "" if len(found.breaches) <= 3 else f"; {len(found.breaches) - 3} more"
-    return f"not executed; holds {found.rulebook} ({held}), and is slower than it might be: {places}{more}"
+    return f"not executed{compiled}; holds {found.rulebook} ({held}), and is slower than it might be: {places}{more}"

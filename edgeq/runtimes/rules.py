@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.records.schema import Breach, Conformance
+from edgeq.records.schema import COMPILES, Breach, Conformance
 from edgeq.runtimes.onnx_graph import OnnxGraph, read_graph
+from edgeq.runtimes.tensorrt_rtx import Compiled
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Rulebook:
 
     Attributes:
         name: `TensorRT's rules for explicit quantization`.
+        compiler: what takes the file as the runtime would, where it is installed.
     """
 
     name: str
     rules: tuple[Rule, ...]
+    compiler: Callable[[Path], Compiled | None] = lambda path: None
 
     def hold(self, path: Path) -> Conformance:
         """Every place where a file breaks a rule.
@@ -63,4 +66,20 @@ class Rulebook:
             for rule in self.rules
             for node, cause in rule.breaks(graph)
         ]
-        return Conformance(rulebook=self.name, rules=len(self.rules), breaches=breaches)
+        compiled = self.compiler(path)
+        if compiled is not None and compiled.refused:
+            breaches.append(_refused(compiled))
+        by = "" if compiled is None or compiled.refused else compiled.by
+        return Conformance(rulebook=self.name, rules=len(self.rules), breaches=breaches, compiled_by=by)
+
+
+def _refused(compiled: Compiled) -> Breach:
+    return Breach(
+        rule=COMPILES,
+        node=compiled.node,
+        cause=compiled.refused,
+        text=f"{compiled.by} takes the file",
+        remedy="mend what it names, or leave the layer in float",
+        source="the compiler itself",
+        refused=True,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from edgeq.runtimes import tensorrt_places as places
 from edgeq.runtimes import tensorrt_values as values
 from edgeq.runtimes.rules import Rule, Rulebook
+from edgeq.runtimes.tensorrt_rtx import compile_file
 
 _GUIDE = (
     "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html"
@@ -146,5 +147,6 @@ RULES = Rulebook(
             refused=False,
         ),
     ),
+    compile_file,
 )
 """Scales by channel of a ConvTranspose are no refusal: Model Optimizer writes them along axis 1."""

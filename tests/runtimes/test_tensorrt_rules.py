@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from edgeq.records.wording import conformance_text
 from edgeq.runtimes import NOT_RUN
 
 CHANNELS, TOKENS, BLOCK = 8, 64, 64
-BOOK = NOT_RUN["tensorrt"]
+BOOK = dataclasses.replace(NOT_RUN["tensorrt"], compiler=lambda path: None)
+"""The rules as they are documented; NVIDIA's compiler has a test of its own."""
 Break = Callable[[onnx.ModelProto], None]
 
 
@@ -251,7 +253,8 @@ def test_a_file_that_holds_the_rules_is_told_so(tmp_path: Path, capsys: pytest.C
     assert found.breaches == [] and found.rules == len(BOOK.rules)
     assert run(["inspect", str(tmp_path / "file.onnx"), "--target", "nvidia-gpu"]) == 0
     said = capsys.readouterr().out
-    assert "not executed; holds TensorRT's rules for explicit quantization" in said and "as documented" in said
+    assert "not executed" in said and "holds TensorRT's rules for explicit quantization" in said
+    assert "as documented" in said
 
 
 @pytest.mark.parametrize(("rule", "breaks", "where"), BROKEN, ids=[f"{r}-{b.__name__}" for r, b, _ in BROKEN])
@@ -312,7 +315,10 @@ def test_rules_hold_within_branches(tmp_path: Path) -> None:
     assert {breach.node for breach in held(model, tmp_path).breaches} == {"inside/quantize", "inside/dequantize"}
 
 
-def test_the_command_tells_rule_place_and_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tells_rule_place_and_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NOT_RUN, "tensorrt", BOOK)
     model = right()
     asymmetric(model)
     one_side(model)
