@@ -10,12 +10,14 @@ from edgeq.devices import Candidate
 from edgeq.evaluation.measure import ends_of, fed, measure
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import confirm
+from edgeq.export.npu import compiled, compiler_for
+from edgeq.export.vela import version
 from edgeq.plans.describe import describe
 from edgeq.plans.plan import FloatPrecision, Plan, run_options
 from edgeq.prepare import Job
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantized import quantize_job
-from edgeq.records.schema import Audit, Layer
+from edgeq.records.schema import Audit, Layer, OnNpu
 from edgeq.registry.schema import Runtime
 from edgeq.report.build import describe_build
 from edgeq.report.conclude import Built
@@ -30,6 +32,7 @@ class Written:
         files: the one that a runtime opens first, then its companions.
         baseline: the files of the float model in the same format.
         audit: the files against what was to be written.
+        npu: what goes to the device in their place; None where they do so themselves, or nothing here compiles them.
     """
 
     quantized: Quantized
@@ -38,6 +41,7 @@ class Written:
     audit: Audit
     layers: list[Layer]
     plan: Plan
+    npu: OnNpu | None = None
 
 
 def write(
@@ -69,7 +73,19 @@ def write(
         layers = layer_table(net, quantized, job.calibration_data)
     data = job.calibration_data.sha256
     plan = describe(net, quantized, target=job.target.name, data_hash=data, precision=precision, effort=job.effort)
-    return Written(quantized, files, baseline, audited, layers, plan)
+    npu = _on_npu(job, runtime, exporter, files[0])
+    return Written(quantized, files, baseline, audited, layers, plan, npu)
+
+
+def _on_npu(job: Job, runtime: Runtime, exporter: Exporter, path: Path) -> OnNpu | None:
+    system = compiler_for(runtime, job.profile)
+    if system is None or job.profile is None:
+        return None
+    if version() is None:
+        job.warnings.append(f"{path.name} is not compiled for {job.profile.name}: pip install 'edgeq[ethos-u]'")
+        return None
+    with job.clock.stage(f"compile for {job.profile.name}"):
+        return compiled(job.model, exporter.labels(runtime.format), path, system)
 
 
 def judge(job: Job, runtime: Runtime, written: Written) -> Built:
@@ -112,6 +128,8 @@ def judge(job: Job, runtime: Runtime, written: Written) -> Built:
         precision=written.plan.float_precision,
         quantized=bool(quantized.weights or quantized.activations),
         no_device_because=job.no_device_because,
+        npu=written.npu,
+        profile=job.profile,
     )
     rounded = quantized.rounded
     outputs = [rounded[n].q if n in rounded else None for n in net.output_nodes]

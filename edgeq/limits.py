@@ -160,6 +160,20 @@ class Measured(NamedTuple):
     unrecognizable: str
 
 
+class Room(NamedTuple):
+    """A memory of a board.
+
+    Attributes:
+        has, needed: bytes; None where it is not known what is needed.
+        how: how it is known, or why it is not.
+    """
+
+    name: str
+    has: float
+    needed: int | None
+    how: str
+
+
 def exceeded(limits: Limits, found: Measured) -> dict[str, float]:
     """By limit that does not hold (`recognizable`, `drop`, `latency`, `size`), by how much, in its own unit; infinite
     where it cannot be judged."""
@@ -189,9 +203,11 @@ def judge(
     not_validated_because: str | None = None,
     no_speed_because: str | None = None,
     fallen_back: Sequence[str] | None = None,
+    no_fallback_because: str | None = None,
+    board: Sequence[Room] = (),
 ) -> list[Gate]:
-    """One gate for each limit that was set, "recognizable" wherever the artefact was run, and "faster than float"
-    wherever that was measured.
+    """One gate for each limit that was set and for each memory of the board, "recognizable" wherever the artefact was
+    run, and "faster than float" wherever that was measured.
 
     Args:
         limits: what the user set.
@@ -202,7 +218,9 @@ def judge(
         quantized: whether anything in the artefact is; where nothing is, it is the float model, and as fast as that.
         not_validated_because: why `accuracy` is None.
         no_speed_because: why `speed` is None.
-        fallen_back: operators that did not run on the accelerator; None where there is none, or nothing was run.
+        fallen_back: operators that do not run on the accelerator; None where that is not known.
+        no_fallback_because: why it is not.
+        board: what its profile says of its memories.
     """
     gates = []
     real = None if emulated else speed
@@ -231,13 +249,13 @@ def judge(
     if real is not None and real.baselines:
         gates.append(_faster_gate(limits.allow_slower, real, quantized=quantized))
     if limits.max_fallback is not None:
-        gates.append(_fallback_gate(limits.max_fallback, fallen_back, not_validated_because))
+        gates.append(_fallback_gate(limits.max_fallback, fallen_back, no_fallback_because or not_validated_because))
     if limits.max_size is not None:
         passed = "size" not in missed
         over = "" if passed else f"{bytes_text(size_bytes - limits.max_size)} over"
         stated = f"at most {bytes_text(limits.max_size)}"
         gates.append(_gate("size", stated, bytes_text(size_bytes), passed, over, limits.max_size, size_bytes))
-    return gates
+    return gates + [_room_gate(room) for room in board]
 
 
 def beyond_recognition(accuracy: Accuracy) -> str:
@@ -349,6 +367,15 @@ def _fallback_gate(most: int, fallen: Sequence[str] | None, not_validated_becaus
     more = f" and {len(fallen) - 3} more" if len(fallen) > 3 else ""
     reason = f"on the CPU: {', '.join(fallen[:3])}{more}" if len(fallen) > most else ""
     return _gate("fallback", stated, f"{len(fallen)}", len(fallen) <= most, reason, most, len(fallen))
+
+
+def _room_gate(room: Room) -> Gate:
+    stated = f"at most {bytes_text(room.has)}, what the board has"
+    if room.needed is None:
+        return _unjudged(room.name, stated, room.how, "give evaluation data, or a profile without this figure")
+    passed = room.needed <= room.has
+    over = "" if passed else f"{bytes_text(room.needed - room.has)} over; "
+    return _gate(room.name, stated, bytes_text(room.needed), passed, over + room.how, room.has, room.needed)
 
 
 def _gate(

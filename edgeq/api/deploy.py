@@ -17,7 +17,7 @@ from edgeq.plans.plan import FloatPrecision, Plan
 from edgeq.prepare import Aim, Job, following, prepare, take_aim
 from edgeq.progress import Clock
 from edgeq.records.schema import Report
-from edgeq.registry.load import load_profile, load_target
+from edgeq.registry.load import load_target
 from edgeq.registry.schema import Runtime
 from edgeq.report.build import failed_build
 from edgeq.report.conclude import Built, conclude, write_build
@@ -59,7 +59,6 @@ def deploy(request: DeployRequest) -> Report:
     """
     plan, keep_all = request.plan, request.format == "all"
     aim = _aim(request) if plan is None else _aim_of(plan, request)
-    profile = load_profile(request.profile).name if request.profile else aim.target.default_profile
     case = request if plan is None else replace(request, rewrites=plan.rewrites)
     with (
         staged_directory(Path(request.out), overwrite=request.overwrite) as folder,
@@ -71,7 +70,7 @@ def deploy(request: DeployRequest) -> Report:
         report = conclude(
             job.model,
             aim.target,
-            profile,
+            None if aim.profile is None else aim.profile.name,
             [b.build for b in built],
             keep_all=keep_all,
             warnings=job.warnings,
@@ -88,6 +87,7 @@ def _aim(request: DeployRequest) -> Aim:
         request.format,
         io=request.io,
         device=request.device,
+        profile=request.profile,
         threads=request.threads,
         limits=request.limits,
     )

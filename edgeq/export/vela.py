@@ -1,10 +1,12 @@
-"""What Vela, Arm's compiler for Ethos-U NPUs, estimates of a `.tflite` file: cycles by operator, memory, and what it
-leaves to the CPU. It compiles for the device and reports the schedule that it made: a model of the device, no
-measurement, and it knows nothing of the time of what the CPU runs."""
+"""What Vela, Arm's compiler for Ethos-U NPUs, makes of a `.tflite` file, and estimates of it: cycles by operator,
+memory, and what it leaves to the CPU. It compiles for the device and reports the schedule that it made: a model of the
+device, no measurement, and it knows nothing of the time of what the CPU runs."""
 
 from __future__ import annotations
 
 import csv
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,11 +16,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgeq.errors import MissingExtraError, UnsupportedError
-from edgeq.records.schema import Placement
+from edgeq.records.schema import LeftToCpu, Placement
 from edgeq.registry.schema import VelaSystem
 
 DISTRIBUTION = "ethos-u-vela"
 TIMEOUT = 600.0
+
+_LEFT = re.compile(r"^Warning \(.+\) operator: (?P<op>\S+), ofm: '(?P<name>.*)'\nReason: (?P<reason>(?:.+\n)+)", re.M)
+_PLACED = re.compile(r"^NPU operators = (\d+)", re.M)
 
 
 @dataclass(frozen=True)
@@ -26,15 +31,22 @@ class Estimate:
     """One file, as Vela compiled it.
 
     Attributes:
-        seconds: of one inference, without what the CPU runs.
-        sram, flash: bytes of SRAM, and of flash or DRAM, that the NPU's part takes.
-        rows: operators in the order in which they run, with their share of `seconds`; `where` is `NPU` or `CPU`.
+        seconds, cycles: of one inference, without what the CPU runs.
+        sram, dram, flash: bytes.
+        rows: what runs, in order, with its share of `seconds`; `where` is `NPU` or `CPU`. One operator of the file may
+            be several of them on the NPU.
+        on_npu: how many operators of the file the NPU runs.
+        left: those that it does not, and why.
     """
 
     seconds: float
+    cycles: int
     sram: int
+    dram: int
     flash: int
     rows: list[Placement]
+    on_npu: int
+    left: list[LeftToCpu]
 
 
 def version() -> str | None:
@@ -45,11 +57,17 @@ def version() -> str | None:
         return None
 
 
-def estimate(path: Path, system: VelaSystem) -> Estimate:
+def in_words(system: VelaSystem) -> str:
+    """A system in words."""
+    return f"{system.accelerator}, system {system.system}, memory mode {system.memory} of {system.config}"
+
+
+def estimate(path: Path, system: VelaSystem, to: Path | None = None) -> Estimate:
     """Compiles a file for a system.
 
     Args:
         path: of a `.tflite` file.
+        to: where to leave what was compiled; nowhere if None.
 
     Raises:
         MissingExtraError: Vela is not installed.
@@ -71,15 +89,18 @@ def estimate(path: Path, system: VelaSystem) -> Estimate:
         if ran.returncode or summary is None or layers is None:
             said = f"{ran.stdout}\n{ran.stderr}".split("\n")
             raise _refused(next((line.strip() for line in reversed(said) if line.strip()), f"code {ran.returncode}"))
-        return _read(summary, layers)
+        if to is not None:
+            shutil.copyfile(Path(scratch) / f"{path.stem}_vela.tflite", to)
+        return _read(summary, layers, ran.stdout)
 
 
-def _read(summary: Path, layers: Path) -> Estimate:
+def _read(summary: Path, layers: Path, said: str) -> Estimate:
     with summary.open(newline="", encoding="utf-8") as file:
         network = next(csv.DictReader(file))
     clock = float(network["core_clock"])
-    sram, *others = (
-        1024 * float(network[f"{name}_memory_used"]) for name in ("sram", "dram", "on_chip_flash", "off_chip_flash")
+    sram, dram, *flash = (
+        round(1024 * float(network[f"{name}_memory_used"]))
+        for name in ("sram", "dram", "on_chip_flash", "off_chip_flash")
     )
     rows = []
     with layers.open(newline="", encoding="utf-8") as file:
@@ -94,7 +115,29 @@ def _read(summary: Path, layers: Path) -> Estimate:
                     microseconds=1e6 * float(row["Op Cycles"]) / clock if npu else None,
                 )
             )
-    return Estimate(float(network["cycles_total"]) / clock, round(sram), round(sum(others)), rows)
+    placed, cycles = _PLACED.search(said), float(network["cycles_total"])
+    if placed is None:
+        raise _refused("it does not say how many operators the NPU runs")
+    return Estimate(
+        seconds=cycles / clock,
+        cycles=round(cycles),
+        sram=sram,
+        dram=dram,
+        flash=sum(flash),
+        rows=rows,
+        on_npu=int(placed[1]),
+        left=_left(rows, said),
+    )
+
+
+def _left(rows: list[Placement], said: str) -> list[LeftToCpu]:
+    """Every operator that the CPU runs, with the reason that was printed for it."""
+    reasons = {found["name"]: " ".join(found["reason"].split()) for found in _LEFT.finditer(f"{said}\n")}
+    return [
+        LeftToCpu(name=row.name, op=row.op, reason=reasons.get(row.name, "no reason was given"))
+        for row in rows
+        if row.where == "CPU"
+    ]
 
 
 def _refused(why: str) -> UnsupportedError:

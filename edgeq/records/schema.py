@@ -220,6 +220,36 @@ class Modelled(Strict):
     source: str
 
 
+class LeftToCpu(Strict):
+    """An operator of a file that its compiler leaves to the CPU beside the NPU, and why, in the compiler's words."""
+
+    name: str
+    op: str
+    reason: str
+
+
+class OnNpu(Strict):
+    """What a compiler made of an artefact for an NPU, and what it estimates of that: nothing of it is measured."""
+
+    file: str
+    """What goes to the device in place of the artefact, and is compiled from it."""
+    by: str
+    """The compiler, with its version."""
+    system: str
+    """What it was compiled for, in the compiler's names."""
+    mac_percent: float
+    """The share of the multiply-accumulates that the NPU does."""
+    operators: int
+    """Of the artefact, that the NPU runs."""
+    left_to_cpu: list[LeftToCpu]
+    seconds: float
+    """Of one inference, without what the CPU runs; so are the cycles."""
+    cycles: int
+    sram_bytes: int
+    dram_bytes: int
+    flash_bytes: int
+
+
 class Build(Strict):
     """One artefact in one format, and everything measured on it."""
 
@@ -233,6 +263,7 @@ class Build(Strict):
     files: dict[str, int]
     """Bytes of each file of the artefact, by name relative to the output folder."""
     size_bytes: int
+    """Of what goes to the device: of all files, or of the one that was compiled from them."""
     validated: bool
     not_validated_because: str | None
     remark: str = ""
@@ -250,11 +281,14 @@ class Build(Strict):
     """What one inference used of the arena of a runtime that has one; pointers in it are as wide as here."""
     placements: list[Placement]
     fallen_back: list[str] | None = None
-    """Operators that the CPU ran instead of the accelerator, by name; None where there is none, or nothing was run."""
+    """Operators that the CPU runs instead of the accelerator, by name; None where there is none, or nothing was run or
+    compiled for it."""
     audit: Audit | None
     """None for an artefact that edgeq did not write: there is no plan to hold it against."""
     layers: list[Layer]
     gates: list[Gate]
+    npu: OnNpu | None = None
+    """None where there is no compiler for the device here."""
     modelled: list[Modelled] = []
     float_size_bytes: int | None = None
     """The unquantized model in the same format; None where it was not written."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeq.numerics import SQNR_END
-from edgeq.records.schema import COMPILES, Accuracy, Conformance
+from edgeq.records.schema import COMPILES, Accuracy, Conformance, OnNpu
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -95,3 +95,12 @@ def conformance_text(found: Conformance) -> str:
     places = "; ".join(f"{breach.node}: {breach.cause}" for breach in found.breaches[:3])
     more = "" if len(found.breaches) <= 3 else f"; {len(found.breaches) - 3} more"
     return f"not executed{compiled}; holds {found.rulebook} ({held}), and is slower than it might be: {places}{more}"
+
+
+def npu_text(npu: OnNpu) -> str:
+    """What a compiler estimates: 100.0 % of the MACs and 16 of 16 operators on the NPU, 94.5 k cycles (189 us), ..."""
+    memories = {"SRAM": npu.sram_bytes, "DRAM": npu.dram_bytes, "flash": npu.flash_bytes}
+    used = ", ".join(f"{bytes_text(count)} {name}" for name, count in memories.items() if count)
+    whole = npu.operators + len(npu.left_to_cpu)
+    split = f"{npu.mac_percent:.1f} % of the MACs and {npu.operators} of {whole} operators on the NPU"
+    return f"{split}, {count_text(npu.cycles)} cycles ({seconds_text(npu.seconds)}), {used}; {npu.system}"

@@ -1,5 +1,5 @@
-"""The figures of a profile that a model of its time and energy is computed from: their names, and what units they may
-have."""
+"""The figures of a profile that its time and energy are modelled from, and the memories that a build has to fit: their
+names, and what units they may have."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ BYTES_A_SECOND = {"MB/s": 1e6, "GB/s": 1e9}
 MACS_A_SECOND = {"TOPS": 0.5e12, "TFLOPS": 0.5e12}
 """A multiply-accumulate is two operations."""
 JOULES = {"pJ": 1e-12, "nJ": 1e-9}
+BYTES = {"B": 1.0, "kB": 1e3, "KiB": 1024.0, "MB": 1e6, "MiB": 1024.0**2, "GB": 1e9, "GiB": 1024.0**3}
 
 _BY_TYPE = {
     "macs_per_cycle_": dict.fromkeys((PER_DEVICE, PER_CORE), 1.0),
@@ -24,6 +25,8 @@ _ALONE = {
     "bandwidth": BYTES_A_SECOND,
     "weight_bandwidth": BYTES_A_SECOND,
     "energy_per_byte": JOULES,
+    "sram": BYTES,
+    "flash": BYTES,
 }
 
 

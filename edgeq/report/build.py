@@ -8,9 +8,10 @@ from pathlib import Path
 from edgeq.devices import Device
 from edgeq.errors import EdgeqError
 from edgeq.evaluation.measure import Measured
-from edgeq.limits import Limits, judge
-from edgeq.records.schema import Audit, Build, Layer, Placement
-from edgeq.registry.schema import Runtime
+from edgeq.limits import Limits, Room, judge
+from edgeq.records.schema import Audit, Build, Layer, OnNpu, Placement
+from edgeq.registry.figures import BYTES
+from edgeq.registry.schema import Profile, Runtime
 from edgeq.runtimes import RUNTIMES
 
 _ENDS = frozenset({"DequantizeLinear", "QuantizeLinear"})
@@ -29,6 +30,8 @@ def describe_build(
     precision: str = "float32",
     quantized: bool = True,
     no_device_because: str = "",
+    npu: OnNpu | None = None,
+    profile: Profile | None = None,
 ) -> Build:
     """Judges the artefact and says what is known of it.
 
@@ -38,14 +41,22 @@ def describe_build(
         float_files: of the float model in the same format.
         quantized: whether anything in the artefact is.
         no_device_because: why there is no device.
+        npu: what goes to the device in place of the files, from where these lie.
+        profile: of the device, whose memories have to hold the artefact.
     """
     emulated = device is not None and device.emulated
     why_not = None if measured else no_device_because or "no evaluation data was given"
     no_speed = measured.no_speed_because if measured else why_not
     accuracy, speed = (measured.accuracy, measured.speed) if measured else (None, None)
     sizes = {file.name: file.stat().st_size for file in files}
+    size = sum(sizes.values())
+    if npu is not None:
+        size = sizes[npu.file] = files[0].with_name(npu.file).stat().st_size
     info = RUNTIMES.get(runtime.name)
     fallen = _fallen_back(measured.placements, info.accelerator) if measured and info and info.accelerator else None
+    if npu is not None:
+        fallen = [left.name for left in npu.left_to_cpu]
+    arena = measured.arena_bytes if measured else None
     return Build(
         format=runtime.format,
         runtime=runtime.name,
@@ -54,7 +65,7 @@ def describe_build(
         device=device.name if device else "none",
         emulated=emulated,
         files=sizes,
-        size_bytes=sum(sizes.values()),
+        size_bytes=size,
         validated=measured is not None,
         not_validated_because=why_not,
         remark=info.remark if info and measured else "",
@@ -63,24 +74,41 @@ def describe_build(
         no_speed_because=no_speed,
         peak_memory_bytes=measured.peak_memory_bytes if measured else None,
         cold_start_seconds=measured.cold_start_seconds if measured else None,
-        arena_bytes=measured.arena_bytes if measured else None,
+        arena_bytes=arena,
         placements=measured.placements if measured else [],
         fallen_back=fallen,
+        npu=npu,
         audit=audit,
         layers=list(layers),
         gates=judge(
             limits,
             accuracy=accuracy,
             speed=speed,
-            size_bytes=sum(sizes.values()),
+            size_bytes=size,
             emulated=emulated,
             quantized=quantized,
             not_validated_because=why_not,
             no_speed_because=no_speed,
             fallen_back=fallen,
+            no_fallback_because="nothing was compiled" if runtime.name == "vela" else None,
+            board=_board(profile, npu, arena, size),
         ),
         float_size_bytes=sum(file.stat().st_size for file in float_files) or None,
     )
+
+
+def _board(profile: Profile | None, npu: OnNpu | None, arena: int | None, size: int) -> list[Room]:
+    """What the profile says of memories that a firmware has to share with the artefact."""
+    counted = "the arena, as the interpreter on this machine counts it"
+    needed = {
+        "SRAM": (arena, "no arena was measured" if arena is None else counted),
+        "flash": (size, "what goes to the device, without the rest of the firmware"),
+    }
+    if npu is not None:
+        needed["SRAM"] = npu.sram_bytes, f"estimated by {npu.by}"
+    figures = {} if profile is None else profile.figures
+    told = {name: figures[name.lower()] for name in needed if name.lower() in figures}
+    return [Room(name, figure.value * BYTES[figure.unit], *needed[name]) for name, figure in told.items()]
 
 
 def _fallen_back(placements: Sequence[Placement], accelerator: str) -> list[str]:

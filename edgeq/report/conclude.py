@@ -26,7 +26,10 @@ from edgeq.version import __version__
 
 GOLDEN_SAMPLES = 4
 
-VERSIONED = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "ai-edge-litert", "litert-torch")
+VERSIONED = (
+    *("torch", "numpy", "onnx", "onnxruntime", "openvino"),
+    *("ai-edge-litert", "litert-torch", "tflite-micro", "ethos-u-vela"),
+)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from edgeq.records.wording import (
     bytes_text,
     conformance_text,
     drop_text,
+    npu_text,
     number,
     score_text,
     seconds_text,
@@ -156,6 +157,8 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
             lines.append(("yellow", f"{gate.name}: {gate.reason}"))
     if build.arena_bytes is not None:
         lines.append(("", f"arena: {bytes_text(build.arena_bytes)}, counted by the interpreter on this machine"))
+    if build.npu is not None:
+        lines.append(("yellow", f"estimated by {build.npu.by}, not measured: {npu_text(build.npu)}"))
     if build.fallen_back:
         lines.append(("yellow", summary.fallen_back_text(build)))
     left = build.audit.float_operators if build.audit else []

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.export.onnx_names import layer_of
-from edgeq.export.vela import estimate, version
+from edgeq.export.vela import estimate, in_words, version
 from edgeq.lowering.assign import FLOAT, writes_integers
 from edgeq.lowering.boundaries import Edge, Kind, elements
 from edgeq.lowering.form import dynamic, on_integers
@@ -57,9 +57,8 @@ def by_vela(bench: Bench) -> Latencies | str | None:
     roof = roofline(profile, bench.job.threads)
     # conversions are the CPU's: they take no time where nothing is known of it
     between = conversions(space, roof if isinstance(roof, Roofline) else None, "float32")
-    what = f"{system.accelerator}, system {system.system}, memory mode {system.memory} of {system.config}"
-    told = ModelledBy(by=f"Vela {version()}", profile=profile.name, figures=[what])
-    return Latencies({"float32": Timing(layers, between)}, told)
+    by = ModelledBy(by=f"Vela {version()}", profile=profile.name, figures=[in_words(system)])
+    return Latencies({"float32": Timing(layers, between)}, by)
 
 
 def by_roofline(bench: Bench) -> Latencies | str | None:

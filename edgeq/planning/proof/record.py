@@ -91,8 +91,9 @@ def _compiled(search: Search, choices: Mapping[str, str]) -> tuple[Compiled | No
             said = estimate(search.built(choices).candidate.path, profile.vela)
         except UnsupportedError as error:
             return None, [f"{error.cause}; {error.remedy}"]
-    left = [row.name for row in said.rows if row.where == "CPU"]
-    found = Compiled(by=f"Vela {version}", seconds=said.seconds, sram=said.sram, flash=said.flash, left_to_cpu=left)
+    left = [one.name for one in said.left]
+    beside = said.dram + said.flash
+    found = Compiled(by=f"Vela {version}", seconds=said.seconds, sram=said.sram, flash=beside, left_to_cpu=left)
     return found, []
 
 
