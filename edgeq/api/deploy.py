@@ -11,6 +11,7 @@ from edgeq.build import judge, write
 from edgeq.errors import EdgeqError, UsageError, foreseen
 from edgeq.evaluation.alternating import alternating
 from edgeq.export.artifact import Exporter, artifact_files
+from edgeq.export.emitters import EMITTERS, Proven, emitter
 from edgeq.files import scratch_folder, staged_directory
 from edgeq.planning.explain.follow import planned_choices, tell_contradictions
 from edgeq.plans.plan import FloatPrecision, Plan
@@ -32,6 +33,7 @@ class DeployRequest(Request):
         out: folder of the build: artefacts, plan, report, lock.
         format: `all` keeps every format of the target.
         io: types at the model's ends, if not the target's.
+        emit: sources to write beside the artefact: `c` (see `edgeq.export.emitters`).
         plan: which choice each layer gets, and what is rewritten; without it, the runtime's preferred kernels. Its
             format is built.
         overwrite: replace an earlier build in `out`.
@@ -39,6 +41,7 @@ class DeployRequest(Request):
 
     out: str | Path
     io: Literal["float", "integer"] | None = None
+    emit: str | None = None
     plan: Plan | None = None
     overwrite: bool = False
 
@@ -59,6 +62,8 @@ def deploy(request: DeployRequest) -> Report:
     """
     plan, keep_all = request.plan, request.format == "all"
     aim = _aim(request) if plan is None else _aim_of(plan, request)
+    if request.emit is not None:
+        _refuse_unproven(request, aim)
     case = request if plan is None else replace(request, rewrites=plan.rewrites)
     with (
         staged_directory(Path(request.out), overwrite=request.overwrite) as folder,
@@ -67,6 +72,8 @@ def deploy(request: DeployRequest) -> Report:
         (job,) = prepare(case, [aim], Clock(request.progress))
         job = job if plan is None or request.effort is not None else following(job, plan)
         built = _in_turns(job, _builds(job, plan, scratch, folder))
+        if request.emit is not None:
+            built = [_emitted(job, one, request.emit, folder) for one in built]
         report = conclude(
             job.model,
             aim.target,
@@ -79,6 +86,34 @@ def deploy(request: DeployRequest) -> Report:
         )
         write_build(folder, report, built, job.evaluation, keep_all=keep_all)
         return report
+
+
+def _refuse_unproven(request: DeployRequest, aim: Aim) -> None:
+    """Refuses sources without a golden answer in them, before any work.
+
+    Raises:
+        UsageError, MissingExtraError: see `emitter`; or nothing could be run.
+    """
+    emitter(request.emit or "", aim.runtimes, aim.profile)
+    if request.evaluation is None or aim.device is None:
+        why, remedy = ("no evaluation data was given", "give --eval")
+        if aim.device is None:
+            why, _, remedy = aim.no_device_because.partition("; ")
+        raise UsageError(f"there is no answer to emit: {why}", where="--emit", remedy=remedy)
+
+
+def _emitted(job: Job, built: Built, name: str, folder: Path) -> Built:
+    """With the sources beside the artefact, if the emitter serves its runtime."""
+    one = EMITTERS[name]
+    if built.sample is None or built.build.runtime not in one.runtimes:
+        return built
+    artifact, inputs = built.sample
+    path = artifact.path if built.build.npu is None else folder / built.build.npu.file
+    outputs = dict(zip(job.model.output_names, (o[:1] for o in built.outputs), strict=True))
+    with job.clock.stage(f"emit {name}"), foreseen(f"emit {name}"):
+        files = one.emit(Proven(path, inputs, outputs, built.build.arena_bytes))
+    sources = {file.name: file.stat().st_size for file in files}
+    return replace(built, build=built.build.model_copy(update={"sources": sources}))
 
 
 def _aim(request: DeployRequest) -> Aim:

@@ -45,6 +45,14 @@ def deploy(
             help="Types at the model's ends; the target's own if not given.", rich_help_panel="Where and how it runs"
         ),
     ] = None,
+    emit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="c",
+            help="Also write sources: c for LiteRT for Microcontrollers, with a golden input and its answer.",
+            rich_help_panel="Where and how it runs",
+        ),
+    ] = None,
     read: o.Judging,
     smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
     effort: o.EffortOption = None,
@@ -76,7 +84,7 @@ def deploy(
             alone = {"--target": target, "--device": device, "--profile": profile, "--io": io}
             alone["--format"] = None if format == "auto" else format
             alone["--smooth-quant"] = None if smooth_quant is o.SmoothChoice.auto else smooth_quant
-            alone |= {"--method": method, "--effort": effort}
+            alone |= {"--method": method, "--effort": effort, "--emit": emit}
             return deploy_fleet(shell, model, plan, alone, limits, how)
         made = read_plan(plan)
         how = completed(made.given, how)
@@ -95,6 +103,7 @@ def deploy(
         "effort": None if effort is None else effort.value,
         "method": method,
         "plan": made,
+        "emit": emit,
     }
     return _build(shell, model, how, {"calibration": calib, "evaluation": evaluation})
 

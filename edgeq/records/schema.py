@@ -287,6 +287,8 @@ class Build(Strict):
     """None for an artefact that edgeq did not write: there is no plan to hold it against."""
     layers: list[Layer]
     gates: list[Gate]
+    sources: dict[str, int] = {}
+    """Bytes of what was emitted beside the artefact, by name."""
     npu: OnNpu | None = None
     """None where there is no compiler for the device here."""
     modelled: list[Modelled] = []

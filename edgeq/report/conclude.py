@@ -140,7 +140,7 @@ def write_build(
     if not keep_all:
         for other in kept:
             if other.build.format != report.chosen:
-                for name in other.build.files:
+                for name in (*other.build.files, *other.build.sources):
                     (folder / name).unlink()
         kept = [b for b in kept if b.build.format == report.chosen]
     plans: dict[str, str] = {}
@@ -150,7 +150,7 @@ def write_build(
         name = "plan.json" if one.build.format == report.chosen else f"plan.{one.build.format}.json"
         write_json(folder / name, one.plan)
         plans[one.build.format] = sha256_file(folder / name)
-        files += [name, *one.build.files]
+        files += [name, *one.build.files, *one.build.sources]
     write_reports(folder, report)
     run = [b for b in kept if b.outputs]
     golden = None

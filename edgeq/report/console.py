@@ -168,7 +168,8 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
 
 
 def _files(report: Report) -> list[tuple[str, str]]:
-    files = [(name, bytes_text(size)) for build in summary.in_order(report) for name, size in build.files.items()]
+    builds = summary.in_order(report)
+    files = [(name, bytes_text(size)) for b in builds for name, size in (*b.files.items(), *b.sources.items())]
     if len(files) <= _LONGEST_LIST:
         return files
     return [*files[: _LONGEST_LIST - 1], (f"and {len(files) - _LONGEST_LIST + 1} more", "")]
