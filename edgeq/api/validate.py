@@ -14,7 +14,7 @@ from edgeq.devices import Candidate, Device, Port, open_device
 from edgeq.devices.likeness import unlike
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.evaluation.emulated import for_device
-from edgeq.evaluation.measure import DEVICES, Ends, fed, integer_ends, measure
+from edgeq.evaluation.measure import DEVICES, Ends, fed, integer_ends, measure, scales_of
 from edgeq.evaluation.metric import Metric, load_metric
 from edgeq.evaluation.reference import reference_outputs
 from edgeq.export.artifact import Exporter
@@ -24,7 +24,6 @@ from edgeq.frontends.load import load
 from edgeq.limits import Limits
 from edgeq.lock import Array
 from edgeq.model.model import Model
-from edgeq.numerics import QParams, Scheme, per_tensor
 from edgeq.plans.plan import read_plan
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.records.schema import Report
@@ -288,13 +287,13 @@ def ends_of_file(where: Device, artifact: Candidate, model: Model) -> Ends:
     inputs = {}
     for spec, port in zip(model.inputs, interface.inputs, strict=True):
         if port.dtype != spec.dtype:
-            scales = _scales(port)
+            scales = scales_of(port)
             if scales is None:
                 raise integer_ends(spec.name)
             inputs[spec.name] = scales
     order = _order(model.output_names, interface.outputs)
     ports = [interface.outputs[i] for i in order]
-    outputs = [_scales(port) if "int" in port.dtype else None for port in ports]
+    outputs = [scales_of(port) if "int" in port.dtype else None for port in ports]
     limits = [None if q is None else (q.low, q.high) for q in outputs]
     return Ends(inputs, outputs, limits, order, model.output_names)
 
@@ -304,9 +303,3 @@ def _order(names: Sequence[str], ports: Sequence[Port]) -> list[int]:
     found = [[i for i, port in enumerate(ports) if name in port.names] for name in names]
     told = [places[0] for places in found if len(places) == 1]
     return told if len(set(told)) == len(ports) else list(range(len(ports)))
-
-
-def _scales(port: Port) -> QParams | None:
-    if port.scale is None or port.zero_point is None or port.dtype not in ("int8", "uint8", "int16", "uint16"):
-        return None
-    return per_tensor(Scheme(port.dtype), port.scale, port.zero_point)  # type: ignore[arg-type]

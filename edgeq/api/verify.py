@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgeq.devices import Candidate, open_device
 from edgeq.errors import UsageError
+from edgeq.evaluation.measure import fed_as_told
 from edgeq.files import LOCK_NAME
 from edgeq.formats import FORMATS
 from edgeq.lock import (
@@ -116,7 +117,8 @@ def verify(build: str | Path, *, device: str | None = None, progress: Progress |
             where = open_device(device or kept.device)
             first = folder / FORMATS[plan.format].files[0]
             artifact = Candidate(first, plan.runtime, run_options(plan.float_precision))
-            measured = where.outputs(artifact, golden.inputs, steps)
+            given = fed_as_told(golden.inputs, where.interface(artifact).inputs)
+            measured = where.outputs(artifact, given, steps)
         try:
             drifts[form] = drift(golden.outputs[form], measured, golden.steps[form])
         except UsageError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.data.dataset import Dataset, show_shape
-from edgeq.devices import Candidate, Device, Files
+from edgeq.devices import Candidate, Device, Files, Port
 from edgeq.engine import LOCAL, Engine
 from edgeq.errors import DeviceError, UnsupportedError
 from edgeq.evaluation.accuracy import compare
@@ -20,7 +20,7 @@ from edgeq.evaluation.latency import speed
 from edgeq.evaluation.metric import Metric
 from edgeq.model.heads import Head
 from edgeq.model.model import Model
-from edgeq.numerics import QParams, dequantize, quantize
+from edgeq.numerics import QParams, Scheme, dequantize, per_tensor, quantize
 from edgeq.progress import Progress
 from edgeq.quantization.quantized import Quantized
 from edgeq.records.schema import Accuracy, Placement, Speed
@@ -245,6 +245,19 @@ def ends_of(model: Model, quantized: Quantized) -> Ends:
         limits=[None if q is None else (q.low, q.high) for q in scales],
         names=model.output_names,
     )
+
+
+def scales_of(port: Port) -> QParams | None:
+    """How an end of an artefact is quantized, as its file says; None where it is not, or does not say."""
+    if port.scale is None or port.zero_point is None or port.dtype not in ("int8", "uint8", "int16", "uint16"):
+        return None
+    return per_tensor(Scheme(port.dtype), port.scale, port.zero_point)  # type: ignore[arg-type]
+
+
+def fed_as_told(inputs: Mapping[str, Array], ports: Sequence[Port]) -> dict[str, Array]:
+    """What an artefact is given for real inputs, by what its file says of its own."""
+    told = {name: q for port in ports if (q := scales_of(port)) is not None for name in port.names}
+    return fed(inputs, Ends({n: told[n] for n, a in inputs.items() if n in told and a.dtype == np.float32}, [], []))
 
 
 def integer_ends(name: str) -> DeviceError:
