@@ -48,7 +48,8 @@ class UsageError(EdgeqError):
 
 
 class GateError(EdgeqError):
-    """A limit that the user set was missed. Artefact and report are written all the same."""
+    """A limit that the user set was missed. Artefact and report are written all the same, unless it is known before the
+    work that none could hold it."""
 
     exit_code = 3
 

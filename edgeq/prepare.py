@@ -25,10 +25,12 @@ from edgeq.devices import Device, open_device
 from edgeq.devices.likeness import unlike
 from edgeq.devices.recalled import ask_once
 from edgeq.engine import LOCAL, Engine
-from edgeq.errors import DeviceError, UsageError
+from edgeq.errors import DeviceError, GateError, UsageError
 from edgeq.evaluation.emulated import for_device
 from edgeq.evaluation.measure import DEVICES, Array
 from edgeq.evaluation.metric import Metric
+from edgeq.export.npu import compiler_for
+from edgeq.export.vela import version as compiler
 from edgeq.installed import installed
 from edgeq.limits import Limits
 from edgeq.lowering.assign import assign
@@ -37,6 +39,7 @@ from edgeq.methods.effort import DEFAULT, EFFORTS, EffortName
 from edgeq.model.model import Model
 from edgeq.plans.plan import Plan
 from edgeq.progress import Clock
+from edgeq.records.wording import left_text
 from edgeq.registry.load import load_target, profile_of
 from edgeq.registry.schema import Profile, Runtime, Target, arithmetic
 from edgeq.request import Request
@@ -166,6 +169,7 @@ def prepare(
     Raises:
         UsageError: wrong arguments or data.
         UnsupportedError: the model cannot be handled.
+        GateError: it is known already that a limit cannot hold.
     """
     cache = cache or open_cache(clock.progress.note)
     with ThreadPoolExecutor(max_workers=2) as beside:
@@ -182,17 +186,21 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
         raise UsageError(f"there is no effort {case.effort!r}", remedy=f"one of {', '.join(EFFORTS)}")
     # of all formats of a target, so that a plan for another one finds it
     every = [r for aim in aims for r in (*aim.runtimes, *aim.target.runtimes)]
-    loaded = _rewritten(case, load_case(case, clock, cache), every, clock, cache)
+    loaded = load_case(case, clock, cache)
+    # a plan was made with what is known of its own file
+    ahead = _left_to_cpu(loaded, aims, clock, cache) if case.rewrites is None else [[]] * len(aims)
+    loaded = _rewritten(case, loaded, every, clock, cache)
     # exporters find the model's values in their files by what they are on real samples
     loaded = replace(loaded, model=loaded.model.with_samples(loaded.calibration))
     calibration, impact = _calibrated(loaded, every, clock, cache)
     methods = None if case.method is None else {group.name: case.method for group in loaded.model.groups}
     references: dict[str, list[Array]] = {}
     jobs = []
-    for aim in aims:
-        evals, warnings = loaded.evaluation, [*loaded.warnings, *_of_another_class(aim)]
-        for text in warnings[len(loaded.warnings) :]:
+    for aim, left in zip(aims, ahead, strict=True):
+        other = _of_another_class(aim)
+        for text in other:
             clock.progress.note(text)
+        evals, warnings = loaded.evaluation, [*loaded.warnings, *left, *other]
         reference: list[Array] = []
         if evals is not None and aim.device is not None:
             evals, remark = for_device(evals, aim.device)
@@ -237,6 +245,36 @@ def _rewritten(case: Case, loaded: Loaded, runtimes: Sequence[Runtime], clock: C
     tried = [name for name in names if name != "smooth_quant" or case.smooth_quant == "auto"]
     model, remarks = rewritten(loaded.model, given, tried)
     return replace(loaded, model=model, warnings=[*loaded.warnings, *remarks])
+
+
+def _left_to_cpu(loaded: Loaded, aims: Sequence[Aim], clock: Clock, cache: Cache) -> list[list[str]]:
+    """For each aim, what its NPU will leave to the CPU.
+
+    Raises:
+        GateError: that is more than the aim's limit allows.
+        UnsupportedError: the NPU's compiler cannot take the network.
+    """
+    model, found = loaded.model.with_samples(loaded.calibration), []
+    for aim in aims:
+        texts: list[str] = []
+        for runtime in aim.runtimes:
+            system = compiler_for(runtime, aim.profile)
+            if system is None or compiler() is None or aim.profile is None:
+                continue
+            from edgeq.export.npu_ahead import on_npu_ahead
+
+            with clock.stage(f"ask Vela for {aim.profile.name}"):
+                left = on_npu_ahead(model, runtime, system, cache).left_to_cpu
+            most = aim.limits.max_fallback
+            told = f"{aim.profile.name} leaves {len(left)} operators to the CPU: {'; '.join(map(left_text, left))}"
+            remedy = "replace these layers in the network, or choose another --profile"
+            if most is not None and len(left) > most:
+                raise GateError(told, where=f"--max-fallback {most}", remedy=f"{remedy}, or raise the limit")
+            if left:
+                texts.append(f"{told}; {remedy}")
+                clock.progress.note(texts[-1])
+        found.append(texts)
+    return found
 
 
 def _of_another_class(aim: Aim) -> list[str]:

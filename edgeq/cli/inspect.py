@@ -13,9 +13,12 @@ from rich.text import Text
 from edgeq.cli import options as o
 from edgeq.cli.inspect_file import SUFFIX, inspect_file
 from edgeq.cli.shell import Shell
+from edgeq.errors import EdgeqError, UsageError
 
 if TYPE_CHECKING:
     from edgeq.lowering.inspect import Inspection
+    from edgeq.model.model import Model
+    from edgeq.registry.schema import Target
 
 
 def inspect(
@@ -27,14 +30,19 @@ def inspect(
     target: Annotated[
         list[str], typer.Option("--target", metavar="T", help="Look at these targets only.", show_default=False)
     ] = [],  # noqa: B006
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", metavar="P", help="A device of the one target, by name or .toml file."),
+    ] = None,
     inputs: o.Inputs = [],  # noqa: B006
     arch: o.Arch = None,
     trust_pickle: o.TrustPickle = False,
 ) -> int:
     """Show what a model is made of, and what of it each target can run on integers.
 
-    Of an .onnx file that is for a target that cannot be run here: whether it holds the documented rules of its runtime.
-    Exit code 3 where it breaks one.
+    A target that is asked for by name and has a compiler here (npu-ethos-u, Vela) also tells what goes to the CPU.
+    Of an .onnx file that is for a target that cannot be run here: whether it holds the documented rules of its
+    runtime. Exit code 3 where it breaks one.
     """
     from edgeq.registry.load import load_target, target_names
 
@@ -46,7 +54,12 @@ def inspect(
     from edgeq.lowering.inspect import inspect_model
 
     loaded = read(model, inputs=inputs, arch=arch, trust_pickle=trust_pickle)
-    found = inspect_model(from_loaded(loaded), wanted, loaded.notes)
+    if profile is not None and len(target) != 1:
+        raise UsageError("a profile is of one target", where="--profile", remedy="name its target with --target")
+    model_read = from_loaded(loaded)
+    found = inspect_model(model_read, wanted, loaded.notes)
+    if target:
+        found = _with_npus(found, model_read, wanted, profile)
     if shell.json:
         shell.document(found)
     else:
@@ -54,8 +67,30 @@ def inspect(
     return 0
 
 
+def _with_npus(found: Inspection, model: Model, targets: list[Target], profile: str | None) -> Inspection:
+    """With what the compilers of NPUs say; a note where one does not."""
+    from edgeq.cache import open_cache
+    from edgeq.export.npu import compiler_for
+    from edgeq.export.npu_ahead import on_npu_ahead
+    from edgeq.registry.load import profile_of
+
+    fits, notes = list(found.targets), list(found.notes)
+    every = [(target, runtime) for target in targets for runtime in target.runtimes]
+    for place, (target, runtime) in enumerate(every):
+        system = compiler_for(runtime, profile_of(target, profile))
+        if system is None:
+            continue
+        try:
+            npu = on_npu_ahead(model, runtime, system, open_cache())
+        except EdgeqError as error:
+            notes.append(f"what {system.accelerator} leaves to the CPU is not known: {error.cause}; {error.remedy}")
+            continue
+        fits[place] = fits[place].model_copy(update={"npu": npu})
+    return found.model_copy(update={"targets": fits, "notes": notes})
+
+
 def _print(shell: Shell, found: Inspection) -> None:
-    from edgeq.records.wording import count_text
+    from edgeq.records.wording import count_text, left_text, npu_text
 
     console = shell.console
     console.print(Text.assemble((found.source, "bold"), f"  {found.kind}, sha256 {found.sha256[:12]}"))
@@ -79,6 +114,11 @@ def _print(shell: Shell, found: Inspection) -> None:
         share = "-" if fit.integer_mac_percent is None else f"{fit.integer_mac_percent:.1f} %"
         fits.add_row(Text(fit.target, "bold"), fit.runtime, share, Text(floats or "nothing"))
     console.print(fits)
+    for fit in found.targets:
+        if fit.npu is not None:
+            console.print(Text(f"estimated by {fit.npu.by}, on made-up ranges: {npu_text(fit.npu)}"))
+            for left in fit.npu.left_to_cpu:
+                console.print(Text.assemble(("left to the CPU: ", "yellow"), left_text(left)))
     for note in found.notes:
         console.print(Text.assemble(("note: ", "yellow"), note))
 

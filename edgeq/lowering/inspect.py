@@ -11,6 +11,7 @@ from edgeq.lowering.assign import assign
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
 from edgeq.model.values import tensor_of
+from edgeq.records.schema import OnNpu
 from edgeq.registry.schema import Format, Runtime, RuntimeName, Target
 
 
@@ -105,6 +106,8 @@ class RuntimeFit(_Frozen):
     float_operators: dict[str, int]
     reasons: dict[str, str]
     """Why, for each layer that stays in float."""
+    npu: OnNpu | None = None
+    """What the compiler of its NPU makes of the structure; None where there is none, or it was not asked."""
 
 
 class Inspection(_Frozen):

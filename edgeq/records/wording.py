@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeq.numerics import SQNR_END
-from edgeq.records.schema import COMPILES, Accuracy, Conformance, OnNpu
+from edgeq.records.schema import COMPILES, Accuracy, Conformance, LeftToCpu, OnNpu
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -104,3 +104,8 @@ def npu_text(npu: OnNpu) -> str:
     whole = npu.operators + len(npu.left_to_cpu)
     split = f"{npu.mac_percent:.1f} % of the MACs and {npu.operators} of {whole} operators on the NPU"
     return f"{split}, {count_text(npu.cycles)} cycles ({seconds_text(npu.seconds)}), {used}; {npu.system}"
+
+
+def left_text(left: LeftToCpu) -> str:
+    """gelu (Gelu): Operation has tensor with unsupported DataType Float32"""
+    return f"{left.name} ({left.op}): {left.reason}"
