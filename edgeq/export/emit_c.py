@@ -125,8 +125,8 @@ def _custom(graph: Graph, operator: Any) -> str:
 
 def _end(graph: Graph, index: int, place: int, kind: str, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     name, dtype, shape = graph.name(index), graph.dtype(index), graph.shape(index)
-    if dtype not in TYPES or name not in values:
-        why = f"is of type {dtype}" if dtype not in TYPES else "has no golden values"
+    if dtype not in TYPES or name not in values or values[name].size != math.prod(shape):
+        why = f"is of type {dtype}" if dtype not in TYPES else "has no golden values of its size"
         raise UnsupportedError(
             f"it {why}, and cannot be emitted", where=f"{kind} {name}", remedy="leave --emit away, or build it anew"
         )

@@ -240,7 +240,7 @@ class OnNpu(Strict):
     mac_percent: float
     """The share of the multiply-accumulates that the NPU does."""
     operators: int
-    """Of the artefact, that the NPU runs."""
+    """Of the artefact, that the NPU runs, as the compiler counts: what only reshapes is none."""
     left_to_cpu: list[LeftToCpu]
     seconds: float
     """Of one inference, without what the CPU runs; so are the cycles."""
