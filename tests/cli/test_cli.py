@@ -360,7 +360,7 @@ def test_deploy_hands_on_every_option(fake: FakeDeploy, capsys: pytest.CaptureFi
         "--eval e.npz --preprocess imagenet --metric pkg.mod:fn --format tflite --device arm64 --profile p.toml "
         "--threads 2 --io int8 --input 1x3x8x8 --input ids:1x4:int64 --arch a:b --trust-pickle --max-drop 1% "
         "--max-latency 2ms --max-size 4MB --min-speedup 1.5x --allow-slower --allow-unrecognizable "
-        "--smooth-quant off --method nearest --effort max --overwrite"
+        "--smooth-quant off --method nearest --effort max --emit c --overwrite"
     )
     assert run([*DEPLOY, *options.split()]) == 0
     ((name, args, given),) = fake.calls
@@ -370,7 +370,7 @@ def test_deploy_hands_on_every_option(fake: FakeDeploy, capsys: pytest.CaptureFi
         "target": "x86-avx512", "calibration": "c.npz", "evaluation": "e.npz", "out": Path("out"), "format": "tflite",
         "preprocess": "imagenet", "metric": "pkg.mod:fn", "device": "arm64", "profile": "p.toml", "threads": 2,
         "io": "integer", "inputs": ["1x3x8x8", "ids:1x4:int64"], "arch": "a:b", "trust_pickle": True, "overwrite": True,
-        "plan": None, "smooth_quant": "off", "method": "nearest", "effort": "max",
+        "plan": None, "smooth_quant": "off", "method": "nearest", "effort": "max", "emit": "c",
     }  # fmt: skip
     assert limits.allow_unrecognizable
     assert (str(limits.max_drop), limits.max_latency, limits.max_size) == ("1%", 2e-3, 4_000_000)
