@@ -84,6 +84,10 @@ def _told(path: str) -> tuple[str, str]:
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{CAPABILITY.replace('.', '')}"), 0)
+    shapes = builder.create_optimization_profile()
+    for given in (network.get_input(i) for i in range(network.num_inputs)):
+        shapes.set_shape(given.name, *[[max(1, size) for size in given.shape]] * 3)  # a free size is 1
+    config.add_optimization_profile(shapes)
     built = builder.build_serialized_network(network, config)
     return ("", (errors or ["it compiles to nothing"])[0]) if built is None else ("", "")
 

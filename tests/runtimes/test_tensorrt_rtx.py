@@ -68,6 +68,13 @@ def test_it_refuses_what_the_rules_refuse(breaks: Break, node: str, tmp_path: Pa
     assert found.compiled_by == ""
 
 
+def test_a_free_batch_is_one(tmp_path: Path) -> None:
+    def free(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+
+    assert NOT_RUN["tensorrt"].hold(write(tmp_path, free)).compiled_by
+
+
 def test_a_file_is_refused_by_the_compiler_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, lambda model: model.graph.node[-1].__setattr__("op_type", "NoSuchOperator"))
     assert run(["inspect", str(path), "--target", "nvidia-gpu", "--json"]) == 3
