@@ -196,10 +196,11 @@ def _refusal(
             return "nothing in front of it runs on integers"
         if any(is_masked(histograms[n]) for n in (*group.inputs, group.output) if n in histograms):
             return "it masks values: no scale holds them and what it adds"
-        if group.op == "concat" and any(_prescribed(model, name, runtime) for name in group.inputs):
-            return "the runtime prescribes the scale of one of its inputs"
-        if group.op == "concat" and not _compatible([histograms[n] for n in group.inputs if n in histograms]):
-            return "its inputs differ too much in range to share a scale"
+        if group.op == "concat" and group.op in runtime.shared_scale:
+            if any(_prescribed(model, name, runtime) for name in group.inputs):
+                return "the runtime prescribes the scale of one of its inputs"
+            if not _compatible([histograms[n] for n in group.inputs if n in histograms]):
+                return "its inputs differ too much in range to share a scale"
     return ""
 
 

@@ -83,6 +83,31 @@ def test_what_the_processor_does_not_take_is_named_and_gated(tmp_path: Path) -> 
     assert not gate.passed and build.fallen_back[0] in gate.reason and report.verdict == "failed"
 
 
+@needs_qnn
+def test_parts_of_very_different_ranges_are_joined_on_the_processor(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            low = nn.functional.interpolate(self.low(image), scale_factor=2.0, mode="nearest")
+            high = nn.functional.interpolate(100 * self.high(image), scale_factor=2.0, mode="nearest")
+            return self.head(torch.cat([low, high], 1))
+
+    torch.manual_seed(0)
+    net = Net().eval()
+    with torch.no_grad():
+        net.head.weight[:, 4:] /= 100  # both parts count
+    x = np.random.default_rng(0).standard_normal((40, 3, 9, 9), np.float32)
+    np.savez(tmp_path / "x.npz", image=x)
+    given = {"calibration": tmp_path / "x.npz", "evaluation": tmp_path / "x.npz", "inputs": ["1x3x9x9"]}
+    limits = Limits.parse(max_fallback=0, allow_unrecognizable=True)
+    report = deploy(net, target="npu-hexagon", effort="fast", limits=limits, out=tmp_path / "out", **given)  # type: ignore[arg-type]
+    (build,) = report.builds
+    assert build.fallen_back == [] and build.audit is not None and build.audit.float_operators == []
+
+
 def test_a_limit_on_what_falls_back_wants_an_accelerator(files: Path, tmp_path: Path) -> None:
     limits = Limits.parse(max_fallback=0, allow_slower=True)
     build = built(files, tmp_path / "out", target="arm-neon", format="onnx", device="local", limits=limits)

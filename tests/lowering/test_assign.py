@@ -146,6 +146,10 @@ def test_a_concatenation_of_ranges_too_different_stays_in_float(factor: float, t
     assert len({found.tensors[n] for n in concat.inputs}) == (1 if together else 2)
     if not together:
         assert "differ too much" in found.reasons[concat.name]
+    apart = small.runtime("onnxruntime").model_copy(update={"shared_scale": []})
+    alone = assign(model, apart, histograms)
+    ends = {*concat.inputs, concat.output}
+    assert concat.name in alone.kernels and len({alone.tensors[n] for n in ends}) == len(ends)
 
 
 def test_a_prescribed_scale_is_not_shared() -> None:
