@@ -25,4 +25,5 @@ FORMATS = {
     "onnx": FileFormat(("model.onnx",), "edgeq.export.onnx_format", pairs=True),
     "openvino": FileFormat(("model.xml", "model.bin"), "edgeq.export.openvino_format", pairs=True),
     "tflite": FileFormat(("model.tflite",), "edgeq.export.tflite_format", pairs=False),
+    "executorch": FileFormat(("model.pte",), "edgeq.export.executorch_format", pairs=True),
 }

@@ -301,7 +301,7 @@ def answered(job: Job) -> Job:
 
 def runtimes_for(target: Target, form: str, io: Literal["float", "integer"] | None = None) -> list[Runtime]:
     """The runtimes of the target to build for; those whose format is asked for, or all, the best first."""
-    found = [r for r in target.runtimes if form in ("auto", "all", r.format)]
+    found = [r for r in target.runtimes if form in ("all", r.format) or (form == "auto" and not r.on_request)]
     if not found:
         there = ", ".join(dict.fromkeys(r.format for r in target.runtimes))
         raise UsageError(f"{target.name} has no format {form!r}", remedy=f"choose auto, all or one of: {there}")

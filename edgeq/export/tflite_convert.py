@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import logging
 import os
 import re
-import sys
-import tempfile
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeq.errors import MissingExtraError, UnsupportedError
+from edgeq.export.quiet import quiet
 from edgeq.export.tflite_apart import Apart
 from edgeq.export.tflite_program import rewritten
 from edgeq.model.model import Model
@@ -121,26 +118,13 @@ def _layers(model: Model, operator: str, text: str) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the converter's messages from the terminal: Python's, and those that its C++ parts write themselves.
-
-    They go to this module's log at debug level.
-    """
     before = os.environ.get(_PROGRESS)
     os.environ[_PROGRESS] = "n"
-    with tempfile.TemporaryFile() as caught, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sys.stderr.flush()
-        kept = os.dup(2)
-        os.dup2(caught.fileno(), 2)
-        try:
-            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-                yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            if before is None:
-                os.environ.pop(_PROGRESS, None)
-            else:
-                os.environ[_PROGRESS] = before
-            caught.seek(0)
-            _LOG.debug("%s", caught.read().decode(errors="replace"))
+    try:
+        with quiet(_LOG):
+            yield
+    finally:
+        if before is None:
+            os.environ.pop(_PROGRESS, None)
+        else:
+            os.environ[_PROGRESS] = before

@@ -162,6 +162,8 @@ class Runtime(_Strict):
     name: RuntimeName
     format: Format
     extra: str | None = None
+    on_request: bool = False
+    """Nothing is built for it but where its format is asked for, or all of them."""
     io: Literal["float", "integer"] = "float"
     shared_scale: list[OpClass] = []
     """Operators whose inputs and output carry one scale and zero point."""
@@ -277,7 +279,7 @@ class Profile(_Strict):
 
 def arithmetic(runtime: Runtime) -> dict[str, Any]:
     """Of a runtime, what decides which values an artefact stores: not how a target file knows it, nor what runs it."""
-    others = dict.fromkeys(("extra", "float_alternatives", "rounds_float_layers"), True)
+    others = dict.fromkeys(("extra", "on_request", "float_alternatives", "rounds_float_layers"), True)
     return runtime.model_dump(
         mode="json", exclude={**others, "kernels": {"__all__": {"source", "accumulator", "expanded_at_load"}}}
     )

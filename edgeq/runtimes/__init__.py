@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from edgeq.errors import UsageError
-from edgeq.runtimes import litert, onnxruntime, onnxruntime_qnn, openvino, tensorrt, tflite_micro, vela
+from edgeq.runtimes import executorch, litert, onnxruntime, onnxruntime_qnn, openvino, tensorrt, tflite_micro, vela
 from edgeq.runtimes.info import RuntimeInfo
 from edgeq.runtimes.rules import Rulebook
 
 __all__ = ["NOT_RUN", "RUNTIMES", "RuntimeInfo", "on_cpus", "runtime"]
 
-_KNOWN = (onnxruntime.INFO, openvino.INFO, litert.INFO, onnxruntime_qnn.INFO, tflite_micro.INFO, vela.INFO)
+_KNOWN = (onnxruntime.INFO, openvino.INFO, litert.INFO, onnxruntime_qnn.INFO, tflite_micro.INFO, vela.INFO, executorch.INFO)
 
 RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in _KNOWN}
 

@@ -1,0 +1,136 @@
+"""The model's program as ExecuTorch lowers it: of fixed sizes, with quantize and dequantize nodes where the plan rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx.traceback import annotate, preserve_node_meta
+from torch.utils._pytree import tree_leaves
+
+from edgeq.model.model import Model
+from edgeq.model.ops import output_channels_axis
+from edgeq.numerics import QParams
+from edgeq.numerics.weights import bias_scale, quantize_bias
+from edgeq.quantization.quantized import Quantized
+
+HANDLE = "edgeq_node"
+"""What nodes of the lowered program say of themselves: the handle of the model's node that they come from."""
+
+
+def handles(model: Model) -> dict[str, int]:
+    """The number that each graph node has in a file, from 1 on; files hold no names."""
+    return {name: number for number, name in enumerate(model.nodes, start=1)}
+
+
+def traced(model: Model, quantized: Quantized | None = None) -> ExportedProgram:
+    """The program, traced again for one sample a call; in float, or rounded as planned.
+
+    Weights are int8 constants under one dequantize node. A bias is the float whose rounding gives the planned integer,
+    as far as float32 can say that.
+    """
+    inputs = tuple(map(torch.from_numpy, model.example))
+    inputs = tuple(x[:1] for x in inputs) if model.dynamic_batch else inputs
+    with preserve_node_meta():
+        return torch.export.export(_Rounded(model, quantized), inputs)
+
+
+class _Rounded(torch.nn.Module):
+    def __init__(self, model: Model, quantized: Quantized | None) -> None:
+        import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the operators
+
+        super().__init__()
+        self.inner, self.handles = model.exported().module(), handles(model)
+        self.rounded = {} if quantized is None else {n: tensor.q for n, tensor in quantized.rounded.items()}
+        by_readers = {} if quantized is None else quantized.rounded_by_readers(model)
+        self.by_readers = {pair: tensor.q for pair, tensor in by_readers.items()}
+        self.layers: dict[str, str] = {}
+        self.axes: dict[str, int] = {}
+        for number, group in enumerate(model.groups):
+            if quantized is None or group.name not in quantized.biases:
+                continue
+            stem = self.layers[group.root] = f"layer{number}"
+            bias, weight = quantized.biases[group.name], quantized.weights.get(group.name)
+            if weight is not None:
+                scale = quantized.input_scale(group)
+                integers = quantize_bias(bias, scale, weight.q)
+                bias = (integers.astype("float64") * bias_scale(scale, weight.q)).astype("float32")
+                self.axes[group.root] = output_channels_axis(group.op)
+                self.register_buffer(f"{stem}_weight", torch.from_numpy(weight.integers.copy()))
+                self.register_buffer(f"{stem}_scale", torch.from_numpy(weight.q.scale.reshape(-1).copy()))
+                self.register_buffer(f"{stem}_zero_point", torch.zeros(weight.q.scale.size, dtype=torch.int32))
+            self.register_buffer(f"{stem}_bias", torch.from_numpy(bias.copy()))
+
+    def forward(self, *inputs: torch.Tensor) -> list[Any]:
+        return tree_leaves(_Run(self).run(*inputs))
+
+    def constants(self, root: str, args: Sequence[Any]) -> tuple[Any, ...]:
+        """A layer's arguments, with the planned weight and bias in place of its own."""
+        stem, weight = self.layers[root], args[1]
+        if root in self.axes:
+            held, scale, zero = (getattr(self, f"{stem}_{what}") for what in ("weight", "scale", "zero_point"))
+            weight = torch.ops.quantized_decomposed.dequantize_per_channel(
+                held, scale, zero, self.axes[root], -128, 127, torch.int8
+            )
+        return (args[0], weight, getattr(self, f"{stem}_bias"), *args[3:])
+
+
+class _Run(torch.fx.Interpreter):
+    def __init__(self, outer: _Rounded) -> None:
+        super().__init__(outer.inner)
+        self.outer = outer
+        self.integers: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        outer = self.outer
+        with annotate({HANDLE: outer.handles.get(n.name, 0)}):
+            args, kwargs = torch.fx.node.map_arg((n.args, n.kwargs), lambda source: self._read(n.name, source))
+            if n.name in outer.layers:
+                args = outer.constants(n.name, args)
+            value = self._value(n, args, kwargs)
+            if n.name in outer.rounded:
+                self.integers[n.name] = _quantize(value, outer.rounded[n.name])
+        return value
+
+    def _read(self, reader: str, source: torch.fx.Node) -> Any:
+        """A value as one of its readers gets it. Each has a dequantize node of its own, which it is lowered with."""
+        outer = self.outer
+        with annotate({HANDLE: outer.handles.get(source.name, 0)}):
+            if source.name in self.integers:
+                return _dequantize(self.integers[source.name], outer.rounded[source.name])
+            own = outer.by_readers.get((reader, source.name))
+            value = self.env[source]
+            return value if own is None else _dequantize(_quantize(value, own), own)
+
+    def _value(self, n: torch.fx.Node, args: Any, kwargs: Any) -> Any:
+        """What a node gives, by operators that XNNPACK has."""
+        if n.op != "call_function":
+            return getattr(self, n.op)(n.target, args, kwargs)
+        if n.target is torch.ops.aten.clamp.default and len(args) == 3 and None not in args:
+            return torch.ops.aten.hardtanh.default(*args)
+        if n.target is torch.ops.aten.mean.dim and _drops_images(args, kwargs):
+            mean = n.target(*args, True)
+            q = self.outer.rounded.get(n.name)
+            return (mean if q is None else _dequantize(_quantize(mean, q), q)).view(args[0].shape[:2])
+        return self.call_function(n.target, args, kwargs)
+
+
+def _drops_images(args: Sequence[Any], kwargs: Any) -> bool:
+    """Whether a mean leaves out the axes of images: XNNPACK's keeps them."""
+    return args[0].dim() == 4 and len(args) == 2 and not kwargs and sorted(a % 4 for a in args[1]) == [2, 3]
+
+
+def _quantize(value: torch.Tensor, q: QParams) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.quantized_decomposed.quantize_per_tensor(value, *_grid(q))
+    return found
+
+
+def _dequantize(integers: torch.Tensor, q: QParams) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(integers, *_grid(q))
+    return found
+
+
+def _grid(q: QParams) -> tuple[float, int, int, int, torch.dtype]:
+    return float(q.scale), int(q.zero_point), q.scheme.quant_min, q.scheme.quant_max, getattr(torch, q.scheme.dtype)

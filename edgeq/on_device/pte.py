@@ -1,0 +1,106 @@
+"""What an ExecuTorch file holds: its program, and the graphs in it that XNNPACK runs. By ExecuTorch's own schemas, which
+lie in its package."""
+
+from __future__ import annotations
+
+import functools
+import os
+from importlib.util import find_spec
+from typing import Any, Dict, List, NamedTuple
+
+from edgeq.on_device import flatbuffer
+from edgeq.on_device.worker import WorkerError
+
+XNNPACK = "XnnpackBackend"
+
+_SCHEMAS = {
+    "program": ("schema", "scalar_type.fbs", "program.fbs"),
+    "xnnpack": (os.path.join("backends", "xnnpack", "serialization"), "schema.fbs"),
+    "etdump": (os.path.join("devtools", "etdump"), "scalar_type.fbs", "etdump_schema_flatcc.fbs"),
+}
+
+
+class File(NamedTuple):
+    """An ExecuTorch file.
+
+    Attributes:
+        plan: of its first method.
+        graphs: by the index of a delegate of the plan, the graph that XNNPACK runs there; others are absent.
+        places: by key, where the bytes of a constant lie in the file: start and size.
+        data: all of it.
+    """
+
+    plan: Dict[str, Any]
+    graphs: Dict[int, Dict[str, Any]]
+    places: Dict[str, Any]
+    data: memoryview
+
+
+@functools.lru_cache(maxsize=None)
+def schema(name: str) -> flatbuffer.Schema:
+    """One of ExecuTorch's own.
+
+    Raises:
+        WorkerError: ExecuTorch is not installed here.
+    """
+    spec = find_spec("executorch")
+    if spec is None or not spec.submodule_search_locations:
+        raise WorkerError("missing", "executorch is not installed")
+    folder, *names = _SCHEMAS[name]
+    texts = []
+    for one in names:
+        with open(os.path.join(next(iter(spec.submodule_search_locations)), folder, one), encoding="utf-8") as file:
+            texts.append(file.read())
+    return flatbuffer.schema(*texts)
+
+
+def read(data: bytes) -> File:
+    """Everything but the numbers.
+
+    Raises:
+        ValueError: it is no such file.
+        struct.error: it is cut off.
+    """
+    view = memoryview(data)
+    if bytes(view[4:8]) != b"ET12":
+        raise ValueError("it is no ExecuTorch program")
+    base = int.from_bytes(view[24:32], "little") if bytes(view[8:12]) == b"eh00" else 0
+    program = flatbuffer.read(schema("program"), view)
+    segments = [(base + one["offset"], one["size"]) for one in program["segments"]]
+    plan = program["execution_plan"][0]
+    graphs = {}
+    for index, delegate in enumerate(plan["delegates"]):
+        processed = delegate["processed"]
+        if delegate["id"] == XNNPACK:
+            if processed["location"] == "SEGMENT":
+                start, size = segments[processed["index"]]
+                payload = view[start : start + size]
+            else:
+                payload = program["backend_delegate_data"][processed["index"]]["data"]
+            graphs[index] = _graph(payload)
+    places = {one["key"]: segments[one["segment_index"]] for one in program["named_data"]}
+    return File(plan, graphs, places, view)
+
+
+def _graph(payload: memoryview) -> Dict[str, Any]:
+    if bytes(payload[4:8]) != b"XH00":
+        raise ValueError("its XNNPACK graph is of another version")
+    graph = flatbuffer.read(schema("xnnpack"), payload, int.from_bytes(payload[10:14], "little"))
+    graph["values"] = {}
+    for value in graph["xvalues"]:
+        held = value["xvalue_union"]
+        tensor = held.get("tensor_value", held)
+        quantized = {"quant_params": held.get("quant_params"), "how": held.get("quant_params_type", "")}
+        graph["values"][tensor["id_out"]] = {**tensor, **quantized}
+    return graph
+
+
+def inputs_of(node: Dict[str, Any]) -> List[int]:
+    """The ids of the values that an operator of a graph reads, weights among them."""
+    ends = [(key, value) for key, value in node["xnode_union"].items() if key.endswith("_id")]
+    return [value for key, value in ends if not key.startswith("output")]
+
+
+def outputs_of(node: Dict[str, Any]) -> List[int]:
+    """Likewise, that it writes."""
+    return [value for key, value in node["xnode_union"].items() if key.startswith("output") and key.endswith("_id")]
