@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import flatbuffers
@@ -114,6 +115,31 @@ def _save(graph: onnx.GraphProto, path: Path) -> Path:
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
+
+
+def write_pte(path: Path) -> Path:
+    """What `write_float_onnx` writes, for one sample; its inputs are `args_0`, which is b, and `args_1`, which is a."""
+    path.write_bytes(_pte())
+    return path
+
+
+@cache
+def _pte() -> bytes:
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    class Float(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+            self.layer.weight.data, self.layer.bias.data = (torch.from_numpy(x).float() for x in (WEIGHT, BIAS))
+
+        def forward(self, b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return a + 2 * b, torch.relu(self.layer(a))
+
+    program = torch.export.export(Float().eval(), (torch.zeros(1, 4), torch.zeros(1, 4)))
+    return bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
 
 
 def write_tflite(path: Path, *, signature: bool) -> Path:

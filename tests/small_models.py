@@ -497,7 +497,7 @@ def away(target: str, folder: Path) -> str:
 def exact_here(by: Runtime) -> Runtime:
     """The runtime with tables whose files compute on this machine what was simulated: where the CPU saturates with
     weights of 8 bits they get 7, as in the target that describes it."""
-    if not SATURATES or by.format == "tflite":
+    if not SATURATES or by.format in ("tflite", "executorch"):
         return by
     narrow = {"weight_bits": 7}
     kernels = [k.model_copy(update=narrow) if k.name == "w8a8" else k for k in by.kernels]

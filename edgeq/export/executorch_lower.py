@@ -6,8 +6,6 @@ import logging
 import re
 from typing import Any
 
-from torch.export import ExportedProgram
-
 from edgeq.errors import MissingExtraError, UnsupportedError
 from edgeq.export.executorch_program import HANDLE, traced
 from edgeq.export.quiet import quiet

@@ -1,4 +1,4 @@
-"""The model's program as ExecuTorch lowers it: of fixed sizes, with quantize and dequantize nodes where the plan rounds."""
+"""The model's program as ExecuTorch lowers it: of fixed sizes, quantized and dequantized where the plan rounds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch.export import ExportedProgram
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.utils._pytree import tree_leaves
 
+from edgeq.model.graph import Node
 from edgeq.model.model import Model
-from edgeq.model.ops import output_channels_axis
+from edgeq.model.ops import output_channels_axis, shape_of
 from edgeq.numerics import QParams
 from edgeq.numerics.weights import bias_scale, quantize_bias
 from edgeq.quantization.quantized import Quantized
+
+_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "depthwise_conv2d"})
 
 HANDLE = "edgeq_node"
 """What nodes of the lowered program say of themselves: the handle of the model's node that they come from."""
@@ -33,17 +36,24 @@ def traced(model: Model, quantized: Quantized | None = None) -> ExportedProgram:
     """
     inputs = tuple(map(torch.from_numpy, model.example))
     inputs = tuple(x[:1] for x in inputs) if model.dynamic_batch else inputs
+    module = _Rounded(model, quantized)
+    if module.integer_ends:
+        grids = [module.rounded.get(name) for name in model.input_nodes]
+        inputs = tuple(x if q is None else _quantize(x, q) for x, q in zip(inputs, grids, strict=True))
     with preserve_node_meta():
-        return torch.export.export(_Rounded(model, quantized), inputs)
+        return torch.export.export(module, inputs)
 
 
 class _Rounded(torch.nn.Module):
     def __init__(self, model: Model, quantized: Quantized | None) -> None:
-        import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the operators
+        import torch.ao.quantization.fx._decomposed
 
         super().__init__()
         self.inner, self.handles = model.exported().module(), handles(model)
-        self.rounded = {} if quantized is None else {n: tensor.q for n, tensor in quantized.rounded.items()}
+        self.integer_ends = quantized is not None and quantized.runtime.io == "integer"
+        rounded = {} if quantized is None else {n: tensor.q for n, tensor in quantized.rounded.items()}
+        merged = [] if quantized is None else _merged(model, quantized)
+        self.rounded = {name: q for name, q in rounded.items() if name not in merged}
         by_readers = {} if quantized is None else quantized.rounded_by_readers(model)
         self.by_readers = {pair: tensor.q for pair, tensor in by_readers.items()}
         self.layers: dict[str, str] = {}
@@ -90,14 +100,18 @@ class _Run(torch.fx.Interpreter):
             if n.name in outer.layers:
                 args = outer.constants(n.name, args)
             value = self._value(n, args, kwargs)
-            if n.name in outer.rounded:
-                self.integers[n.name] = _quantize(value, outer.rounded[n.name])
+            q = outer.rounded.get(n.name)
+            if q is not None:
+                given = n.op == "placeholder" and outer.integer_ends
+                self.integers[n.name] = value if given else _quantize(value, q)
         return value
 
     def _read(self, reader: str, source: torch.fx.Node) -> Any:
         """A value as one of its readers gets it. Each has a dequantize node of its own, which it is lowered with."""
         outer = self.outer
         with annotate({HANDLE: outer.handles.get(source.name, 0)}):
+            if source.name in self.integers and reader == "output" and outer.integer_ends:
+                return self.integers[source.name]
             if source.name in self.integers:
                 return _dequantize(self.integers[source.name], outer.rounded[source.name])
             own = outer.by_readers.get((reader, source.name))
@@ -115,6 +129,27 @@ class _Run(torch.fx.Interpreter):
             q = self.outer.rounded.get(n.name)
             return (mean if q is None else _dequantize(_quantize(mean, q), q)).view(args[0].shape[:2])
         return self.call_function(n.target, args, kwargs)
+
+
+def _merged(model: Model, quantized: Quantized) -> list[str]:
+    """Paddings with zeros of what one convolution on integers reads: it is lowered together with them, if nothing is
+    rounded in between. What they write lies on the grid of what they read."""
+    on_integers = {group.root: group.op for group in model.groups if group.name in quantized.assignment.kernels}
+    found = []
+    for group in model.groups:
+        users = model.nodes[group.root].users
+        same = [quantized.rounded[name].q for name in (*group.inputs, group.output) if name in quantized.rounded]
+        alone = len(users) == 1 and on_integers.get(users[0].name) in _CONVOLUTIONS
+        if group.op == "pad" and alone and len(same) == 2 and len({_grid(q) for q in same}) == 1:
+            found += [group.root] if _with_zeros(model.nodes[group.root]) else []
+    return found
+
+
+def _with_zeros(pad: Node) -> bool:
+    """Whether a padding adds zeros, and only around images or signals."""
+    sizes, rest = pad.args[1], [a for a in pad.args[2:] if a is not None and a != "constant"]
+    spatial = len(sizes) <= 2 * (len(shape_of(pad)) - 2)
+    return spatial and min(sizes, default=0) >= 0 and all(value == 0 for value in rest)
 
 
 def _drops_images(args: Sequence[Any], kwargs: Any) -> bool:

@@ -134,9 +134,9 @@ def _weight(
 def _scale(file: pte.File, graph: Mapping[str, Any], value: Mapping[str, Any]) -> NDArray[np.float32]:
     params = value["quant_params"]
     if value["how"] == "PerTensorQuant":
-        return np.float32([params["scale"]])
+        return np.array([params["scale"]], np.float32)
     if params["scale"]:
-        return np.float32(params["scale"])
+        return np.array(params["scale"], np.float32)
     start, size = _place(file, graph, params["scale_buffer_idx"])
     return np.frombuffer(file.data[start : start + size], "<f4")
 

@@ -1,5 +1,5 @@
-"""ExecuTorch on a device, by its Python runtime, which needs PyTorch beside it. The file says which operators XNNPACK runs,
-and in which types; the runtime's profile in which kernels, and how long that took."""
+"""ExecuTorch on a device, by its Python runtime, which needs PyTorch beside it. The file says which operators XNNPACK
+runs, and in which types; the runtime's profile in which kernels, and how long that took."""
 
 # ruff: noqa: B905  (zip has no `strict` before Python 3.10)
 
@@ -16,7 +16,17 @@ from edgeq.on_device.worker import Loaded, Port, Runtime, Setting, WorkerError, 
 
 PORTABLE = "portable kernel"
 
-_TYPES = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
+_TYPES = {
+    0: "uint8",
+    1: "int8",
+    2: "int16",
+    3: "int32",
+    4: "int64",
+    5: "float16",
+    6: "float32",
+    7: "float64",
+    11: "bool",
+}
 _WEIGHTED = {
     "XNNConv2d": "Convolution",
     "XNNDepthwiseConv2d": "Convolution",
@@ -119,8 +129,8 @@ def rows(file: pte.File, profile: Dict[int, List[Tuple[str, float]]]) -> List[Di
 
 
 def _of_graph(graph: Dict[str, Any], events: List[Tuple[str, float]]) -> List[Dict[str, Any]]:
-    """XNNPACK makes one operator of several and drops some, and says only in which order it ran what is left. Those with
-    weights always stay: between two of them the others are told apart where as many ran as the file has."""
+    """XNNPACK makes one operator of several and drops some, and says only in which order it ran what is left. Those
+    with weights always stay: between two of them the others are told apart where as many ran as the file has."""
     nodes = graph["xnodes"]
     anchors = [i for i, node in enumerate(nodes) if node["xnode_union_type"] in _WEIGHTED]
     ran = [i for i, (name, _) in enumerate(events) if name.startswith(tuple(set(_WEIGHTED.values())))]
@@ -154,7 +164,7 @@ def _of_node(graph: Dict[str, Any], node: Dict[str, Any], event: Optional[Tuple[
 
 
 def _in_portable(file: pte.File, operator: str, call: Dict[str, Any]) -> Optional[bool]:
-    """Whether ExecuTorch's own kernel computed on integers: its tensors are of one type; None where it only moves them."""
+    """Whether ExecuTorch's own kernel computed on integers, by the last of its tensors; None where it only moves."""
     if operator.endswith("_copy") or operator in ("aten::cat", "aten::constant_pad_nd"):
         return None
     kinds = [file.plan["values"][i]["val"]["scalar_type"] for i in call["args"] if "scalar_type" in _tensor(file, i)]

@@ -3,8 +3,6 @@
 Scalars, strings, tables, unions, enums and vectors of them; no structs.
 """
 
-# ruff: noqa: B905  (zip has no `strict` before Python 3.10)
-
 from __future__ import annotations
 
 import re
@@ -54,7 +52,9 @@ def schema(*texts: str) -> Schema:
     tables = {}
     for name, body in re.findall(r"table\s+(\w+)\s*\{([^}]*)\}", text):
         fields, slot = [], 0
-        for label, kind, default, _ in re.findall(r"(\w+)\s*:\s*([\w\[\]]+)\s*(?:=\s*([\w.+-]+))?\s*(\([^)]*\))?\s*;", body):
+        for label, kind, default, _ in re.findall(
+            r"(\w+)\s*:\s*([\w\[\]]+)\s*(?:=\s*([\w.+-]+))?\s*(\([^)]*\))?\s*;", body
+        ):
             slot += kind in unions
             fields.append(Field(label, kind, slot, default))
             slot += 1

@@ -1,5 +1,5 @@
-"""What an ExecuTorch file holds: its program, and the graphs in it that XNNPACK runs. By ExecuTorch's own schemas, which
-lie in its package."""
+"""What an ExecuTorch file holds: its program, and the graphs in it that XNNPACK runs. It is read by the schemas that
+lie in ExecuTorch's package."""
 
 from __future__ import annotations
 

@@ -9,7 +9,15 @@ from edgeq.runtimes.rules import Rulebook
 
 __all__ = ["NOT_RUN", "RUNTIMES", "RuntimeInfo", "on_cpus", "runtime"]
 
-_KNOWN = (onnxruntime.INFO, openvino.INFO, litert.INFO, onnxruntime_qnn.INFO, tflite_micro.INFO, vela.INFO, executorch.INFO)
+_KNOWN = (
+    onnxruntime.INFO,
+    openvino.INFO,
+    litert.INFO,
+    onnxruntime_qnn.INFO,
+    tflite_micro.INFO,
+    vela.INFO,
+    executorch.INFO,
+)
 
 RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in _KNOWN}
 

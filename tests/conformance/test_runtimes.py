@@ -62,6 +62,11 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Artefact:
         return Artefact(
             Candidate(path, name), {"a": a, "b": b}, [x.astype(np.float32) for x in models.float_answer(a, b)]
         )
+    if ".pte" in runtime(name).suffixes:
+        path = models.write_pte(tmp_path / "model.pte")
+        a, b = models.samples(3, 1), models.samples(3, 2)
+        answers = [x.astype(np.float32) for x in models.float_answer(a, b)]
+        return Artefact(Candidate(path, name), {"args_1": a, "args_0": b}, answers)
     path = models.write_tflite(tmp_path / "model.tflite", signature=True)
     p, q = models.integers(3, 1), models.integers(3, 2)
     return Artefact(Candidate(path, name), {"args_0": p, "args_1": q}, [models.tflite_answer(x) for x in (p, q)])
