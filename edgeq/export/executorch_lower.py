@@ -10,6 +10,8 @@ from edgeq.errors import MissingExtraError, UnsupportedError
 from edgeq.export.executorch_program import HANDLE, traced
 from edgeq.export.quiet import quiet
 from edgeq.model.model import Model
+from edgeq.on_device import pte
+from edgeq.on_device.executorch import find
 from edgeq.quantization.quantized import Quantized
 
 _LOG = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ def lowered(model: Model, quantized: Quantized | None = None) -> bytes:
 
     Raises:
         MissingExtraError: ExecuTorch is not installed.
-        UnsupportedError: ExecuTorch refuses an operator; names it and its layer.
+        UnsupportedError: ExecuTorch refuses an operator, or its runtime has none; names it and its layer.
     """
     with quiet(_LOG):
         try:
@@ -39,9 +41,16 @@ def lowered(model: Model, quantized: Quantized | None = None) -> bytes:
             # inputs are read where the caller has them: memory that is planned for them is overwritten in every call
             planning = MemoryPlanningPass(alloc_graph_input=False)
             config = exir.ExecutorchBackendConfig(memory_planning_pass=planning)
-            return bytes(edge.to_executorch(config).buffer)
+            made = bytes(edge.to_executorch(config).buffer)
         except Exception as error:  # whatever torch or ExecuTorch raised means that it cannot take the model
-            raise _refused(model, error) from error
+            text = " ".join(str(error).split())
+            raise _refused(model, text, f"{type(error).__name__}: {text[:200]}") from error
+        known = set(find()[0]._get_operator_names())
+    for operator in pte.read(made).plan["operators"]:
+        name = ".".join(filter(None, (operator["name"], operator["overload"])))
+        if name not in known:
+            raise _refused(model, name, "its runtime has no kernel for it")
+    return made
 
 
 def _carry_handles(module: Any) -> Any:
@@ -54,15 +63,17 @@ def _carry_handles(module: Any) -> Any:
     return PassResult(module, True)
 
 
-def _refused(model: Model, error: Exception) -> UnsupportedError:
-    text = " ".join(str(error).split())
-    named = re.search(r"aten(?:::|\.|_ops\.aten\.)(\w+)", text)
-    operator = named[1].removesuffix("_copy").removeprefix("_") if named else ""
-    layers = [g.name for g in model.groups if operator and model.nodes[g.root].target.split(".")[1] == operator]
+def _refused(model: Model, text: str, why: str) -> UnsupportedError:
+    """The error for an operator.
+
+    Args:
+        text: names it.
+    """
+    named = re.search(r"aten(?:::|\.)(\w+)", text)
+    operator = named[1].removesuffix("_copy") if named else ""
+    layers = [g.name for g in model.groups if operator and model.nodes[g.root].target.split(".")[1:2] == [operator]]
     where = "" if not layers else f"layer {layers[0]}" if len(layers) == 1 else f"one of {', '.join(layers[:4])}"
-    cause = f"ExecuTorch cannot take the operator {named[1]!r}" if named else "ExecuTorch cannot take the model"
+    cause = f"ExecuTorch cannot take the operator {operator!r}" if named else "ExecuTorch cannot take the model"
     return UnsupportedError(
-        f"{cause} ({type(error).__name__}: {text[:200]})",
-        where=where,
-        remedy="replace the operator, or choose another format for this model",
+        f"{cause}: {why}", where=where, remedy="replace the operator, or choose another format for this model"
     )

@@ -39,6 +39,7 @@ _CONVERSIONS_AND_MOVES = frozenset(
     {"XNNConvert", "XNNCopy", "XNNStaticTranspose", "XNNStaticReshape", "XNNStaticSlice", "XNNStaticConstantPad",
      "XNNConcatenate2", "XNNConcatenate3", "XNNConcatenate4", "XNNConcatenate5"}
 )  # fmt: skip
+_FLOATS = ("HALF", "FLOAT", "DOUBLE", "BFLOAT16")
 _INTEGER_KERNELS = ("QC8", "QS8", "QU8", "QC4", "QD8", "QB4")
 
 
@@ -164,15 +165,12 @@ def _of_node(graph: Dict[str, Any], node: Dict[str, Any], event: Optional[Tuple[
 
 
 def _in_portable(file: pte.File, operator: str, call: Dict[str, Any]) -> Optional[bool]:
-    """Whether ExecuTorch's own kernel computed on integers, by the last of its tensors; None where it only moves."""
+    """Whether ExecuTorch's own kernel computed on integers: none of its tensors is float. None where it only moves."""
     if operator.endswith("_copy") or operator in ("aten::cat", "aten::constant_pad_nd"):
         return None
-    kinds = [file.plan["values"][i]["val"]["scalar_type"] for i in call["args"] if "scalar_type" in _tensor(file, i)]
-    return bool(kinds) and kinds[-1] not in ("FLOAT", "HALF", "DOUBLE", "BFLOAT16")
-
-
-def _tensor(file: pte.File, index: int) -> Dict[str, Any]:
-    return file.plan["values"][index]["val"] or {}
+    values = [file.plan["values"][index]["val"] or {} for index in call["args"]]
+    kinds = {value["scalar_type"] for value in values if "scalar_type" in value}
+    return bool(kinds) and kinds.isdisjoint(_FLOATS)
 
 
 def _row(name: str, op: str, where: str, integer: Optional[bool], spent: Optional[float]) -> Dict[str, Any]:
