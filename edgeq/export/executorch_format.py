@@ -64,7 +64,4 @@ def read_back(model: Model, quantized: Quantized, source: bytes, path: Path) -> 
 
 
 def labels(model: Model, source: bytes) -> dict[str, str]:
-    from edgeq.on_device.executorch import called
-
-    numbers = {name: number for number, name in enumerate(model.nodes, start=1)}
-    return {called(numbers[member]): group.name for group in model.groups for member in group.members}
+    return {group.name: group.name for group in model.groups}

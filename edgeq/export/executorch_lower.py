@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from typing import Any
 
 from edgeq.errors import MissingExtraError, UnsupportedError
-from edgeq.export.executorch_program import HANDLE, traced
+from edgeq.export.executorch_program import HANDLE, names, traced
 from edgeq.export.quiet import quiet
 from edgeq.model.model import Model
 from edgeq.on_device import pte
@@ -36,6 +37,7 @@ def lowered(model: Model, quantized: Quantized | None = None) -> bytes:
                 traced(model, quantized),
                 transform_passes=[_carry_handles],
                 partitioner=[XnnpackPartitioner()],
+                constant_methods={pte.NAMES: json.dumps(names(model), separators=(",", ":"))},
                 compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
             )
             # inputs are read where the caller has them: memory that is planned for them is overwritten in every call

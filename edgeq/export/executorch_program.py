@@ -24,8 +24,20 @@ HANDLE = "edgeq_node"
 
 
 def handles(model: Model) -> dict[str, int]:
-    """The number that each graph node has in a file, from 1 on; files hold no names."""
+    """The number that each graph node has in a file, from 1 on."""
     return {name: number for number, name in enumerate(model.nodes, start=1)}
+
+
+def names(model: Model) -> dict[str, Any]:
+    """What a file calls its inputs and outputs, and the layer of an operator by its handle."""
+    numbers = handles(model)
+    layers = {numbers[member]: group.name for group in model.groups for member in group.members}
+    ends = zip(model.input_nodes, model.inputs, strict=True)
+    return {
+        "inputs": [spec.name for spec in model.inputs],
+        "outputs": list(model.output_names),
+        "operators": {**{numbers[node]: spec.name for node, spec in ends}, **layers},
+    }
 
 
 def traced(model: Model, quantized: Quantized | None = None) -> ExportedProgram:

@@ -5,9 +5,10 @@ runs, and in which types; the runtime's profile in which kernels, and how long t
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -43,11 +44,6 @@ _FLOATS = ("HALF", "FLOAT", "DOUBLE", "BFLOAT16")
 _INTEGER_KERNELS = ("QC8", "QS8", "QU8", "QC4", "QD8", "QB4")
 
 
-def called(handle: int) -> str:
-    """The name of an operator whose file gives it a number alone."""
-    return "node %d" % handle
-
-
 def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     """The first method of a file."""
     import torch
@@ -56,10 +52,12 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     if lib._threadpool_get_thread_count() != how.threads:
         lib._unsafe_reset_threadpool(how.threads)  # nothing is loaded yet: all models of a job have as many
     program = lib._load_program(path, enable_etdump=how.profile)
-    name = program.get_method_name(0)
+    methods = [program.get_method_name(i) for i in range(program.num_methods())]
+    names = _names(program) if pte.NAMES in methods else {}
+    name = next(name for name in methods if name != pte.NAMES)
     method, meta = program.load_method(name), program.method_meta(name)
-    inputs = [_port("args_%d" % i, meta.input_tensor_meta(i)) for i in range(meta.num_inputs())]
-    outputs = [_port("output_%d" % i, meta.output_tensor_meta(i)) for i in range(meta.num_outputs())]
+    inputs = _ports(names.get("inputs"), "args_%d", meta.num_inputs(), meta.input_tensor_meta)
+    outputs = _ports(names.get("outputs"), "output_%d", meta.num_outputs(), meta.output_tensor_meta)
     planned = any(meta.input_tensor_meta(i).is_memory_planned() for i in range(meta.num_inputs()))
     given: List[Any] = []
 
@@ -82,8 +80,20 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     return Loaded(inputs, outputs, feed, invoke, fetch, placement, lambda: load(path, options, how))
 
 
-def _port(name: str, tensor: Any) -> Port:
-    return Port([name], list(tensor.sizes()), _TYPES.get(tensor.dtype(), "type %d" % tensor.dtype()), None, None)
+def _names(program: Any) -> Dict[str, List[str]]:
+    method = program.load_method(pte.NAMES)
+    method.execute()
+    found: Dict[str, List[str]] = json.loads(method.get_outputs()[0])
+    return found
+
+
+def _ports(names: Optional[List[str]], otherwise: str, count: int, tensor: Callable[[int], Any]) -> List[Port]:
+    found = []
+    for i in range(count):
+        name, told = names[i] if names else otherwise % i, tensor(i)
+        kind = _TYPES.get(told.dtype(), "type %d" % told.dtype())
+        found.append(Port([name], list(told.sizes()), kind, None, None))
+    return found
 
 
 def _profile(program: Any) -> Dict[int, List[Tuple[str, float]]]:
@@ -123,34 +133,36 @@ def rows(file: pte.File, profile: Dict[int, List[Tuple[str, float]]]) -> List[Di
             found.append(_row("", operator["name"], PORTABLE, _in_portable(file, operator["name"], given), spent))
         elif call["instr_args_type"] == "DelegateCall" and given["delegate_index"] in file.graphs:
             graph = file.graphs[given["delegate_index"]]
-            found += _of_graph(graph, [(name.rpartition(" #")[0] or name, spent) for name, spent in events])
+            found += _of_graph(file, graph, [(name.rpartition(" #")[0] or name, spent) for name, spent in events])
         elif call["instr_args_type"] == "DelegateCall":
             found.append(_row("", "delegate", file.plan["delegates"][given["delegate_index"]]["id"], None, None))
     return found
 
 
-def _of_graph(graph: Dict[str, Any], events: List[Tuple[str, float]]) -> List[Dict[str, Any]]:
+def _of_graph(file: pte.File, graph: Dict[str, Any], events: List[Tuple[str, float]]) -> List[Dict[str, Any]]:
     """XNNPACK makes one operator of several and drops some, and says only in which order it ran what is left. Those
     with weights always stay: between two of them the others are told apart where as many ran as the file has."""
     nodes = graph["xnodes"]
     anchors = [i for i, node in enumerate(nodes) if node["xnode_union_type"] in _WEIGHTED]
     ran = [i for i, (name, _) in enumerate(events) if name.startswith(tuple(set(_WEIGHTED.values())))]
     if len(ran) != len(anchors):
-        return [_of_node(graph, node, None) for node in nodes]
+        return [_of_node(file, graph, node, None) for node in nodes]
     found = []
     ends = zip([-1, *anchors], [*anchors, len(nodes)], [-1, *ran], [*ran, len(events)])
     for first, last, first_event, last_event in ends:
         between, beside = nodes[first + 1 : last], events[first_event + 1 : last_event]
         if len(between) == len(beside):
-            found += [_of_node(graph, node, event) for node, event in zip(between, beside)]
+            found += [_of_node(file, graph, node, event) for node, event in zip(between, beside)]
         else:
             found += [_row("", name, "XNNPACK", None, spent) for name, spent in beside]
         if last < len(nodes):
-            found.append(_of_node(graph, nodes[last], events[last_event]))
+            found.append(_of_node(file, graph, nodes[last], events[last_event]))
     return found
 
 
-def _of_node(graph: Dict[str, Any], node: Dict[str, Any], event: Optional[Tuple[str, float]]) -> Dict[str, Any]:
+def _of_node(
+    file: pte.File, graph: Dict[str, Any], node: Dict[str, Any], event: Optional[Tuple[str, float]]
+) -> Dict[str, Any]:
     kind, values = node["xnode_union_type"], graph["values"]
     where = "XNNPACK" if event is None else "XNNPACK " + event[0]
     integer: Optional[bool] = None
@@ -159,9 +171,11 @@ def _of_node(graph: Dict[str, Any], node: Dict[str, Any], event: Optional[Tuple[
     elif kind not in _CONVERSIONS_AND_MOVES:
         ends = [values[end]["datatype"] for end in (*pte.inputs_of(node), *pte.outputs_of(node)) if end in values]
         integer = all("int" in one for one in ends)
-    handle = node["debug_handle"]
-    name = called(handle) if 0 < handle < 65535 else ""
-    return _row(name, kind[len("XNN") :], where, integer, None if event is None else event[1])
+    op = kind[len("XNN") :]
+    name = file.operators.get(node["debug_handle"], "")
+    if name and kind in _CONVERSIONS_AND_MOVES:
+        name += "/" + op  # beside the layer's own operator, or for it
+    return _row(name, op, where, integer, None if event is None else event[1])
 
 
 def _in_portable(file: pte.File, operator: str, call: Dict[str, Any]) -> Optional[bool]:

@@ -4,6 +4,7 @@ lie in ExecuTorch's package."""
 from __future__ import annotations
 
 import functools
+import json
 import os
 from importlib.util import find_spec
 from typing import Any, Dict, List, NamedTuple
@@ -12,6 +13,10 @@ from edgeq.on_device import flatbuffer
 from edgeq.on_device.worker import WorkerError
 
 XNNPACK = "XnnpackBackend"
+
+NAMES = "edgeq_names"
+"""A method of files that edgeq writes. It gives JSON: the names of `inputs` and `outputs` in order, and of `operators`
+by handle, for all of which ExecuTorch has no place."""
 
 _SCHEMAS = {
     "program": ("schema", "scalar_type.fbs", "program.fbs"),
@@ -24,13 +29,15 @@ class File(NamedTuple):
     """An ExecuTorch file.
 
     Attributes:
-        plan: of its first method.
+        plan: of its first method that computes.
+        operators: by the handle that a graph has for an operator, the name of its layer; empty where the file has none.
         graphs: by the index of a delegate of the plan, the graph that XNNPACK runs there; others are absent.
         places: by key, where the bytes of a constant lie in the file: start and size.
         data: all of it.
     """
 
     plan: Dict[str, Any]
+    operators: Dict[int, str]
     graphs: Dict[int, Dict[str, Any]]
     places: Dict[str, Any]
     data: memoryview
@@ -67,7 +74,11 @@ def read(data: bytes) -> File:
     base = int.from_bytes(view[24:32], "little") if bytes(view[8:12]) == b"eh00" else 0
     program = flatbuffer.read(schema("program"), view)
     segments = [(base + one["offset"], one["size"]) for one in program["segments"]]
-    plan = program["execution_plan"][0]
+    plans = {plan["name"]: plan for plan in program["execution_plan"]}
+    told = plans.pop(NAMES, None)
+    names = {} if told is None else json.loads(told["values"][told["outputs"][0]]["val"]["string_val"])
+    operators = {int(handle): name for handle, name in names.get("operators", {}).items()}
+    plan = next(iter(plans.values()))
     graphs = {}
     for index, delegate in enumerate(plan["delegates"]):
         processed = delegate["processed"]
@@ -79,7 +90,7 @@ def read(data: bytes) -> File:
                 payload = program["backend_delegate_data"][processed["index"]]["data"]
             graphs[index] = _graph(payload)
     places = {one["key"]: segments[one["segment_index"]] for one in program["named_data"]}
-    return File(plan, graphs, places, view)
+    return File(plan, operators, graphs, places, view)
 
 
 def _graph(payload: memoryview) -> Dict[str, Any]:
