@@ -111,11 +111,10 @@ def remote(name: str, connect: Connect, options: Options) -> Device:
 
     def missing(info: RuntimeInfo) -> DeviceError:
         python = shlex.join(options.python)
-        return DeviceError(
-            f"{info.distribution} is not installed there",
-            where=name,
-            remedy=f"there: {python} -m pip install {info.distribution}",
-        )
+        packages = " ".join((info.distribution, *info.beside))
+        cause = f"{info.distribution} is not installed there"
+        cause += f", or {', '.join(info.beside)}, which it needs" if info.beside else ""
+        return DeviceError(cause, where=name, remedy=f"there: {python} -m pip install {packages}")
 
     return Device(
         name=name,

@@ -10,4 +10,5 @@ INFO = RuntimeInfo(
     extra="executorch",
     suffixes=(".pte",),
     on_device=on_device.FOLDER / "executorch.py",
+    beside=("torch",),
 )

@@ -33,6 +33,7 @@ class RuntimeInfo:
         elsewhere: whether it is for other processors than CPUs, so that a machine is not asked for it.
         accelerator: where its account says that operators ran that did not fall back to the CPU; empty where it runs
             all of them in one place.
+        beside: packages that it needs on a device and that pip does not bring with it.
         remark: what a report has to say of every result.
         arena: whether all that a model needs beside its file lies in an arena whose size is set beforehand.
     """
@@ -49,6 +50,7 @@ class RuntimeInfo:
     elsewhere: bool = False
     accelerator: str = ""
     arena: bool = False
+    beside: tuple[str, ...] = ()
     remark: str = ""
 
     def available(self) -> bool:

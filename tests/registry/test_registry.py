@@ -201,7 +201,11 @@ def test_extends_merges_runtimes_by_name(write: Write) -> None:
     )
     base = load_target("arm-neon")
     assert (target.summary, target.notes) == (base.summary, ["mine"])
-    assert [r.name for r in target.runtimes] == ["onnxruntime", "litert"]  # what the file names comes first
+    assert [r.name for r in target.runtimes] == [
+        "onnxruntime",
+        "litert",
+        "executorch",
+    ]  # what the file names comes first
     assert target.runtimes[0].shared_scale == ["concat"]
     inherited = {r.name: r for r in base.runtimes}
     assert target.runtimes[0].kernels == inherited["onnxruntime"].kernels
@@ -356,4 +360,4 @@ def test_whatever_stands_under_runtimes_is_merged_or_refused(value: object) -> N
         except UsageError as error:
             assert "board.toml" in error.where and error.remedy
         else:
-            assert {r.name for r in target.runtimes} == {"litert", "onnxruntime"}
+            assert {r.name for r in target.runtimes} == {"litert", "onnxruntime", "executorch"}
