@@ -12,8 +12,9 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from edgeq.on_device import flatbuffer, pte
-from edgeq.on_device.worker import Loaded, Port, Runtime, Setting, WorkerError, first_installed
+from edgeq.on_device.flatbuffer import read_root
+from edgeq.on_device.pte import NAMES, File, inputs_of, outputs_of, read, schema
+from edgeq.on_device.worker import Loaded, Port, Runtime, Setting, first_installed
 
 PORTABLE = "portable kernel"
 
@@ -46,15 +47,13 @@ _INTEGER_KERNELS = ("QC8", "QS8", "QU8", "QC4", "QD8", "QB4")
 
 def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     """The first method of a file."""
-    import torch
-
-    lib = find()[0]
+    lib, torch = find()[0], first_installed("torch")[0]
     if lib._threadpool_get_thread_count() != how.threads:
         lib._unsafe_reset_threadpool(how.threads)  # nothing is loaded yet: all models of a job have as many
     program = lib._load_program(path, enable_etdump=how.profile)
     methods = [program.get_method_name(i) for i in range(program.num_methods())]
-    names = _names(program) if pte.NAMES in methods else {}
-    name = next(name for name in methods if name != pte.NAMES)
+    names = _names(program) if NAMES in methods else {}
+    name = next(name for name in methods if name != NAMES)
     method, meta = program.load_method(name), program.method_meta(name)
     inputs = _ports(names.get("inputs"), "args_%d", meta.num_inputs(), meta.input_tensor_meta)
     outputs = _ports(names.get("outputs"), "output_%d", meta.num_outputs(), meta.output_tensor_meta)
@@ -75,13 +74,13 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
 
     def placement() -> List[Dict[str, Any]]:
         with open(path, "rb") as file:
-            return rows(pte.read(file.read()), _profile(program))
+            return rows(read(file.read()), _profile(program))
 
     return Loaded(inputs, outputs, feed, invoke, fetch, placement, lambda: load(path, options, how))
 
 
 def _names(program: Any) -> Dict[str, List[str]]:
-    method = program.load_method(pte.NAMES)
+    method = program.load_method(NAMES)
     method.execute()
     found: Dict[str, List[str]] = json.loads(method.get_outputs()[0])
     return found
@@ -105,7 +104,7 @@ def _profile(program: Any) -> Dict[int, List[Tuple[str, float]]]:
         path = os.path.join(folder, "profile")
         program.write_etdump_result_to_file(path)
         with open(path, "rb") as file:
-            dump = flatbuffer.read(pte.schema("etdump"), file.read(), 4)  # behind its own size
+            dump = read_root(schema("etdump"), file.read(), 4)  # behind its own size
     runs = [run["events"] for run in dump["run_data"] if run["name"] == "Execute"]
     found: Dict[int, List[Tuple[str, List[float]]]] = {}
     for run in runs[1:] or runs:
@@ -122,7 +121,7 @@ def _profile(program: Any) -> Dict[int, List[Tuple[str, float]]]:
     return {i: [(name, float(np.median(times))) for name, times in some] for i, some in found.items()}
 
 
-def rows(file: pte.File, profile: Dict[int, List[Tuple[str, float]]]) -> List[Dict[str, Any]]:
+def rows(file: File, profile: Dict[int, List[Tuple[str, float]]]) -> List[Dict[str, Any]]:
     """Where each operator ran: those of XNNPACK by its own account as far as this can be told from the file's."""
     found = []
     for index, call in enumerate(file.plan["chains"][0]["instructions"]):
@@ -139,7 +138,7 @@ def rows(file: pte.File, profile: Dict[int, List[Tuple[str, float]]]) -> List[Di
     return found
 
 
-def _of_graph(file: pte.File, graph: Dict[str, Any], events: List[Tuple[str, float]]) -> List[Dict[str, Any]]:
+def _of_graph(file: File, graph: Dict[str, Any], events: List[Tuple[str, float]]) -> List[Dict[str, Any]]:
     """XNNPACK makes one operator of several and drops some, and says only in which order it ran what is left. Those
     with weights always stay: between two of them the others are told apart where as many ran as the file has."""
     nodes = graph["xnodes"]
@@ -161,7 +160,7 @@ def _of_graph(file: pte.File, graph: Dict[str, Any], events: List[Tuple[str, flo
 
 
 def _of_node(
-    file: pte.File, graph: Dict[str, Any], node: Dict[str, Any], event: Optional[Tuple[str, float]]
+    file: File, graph: Dict[str, Any], node: Dict[str, Any], event: Optional[Tuple[str, float]]
 ) -> Dict[str, Any]:
     kind, values = node["xnode_union_type"], graph["values"]
     where = "XNNPACK" if event is None else "XNNPACK " + event[0]
@@ -169,7 +168,7 @@ def _of_node(
     if kind in _WEIGHTED and event is not None:
         integer = any(word in event[0] for word in _INTEGER_KERNELS)
     elif kind not in _CONVERSIONS_AND_MOVES:
-        ends = [values[end]["datatype"] for end in (*pte.inputs_of(node), *pte.outputs_of(node)) if end in values]
+        ends = [values[end]["datatype"] for end in (*inputs_of(node), *outputs_of(node)) if end in values]
         integer = all("int" in one for one in ends)
     op = kind[len("XNN") :]
     name = file.operators.get(node["debug_handle"], "")
@@ -178,7 +177,7 @@ def _of_node(
     return _row(name, op, where, integer, None if event is None else event[1])
 
 
-def _in_portable(file: pte.File, operator: str, call: Dict[str, Any]) -> Optional[bool]:
+def _in_portable(file: File, operator: str, call: Dict[str, Any]) -> Optional[bool]:
     """Whether ExecuTorch's own kernel computed on integers: none of its tensors is float. None where it only moves."""
     if operator.endswith("_copy") or operator in ("aten::cat", "aten::constant_pad_nd"):
         return None
@@ -192,11 +191,8 @@ def _row(name: str, op: str, where: str, integer: Optional[bool], spent: Optiona
 
 
 def find() -> Tuple[Any, str]:
+    first_installed("torch")  # its libraries are ExecuTorch's
     # The library itself: what is around it in Python imports PyTorch's compiler, for 5 s.
-    try:
-        import torch  # noqa: F401  its libraries are ExecuTorch's
-    except ModuleNotFoundError as error:
-        raise WorkerError("missing", "executorch needs PyTorch in Python, and it is not installed") from error
     return first_installed("executorch.extension.pybindings._C")
 
 

@@ -35,7 +35,7 @@ class Schema(NamedTuple):
     root: str
 
 
-def schema(*texts: str) -> Schema:
+def parse(*texts: str) -> Schema:
     """A schema of one or several files: those that are included come along; the last one's root is the root."""
     text = re.sub(r"//[^\n]*", "", "\n".join(texts))
     enums, unions = {}, {}
@@ -62,7 +62,7 @@ def schema(*texts: str) -> Schema:
     return Schema(tables, unions, enums, re.findall(r"root_type\s+(\w+)", text)[-1])
 
 
-def read(known: Schema, data: Any, start: int = 0) -> Dict[str, Any]:
+def read_root(known: Schema, data: Any, start: int = 0) -> Dict[str, Any]:
     """The root table of a buffer.
 
     Raises:

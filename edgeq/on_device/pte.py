@@ -9,7 +9,7 @@ import os
 from importlib.util import find_spec
 from typing import Any, Dict, List, NamedTuple
 
-from edgeq.on_device import flatbuffer
+from edgeq.on_device.flatbuffer import Schema, parse, read_root
 from edgeq.on_device.worker import WorkerError
 
 XNNPACK = "XnnpackBackend"
@@ -44,7 +44,7 @@ class File(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None)
-def schema(name: str) -> flatbuffer.Schema:
+def schema(name: str) -> Schema:
     """One of ExecuTorch's own.
 
     Raises:
@@ -58,7 +58,7 @@ def schema(name: str) -> flatbuffer.Schema:
     for one in names:
         with open(os.path.join(next(iter(spec.submodule_search_locations)), folder, one), encoding="utf-8") as file:
             texts.append(file.read())
-    return flatbuffer.schema(*texts)
+    return parse(*texts)
 
 
 def read(data: bytes) -> File:
@@ -72,7 +72,7 @@ def read(data: bytes) -> File:
     if bytes(view[4:8]) != b"ET12":
         raise ValueError("it is no ExecuTorch program")
     base = int.from_bytes(view[24:32], "little") if bytes(view[8:12]) == b"eh00" else 0
-    program = flatbuffer.read(schema("program"), view)
+    program = read_root(schema("program"), view)
     segments = [(base + one["offset"], one["size"]) for one in program["segments"]]
     plans = {plan["name"]: plan for plan in program["execution_plan"]}
     told = plans.pop(NAMES, None)
@@ -96,7 +96,7 @@ def read(data: bytes) -> File:
 def _graph(payload: memoryview) -> Dict[str, Any]:
     if bytes(payload[4:8]) != b"XH00":
         raise ValueError("its XNNPACK graph is of another version")
-    graph = flatbuffer.read(schema("xnnpack"), payload, int.from_bytes(payload[10:14], "little"))
+    graph = read_root(schema("xnnpack"), payload, int.from_bytes(payload[10:14], "little"))
     graph["values"] = {}
     for value in graph["xvalues"]:
         held = value["xvalue_union"]
