@@ -23,7 +23,7 @@ from edgeq.quantization.activations import Ranges
 from edgeq.quantization.quantized import Quantized
 from edgeq.registry.schema import Runtime
 
-METHODS_VERSION = 5
+METHODS_VERSION = 6
 """To be raised whenever a method changes, or how its results are kept."""
 
 KEPT = frozenset({GPTQ, "awq-clip", SQUEEZELLM, *TOGETHER})

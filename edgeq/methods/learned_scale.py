@@ -67,6 +67,8 @@ def begin(program: Program, quantized: Quantized, fixed: Collection[Version]) ->
         if bound is not None and bound > 0:
             # behind a range that went beyond it, runtimes would have to clip, and do so in float
             most = min(REACH, max(0.0, math.log(bound / max(tensor.q.high, 1e-12)) - 1e-6))
+        if tensor.version in found:  # several values share it, such as one and what pads it
+            most = min(most, found[tensor.version].most)
         start = torch.tensor([float(tensor.q.scale)])
         found[tensor.version] = LearnedScale(start, most, torch.zeros(1).requires_grad_())
     return found

@@ -93,12 +93,17 @@ def test_more_steps_are_never_worse_on_the_samples_that_are_held_out() -> None:
     assert sqnr_of(model, more, held) >= sqnr_of(model, few, held) > 0
 
 
-def test_a_range_does_not_go_beyond_what_its_activation_gives() -> None:
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+def test_a_range_does_not_go_beyond_what_its_activation_gives(padded: bool) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        layers = [layer for _ in range(4) for layer in (nn.Conv2d(6, 6, 3, padding=1), nn.ReLU6())]
+        # what pads a value shares its scale
+        pad = nn.ZeroPad2d((0, 1, 0, 1)) if padded else nn.Identity()
+        layers = [
+            layer for _ in range(4) for layer in (nn.Conv2d(6, 6, 3 - padded, padding=1 - padded), nn.ReLU6(), pad)
+        ]
         net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 36, 5)).eval()
-        for layer in layers[::2]:
+        for layer in layers[::3]:
             layer.weight.data *= 6  # type: ignore[operator]  # values reach the 6
     model = load(net, example=(torch.from_numpy(correlated((6, 6, 6))[:2]),))
     after = quantized(model, DISTIL, "w8a8")
