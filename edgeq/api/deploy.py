@@ -33,7 +33,7 @@ class DeployRequest(Request):
         out: folder of the build: artefacts, plan, report, lock.
         format: `all` keeps every format of the target.
         io: types at the model's ends, if not the target's.
-        emit: sources to write beside the artefact: `c` (see `edgeq.export.emitters`).
+        emit: what else to write beside the artefact: `c`, `context` (see `edgeq.export.emitters`).
         plan: which choice each layer gets, and what is rewritten; without it, the runtime's preferred kernels. Its
             format is built.
         overwrite: replace an earlier build in `out`.
@@ -111,7 +111,7 @@ def _emitted(job: Job, built: Built, name: str, folder: Path) -> Built:
     path = artifact.path if built.build.npu is None else folder / built.build.npu.file
     outputs = dict(zip(job.model.output_names, (o[:1] for o in built.outputs), strict=True))
     with job.clock.stage(f"emit {name}"), foreseen(f"emit {name}"):
-        files = one.emit(Proven(path, inputs, outputs, built.build.arena_bytes))
+        files = one.emit(Proven(path, inputs, outputs, built.build.arena_bytes, job.profile))
     sources = {file.name: file.stat().st_size for file in files}
     return replace(built, build=built.build.model_copy(update={"sources": sources}))
 

@@ -48,8 +48,9 @@ def deploy(
     emit: Annotated[
         str | None,
         typer.Option(
-            metavar="c",
-            help="Also write sources: c for LiteRT for Microcontrollers, with a golden input and its answer.",
+            metavar="c|context",
+            help="Also write C for LiteRT for Microcontrollers, with a golden input and its answer; "
+            "or what Qualcomm's library compiles for the Hexagon of the profile.",
             rich_help_panel="Where and how it runs",
         ),
     ] = None,

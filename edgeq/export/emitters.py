@@ -25,12 +25,14 @@ class Proven:
         inputs: by name, one sample as the file takes it: [1, ...].
         outputs: by name, its answer.
         arena: bytes that the interpreter used; None where it ran the file before that was compiled.
+        profile: of the device.
     """
 
     path: Path
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
     arena: int | None
+    profile: Profile | None = None
 
 
 class Emit(Protocol):
@@ -49,17 +51,22 @@ class Emitter(NamedTuple):
     Attributes:
         runtimes: whose artefacts it is for.
         module: where its function is.
+        system: the table of a profile that says what it compiles for; empty where it compiles nothing.
     """
 
     runtimes: tuple[str, ...]
     module: str
+    system: str = ""
 
     @property
     def emit(self) -> Emit:
         return cast(Emit, import_module(self.module).emit)
 
 
-EMITTERS = {"c": Emitter(("tflite-micro", "vela"), "edgeq.export.emit_c")}
+EMITTERS = {
+    "c": Emitter(("tflite-micro", "vela"), "edgeq.export.emit_c"),
+    "context": Emitter(("onnxruntime-qnn",), "edgeq.export.emit_context", "qnn"),
+}
 
 
 def emitter(name: str, runtimes: list[Runtime], profile: Profile | None) -> Emitter:
@@ -77,7 +84,13 @@ def emitter(name: str, runtimes: list[Runtime], profile: Profile | None) -> Emit
         raise UsageError(
             f"{name} is emitted for {' and '.join(found.runtimes)}, not for {', '.join(r.name for r in runtimes)}",
             where="--emit",
-            remedy="give a target for microcontrollers, such as mcu-cortex-m or npu-ethos-u, or leave it away",
+            remedy="give a target of theirs (c: mcu-cortex-m, npu-ethos-u; context: npu-hexagon), or leave it away",
+        )
+    if found.system and getattr(profile, found.system, None) is None:
+        raise UsageError(
+            "nothing says what it is to be compiled for",
+            where=f"--emit {name}",
+            remedy=f"give a --profile with a table [{found.system}], as those that edgeq brings have it",
         )
     for runtime in able:
         if compiler_for(runtime, profile) is not None and version() is None:

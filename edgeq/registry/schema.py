@@ -251,6 +251,13 @@ class VelaSystem(_Strict):
     """The file that defines the last two: one that Vela ships, or a path."""
 
 
+class QnnSystem(_Strict):
+    """How Qualcomm's library calls the processor that it compiles for."""
+
+    soc_model: Annotated[str, Field(pattern=r"^[0-9]+$")]
+    htp_arch: Annotated[str, Field(pattern=r"^[0-9]+$")]
+
+
 class Profile(_Strict):
     """One concrete device of a target."""
 
@@ -266,6 +273,7 @@ class Profile(_Strict):
     figures: dict[str, Figure] = {}
     """Any; those that time and energy are modelled from have names of their own (`edgeq.registry.figures`)."""
     vela: VelaSystem | None = None
+    qnn: QnnSystem | None = None
     notes: list[str] = []
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import trained_model
@@ -106,6 +107,31 @@ def test_parts_of_very_different_ranges_are_joined_on_the_processor(tmp_path: Pa
     report = deploy(net, target="npu-hexagon", effort="fast", limits=limits, out=tmp_path / "out", **given)  # type: ignore[arg-type]
     (build,) = report.builds
     assert build.fallen_back == [] and build.audit is not None and build.audit.float_operators == []
+
+
+@needs_qnn
+def test_a_context_is_compiled_for_the_processor_of_the_profile(files: Path, tmp_path: Path) -> None:
+    build = built(files, tmp_path / "out", emit="context", profile="snapdragon-8-gen-3-npu")
+    assert set(build.sources) == {"model_ctx.onnx"} and build.size_bytes == sum(build.files.values())
+    made = onnx.load(tmp_path / "out/model_ctx.onnx")
+    assert {node.op_type for node in made.graph.node} >= {"EPContext"}
+    assert [port.name for port in made.graph.input] == ["image"]
+    assert "model_ctx.onnx" in (tmp_path / "out/edgeq.lock").read_text()
+    (tmp_path / "other.toml").write_text(
+        'extends = "snapdragon-8-gen-3-npu"\nname = "other"\n[qnn]\nsoc_model = "60"\nhtp_arch = "73"\n'
+    )
+    built(files, tmp_path / "other", emit="context", profile=str(tmp_path / "other.toml"))
+    assert (tmp_path / "other/model_ctx.onnx").read_bytes() != (tmp_path / "out/model_ctx.onnx").read_bytes()
+
+
+@needs_qnn
+def test_a_context_wants_to_know_its_processor(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.toml").write_text(
+        'schema = 1\nname = "bare"\ntarget = "npu-hexagon"\nsummary = "no table"\nlink = "adb"\n'
+    )
+    with pytest.raises(UsageError, match="compiled for") as found:
+        built(files, tmp_path / "out", emit="context", profile=str(tmp_path / "bare.toml"))
+    assert "[qnn]" in found.value.remedy and not (tmp_path / "out").exists()
 
 
 def test_a_limit_on_what_falls_back_wants_an_accelerator(files: Path, tmp_path: Path) -> None:
