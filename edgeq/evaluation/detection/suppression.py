@@ -13,6 +13,10 @@ MOST_BOXES = 100
 """Of an image: as many as COCO's measure looks at."""
 
 
+CANDIDATES = 10_000
+"""Of an image: so many of the highest scores are looked at, which a network that finds anything never reaches."""
+
+
 class Found(NamedTuple):
     """Boxes of one image.
 
@@ -35,7 +39,7 @@ def suppress(found: Found, threshold: float, most_overlap: float) -> Found:
         most_overlap: intersection over union, above which the worse of two is left out.
     """
     order = np.argsort(-found.scores, kind="stable")
-    order = order[found.scores[order] > threshold]
+    order = order[found.scores[order] > threshold][:CANDIDATES]
     corners, classes = found.corners[order], found.classes[order]
     kept = np.zeros(len(order), bool)
     for label in np.unique(classes):
