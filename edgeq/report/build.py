@@ -9,7 +9,7 @@ from edgeq.devices import Device
 from edgeq.errors import EdgeqError
 from edgeq.evaluation.measure import Measured
 from edgeq.limits import Limits, Room, judge
-from edgeq.records.schema import Audit, Build, Layer, OnNpu, Placement
+from edgeq.records.schema import Audit, Build, Layer, OnNpu
 from edgeq.registry.figures import BYTES
 from edgeq.registry.schema import Profile, Runtime
 from edgeq.runtimes import RUNTIMES
@@ -53,7 +53,7 @@ def describe_build(
     if npu is not None:
         size = sizes[npu.file] = files[0].with_name(npu.file).stat().st_size
     info = RUNTIMES.get(runtime.name)
-    fallen = _fallen_back(measured.placements, info.accelerator) if measured and info and info.accelerator else None
+    fallen = fallen_back(measured, info.accelerator) if measured and info and info.accelerator else None
     if npu is not None:
         fallen = [left.name for left in npu.left_to_cpu]
     arena = measured.arena_bytes if measured else None
@@ -111,9 +111,13 @@ def _board(profile: Profile | None, npu: OnNpu | None, arena: int | None, size: 
     return [Room(name, figure.value * BYTES[figure.unit], *needed[name]) for name, figure in told.items()]
 
 
-def _fallen_back(placements: Sequence[Placement], accelerator: str) -> list[str]:
-    """Operators that ran elsewhere; not what rounds inputs, and makes outputs real."""
-    return [row.name or row.op for row in placements if row.where != accelerator and row.op not in _ENDS]
+def fallen_back(measured: Measured, accelerator: str) -> list[str]:
+    """Operators that ran elsewhere; not what rounds inputs, and makes outputs real. More of the latter than there are
+    outputs make weights real, so that the accelerator computes with these in float."""
+    elsewhere = [row for row in measured.placements if row.where != accelerator]
+    real = [row for row in elsewhere if row.op == "DequantizeLinear"]
+    ends = _ENDS if len(real) <= len(measured.outputs) else _ENDS - {"DequantizeLinear"}
+    return [row.name or row.op for row in elsewhere if row.op not in ends]
 
 
 def failed_build(runtime: Runtime, device: Device | None, error: EdgeqError) -> Build:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 import trained_model
+from onnx import numpy_helper
 from torch import nn
 
 from edgeq.api.deploy import deploy
@@ -107,6 +108,29 @@ def test_parts_of_very_different_ranges_are_joined_on_the_processor(tmp_path: Pa
     report = deploy(net, target="npu-hexagon", effort="fast", limits=limits, out=tmp_path / "out", **given)  # type: ignore[arg-type]
     (build,) = report.builds
     assert build.fallen_back == [] and build.audit is not None and build.audit.float_operators == []
+
+
+@needs_qnn
+def test_weights_that_the_cpu_makes_real_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A range beyond the bound of the ReLU6 in front of it: the convolution is computed in float, on the processor."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        net[0].weight *= 8  # type: ignore[operator]
+    torch.export.save(torch.export.export(net, (torch.randn(1, 3, 9, 9),)), tmp_path / "net.pt2")
+    np.savez(tmp_path / "x.npz", input=np.random.default_rng(0).standard_normal((40, 3, 9, 9), np.float32))
+    data = {"calibration": tmp_path / "x.npz", "evaluation": tmp_path / "x.npz"}
+    report = deploy(tmp_path / "net.pt2", target="npu-hexagon", effort="fast", out=tmp_path / "out", **data)  # type: ignore[arg-type]
+    assert report.builds[0].fallen_back == []
+    file = onnx.load(tmp_path / "out/model.onnx")
+    (clip,) = [node for node in file.graph.node if node.op_type == "Clip"]
+    (ends,) = [node.input[1] for node in file.graph.node if node.input[0] == clip.output[0]]
+    (scale,) = [held for held in file.graph.initializer if held.name == ends]
+    scale.CopyFrom(numpy_helper.from_array(np.float32(1.02) * numpy_helper.to_array(scale), ends))
+    onnx.save(file, tmp_path / "wider.onnx")
+    words = ["validate", str(tmp_path / "wider.onnx"), "--target", "npu-hexagon", "--model", str(tmp_path / "net.pt2")]
+    assert run([*words, "--eval", str(tmp_path / "x.npz"), "--max-fallback", "0"]) == 3
+    assert "instead of the accelerator" in " ".join(capsys.readouterr().out.split())
 
 
 @needs_qnn
