@@ -101,6 +101,8 @@ def load_case(case: Case, clock: Clock, cache: Cache) -> Loaded:
         calib, evals = _both(case, net, cache)
         if evals is not None and metric is None:
             check_classes(net, evals)
+        if evals is not None and metric is not None and metric.check is not None:
+            metric.check(evals.labels)
     if calib is None:  # last: it takes minutes, and what is wrong with the rest is told before
         calib = synthetic_data(net, clock, cache)
     warnings = _warnings(net, calib, evals, cache)

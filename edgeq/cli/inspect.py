@@ -47,7 +47,7 @@ def inspect(
     from edgeq.registry.load import load_target, target_names
 
     wanted = [load_target(name) for name in target or target_names()]
-    if model.endswith(SUFFIX):
+    if model.lower().endswith(SUFFIX):
         return inspect_file(shell, Path(model), wanted)
     from edgeq.frontends.load import from_loaded
     from edgeq.frontends.read import read

@@ -33,7 +33,7 @@ def inspect_file(shell: Shell, path: Path, targets: Sequence[Target]) -> int:
         raise UsageError(
             f"edgeq knows no documented rules for files of {names}: it runs them",
             where=str(path),
-            remedy="edgeq validate FILE --target T --model MODEL --evaluation DATA",
+            remedy="edgeq validate FILE --target T --model MODEL --eval DATA",
         )
     found = [(target.name, one.name, NOT_RUN[one.name].hold(path)) for target, one in ruled]
     if shell.json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def read_yolo(path: Path) -> Boxes:
     if not path.exists():
         return np.empty((0, COLUMNS))
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).removeprefix("\ufeff").splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -68,8 +68,15 @@ def _fits(values: Sequence[float]) -> bool:
     )
 
 
-def read_coco(path: Path) -> dict[str, Boxes]:
-    """By file name, the boxes of each image. Classes are numbered in the order of the category ids, from 0.
+class Labelled(NamedTuple):
+    """An image's boxes, and the width and height that it is said to have."""
+
+    boxes: Boxes
+    size: tuple[int, int]
+
+
+def read_coco(path: Path) -> dict[str, Labelled]:
+    """By file name, what is said of each image. Classes are numbered in the order of the category ids, from 0.
 
     Raises:
         UsageError: the file is not in COCO's form.
@@ -78,13 +85,20 @@ def read_coco(path: Path) -> dict[str, Boxes]:
     try:
         classes = {one: place for place, one in enumerate(sorted({int(c["id"]) for c in found["categories"]}))}
         images = {int(image["id"]): image for image in found["images"]}
-        sizes = {one: (float(image["width"]), float(image["height"])) for one, image in images.items()}
+        sizes = {one: (int(image["width"]), int(image["height"])) for one, image in images.items()}
+        if any(min(size) < 1 for size in sizes.values()):
+            raise ValueError("an image without width or height")
+        if len({image["file_name"] for image in images.values()}) < len(found["images"]):
+            raise ValueError("two images of one id or file_name")
         rows: dict[int, list[list[float]]] = {one: [] for one in images}
         for box in found["annotations"]:
             of = int(box["image_id"])
             rows[of].append(_row(classes[int(box["category_id"])], box, sizes[of]))
-        return {str(image["file_name"]): np.array(rows[one]).reshape(-1, COLUMNS) for one, image in images.items()}
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        return {
+            str(image["file_name"]): Labelled(np.array(rows[one]).reshape(-1, COLUMNS), sizes[one])
+            for one, image in images.items()
+        }
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(
             f"it is not in COCO's form ({type(error).__name__}: {error})",
             remedy=_FORM,
@@ -92,13 +106,13 @@ def read_coco(path: Path) -> dict[str, Boxes]:
         ) from error
 
 
-def _row(label: int, box: dict[str, Any], size: tuple[float, float]) -> list[float]:
+def _row(label: int, box: dict[str, Any], size: tuple[int, int]) -> list[float]:
     left, top, width, height = (float(value) for value in box["bbox"])
     across, down = size
-    row = [(left + width / 2) / across, (top + height / 2) / down, width / across, height / down]
-    if not all(map(math.isfinite, row)) or min(width, height) < 0:
-        raise ValueError(f"bbox {box['bbox']}")
-    return [float(label), *row, float(bool(box.get("iscrowd", 0)))]
+    row = [float(label), (left + width / 2) / across, (top + height / 2) / down, width / across, height / down]
+    if not _fits(row):
+        raise ValueError(f"bbox {box['bbox']} in an image of {across} x {down}")
+    return [*row, float(bool(box.get("iscrowd", 0)))]
 
 
 def stack(boxes: Sequence[Boxes]) -> Boxes:

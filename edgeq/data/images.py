@@ -69,6 +69,13 @@ def load_images(
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for _ in pool.map(fill, range(len(files))):
             pass
+    for file, told, size in zip(files, [listed.sizes[i] for i in kept] if listed.sizes else sizes, sizes, strict=True):
+        if told != size:
+            raise UsageError(
+                f"{file} is {size[0]} x {size[1]}, and its labels are for {told[0]} x {told[1]}",
+                remedy="give the image that was labelled; one that its EXIF turns has to be saved upright",
+                where=where,
+            )
     fitted, _ = fit({specs[0].name: array}, specs, limit=None, where=where, notes=notes)
     labels = None if listed.labels is None else _stacked([listed.labels[i] for i in kept], sizes, preprocess)
     return make_dataset(fitted, specs, labels=labels, source=f"{where} ({listed.layout})", notes=notes)

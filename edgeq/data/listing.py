@@ -23,12 +23,14 @@ class Listed(NamedTuple):
     Attributes:
         files: relative to the folder.
         labels: of each, its class, or its boxes; None where there are none, or none are wanted.
+        sizes: of each, the width and height that the labels are for; empty where they do not say it.
         layout: of the folder, for people.
     """
 
     files: list[str]
     labels: Sequence[int] | Sequence[Boxes] | None
     layout: str
+    sizes: Sequence[tuple[int, int]] = ()
 
 
 def list_images(folder: Path, role: str, notes: list[str]) -> Listed:
@@ -93,7 +95,10 @@ def _with_boxes(folder: Path, role: str, notes: list[str]) -> Listed | None:
                 remedy="put the images that it names beside it",
                 where=where,
             )
-        return Listed(list(boxes), list(boxes.values()) if role == "evaluation" else None, f"images with {COCO}")
+        if role != "evaluation":
+            return Listed(list(boxes), None, f"images with {COCO}")
+        of_each = list(boxes.values())
+        return Listed(list(boxes), [one.boxes for one in of_each], f"images with {COCO}", [one.size for one in of_each])
     if not (labels.is_dir() and (folder / "images").is_dir() and any(labels.glob("*.txt"))):
         return None
     names = _images(folder / "images")

@@ -65,6 +65,15 @@ def _target_size(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[
     return max(1, int(wanted * width / height)), wanted
 
 
+def _within(boxes: Boxes) -> Boxes:
+    """What of boxes lies between 0 and 1."""
+    low, high = ((boxes[:, 1:3] + sign * boxes[:, 3:5] / 2).clip(0, 1) for sign in (-1, 1))
+    cut = boxes.copy()
+    cut[:, 1:3], cut[:, 3:5] = (low + high) / 2, high - low
+    seen: Boxes = cut[(cut[:, 3:5] > 0).all(axis=1)]
+    return seen
+
+
 def _sides(wanted: int | tuple[int, int]) -> tuple[int, int]:
     """Width and height."""
     return (wanted[1], wanted[0]) if isinstance(wanted, tuple) else (wanted, wanted)
@@ -152,7 +161,8 @@ class Preprocess(BaseModel):
         return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "NCHW" else values, np.float32)
 
     def boxes(self, boxes: Boxes, size: tuple[int, int]) -> Boxes:
-        """Boxes [M, 6] of an image (see `edgeq.data.boxes`) in parts of what `apply` makes of it.
+        """Boxes [M, 6] of an image (see `edgeq.data.boxes`) in parts of what `apply` makes of it: those that a crop
+        cuts end at its edge, and those outside of it are gone.
 
         Args:
             size: width and height of the upright image.
@@ -165,7 +175,7 @@ class Preprocess(BaseModel):
             start = (whole[axis] - resized[axis]) // 2 - _start(whole[axis], cropped[axis])
             moved[:, 1 + axis] = (boxes[:, 1 + axis] * resized[axis] + start) / cropped[axis]
             moved[:, 3 + axis] = boxes[:, 3 + axis] * resized[axis] / cropped[axis]
-        return moved
+        return moved if self.crop is None else _within(moved)
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height behind the resizing."""

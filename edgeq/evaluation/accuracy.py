@@ -182,6 +182,12 @@ def _judge(
 ) -> tuple[float, float, Interval]:
     """The metric's score for the float model and the artefact, and its drop."""
     before, after = (list(metric.prepared(per_sample(outputs), labels)) for outputs in (reference, measured))
+    if metric.score_prepared(before, labels) == metric.nothing:
+        raise UsageError(
+            f"the float model itself gets nothing right: its {metric.name} is {metric.nothing:g}",
+            where="--eval",
+            remedy="check the labels, the preprocessing, and how the metric reads the outputs",
+        )
     sign = 1.0 if metric.higher_is_better else -1.0
 
     def drop(indices: NDArray[np.intp]) -> float:

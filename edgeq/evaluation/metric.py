@@ -31,6 +31,8 @@ class Metric:
         unit: "%" makes a limit such as "1%" one percentage point; any other unit makes it relative.
         prepare: what can be worked out of each sample alone, since the function is called about a thousand times on
             samples drawn with replacement: from N outputs and N labels to N things, which it gets in place of outputs.
+        check: refuses labels that it cannot judge by, before any long work.
+        nothing: the score of a model that gets nothing right: a float model that has it tells nothing of a drop.
         settings: hash of what else decides a score, such as a file that the metric was made from.
     """
 
@@ -39,6 +41,8 @@ class Metric:
     higher_is_better: bool = True
     unit: str = ""
     prepare: Callable[..., list[Any]] | None = None
+    check: Callable[[Any], object] | None = None
+    nothing: float | None = None
     settings: str = ""
 
     def score(self, outputs: Sequence[Any], labels: NDArray[Any] | None) -> float:

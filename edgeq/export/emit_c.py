@@ -155,7 +155,9 @@ def _rows(values: Iterable[Any], columns: int = 16) -> str:
 
 def _whole(value: int) -> str:
     # the least number of a type is no literal of it
-    return str(value) if -(2**31) < value < 2**31 else f"({value + 1}LL - 1)"
+    if value in (-(2**31), -(2**63)):
+        return f"({value + 1}LL - 1)"
+    return str(value) if abs(value) < 2**31 else f"{value}LL"
 
 
 def _real(value: float) -> str:

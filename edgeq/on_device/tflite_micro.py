@@ -5,6 +5,7 @@ They are those of a microcontroller without CMSIS-NN, which gives the same integ
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from typing import Any, Dict, List
@@ -39,6 +40,14 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
         for d, array in zip(inputs, arrays):  # noqa: B905  (Python 3.8)
             model.set_input(array, d["place"])
 
+    def invoke() -> None:
+        try:
+            model.invoke()
+        except Exception as error:  # once more, for the reason, which it writes
+            with captured_stderr() as log, contextlib.suppress(Exception):
+                model.invoke()
+            raise WorkerError("runtime", " ".join(log[0].split()) or str(error)) from error
+
     def arena() -> int:
         with captured_stderr() as log:
             model.print_allocations()
@@ -48,7 +57,7 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
         [d["port"] for d in inputs],
         [d["port"] for d in outputs],
         feed,
-        model.invoke,
+        invoke,
         lambda: [model.get_output(d["place"]) for d in outputs],
         functools.partial(_placement, module, graph),
         lambda: load(path, options, how),

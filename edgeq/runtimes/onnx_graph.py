@@ -83,6 +83,7 @@ def read_graph(path: Path) -> OnnxGraph:
         UsageError: it is no ONNX file, or a file that it names is missing or lies elsewhere.
     """
     import onnx
+    import onnx.inliner
     from google.protobuf.message import DecodeError
 
     refuse_special(path)
@@ -96,6 +97,11 @@ def read_graph(path: Path) -> OnnxGraph:
         raise UsageError(cause, where=str(path), remedy="give an ONNX file, with its data beside it") from error
     if not model.graph.node:
         raise UsageError("this is no ONNX model: it has no operators", where=str(path), remedy="give an ONNX file")
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear") and (len(node.input) < 2 or not node.output):
+                cause = f"{node.op_type} {node.name or '(without a name)'} lacks inputs or outputs"
+                raise UsageError(cause, where=str(path), remedy="write the file again: onnx.checker tells more")
     return _graph(model)
 
 

@@ -136,7 +136,9 @@ def test_lines_that_are_no_boxes_are_named(tmp_path: Path, line: str) -> None:
         ({"annotations": [{"image_id": 9, "category_id": 7, "bbox": [0, 0, 1, 1]}]}, "9"),
         ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": [0, 0, "x", 1]}]}, "x"),
         ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": [0, 0, -5, 1]}]}, "bbox"),
-        ({"images": [{"id": 0, "file_name": "a.png", "width": 0, "height": 4}]}, "COCO"),
+        ({"images": [{"id": 0, "file_name": "a.png", "width": 0, "height": 4}]}, "without width"),
+        ({"images": [{"id": i, "file_name": "a.png", "width": 6, "height": 4} for i in (0, 1, 2)]}, "two images"),
+        ({"images": [{"id": float("inf"), "file_name": "a.png", "width": 6, "height": 4}]}, "COCO"),
     ],
 )
 def test_files_that_are_not_in_cocos_form_are_refused(coco: Path, change: dict[str, object], says: str) -> None:
@@ -144,6 +146,20 @@ def test_files_that_are_not_in_cocos_form_are_refused(coco: Path, change: dict[s
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UsageError, match=says):
         read_coco(path)
+
+
+def test_labels_of_another_size_are_noticed(coco: Path, tmp_path: Path) -> None:
+    Image.new("RGB", SIZE[::-1]).save(coco / "b.png")
+    with pytest.raises(UsageError, match="is 40 x 60, and its labels are for 60 x 40"):
+        load(coco, tmp_path)
+
+
+def test_a_crop_cuts_boxes_and_loses_those_outside() -> None:
+    recipe = Preprocess(crop=50)  # of 100 x 50: the middle half
+    boxes = np.array([[0, 0.5, 0.5, 0.2, 0.5, 0], [1, 0.25, 0.5, 0.2, 0.5, 0], [2, 0.1, 0.5, 0.1, 0.5, 0]])
+    np.testing.assert_allclose(
+        recipe.boxes(boxes, (100, 50)), [[0, 0.5, 0.5, 0.4, 0.5, 0], [1, 0.1, 0.5, 0.2, 0.5, 0]], atol=1e-12
+    )
 
 
 def test_no_image_outside_of_the_folder_is_read(coco: Path, tmp_path: Path) -> None:

@@ -262,6 +262,45 @@ def test_what_the_metric_cannot_judge_is_told(tmp_path: Path) -> None:
             load_metric(spec)
 
 
+def test_boxes_that_are_no_numbers_are_no_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_detector(tmp_path, monkeypatch, "unnumbered")
+    metric, labels = load_metric("coco:unnumbered:found"), stack([rows((0, 0.25, 0.25, 0.5, 0.5, 0))])
+    right, lost = (0, 0, 0.5, 0.5, 0.5, 0), (np.nan, 0, 0.5, 0.5, 0.9, 0)
+    assert metric.score([rows(lost, right)], labels) == pytest.approx(100)
+    assert metric.score([rows(lost)], labels) == 0
+    found = suppress(Found(rows(lost, right)[:, :4], np.array([0.9, 0.5]), np.array([0, 0])), 0.1, 0.5)
+    assert found.scores.tolist() == [0.5], "and suppress no others"
+    for wrong, says in ((np.nan, "not within it"), (120.0, "not within it")):
+        with pytest.raises(UsageError, match=says):
+            metric.score([rows(right)], stack([rows((0, wrong, 0.25, 0.5, 0.5, 0))]))
+
+
+def test_what_says_nothing_of_a_drop_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.toml").write_text("[head]\nkind = 'fastestdet'")
+    metric, grid = load_metric(f"coco:{tmp_path / 'd.toml'}"), fastestdet()[0][None].astype(np.float32)
+    with pytest.raises(UsageError, match="3 classes"):
+        metric.score([grid[0]], stack([rows((3, 0.5, 0.5, 0.1, 0.1, 0))]))
+    nothing = np.repeat(stack([rows((0, 0.9, 0.1, 0.01, 0.01, 0))]), 2, axis=0)
+    with pytest.raises(UsageError, match="the float model itself gets nothing right"):
+        compare([np.repeat(grid, 2, 0)], [np.repeat(grid, 2, 0)], nothing, metric, seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("told", "shape"),
+    [
+        ('kind = "yolo-distances"', (64, 8, 12)),
+        (f'kind = "yolo"\n{SIDES}', (4, 9)),
+        (f'kind = "yolo"\n{SIDES}', (4, 9, 1)),
+        ('kind = "fastestdet"', (5, 4, 6)),
+    ],
+)
+def test_outputs_that_do_not_fit_the_head_are_refused(told: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    (tmp_path / "d.toml").write_text(f"[head]\n{told}\n")
+    with pytest.raises(UsageError, match="not those of this head") as found:
+        load_metric(f"coco:{tmp_path / 'd.toml'}").score([np.ones(shape)], stack([rows((0, 0.5, 0.5, 0.1, 0.1, 0))]))
+    assert str(list(shape)) in found.value.remedy
+
+
 class Detecting(torch.nn.Module):
     """Finds bright squares: a cell is an object where it is bright, and its box is the cell."""
 

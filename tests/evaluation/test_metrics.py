@@ -57,7 +57,7 @@ def test_a_metric_of_the_users_judges(tmp_path: Path, monkeypatch: pytest.Monkey
     answers = network(torch.from_numpy(x)).detach().numpy()[:, 0]
     np.savez("calib.npz", input=x)
     np.savez("eval.npz", input=x, labels=answers + 1)
-    (command,) = re.findall(r"```bash\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+    command, *_ = re.findall(r"```bash\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
     words = [
         *command.replace("\\\n", " ").split()[1:],
         "--format",

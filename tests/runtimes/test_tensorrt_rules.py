@@ -315,6 +315,18 @@ def test_rules_hold_within_branches(tmp_path: Path) -> None:
     assert {breach.node for breach in held(model, tmp_path).breaches} == {"inside/quantize", "inside/dequantize"}
 
 
+def test_functions_are_looked_into_and_bare_nodes_refused(tmp_path: Path) -> None:
+    model = right()
+    node_of(model, "sum_relu").domain, node_of(model, "sum_relu").op_type = "mine", "Kept"
+    body = [helper.make_node("Relu", ["x"], ["y"])]
+    model.functions.append(helper.make_function("mine", "Kept", ["x"], ["y"], body, [helper.make_opsetid("", 21)]))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    assert held(model, tmp_path).breaches == []
+    del node_of(model, "image/quantize").input[:]
+    with pytest.raises(UsageError, match="image/quantize lacks inputs"):
+        held(model, tmp_path)
+
+
 def test_the_command_tells_rule_place_and_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ from edgeq.evaluation.metric import Metric
 Array = NDArray[Any]
 _OVERLAPS = {"mAP": np.linspace(0.5, 0.95, 10), "mAP50": np.array([0.5])}
 _ANY_AREA = [0.0, 1e10]
+_FARTHEST = 2.0
+"""Of a number of a box: beyond it, it is in pixels."""
 
 
 def coco(spec: str) -> Metric:
@@ -44,7 +46,8 @@ def coco(spec: str) -> Metric:
         raise MissingExtraError("pycocotools", "coco") from error
     if names_function(spec):
         function = resolve(spec, "--metric")
-        with contextlib.suppress(TypeError, OSError):
+        settings = ""
+        with contextlib.suppress(TypeError, OSError):  # some callables have no source
             settings = hashlib.sha256(Path(inspect.getsourcefile(function) or "").read_bytes()).hexdigest()
         return _metric(partial(_by_function, function), str(getattr(function, "score", "mAP")), settings)
     if not spec:
@@ -66,6 +69,8 @@ def _metric(detect: Callable[[Sequence[Array]], Found], score: str, settings: st
         average_precision,
         unit="%",
         prepare=partial(_matched, detect, _OVERLAPS[score]),
+        check=_boxes,
+        nothing=0.0,
         settings=settings,
     )
 
@@ -82,14 +87,25 @@ def _matched(
     detect: Callable[[Sequence[Array]], Found], overlaps: Array, outputs: Sequence[Any], labels: Array | None
 ) -> list[list[Any]]:
     """For each image, what pycocotools says of each class that is labelled anywhere: which boxes were right."""
-    truth = _boxes(labels, len(outputs))
-    found = [detect(one if isinstance(one, tuple) else (one,)) for one in outputs]
+    truth = _boxes(labels)
+    if len(truth) != len(outputs):
+        raise UsageError(f"there are labels of {len(truth)} images, and {len(outputs)} images", where="--eval")
+    found = [_detected(detect, place, one if isinstance(one, tuple) else (one,)) for place, one in enumerate(outputs)]
+    kinds = next((one.kinds for one in found if one.kinds is not None), None)
+    if kinds is not None and max((boxes[:, 0].max() for boxes in truth if len(boxes)), default=0) >= kinds:
+        raise UsageError(
+            f"the labels name a class {int(max(boxes[:, 0].max() for boxes in truth if len(boxes)))}, and the head has "
+            f"{kinds} classes, from 0",
+            remedy="number the classes as the network does, or correct the head",
+            where="--eval",
+        )
     classes = sorted({int(label) for boxes in truth for label in boxes[:, 0]})
     wanted = [_annotation(i, *_row(box)) for i, boxes in enumerate(truth) for box in boxes]
     given = [
         _annotation(i, label, [*corners[:2], *(corners[2:] - corners[:2])], 0, score)
         for i, boxes in enumerate(found)
-        for corners, score, label in zip(*boxes, strict=True)
+        for corners, score, label in zip(boxes.corners, boxes.scores, boxes.classes, strict=True)
+        if np.isfinite(corners).all()
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does
         run = _evaluator(classes, len(outputs), overlaps, _index(wanted, classes, len(outputs)))
@@ -97,6 +113,17 @@ def _matched(
         run.evaluate()
     rows = np.array(run.evalImgs, object).reshape(len(classes), len(outputs))
     return [list(rows[:, i]) for i in range(len(outputs))]
+
+
+def _detected(detect: Callable[[Sequence[Array]], Found], place: int, outputs: Sequence[Array]) -> Found:
+    try:
+        return detect(outputs)
+    except (ValueError, IndexError, TypeError, AttributeError, OSError) as error:
+        raise UsageError(
+            f"the outputs for image {place} are not those of this head: {error}",
+            where="--metric coco",
+            remedy=f"they are {', '.join(str(list(one.shape)) for one in outputs)}; docs/metrics.md lists the heads",
+        ) from error
 
 
 def average_precision(matched: Sequence[Sequence[Any]], labels: Array | None) -> float:
@@ -114,7 +141,7 @@ def average_precision(matched: Sequence[Sequence[Any]], labels: Array | None) ->
     precision = run.eval["precision"]
     known = precision[precision > -1]
     if not known.size:
-        raise UsageError("no image has a labelled box", remedy="give evaluation data with boxes")
+        raise UsageError("no box is labelled but crowds", remedy="give evaluation data with boxes")
     return 100 * float(known.mean())
 
 
@@ -155,9 +182,13 @@ def _row(box: Array) -> tuple[int, list[float], int]:
     return int(label), [x - width / 2, y - height / 2, width, height], int(len(box) > 5 and box[5] > 0)
 
 
-def _boxes(labels: Array | None, count: int) -> list[Array]:
-    """Of each image the boxes that it has."""
-    if labels is None or labels.ndim != 3 or labels.shape[2] not in (5, 6) or len(labels) != count:
+def _boxes(labels: Array | None) -> list[Array]:
+    """Of each image the boxes that it has.
+
+    Raises:
+        UsageError: the labels are no boxes.
+    """
+    if labels is None or labels.ndim != 3 or labels.shape[2] not in (5, 6):
         shape = "none" if labels is None else f"an array {list(labels.shape)}"
         raise UsageError(
             f"the labels are {shape}, and boxes are [N, M, 5]: class, centre x, centre y, width, height in parts of "
@@ -165,4 +196,14 @@ def _boxes(labels: Array | None, count: int) -> list[Array]:
             remedy="give a folder of images with annotations.json or labels/*.txt, or such an array; see docs/data.md",
             where="--eval",
         )
-    return [boxes[boxes[:, 0] >= 0] for boxes in labels]
+    found = [boxes[boxes[:, 0] >= 0] for boxes in labels]
+    for place, boxes in enumerate(found):
+        if not np.isfinite(boxes).all() or (np.abs(boxes[:, 1:5]) > _FARTHEST).any():
+            raise UsageError(
+                f"a box of image {place} is not within it",
+                remedy="give centre and size in parts of the image, from 0 to 1",
+                where="--eval",
+            )
+    if not any(len(boxes) for boxes in found):
+        raise UsageError("no image has a labelled box", where="--eval", remedy="give evaluation data with boxes")
+    return found

@@ -51,18 +51,20 @@ class FastestDet(_Head):
 
 
 class Yolo(_Head):
-    """[4 + C, A] or [A, 4 + C]: centre and size in pixels, then the scores of the classes, as YOLOv8, v9, 11 and 12 are
-    exported; with `objectness`, 5 + C, as YOLOv5, v7 and YOLOX are when they decode themselves."""
+    """[4 + C, A]: centre and size in pixels, then the scores of the classes, as YOLOv8, v9, 11 and 12 are exported;
+    with `objectness`, [A, 5 + C], as YOLOv5, v7 and YOLOX are when they decode themselves."""
 
     kind: Literal["yolo"]
     size: _Sides
     """[height, width] of the network's input."""
     objectness: bool = False
+    boxes_first: bool | None = None
+    """Whether the table is [A, ...]; with `objectness` it is, and without it is not, if not given."""
 
     def decode(self, outputs: Sequence[Array], folder: Path) -> Found:
         (table,) = _count(outputs, 1)
         values = _rank(table, 2)
-        values = values.T if values.shape[0] < values.shape[1] else values
+        values = values if (self.objectness if self.boxes_first is None else self.boxes_first) else values.T
         sides = np.array(self.size[::-1], np.float64)
         scores = values[:, 5:] * values[:, 4:5] if self.objectness else values[:, 4:]
         return _all(_corners(values[:, :2] / sides, values[:, 2:4] / sides), scores)
@@ -109,6 +111,8 @@ class YoloDistances(_Head):
         parts = []
         for shape, grids in by_size.items():
             values = _columns(np.concatenate(grids))
+            if values.shape[1] <= 4 * self.bins:
+                raise ValueError(f"{values.shape[1]} channels of {list(shape)} are no 4 x {self.bins} bins and classes")
             cells, sides = np.stack(_cells(shape), 1) + 0.5, np.array(shape[::-1], np.float64)
             chances = values[:, : 4 * self.bins].reshape(-1, 4, self.bins)
             away = _softmax(chances) @ np.arange(self.bins)
@@ -159,6 +163,8 @@ class Ssd(_Head):
         scores = _softmax(scores) if self.softmax else scores
         if self.priors is not None:
             priors = np.load(within(folder, self.priors, "priors"), allow_pickle=False)
+            if priors.shape != boxes.shape:
+                raise ValueError(f"the priors are {list(priors.shape)}, and the boxes {list(boxes.shape)}")
             centre = priors[:, :2] + boxes[:, :2] * self.variances[0] * priors[:, 2:]
             boxes = _corners(centre, priors[:, 2:] * np.exp(boxes[:, 2:] * self.variances[1]))
         return _all(boxes, scores[:, 1:])
@@ -198,18 +204,24 @@ def _corners(centre: Array, size: Array) -> Array:
 
 def _all(corners: Array, scores: Array) -> Found:
     """Each box with each class that has a chance: [A, 4] and [A, C]. The least of chances are left out early."""
-    box, label = np.nonzero(scores > _LEAST)
-    return Found(corners[box].astype(np.float64), scores[box, label].astype(np.float64), label)
+    box, label = np.nonzero(_some(scores) > _LEAST)
+    return Found(corners[box].astype(np.float64), scores[box, label].astype(np.float64), label, scores.shape[1])
 
 
 def _best(corners: Array, scores: Array) -> Found:
     """Each box with its best class."""
-    return Found(corners, scores.max(axis=1), scores.argmax(axis=1))
+    return Found(corners, _some(scores).max(axis=1), scores.argmax(axis=1), scores.shape[1])
+
+
+def _some(scores: Array) -> Array:
+    if scores.shape[1] < 1:
+        raise ValueError("nothing is left for the scores of classes")
+    return scores
 
 
 def _together(parts: Sequence[Found]) -> Found:
-    corners, scores, classes = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Found(corners, scores, classes)
+    corners, scores, classes = (np.concatenate([part[column] for part in parts]) for column in range(3))
+    return Found(corners, scores, classes, parts[0].kinds)
 
 
 def _sigmoid(values: Array) -> Array:

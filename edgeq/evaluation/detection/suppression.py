@@ -24,11 +24,13 @@ class Found(NamedTuple):
         corners: [K, 4], left, top, right, bottom in parts of the image.
         scores: [K].
         classes: [K], from 0.
+        kinds: how many classes there are; None where that is not known.
     """
 
     corners: Array
     scores: Array
     classes: NDArray[np.int64]
+    kinds: int | None = None
 
 
 def suppress(found: Found, threshold: float, most_overlap: float) -> Found:
@@ -39,16 +41,15 @@ def suppress(found: Found, threshold: float, most_overlap: float) -> Found:
         most_overlap: intersection over union, above which the worse of two is left out.
     """
     order = np.argsort(-found.scores, kind="stable")
-    order = order[found.scores[order] > threshold][:CANDIDATES]
-    corners, classes = found.corners[order], found.classes[order]
-    kept = np.zeros(len(order), bool)
-    for label in np.unique(classes):
-        rest = np.flatnonzero(classes == label)
-        while len(rest):
-            kept[rest[0]] = True
-            rest = rest[1:][overlaps(corners[rest[0]], corners[rest[1:]]) <= most_overlap]
-    best = np.flatnonzero(kept)[:MOST_BOXES]
-    return Found(corners[best], found.scores[order][best], classes[best])
+    fits = (found.scores > threshold) & np.isfinite(found.corners).all(axis=1)
+    best: list[int] = []
+    for one in order[fits[order]][:CANDIDATES]:
+        rivals = [other for other in best if found.classes[other] == found.classes[one]]
+        if not rivals or overlaps(found.corners[one], found.corners[rivals]).max() <= most_overlap:
+            best.append(one)
+        if len(best) == MOST_BOXES:
+            break
+    return Found(found.corners[best], found.scores[best], found.classes[best], found.kinds)
 
 
 def overlaps(box: Array, others: Array) -> Array:
