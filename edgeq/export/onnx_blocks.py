@@ -15,8 +15,7 @@ def dequantize_blocks(
 ) -> ir.Value:
     """What a reader of the weight sees: float, [outputs, inputs].
 
-    Two integers of 4 bits share a byte, along the last dimension. Where an odd number of outputs would come last, the
-    weight is stored the other way round, and a Transpose follows.
+    Two integers of 4 bits share a byte, along the last dimension: outputs that come last are even in number.
 
     Args:
         turned: the reader wants [inputs, outputs].
@@ -31,10 +30,10 @@ def dequantize_blocks(
             remedy="choose another kernel for this layer",
         )
     outputs = len(weight.integers)
-    scheme, swapped = weight.q.scheme, turned and outputs % 2 == 0
+    scheme = weight.q.scheme
 
     def stored(values: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(values.T if swapped else values)
+        return np.ascontiguousarray(values.T if turned else values)
 
     integers = stored(weight.integers).astype(TYPES[scheme.dtype].numpy())
     inputs = [
@@ -44,14 +43,9 @@ def dequantize_blocks(
     if scheme.symmetry == "asymmetric":
         zero = stored(weight.q.zero_point.reshape(outputs, -1)).astype(TYPES[scheme.dtype].numpy())
         inputs.append(constant(graph, f"{name}_zero_point", zero))
-    sizes = [ir.AttrInt64("axis", 0 if swapped else 1), ir.AttrInt64("block_size", scheme.group or 0)]
+    sizes = [ir.AttrInt64("axis", 0 if turned else 1), ir.AttrInt64("block_size", scheme.group or 0)]
     node = ir.Node("", "DequantizeLinear", inputs, attributes=sizes, name=f"{name}_dequantize")
-    new, real = [node], node.outputs[0]
+    real = node.outputs[0]
     real.name, real.dtype, real.shape = f"{name}_real", ir.DataType.FLOAT, ir.Shape(integers.shape)
-    if turned and not swapped:
-        order = ir.AttrInt64s("perm", [1, 0])
-        new.append(ir.Node("", "Transpose", [real], attributes=[order], name=f"{name}_turned"))
-        real = new[1].outputs[0]
-        real.name, real.dtype, real.shape = f"{name}_turned", ir.DataType.FLOAT, ir.Shape(integers.shape[::-1])
-    graph.insert_before(before, new)
+    graph.insert_before(before, [node])
     return real

@@ -102,7 +102,7 @@ def assign(
         chosen = choices.get(group.name)
         kernel = runtime.kernel(group.op, chosen)
         if kernel is not None and kernel.float_ends:
-            reasons[group.name] = float_ends_refusal(model, group, kernel)
+            reasons[group.name] = float_ends_refusal(model, group, runtime, kernel)
             if not reasons[group.name]:
                 reasons[group.name] = f"the plan chose {kernel.name}: {_between_floats(runtime, kernel)}"
                 (weight_only if kernel.weight_only else dynamic)[group.name] = kernel

@@ -64,7 +64,7 @@ def ladder(
         if group.op not in kernel.ops or hidden or (group.op, kernel.name) in without:
             return False
         if kernel.float_ends:
-            return not float_ends_refusal(model, group, kernel)
+            return not float_ends_refusal(model, group, runtime, kernel)
         alike = (k for k in runtime.kernels if group.op in k.ops and not k.float_ends)
         first = next(k for k in alike if k.activations == kernel.activations)
         if group.name not in preferred or kernel.activation_scheme != first.activation_scheme:

@@ -8,10 +8,10 @@ from edgeq.model.branches import in_branch
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import conv_groups, output_channels_axis, shape_of
-from edgeq.registry.schema import Kernel
+from edgeq.registry.schema import Kernel, Runtime
 
 
-def float_ends_refusal(model: Model, group: Group, kernel: Kernel) -> str:
+def float_ends_refusal(model: Model, group: Group, runtime: Runtime, kernel: Kernel) -> str:
     """Why a group's weights cannot be stored between floats as this kernel has them; empty if they can."""
     if in_branch(model.nodes[group.root]):
         return "a rewrite keeps it in float"
@@ -27,6 +27,9 @@ def float_ends_refusal(model: Model, group: Group, kernel: Kernel) -> str:
         row = weight.size // weight.shape[axis]
         if axis != 0 or row % kernel.weight_group:
             return f"its {row} weights for an output are no multiple of {kernel.weight_group}"
+        if runtime.dequantizes_blocks and len(shape_of(model.nodes[group.inputs[0]])) > 2:
+            # behind a DequantizeLinear, that of TensorRT for RTX 1.7 fails
+            return "NVIDIA's compiler takes blocks of few bits in products of two dimensions alone"
     return "" if kernel.dynamic is None else _dynamic_refusal(shape_of(model.nodes[group.root].args[1]), kernel)
 
 

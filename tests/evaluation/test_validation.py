@@ -314,7 +314,7 @@ def test_metric_is_loaded_from_the_current_folder(tmp_path: Path, monkeypatch: p
         load_metric("my_own_metrics:value")
     with pytest.raises(UsageError, match=r"package\.module:function"):
         load_metric("my_own_metrics.loss")
-    with pytest.raises(UsageError, match="cannot import"):
+    with pytest.raises(UsageError, match="cannot be imported"):
         load_metric("no_such_module_here:loss")
 
 

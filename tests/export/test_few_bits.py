@@ -241,6 +241,8 @@ THREE_DIMENSIONS = {("x86-avx512", "openvino"), ("x86-avx512", "onnxruntime"), (
 @pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2", "arm-neon"])
 def test_cpus_list_every_operator_that_is_proven_here_and_no_other(target: str) -> None:
     for runtime in load_target(target).runtimes:
+        if runtime.name == "executorch":  # it has no layers of few bits
+            continue
         (kernel,) = [k for k in runtime.kernels if k.name == "w4a8"]
         more = {"conv3d"} if (target, runtime.name) in THREE_DIMENSIONS else set()
         more |= {"conv_transpose2d"} if runtime.shuffles_transposed and target != "x86-avx2" else set()

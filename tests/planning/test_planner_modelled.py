@@ -133,12 +133,14 @@ def test_energy_is_minimized_where_it_is_known(files: Path, capsys: pytest.Captu
 def test_without_figures_the_size_is_minimized_and_a_limit_on_latency_refused(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    away = small.away("npu-hexagon", files)
-    answer = Answer(files, capsys, away)
-    assert answer.code == 0 and answer.planned.minimize == "size" and answer.planned.latency_from is None
+    away, bare = small.away("npu-hexagon", files), files / "bare.toml"
+    bare.write_text('schema = 1\nname = "bare"\ntarget = "npu-hexagon-away"\nsummary = "no figures"\nlink = "adb"\n')
+    answer = Answer(files, capsys, away, "--profile", str(bare))
+    assert answer.code == 0, answer.said
+    assert answer.planned.minimize == "size" and answer.planned.latency_from is None
     assert "latency" not in answer.planned.predicted
-    assert any("cannot be modelled for snapdragon-8-gen-3-npu" in note for note in answer.planned.notes)
-    refused = Answer(files, capsys, away, "--max-latency", "1ms")
+    assert any("cannot be modelled for bare" in note for note in answer.planned.notes)
+    refused = Answer(files, capsys, away, "--max-latency", "1ms", "--profile", str(bare))
     assert refused.code == 2 and "neither be measured nor modelled" in refused.said and not refused.path.exists()
 
 
