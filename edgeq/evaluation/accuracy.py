@@ -182,7 +182,8 @@ def _judge(
 ) -> tuple[float, float, Interval]:
     """The metric's score for the float model and the artefact, and its drop."""
     before, after = (list(metric.prepared(per_sample(outputs), labels)) for outputs in (reference, measured))
-    if metric.score_prepared(before, labels) == metric.nothing:
+    float_score = metric.score_prepared(before, labels)
+    if float_score == metric.nothing:
         raise UsageError(
             f"the float model itself gets nothing right: its {metric.name} is {metric.nothing:g}",
             where="--eval",
@@ -198,7 +199,7 @@ def _judge(
         return sign * gap + 0.0  # + 0.0 turns -0.0 into 0.0
 
     interval = paired_bootstrap(drop, len(before), seed=seed, seconds=seconds)
-    return metric.score_prepared(before, labels), metric.score_prepared(after, labels), interval
+    return float_score, metric.score_prepared(after, labels), interval
 
 
 def check_outputs(reference: Sequence[Array], measured: Sequence[Array]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edgeq.records.schema import COMPILES, Breach, Conformance
 from edgeq.runtimes.onnx_graph import OnnxGraph, read_graph
-from edgeq.runtimes.tensorrt_rtx import Compiled
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,20 @@ class Rule:
     source: str
     breaks: Callable[[OnnxGraph], Iterable[tuple[str, str]]]
     refused: bool = True
+
+
+class Compiled(NamedTuple):
+    """What became of a file in a compiler.
+
+    Attributes:
+        by: the compiler, and what it compiles for.
+        node: that it refused; empty where it named none, or took them all.
+        refused: why; empty where it took the file.
+    """
+
+    by: str
+    node: str
+    refused: str
 
 
 @dataclass(frozen=True)
@@ -78,8 +92,8 @@ def _refused(compiled: Compiled) -> Breach:
         rule=COMPILES,
         node=compiled.node,
         cause=compiled.refused,
-        text=f"{compiled.by} takes the file",
+        text=f"{compiled.by} has to take the file",
         remedy="mend what it names, or leave the layer in float",
-        source="the compiler itself",
+        source=compiled.by,
         refused=True,
     )

@@ -12,26 +12,13 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+
+from edgeq.runtimes.rules import Compiled
 
 DISTRIBUTION = "tensorrt-rtx-cu13-libs"
 CAPABILITY = "8.6"
 """What is compiled for: the one of those that it knows which is nearest to Jetson Orin's 8.7."""
 TIMEOUT = 600.0
-
-
-class Compiled(NamedTuple):
-    """What became of a file.
-
-    Attributes:
-        by: the compiler, and what it compiles for.
-        node: that it refused; empty where it named none, or took them all.
-        refused: why; empty where it took the file.
-    """
-
-    by: str
-    node: str
-    refused: str
 
 
 def compile_file(path: Path) -> Compiled | None:

@@ -92,14 +92,13 @@ def _matched(
         raise UsageError(f"there are labels of {len(truth)} images, and {len(outputs)} images", where="--eval")
     found = [_detected(detect, place, one if isinstance(one, tuple) else (one,)) for place, one in enumerate(outputs)]
     kinds = next((one.kinds for one in found if one.kinds is not None), None)
-    if kinds is not None and max((boxes[:, 0].max() for boxes in truth if len(boxes)), default=0) >= kinds:
+    classes = sorted({int(label) for boxes in truth for label in boxes[:, 0]})
+    if kinds is not None and classes[-1] >= kinds:
         raise UsageError(
-            f"the labels name a class {int(max(boxes[:, 0].max() for boxes in truth if len(boxes)))}, and the head has "
-            f"{kinds} classes, from 0",
+            f"the labels name a class {classes[-1]}, and the head has {kinds} classes, from 0",
             remedy="number the classes as the network does, or correct the head",
             where="--eval",
         )
-    classes = sorted({int(label) for boxes in truth for label in boxes[:, 0]})
     wanted = [_annotation(i, *_row(box)) for i, boxes in enumerate(truth) for box in boxes]
     given = [
         _annotation(i, label, [*corners[:2], *(corners[2:] - corners[:2])], 0, score)

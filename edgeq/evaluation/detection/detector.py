@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeq.errors import UsageError
-from edgeq.evaluation.detection.heads import Head, Ssd
+from edgeq.evaluation.detection.heads import Head
 from edgeq.evaluation.detection.suppression import Found, suppress
 from edgeq.reading import read_bytes, within
 from edgeq.toml import read_toml
@@ -59,6 +59,6 @@ def read_detector(path: Path) -> tuple[Detector, str]:
             where=path.name,
         ) from error
     digest = hashlib.sha256(read_bytes(path))
-    if isinstance(detector.head, Ssd) and detector.head.priors is not None:
-        digest.update(read_bytes(within(path.parent, detector.head.priors, path.name)))
+    for name in detector.head.files():
+        digest.update(read_bytes(within(path.parent, name, path.name)))
     return detector, digest.hexdigest()

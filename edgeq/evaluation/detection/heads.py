@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,9 +20,14 @@ _LEAST = 1e-3
 _Sides = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 
-class _Head(BaseModel):
+class _Head(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def files(self) -> list[str]:
+        """Those that it reads, relative to the folder of the file that describes it."""
+        return []
+
+    @abstractmethod
     def decode(self, outputs: Sequence[Array], folder: Path) -> Found:
         """Boxes of one image, before any are left out.
 
@@ -32,7 +38,6 @@ class _Head(BaseModel):
         Raises:
             ValueError: the outputs have other shapes than this head has.
         """
-        raise NotImplementedError
 
 
 class FastestDet(_Head):
@@ -154,6 +159,9 @@ class Ssd(_Head):
     softmax: bool = False
     """Scores are logits."""
     scores_first: bool = False
+
+    def files(self) -> list[str]:
+        return [] if self.priors is None else [self.priors]
 
     def decode(self, outputs: Sequence[Array], folder: Path) -> Found:
         two = [_rank(output, 2).astype(np.float64) for output in _count(outputs, 2)]
