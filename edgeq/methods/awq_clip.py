@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgeq.methods.method import Change, Seen, Wanted
 from edgeq.methods.scales import least_costly, rounded
 from edgeq.model.model import Model
-from edgeq.numerics import QParams
+from edgeq.numerics.weights import QuantizedWeight
 
 if TYPE_CHECKING:
     from edgeq.methods.hessian import Curved
@@ -30,10 +30,11 @@ def awq_clip(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     from edgeq.methods.hessian import hessians
 
     layers = hessians(model, wanted, seen, by_group=True)
-    return Change({layer.one.layer: rounded(layer.one, _scales(layer)) for layer in layers})
+    return Change({layer.one.layer: clipped(layer) for layer in layers})
 
 
-def _scales(layer: Curved) -> QParams:
+def clipped(layer: Curved) -> QuantizedWeight:
+    """One layer, whose Hessian has a block for each group of weights that share a scale."""
     one, at, hessian = layer
     curved = hessian.float().numpy()
 
@@ -44,4 +45,4 @@ def _scales(layer: Curved) -> QParams:
         found[at] = e * (e @ curved)
         return found.reshape(error.shape)
 
-    return least_costly(one, cost)
+    return rounded(one, least_costly(one, cost))

@@ -48,10 +48,11 @@ def gptq(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     """Rounds each layer against what the float model gives it on the calibration samples."""
     from edgeq.methods.hessian import hessians
 
-    return Change({layer.one.layer: _rounded(layer) for layer in hessians(model, wanted, seen)})
+    return Change({layer.one.layer: by_hessian(layer) for layer in hessians(model, wanted, seen)})
 
 
-def _rounded(layer: Curved) -> QuantizedWeight:
+def by_hessian(layer: Curved) -> QuantizedWeight:
+    """One layer, of which the Hessian is known."""
     one, at, hessian = layer
     weighty = np.empty(one.weight.shape)
     weighty.reshape(-1)[at] = hessian.diagonal(dim1=1, dim2=2).numpy()[:, None]

@@ -34,11 +34,11 @@ TURNS = 20
 
 def hqq(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     """Solves for the scales, and rounds to nearest."""
-    return Change({one.layer: _rounded(one) for one in wanted})
+    return Change({one.layer: half_quadratic(one) for one in wanted})
 
 
-def _rounded(one: Wanted) -> QuantizedWeight:
-    """Begins with the scales and zero points of `nearest`."""
+def half_quadratic(one: Wanted) -> QuantizedWeight:
+    """One layer. Begins with the scales and zero points of `nearest`."""
     q = quantize_weight(one).q
     scale, zero, smallest = (a.reshape(-1, 1).astype(np.float64) for a in (q.scale, q.zero_point, smallest_scales(one)))
     found = solved(by_scale(one, one.weight).astype(np.float64), scale, zero, one.scheme, smallest)

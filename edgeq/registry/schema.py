@@ -147,6 +147,35 @@ class Kernel(_Strict):
         return self
 
 
+class Decoders(_Strict):
+    """Weights of language models that decode, as a runtime reads them in a file with a key-value cache: activations stay in
+    float, and numbers of a row share a scale by groups."""
+
+    ops: Annotated[list[Literal["linear", "embedding"]], Field(min_length=1)]
+    bits: Annotated[list[Literal[2, 3, 4, 8]], Field(min_length=1)]
+    groups: Annotated[list[Annotated[int, Field(gt=1)]], Field(min_length=1)]
+    symmetries: Annotated[list[Symmetry], Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)]
+
+    @property
+    def schemes(self) -> dict[str, Scheme]:
+        """By the name that plans have: `w4g32`, and `w4g32asym` with a zero point for each group."""
+        return {
+            f"w{bits}g{group}{'asym' if symmetry == 'asymmetric' else ''}": Scheme(
+                _STORED[bits, symmetry], symmetry, "group", bits=bits if bits == 3 else None, group=group
+            )
+            for bits in self.bits
+            for group in self.groups
+            for symmetry in self.symmetries
+        }
+
+
+_STORED: dict[tuple[int, Symmetry], DType] = {
+    (2, "symmetric"): "int2", (3, "symmetric"): "int4", (4, "symmetric"): "int4", (8, "symmetric"): "int8",
+    (2, "asymmetric"): "uint2", (3, "asymmetric"): "uint4", (4, "asymmetric"): "uint4", (8, "asymmetric"): "uint8",
+}  # fmt: skip
+
+
 class FixedOutput(_Strict):
     """An operator whose output scale and zero point the runtime prescribes."""
 
@@ -189,6 +218,12 @@ class Runtime(_Strict):
     """On some CPUs it computes some convolutions on integers wrong (see `computed_wrong` in `lowering/assign.py`)."""
     kernels: Annotated[list[Kernel], Field(min_length=1)]
     """In order of preference: the first that lists an operator is its default."""
+    decoders: list[Decoders] = []
+    """What it runs of language models; empty where it runs none."""
+
+    def decoder_schemes(self, op: Literal["linear", "embedding"]) -> dict[str, Scheme]:
+        """Of language models, what the weights of an operator may be stored as, by name."""
+        return {name: scheme for one in self.decoders if op in one.ops for name, scheme in one.schemes.items()}
 
     @property
     def ops(self) -> set[str]:
@@ -287,7 +322,7 @@ class Profile(_Strict):
 
 def arithmetic(runtime: Runtime) -> dict[str, Any]:
     """Of a runtime, what decides which values an artefact stores: not how a target file knows it, nor what runs it."""
-    others = dict.fromkeys(("extra", "on_request", "float_alternatives", "rounds_float_layers"), True)
+    others = dict.fromkeys(("extra", "on_request", "float_alternatives", "rounds_float_layers", "decoders"), True)
     return runtime.model_dump(
         mode="json", exclude={**others, "kernels": {"__all__": {"source", "accumulator", "expanded_at_load"}}}
     )
