@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ class Candidate:
         path: its file; companions (`.bin`, external data) are found beside it.
         runtime: what runs it.
         options: what the runtime's file in `edgeq.on_device` lists: `precision` of the operators that stayed in float
-            (float32; in OpenVINO also bfloat16, float16); `kernels` in LiteRT (xnnpack, builtin, reference); `sums` in
+            (float32; in OpenVINO also bfloat16, float16); there also `cache`, of what a language model has read, if not
+            that (uint8 is OpenVINO's own choice); `kernels` in LiteRT (xnnpack, builtin, reference); `sums` in
             ONNX Runtime (exact, where the CPU would saturate them).
     """
 
@@ -79,6 +81,18 @@ class ColdStart:
     first_seconds: float
     baseline_bytes: int
     peak_bytes: int
+
+    @classmethod
+    def median_of(cls, found: Sequence[Mapping[str, float]]) -> ColdStart:
+        """Of several processes, as the worker tells them: every figure is the median over them."""
+        middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        return cls(
+            import_seconds=middle["import_seconds"],
+            load_seconds=middle["load_seconds"],
+            first_seconds=middle["first_seconds"],
+            baseline_bytes=int(middle["baseline_bytes"]),
+            peak_bytes=int(middle["peak_bytes"]),
+        )
 
     @property
     def seconds(self) -> float:

@@ -88,7 +88,7 @@ class BenchmarkModel:
 def _script(folder: Path, job: Mapping[str, Any], info: RuntimeInfo) -> list[str]:
     """The lines that do a job, with all that they read in the folder."""
     task = job["task"]
-    if task in ("health", "sustain"):
+    if task in ("health", "sustain") or task in worker.DECODING:
         raise worker.WorkerError("input", f"benchmark_model cannot tell {task!r}: that wants Python on the device")
     if info.name != "litert":
         raise worker.WorkerError("input", f"benchmark_model runs .tflite files, and none of {info.distribution}")

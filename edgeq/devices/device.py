@@ -102,7 +102,7 @@ class Device:
     def _outputs(
         self, artifact: Candidate, inputs: Inputs | Files, progress: Progress | None, threads: int, **decides: Any
     ) -> list[NDArray[Any]] | None:
-        with self._job("outputs", {"artifact": (artifact, inputs)}, threads, progress, **decides) as (folder, result):
+        with self.job("outputs", {"artifact": (artifact, inputs)}, threads, progress, **decides) as (folder, result):
             return None if result["missed"] else [np.load(folder / _within(name)) for name in result["files"]]
 
     def latency(
@@ -137,9 +137,9 @@ class Device:
             DeviceError: the device is emulated, the runtime refused or crashed.
             UsageError: the artefacts are not of one runtime.
         """
-        self._refuse_emulated("time is not latency")
+        self.refuse_emulated("time is not latency")
         pairs = {name: (artifact, (own_inputs or {}).get(name, inputs)) for name, artifact in artifacts.items()}
-        job = self._job(
+        job = self.job(
             "latency", pairs, threads, progress, rounds=rounds, seconds=seconds, fewest=fewest, warmup=warmup
         )
         with job as (_, result):
@@ -165,7 +165,7 @@ class Device:
         runs: int = 5,
     ) -> dict[str, list[Placement]]:
         """The same of several artefacts of one runtime with an input each, one after the other in one process."""
-        with self._job("placement", artifacts, threads, progress, runs=runs) as (_, result):
+        with self.job("placement", artifacts, threads, progress, runs=runs) as (_, result):
             found = {name: [Placement(**row) for row in rows] for name, rows in result["rows"].items()}
         if self.emulated:
             return {name: [p.model_copy(update={"microseconds": None}) for p in rows] for name, rows in found.items()}
@@ -180,19 +180,12 @@ class Device:
         Raises:
             DeviceError: the device is emulated, the runtime refused or crashed.
         """
-        self._refuse_emulated("time and memory are not the device's")
+        self.refuse_emulated("time and memory are not the device's")
         found: list[dict[str, float]] = []
         for _ in range(runs):
-            with self._job("cold", {"artifact": (artifact, inputs)}, threads) as (_, result):
+            with self.job("cold", {"artifact": (artifact, inputs)}, threads) as (_, result):
                 found.append(result)
-        middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
-        return ColdStart(
-            import_seconds=middle["import_seconds"],
-            load_seconds=middle["load_seconds"],
-            first_seconds=middle["first_seconds"],
-            baseline_bytes=int(middle["baseline_bytes"]),
-            peak_bytes=int(middle["peak_bytes"]),
-        )
+        return ColdStart.median_of(found)
 
     def arena(self, artifact: Candidate, inputs: Inputs) -> int:
         """Bytes of the arena that one call uses, in a runtime that has one.
@@ -200,7 +193,7 @@ class Device:
         Raises:
             DeviceError: the runtime has none, refused the artefact or crashed.
         """
-        with self._job("arena", {"artifact": (artifact, inputs)}, 1) as (_, result):
+        with self.job("arena", {"artifact": (artifact, inputs)}, 1) as (_, result):
             return int(result["arena_bytes"])
 
     def sustained(
@@ -214,8 +207,8 @@ class Device:
         Raises:
             DeviceError: the device is emulated, the runtime refused or crashed.
         """
-        self._refuse_emulated("time is not latency")
-        with self._job("sustain", {"artifact": (artifact, inputs)}, threads, progress, seconds=seconds) as (_, result):
+        self.refuse_emulated("time is not latency")
+        with self.job("sustain", {"artifact": (artifact, inputs)}, threads, progress, seconds=seconds) as (_, result):
             found = result["sustained"]
         windows = [Window(**one) for one in found["windows"]]
         tenth = max(1, len(windows) // 10)
@@ -236,7 +229,7 @@ class Device:
         Raises:
             DeviceError: the runtime refused the artefact, or crashed.
         """
-        with self._job("interface", {"artifact": (artifact, {})}, 1) as (_, result):
+        with self.job("interface", {"artifact": (artifact, {})}, 1) as (_, result):
             found = result["interface"]
         return Interface(*(tuple(_port(p) for p in found[key]) for key in ("inputs", "outputs")))
 
@@ -248,7 +241,7 @@ class Device:
             DeviceError: the runtime is not installed on the device, or is broken.
         """
         if name not in self._environments:
-            with self._job("environment", {}, 0, name=name) as (_, result):
+            with self.job("environment", {}, 0, name=name) as (_, result):
                 self._environments[name] = {**result["environment"], **self.facts}
         return self._environments[name]
 
@@ -258,7 +251,7 @@ class Device:
         Raises:
             DeviceError: it cannot be asked.
         """
-        with self._job("health", {}, 0, name="onnxruntime") as (_, result):  # no runtime takes part
+        with self.job("health", {}, 0, name="onnxruntime") as (_, result):  # no runtime takes part
             found: dict[str, Any] = result["health"]
             return found
 
@@ -282,7 +275,10 @@ class Device:
             while waiting:
                 waiting.pop().end()
 
-    def _refuse_emulated(self, why: str) -> None:
+    def refuse_emulated(self, why: str) -> None:
+        """Raises:
+        DeviceError: the device is emulated.
+        """
         if self.emulated:
             raise DeviceError(
                 f"{self.name} is emulated: its {why}",
@@ -290,7 +286,7 @@ class Device:
             )
 
     @contextmanager
-    def _job(
+    def job(
         self,
         task: str,
         artifacts: Mapping[str, tuple[Candidate, Inputs | Files]],
@@ -298,8 +294,26 @@ class Device:
         progress: Progress | None = None,
         *,
         name: str | None = None,
+        hear: Callable[[str], None] | None = None,
         **settings: Any,
     ) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Does a job of the worker's (see `edgeq.on_device.worker`).
+
+        Args:
+            task: one that the worker knows.
+            artifacts: by name, with the arrays of each; all of one runtime.
+            threads: 0 for every core of the device.
+            name: of the runtime, where there is no artefact.
+            hear: receives each line of the worker's output as it comes.
+            settings: what else the job says.
+
+        Yields:
+            The folder with the files that the worker wrote, and its answer.
+
+        Raises:
+            DeviceError: the worker's own error, or none came back.
+            UsageError: the artefacts are not of one runtime.
+        """
         names = {name} if name else {candidate.runtime for candidate, _ in artifacts.values()}
         if len(names) != 1:
             raise UsageError(f"one process runs one runtime, not {sorted(map(str, names))}")
@@ -322,9 +336,11 @@ class Device:
             def on_line(line: str) -> None:
                 lines.append(line)
                 _pass_on(line, listen)
+                if hear is not None:
+                    hear(line)
 
             # where the import itself is timed, it must not have been made
-            waiting = self._started.get(info.name) if task != "cold" else None
+            waiting = self._started.get(info.name) if task not in ("cold", "peak") else None
             try:
                 ended = waiting.pop(0).run(folder, on_line) if waiting else self.link(folder, command, on_line)
             except (OSError, ValueError, SubprocessError) as error:

@@ -9,9 +9,11 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from edgeq.on_device.decoder import Decoder, roles_of, scalars
 from edgeq.on_device.worker import Loaded, Port, Runtime, Setting, WorkerError, distribution_version, first_installed
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_CACHES = {**_PRECISIONS, "uint8": "u8"}
 _UNSETTLED = 5  # calls
 
 _INTEGERS = frozenset({"u2", "i4", "u4", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"})
@@ -46,7 +48,7 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     """The CPU plugin, a stream for each call. Without an option float operators run in float32, not in the CPU's
     default."""
     ov = find()[0]
-    compiled = _compiled(ov, path, options.get("precision", "float32"), how)
+    compiled = _compiled(ov, path, options, how)
     profile = Profile(compiled)
     inputs, outputs = [_port(v) for v in compiled.inputs], [_port(v) for v in compiled.outputs]
 
@@ -70,8 +72,40 @@ def load(path: str, options: Dict[str, str], how: Setting) -> Loaded:
     return lane()
 
 
-def _compiled(ov: Any, path: str, precision: str, how: Setting) -> Any:
-    core = ov.Core()
+def decoder(path: str, options: Dict[str, str], how: Setting) -> Decoder:
+    """A model that keeps the cache itself, as a state. Without an option it keeps it in the precision of the
+    arithmetic, not in the CPU's default, which rounds it to 8 bits."""
+    ov = find()[0]
+    compiled = _compiled(ov, path, options, how)
+    request = compiled.create_infer_request()
+    ports = {name: value for value in compiled.inputs for name in _port(value).names}
+    roles = roles_of(list(ports), {})
+    if roles.rest or not request.query_state():
+        message = "this decoder keeps no cache itself: beside tokens it wants %s"
+        raise WorkerError("input", message % (", ".join(roles.rest) or "nothing"))
+    answers = [value for value in compiled.outputs if "logits" in value.get_names()] or list(compiled.outputs)
+    if len(answers) != 1:
+        raise WorkerError("input", "this is no decoder: none of its outputs is logits")
+    read = [0]
+
+    def reset(room: int) -> None:
+        request.reset_state()
+        read[0] = 0
+
+    def step(tokens: np.ndarray) -> np.ndarray:
+        for name, array in scalars(roles, tokens, read[0]).items():
+            kind = ports[name].get_element_type().to_dtype()
+            request.set_tensor(ports[name], ov.Tensor(array.astype(kind, copy=False)))
+        request.infer(share_outputs=True)
+        read[0] += tokens.shape[1]
+        found: np.ndarray = request.get_tensor(answers[0]).data[0].astype(np.float32, copy=False)
+        return found
+
+    return Decoder(reset, step, _port(answers[0]).shape[-1])
+
+
+def _compiled(ov: Any, path: str, options: Dict[str, str], how: Setting) -> Any:
+    core, precision = ov.Core(), options.get("precision", "float32")
     wanted = {"bfloat16": "BF16", "float16": "FP16"}.get(precision)
     if wanted and wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise WorkerError("runtime", "this CPU has no %s arithmetic that OpenVINO uses" % precision)
@@ -81,6 +115,7 @@ def _compiled(ov: Any, path: str, precision: str, how: Setting) -> Any:
         "INFERENCE_NUM_THREADS": how.threads * how.calls,
         "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         "PERF_COUNT": how.profile,
+        "KV_CACHE_PRECISION": _CACHES[options.get("cache", precision)],
     }
     compiled = core.compile_model(path, "CPU", config)
     taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -171,4 +206,6 @@ def environment() -> Dict[str, str]:
     }
 
 
-RUNTIME = Runtime(find, load, {"precision": sorted(_PRECISIONS)}, environment)
+RUNTIME = Runtime(
+    find, load, {"precision": sorted(_PRECISIONS), "cache": sorted(_CACHES)}, environment, decoder=decoder
+)

@@ -6,14 +6,14 @@ defines a `RUNTIME`.
 
 Needs Python 3.8 or newer, numpy, and the runtime. Paths in the job are relative to its folder.
 The answer is `result.json` in the same folder, written beside and renamed, so that it is either whole or absent.
-Progress goes to standard output as lines of JSON, {"progress": [done, total]}; anything else there comes from the
-runtime.
+Progress goes to standard output as lines of JSON, {"progress": [done, total]}, and generated tokens as they come,
+{"token": [PROMPT, ID]}; anything else there comes from the runtime.
 
 The job:
 
     {"runtime": FILE.py,
      "task": "outputs" | "latency" | "sustain" | "placement" | "cold" | "arena" | "interface" | "environment"
-             | "health",
+             | "health", and of language models "nll" | "loglikelihood" | "generate" | "tokens_per_second" | "peak",
      "threads": N,                             0: every core that this process may use; for outputs, of all calls that
                                                run side by side, one thread each as far as there are enough calls
      "artifacts": {NAME: {"path": FILE,
@@ -25,6 +25,14 @@ The job:
      "rounds": N, "warmup": N,                 for latency: no more rounds than that,
      "seconds": S, "fewest": N,                and none after so long, but at least so many
      "seconds": S,                             for sustain: how long one artefact is called without a rest
+     "first": N,                               for nll, whose input "tokens" is [texts, positions] of integers: the
+                                               position whose successor is the first to be scored
+     "pairs": [[CONTEXT, CONTINUATION], ...],  for loglikelihood: lists of tokens
+     "prompts": [[TOKEN, ...], ...],           for generate,
+     "most": N, "stop": [TOKEN, ...],          which ends after so many tokens, or before one of those
+     "prompt": [TOKEN, ...],                   for tokens_per_second and peak
+     "new": N, "context": N,                   for tokens_per_second: so many tokens are timed, behind so many positions
+     "rounds": N, "seconds": S, "fewest": N,   as for latency
      "emulated": true,                         for what stands in for a processor that is not there
      "stop_at_eof": true}                      end when standard input closes: the host is gone
 
@@ -53,7 +61,7 @@ import threading
 import time
 import traceback
 import types
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 if __name__ == "__main__":
     # Nothing beside this file is meant, whatever it is called.
@@ -69,6 +77,12 @@ if __name__ == "__main__":
 import numpy as np
 
 from edgeq.on_device.health import health, joules, temperature, watts
+
+if TYPE_CHECKING:
+    from edgeq.on_device.decoder import Decoder
+
+DECODING = frozenset({"nll", "loglikelihood", "generate", "tokens_per_second", "peak"})
+"""The tasks that are about language models."""
 
 ISA = (  # the instruction set extensions that decide which quantized and reduced-precision kernels a runtime has
     "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
@@ -125,7 +139,7 @@ class Runtime(NamedTuple):
     `find` imports it and says under which name; a WorkerError of kind "missing" where it is not installed. `load` loads
     an artefact, `options` lists the values that each option of one may have. `environment` says more of the runtime
     than its version. `by_order`: arrays are taken in order where the model knows not one of their names. `alone`:
-    models cannot be loaded side by side.
+    models cannot be loaded side by side. `decoder` loads a language model with a cache, where the runtime has such.
 
     Operators are told by `Loaded.placement` as {"name", "op", "where", "integer", "microseconds"}: `where` is what runs
     it there, `integer` is None where it only moves or converts data, or where the runtime does not say.
@@ -137,6 +151,7 @@ class Runtime(NamedTuple):
     environment: Callable[[], Dict[str, str]] = dict
     by_order: bool = False
     alone: bool = False
+    decoder: Optional[Callable[[str, Dict[str, str], Setting], Decoder]] = None
 
 
 class Binding(NamedTuple):
@@ -451,6 +466,12 @@ def execute(job: Dict[str, Any], ahead: Optional[Runtime], current: List[str]) -
     inputs = {
         name: {key: mapped(values) for key, values in one["inputs"].items()} for name, one in job["artifacts"].items()
     }
+    if task in DECODING:
+        from edgeq.on_device import decoder  # which needs what is above
+
+        how = Setting(threads, 1, len(inputs) > 1, False, bool(job.get("emulated")))
+        known = {"import_seconds": import_seconds, "baseline_bytes": before}
+        return decoder.run(job, runtime, inputs, how, current, known)
     at_once = 1
     if task == "outputs":
         at_once = max(1, min(threads, SIDE_BY_SIDE, *(len(a) for arrays in inputs.values() for a in arrays.values())))

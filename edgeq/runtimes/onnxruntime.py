@@ -10,12 +10,16 @@ from edgeq.runtimes.info import RuntimeInfo
 
 
 def companions(path: Path) -> list[Path]:
-    """The external data files that an ONNX file names.
+    """The external data files that an ONNX file names, and what the builder of ONNX Runtime GenAI says beside it of a
+    language model: how wide its cache is, which the file itself may leave open.
 
     Raises:
         UsageError: see `external_files`.
     """
-    return external_files(path) if path.suffix == ".onnx" else []
+    if path.suffix != ".onnx":
+        return []
+    told = path.with_name("genai_config.json")
+    return [*external_files(path), *([told] if told.is_file() else [])]
 
 
 INFO = RuntimeInfo(

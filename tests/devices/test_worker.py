@@ -93,7 +93,8 @@ def test_started_ahead_it_does_the_job_that_it_is_told_of_or_none(tmp_path: Path
 
 def test_what_lies_beside_it_is_not_imported(tmp_path: Path) -> None:
     shutil.copy(WORKER, tmp_path)
-    shutil.copy(WORKER.with_name("health.py"), tmp_path)
+    for file in ("health.py", "decoder.py"):
+        shutil.copy(WORKER.with_name(file), tmp_path)
     for module in ("numpy", "onnxruntime"):
         (tmp_path / f"{module}.py").write_text("raise SystemExit('not meant')")
     shutil.copy(on_device("onnxruntime"), tmp_path / "known.py")
