@@ -56,6 +56,7 @@ ORDER = [
     "planning",
     "report",
     "build",
+    "language",
     "planning.explain",
     "api",
     "edgeq",

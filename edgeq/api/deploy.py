@@ -165,7 +165,7 @@ def _builds(job: Job, plan: Plan | None, scratch: Path, folder: Path) -> list[Bu
     precision: FloatPrecision = "float32" if plan is None else plan.float_precision
     built = [_build(job, r, exporter, folder, choices, precision) for r in job.runtimes]
     for one in built:
-        if plan is not None and one.plan is not None:
+        if plan is not None and isinstance(one.plan, Plan):
             tell_contradictions(plan, one.plan, job)
     if all(b.error for b in built):
         raise next(b.error for b in built if b.error)

@@ -9,6 +9,7 @@ import typer
 
 from edgeq.cli import options as o
 from edgeq.cli.deploy_fleet import deploy_fleet
+from edgeq.cli.language import deploy_language
 from edgeq.cli.outcome import conclude, limits_from
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -58,6 +59,7 @@ def deploy(
     smooth_quant: o.SmoothQuant = o.SmoothChoice.auto,
     effort: o.EffortOption = None,
     method: o.MethodName = None,
+    language: o.Language,
     limits: o.BuildLimits,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier build in --out.")] = False,
 ) -> int:
@@ -75,6 +77,18 @@ def deploy(
         "overwrite": overwrite,
         **vars(read),
     }
+    from edgeq.language.folder import is_decoder
+
+    if is_decoder(Path(model)):
+        others = {"--io": io, "--emit": emit, "--smooth-quant": smooth_quant if smooth_quant.value == "off" else None}
+        asked = {"method": method, "effort": effort, **vars(language), "format": format, "device": device}
+        return deploy_language(
+            shell, model, plan, {**how, **asked, "target": target, "profile": profile}, others, limits
+        )
+    if told := [name for name, value in vars(language).items() if value is not None]:
+        raise UsageError(
+            f"--{told[0]} is for language models", remedy="leave it away, or give a folder of a language model"
+        )
     made = None
     if plan is not None:
         from edgeq.plans.fleet import is_fleet

@@ -21,7 +21,12 @@ _EVALUATION = typer.Option(
     rich_help_panel=_DATA,
 )
 
-ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help="A .pt2, TorchScript, torch.save or safetensors file.")]
+ModelFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A .pt2, TorchScript, torch.save or safetensors file, or a Hugging Face folder."
+    ),
+]
 
 Inputs = Annotated[
     list[str],
@@ -218,6 +223,31 @@ class Judging(Reading):
     """Also how answers are judged."""
 
     metric: MetricName = None
+
+
+_LANGUAGE = "Language models"
+
+
+@dataclass(frozen=True)
+class Language:
+    """What the weights of a language model are stored as."""
+
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="w4g32",
+            help="Of linear layers: bits and group, such as w4g32, w8g64, w4g128asym; float32 to keep them.",
+            rich_help_panel=_LANGUAGE,
+        ),
+    ] = None
+    words: Annotated[
+        str | None,
+        typer.Option(
+            metavar="w8g32",
+            help="Of the table of words, and of the layer that scores words.",
+            rich_help_panel=_LANGUAGE,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Language models that decode: from a Hugging Face folder to an artefact that keeps its cache, and what it is judged by."""
+"""Language models that decode: from a Hugging Face folder to an artefact with a key-value cache, and its figures."""

@@ -1,9 +1,9 @@
 """AWQ: channels that carry much are multiplied in the weights and divided before them, so that they are rounded finer.
 
 Source: Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration",
-arXiv 2306.00978: s = mean|x|^a, with the a of 20 that loses least, normalized by sqrt(max s * min s), and then clipping
-(`edgeq.methods.awq_clip`). It divides what a normalization gives, by its weight; the paper does that between two products
-as well.
+arXiv 2306.00978: s = mean|x|^a, the a of 20 that loses least, normalized by sqrt(max s * min s), and then clipping
+(`edgeq.methods.awq_clip`). Here it divides what a normalization gives, by its weight; the paper does that between two
+products as well.
 """
 
 from __future__ import annotations

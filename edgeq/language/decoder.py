@@ -143,5 +143,6 @@ def _weight(tensor: onnx.TensorProto, readers: Mapping[str, list[tuple[onnx.Node
         inputs, outputs = tensor.dims
         return Weight(tensor.name, outputs, inputs, True, turned > 0, True)
     if lookup and not product and not turned:
-        return Weight(tensor.name, *tensor.dims, False, True, False)
+        words, width = tensor.dims
+        return Weight(tensor.name, words, width, False, True, False)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,14 +40,11 @@ class Folder:
         return str(self.config["architectures"][0])
 
     @cached_property
-    def sha256(self) -> dict[str, str]:
-        """By file name, of everything that decides what the model answers."""
+    def digest(self) -> str:
+        """Over everything that decides what the model answers: SHA-256 of names and contents."""
         told = [self.path / CONFIG, *self.weights, *sorted(self.path.glob("tokenizer*")), *self.path.glob("*.jinja")]
-        return {file.name: sha256_file(file) for file in told if file.is_file()}
-
-    @property
-    def bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.weights)
+        listed = "".join(f"{file.name} {sha256_file(file)}\n" for file in told if file.is_file())
+        return hashlib.sha256(listed.encode()).hexdigest()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its own.
@@ -70,7 +68,9 @@ def tokenizer_in(path: Path) -> PreTrainedTokenizerBase:
     except ImportError as error:
         raise MissingExtraError("transformers", "language") from error
     if not any(path.glob("tokenizer*")):
-        raise UsageError("there is no tokenizer in it", where=str(path), remedy="copy tokenizer.json beside config.json")
+        raise UsageError(
+            "there is no tokenizer in it", where=str(path), remedy="copy tokenizer.json beside config.json"
+        )
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False

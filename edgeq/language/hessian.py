@@ -33,7 +33,11 @@ class Met(NamedTuple):
         import torch
 
         more = inputs - len(self.hessian)
-        return self if not more else Met(torch.nn.functional.pad(self.hessian, (0, more, 0, more)), np.pad(self.size, (0, more)))
+        return (
+            self
+            if not more
+            else Met(torch.nn.functional.pad(self.hessian, (0, more, 0, more)), np.pad(self.size, (0, more)))
+        )
 
     def blocks(self, rows: int, widest: int) -> tuple[NDArray[np.intp], torch.Tensor]:
         """What `edgeq.methods.hessian.Curved` has of a matrix: blocks of inputs, as few as none is wider than allowed.

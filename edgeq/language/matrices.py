@@ -30,7 +30,9 @@ def alone(
     """A matrix, some of its rows after the other."""
     matrix = decoder.matrix(weight)
     step = max(1, AT_ONCE // weight.columns)
-    return joined([method(as_wanted(weight.name, matrix[at : at + step], scheme)) for at in range(0, weight.rows, step)])
+    return joined(
+        [method(as_wanted(weight.name, matrix[at : at + step], scheme)) for at in range(0, weight.rows, step)]
+    )
 
 
 def as_wanted(name: str, matrix: NDArray[np.float32], scheme: Scheme) -> Wanted:

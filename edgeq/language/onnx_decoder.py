@@ -1,7 +1,7 @@
 """A rounded decoder as an ONNX file: products by MatMulNBits, words by GatherBlockQuantized, each matrix stored once.
 
-Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md. All values lie in a file beside the
-graph, so that no size is too large, and are written one after the other.
+Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md. All values lie in a file beside
+the graph, so that no size is too large, and are written one after the other.
 """
 
 from __future__ import annotations
@@ -55,8 +55,17 @@ def write_onnx(decoder: Decoder, rounded: Rounded, folder: Path) -> Path:
                 model.graph.initializer.append(add(name, array))
     if any(weight.embedding and weight.linear for weight in weights.values()):
         model.graph.initializer.append(helper.make_tensor(_ROWS, TensorProto.INT64, [2], [0, -1]))
+    for value in (*model.graph.input, *model.graph.output):
+        _closed(value, decoder)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def _closed(value: onnx.ValueInfoProto, decoder: Decoder) -> None:
+    """Says how many numbers a cache has for each head, where the graph leaves it open: nobody has to guess then."""
+    shape = value.type.tensor_type.shape.dim
+    if len(shape) == 4 and not shape[3].dim_value:
+        shape[3].dim_value = decoder.head_size
 
 
 _ROWS = "rows_as_they_are"
@@ -84,7 +93,10 @@ def _rounded(
     rows = f"{data}.rows"
     before = [helper.make_node("Reshape", [data, _ROWS], [rows], f"{node.name}/rows")] if weight.linear else []
     inputs = [rows if weight.linear else data, node.input[1], *others]
-    return [*before, helper.make_node("GatherBlockQuantized", inputs, node.output, node.name, domain=_DOMAIN, **attributes)]
+    return [
+        *before,
+        helper.make_node("GatherBlockQuantized", inputs, node.output, node.name, domain=_DOMAIN, **attributes),
+    ]
 
 
 def _names(weight: Weight, w: QuantizedWeight) -> list[str]:
@@ -167,7 +179,9 @@ def read_back(path: Path) -> dict[str, Stored]:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
         told = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        data, rest = (node.input[1], node.input[2:]) if node.op_type == "MatMulNBits" else (node.input[0], node.input[2:])
+        data, rest = (
+            (node.input[1], node.input[2:]) if node.op_type == "MatMulNBits" else (node.input[0], node.input[2:])
+        )
         data = reshaped.get(data, data)
         bits = told["bits"]
         raw = read_tensor(path, tensors[data])

@@ -1,7 +1,7 @@
 """The weights of a decoder as integers, piece by piece: what one piece becomes, the next one's values are taken behind.
 
-Source of the order: Frantar et al. 2022, arXiv 2210.17323, section 4: layers are rounded one after the other, each against
-the values that the rounded layers before it give.
+Source of the order: Frantar et al. 2022, arXiv 2210.17323, section 4: layers are rounded one after the other, each
+against the values that the rounded layers before it give.
 """
 
 from __future__ import annotations

@@ -250,6 +250,22 @@ class OnNpu(Strict):
     flash_bytes: int
 
 
+class Decoding(Strict):
+    """A language model in turns with its float model: seconds of a step, with the threads of `speed`."""
+
+    prompt: int
+    """Tokens that were read in one call until the first one was written."""
+    context: int
+    """Tokens in the cache before those that were timed one by one."""
+    first_token: Latency
+    """From the prompt to the first token."""
+    token: Latency
+    """Of each token behind."""
+    float_first_token: Latency
+    float_token: Latency
+    float_peak_memory_bytes: int | None
+
+
 class Build(Strict):
     """One artefact in one format, and everything measured on it."""
 
@@ -271,6 +287,8 @@ class Build(Strict):
     accuracy: Accuracy | None
     speed: Speed | None
     no_speed_because: str | None
+    decoding: Decoding | None = None
+    """Of language models, whose `speed` is that of a token; None where that was not timed."""
     sustained: Sustained | None = None
     """None where that was not asked for, or the device is emulated."""
     seconds_in_turns: float | None = None

@@ -148,8 +148,8 @@ class Kernel(_Strict):
 
 
 class Decoders(_Strict):
-    """Weights of language models that decode, as a runtime reads them in a file with a key-value cache: activations stay in
-    float, and numbers of a row share a scale by groups."""
+    """Weights of language models that decode, as a runtime reads them in a file with a key-value cache: activations
+    stay in float, and numbers of a row share a scale by groups."""
 
     ops: Annotated[list[Literal["linear", "embedding"]], Field(min_length=1)]
     bits: Annotated[list[Literal[2, 3, 4, 8]], Field(min_length=1)]

@@ -6,16 +6,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from pydantic import BaseModel
 
 from edgeq.data.dataset import Dataset
 from edgeq.devices import Candidate, Inputs
 from edgeq.errors import EdgeqError
 from edgeq.files import atomic_write, sha256_file, write_json
 from edgeq.lock import Golden, versions_now, write_lock
-from edgeq.model.model import Model
-from edgeq.plans.plan import Plan
 from edgeq.records.schema import Build, Report
 from edgeq.records.summary import RECOGNIZABLE, likeness_text, speedup
 from edgeq.records.wording import bytes_text, seconds_text, times_text
@@ -32,6 +32,33 @@ VERSIONED = (
 )
 
 
+class Described(Protocol):
+    """A model, as far as a report tells of it."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def macs(self) -> int: ...
+
+
+class Samples(Protocol):
+    """Data, as far as a report tells of it; `len` counts samples."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def recipe(self) -> str: ...
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Built:
     """One format on its way into the report.
@@ -46,7 +73,7 @@ class Built:
     """
 
     build: Build
-    plan: Plan | None
+    plan: BaseModel | None
     outputs: list[np.ndarray]
     steps: list[float | None]
     error: EdgeqError | None = None
@@ -76,14 +103,14 @@ def best_build(builds: Sequence[Build]) -> tuple[Build, str]:
 
 
 def conclude(
-    model: Model,
+    model: Described,
     target: Target,
     profile: str | None,
     builds: Sequence[Build],
     *,
     keep_all: bool,
     warnings: Sequence[str],
-    data: Mapping[str, Dataset],
+    data: Mapping[str, Samples],
     seconds: Mapping[str, float],
 ) -> Report:
     """The report of a run.

@@ -1,0 +1,306 @@
+"""A language model from its folder to artefacts that are proven: read, made float ONNX, rounded, written, judged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
+
+from edgeq.errors import EdgeqError, InternalError, UsageError, foreseen
+from edgeq.files import scratch_folder, staged_directory
+from edgeq.language.decoder import Decoder, read_decoder
+from edgeq.language.float_onnx import write_float
+from edgeq.language.folder import Folder, open_folder
+from edgeq.language.formats import FORMATS, differing
+from edgeq.language.judge import Judged, Subject, judge, read_reference
+from edgeq.language.plan import DecoderPlan, schemes_of, uniform
+from edgeq.language.rounding import ALONE, METHODS, Rounded, round_weights
+from edgeq.language.text import CALIBRATED, JUDGED, Texts, packed
+from edgeq.limits import Limits
+from edgeq.prepare import Aim, take_aim
+from edgeq.progress import Clock, Progress, Silent
+from edgeq.records.schema import Audit, FloatOperator, Layer, Report
+from edgeq.registry.load import load_target
+from edgeq.registry.schema import Runtime
+from edgeq.report.build import failed_build
+from edgeq.report.conclude import Built, conclude, write_build
+
+PRODUCTS, WORDS = "w4g32", "w8g32"
+"""What weights become where nothing else is asked for: of linear layers, and of tables of words."""
+
+EFFORTS = {"fast": "nearest", "balanced": "gptq", "max": "gptq"}
+"""The method of each effort."""
+
+BESIDE = ("genai_config.json", "generation_config.json", "config.json", "chat_template.jinja", "tokenizer*", "*.model",
+          "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+"""What a build's folder has beside the artefact, so that it answers prompts by itself."""
+
+
+@dataclass(frozen=True)
+class LanguageRequest:
+    """What a language model is built from.
+
+    Attributes:
+        model: a Hugging Face folder.
+        target: name of a target, or a target file.
+        out: folder of the build.
+        calibration: text, or a `.npy` of tokens [texts, length]; not needed by methods that look at matrices alone.
+        evaluation: likewise, to judge by.
+        weights, words: what linear layers and tables of words are stored as: `w4g32`, `w8g32`, `w4g32asym`, `float32`.
+        method: how weights are rounded (see `edgeq.language.rounding.METHODS`); that of the effort if None.
+        plan: which choice each matrix gets, instead.
+        format, device, profile, threads, limits, overwrite, progress: see `edgeq.api.deploy.DeployRequest`.
+    """
+
+    model: str | Path
+    _: KW_ONLY
+    target: str
+    out: str | Path
+    calibration: str | Path | None = None
+    evaluation: str | Path | None = None
+    weights: str | None = None
+    words: str | None = None
+    method: str | None = None
+    effort: str | None = None
+    plan: DecoderPlan | None = None
+    format: str = "auto"
+    device: str | None = None
+    profile: str | None = None
+    threads: int = 1
+    limits: Limits | None = None
+    overwrite: bool = False
+    progress: Progress = field(default_factory=Silent)
+
+
+def deploy_language(request: LanguageRequest) -> Report:
+    """Takes a language model to an artefact that is proven on its target.
+
+    Returns:
+        The report, which is also in `out`.
+
+    Raises:
+        UsageError: wrong arguments, folder or text.
+        UnsupportedError: the model cannot be handled.
+        DeviceError: a device or runtime failed.
+    """
+    clock = Clock(request.progress)
+    aim = aim_of(request)
+    folder = open_folder(Path(request.model))
+    method = method_of(request)
+    with staged_directory(Path(request.out), overwrite=request.overwrite) as out, scratch_folder() as scratch:
+        with clock.stage("load"):
+            calibration, evaluation = texts_of(request, folder, method)
+        subject, decoder = float_model(folder, scratch, clock)
+        rounded: dict[str, Rounded] = {}
+        built = []
+        for runtime in aim.runtimes:
+            plan = request.plan or _uniform(request, decoder, runtime, aim, method)
+            try:
+                with foreseen(runtime.format):
+                    schemes = schemes_of(plan, decoder.weights, runtime)
+                    key = repr(sorted(schemes.items()))
+                    if key not in rounded:
+                        with clock.stage(f"round ({plan.method})") as steps:
+                            tokens = None if calibration is None else calibration.tokens
+                            rounded[key] = round_weights(decoder, schemes, plan.method, tokens, steps)
+                    built.append(
+                        build(decoder, subject, aim, runtime, plan, rounded[key], evaluation, out, scratch, clock)
+                    )
+            except EdgeqError as error:
+                if len(aim.runtimes) == 1:
+                    raise
+                clock.progress.note(f"{runtime.format}: {error.cause}")
+                for name in FORMATS[runtime.format].files:
+                    (out / name).unlink(missing_ok=True)
+                built.append(Built(failed_build(runtime, aim.device, error), None, [], [], error))
+        if all(one.error for one in built):
+            raise next(one.error for one in built if one.error)
+        beside = copy_beside(folder, decoder, out)
+        built = [one if one.error else _with_sources(one, beside) for one in built]
+        report = conclude(
+            subject,
+            aim.target,
+            None if aim.profile is None else aim.profile.name,
+            [one.build for one in built],
+            keep_all=request.format == "all",
+            warnings=_warnings(calibration, evaluation),
+            data={role: one for role, one in (("calibration", calibration), ("evaluation", evaluation)) if one},
+            seconds=clock.seconds,
+        )
+        write_build(out, report, built, None, keep_all=request.format == "all")
+        return report
+
+
+def aim_of(request: LanguageRequest) -> Aim:
+    """The target with those of its runtimes that language models are written for.
+
+    Raises:
+        UsageError: there is none.
+    """
+    plan = request.plan
+    form = request.format
+    if plan is not None:
+        if load_target(request.target).name != plan.target or form not in ("auto", plan.format):
+            remedy = f"--target {plan.target}, and no other --format than {plan.format}"
+            raise UsageError(f"the plan is for {plan.format} on {plan.target}", where="plan", remedy=remedy)
+        form = plan.format
+    aim = take_aim(
+        load_target(request.target),
+        form,
+        device=request.device,
+        profile=request.profile,
+        threads=request.threads,
+        limits=request.limits,
+    )
+    able = [one for one in aim.runtimes if one.decoders and one.format in FORMATS]
+    if not able:
+        known = ", ".join(sorted(FORMATS))
+        raise UsageError(
+            f"{aim.target.name} has no runtime for language models"
+            + ("" if form in ("auto", "all") else f" with the format {form}"),
+            remedy=f"choose a target and format that has: {known} on x86-avx512, for instance",
+        )
+    return Aim(**{**vars(aim), "runtimes": able})
+
+
+def method_of(request: LanguageRequest) -> str:
+    """How weights are rounded: as asked for, or as the plan or the effort says.
+
+    Raises:
+        UsageError: there is no such method or effort, or the plan says another one.
+    """
+    if request.plan is not None:
+        if request.method is not None:
+            raise UsageError("a plan says itself how weights are rounded", remedy="leave --method away, or edit it")
+        return request.plan.method
+    effort = request.effort or "balanced"
+    if effort not in EFFORTS:
+        raise UsageError(f"there is no effort {effort!r}", remedy=f"one of {', '.join(EFFORTS)}")
+    method = request.method or EFFORTS[effort]
+    if method not in METHODS:
+        raise UsageError(f"there is no method {method!r}", where="--method", remedy=f"one of {', '.join(METHODS)}")
+    return method
+
+
+def texts_of(request: LanguageRequest, folder: Folder, method: str) -> tuple[Texts | None, Texts | None]:
+    """To calibrate on, and to judge by.
+
+    Raises:
+        UsageError: one cannot be read, or the method wants one that is not given.
+    """
+    if request.calibration is None and method not in ALONE:
+        remedy = f"give text with --calib, or take --method {' or '.join(ALONE)}"
+        raise UsageError(f"{method} looks at text", where="--calib", remedy=remedy)
+    calibration = evaluation = None
+    if request.calibration is not None:
+        path = Path(request.calibration)
+        calibration = packed(path, folder, CALIBRATED, overlapping=False, option="--calib")
+    if request.evaluation is not None:
+        evaluation = packed(Path(request.evaluation), folder, JUDGED, overlapping=True, option="--eval")
+    return calibration, evaluation
+
+
+def float_model(folder: Folder, scratch: Path, clock: Clock) -> tuple[Subject, Decoder]:
+    """The float ONNX file, and what a report tells of the model."""
+    with clock.stage("float model"):
+        decoder = read_decoder(write_float(folder, _new(scratch / "float")))
+    return Subject(folder, decoder), decoder
+
+
+def build(
+    decoder: Decoder,
+    subject: Subject,
+    aim: Aim,
+    runtime: Runtime,
+    plan: DecoderPlan,
+    rounded: Rounded,
+    evaluation: Texts | None,
+    out: Path,
+    scratch: Path,
+    clock: Clock,
+) -> Built:
+    """One format: written, read back, judged.
+
+    Raises:
+        InternalError: the file does not hold what was rounded.
+        DeviceError: a device or runtime failed.
+    """
+    form = FORMATS[runtime.format]
+    with clock.stage(f"export {runtime.format}"):
+        artifact = form.write(decoder, rounded, out)
+        if other := differing(form.read_back(artifact), rounded):
+            raise InternalError(ValueError(f"the file does not hold what {other[0]} was rounded to"), artifact.name)
+    files = [out / name for name in form.files]
+    judged = Judged(None, None, None, None, None, aim.no_device_because or "no evaluation data was given")
+    if evaluation is not None and aim.device is not None:
+        reference = read_reference(decoder, runtime, aim, evaluation, scratch, clock)
+        judged = judge(artifact, reference, runtime, aim, evaluation, subject.words, clock)
+    return judged.built(runtime, aim, files, plan, _audit(decoder, rounded), _layers(decoder, plan))
+
+
+def _audit(decoder: Decoder, rounded: Rounded) -> Audit:
+    """No product is computed on integers: weights alone are."""
+    left = [weight for weight in decoder.weights if weight.linear]
+    return Audit(
+        tensors_checked=len(rounded.weights),
+        bytes_checked=sum(w.integers.size * w.q.scheme.width // 8 + w.q.scale.nbytes for w in rounded.weights.values()),
+        integer_mac_percent=0.0,
+        float_operators=[
+            FloatOperator(
+                layer=weight.name, op="linear", macs=weight.rows * weight.columns, reason="weights alone are integers"
+            )
+            for weight in left
+        ],
+    )
+
+
+def _layers(decoder: Decoder, plan: DecoderPlan) -> list[Layer]:
+    return [
+        Layer(
+            name=weight.name,
+            op="linear" if weight.linear else "embedding",
+            precision=plan.matrices[weight.name].choice,
+            weights=plan.matrices[weight.name].choice,
+            activations="float32",
+            macs=weight.rows * weight.columns if weight.linear else 0,
+            parameters=weight.rows * weight.columns,
+            simulated_sqnr_db=None,
+        )
+        for weight in decoder.weights
+    ]
+
+
+def _uniform(request: LanguageRequest, decoder: Decoder, runtime: Runtime, aim: Aim, method: str) -> DecoderPlan:
+    products, words = request.weights or PRODUCTS, request.words or WORDS
+    return uniform(decoder.weights, runtime, products, words, aim.target.name, method)
+
+
+def copy_beside(folder: Folder, decoder: Decoder, out: Path) -> dict[str, int]:
+    """Copies what answers need beside the artefact: the tokenizer, and what the model's own folder says of decoding.
+
+    Returns:
+        Bytes by name.
+    """
+    found: dict[str, Path] = {}
+    for place in (folder.path, decoder.path.parent):  # what the builder wrote fits its file
+        found |= {file.name: file for pattern in BESIDE for file in sorted(place.glob(pattern)) if file.is_file()}
+    for name, file in found.items():
+        shutil.copyfile(file, out / name)
+    return {name: (out / name).stat().st_size for name in found}
+
+
+def _with_sources(one: Built, sources: Mapping[str, int]) -> Built:
+    return replace(one, build=one.build.model_copy(update={"sources": dict(sources)}))
+
+
+def _warnings(calibration: Texts | None, evaluation: Texts | None) -> list[str]:
+    if calibration is None or evaluation is None:
+        return []
+    same = {text.tobytes() for text in calibration.tokens} & {text.tobytes() for text in evaluation.tokens}
+    return [f"{len(same)} evaluation texts are also calibration texts"] if same else []
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
