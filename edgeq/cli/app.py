@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from edgeq import __version__
-from edgeq.cli import cache, deploy, device, explain, inspect, plan, preflight, probe, report, targets, validate, verify
+from edgeq.cli import (
+    cache,
+    deploy,
+    device,
+    explain,
+    generate,
+    inspect,
+    plan,
+    preflight,
+    probe,
+    report,
+    targets,
+    validate,
+    verify,
+)
 from edgeq.cli.command import command
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -72,6 +86,7 @@ _cache.callback(invoke_without_command=True)(command(cache.cache))
 _cache.command()(command(cache.clear))
 app.add_typer(_cache, name="cache")
 
+app.command()(command(generate.generate))
 app.command()(command(validate.validate))
 app.command()(command(verify.verify))
 app.command()(command(preflight.preflight))

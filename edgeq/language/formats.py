@@ -20,17 +20,19 @@ class Format(NamedTuple):
     Attributes:
         write: a decoder with the weights that were rounded; with none of them, the float model. Gives the file that a
             runtime loads, the others beside it.
+        loads: the name of that file.
         files: names of all that `write` leaves.
         read_back: what the written file holds, by initializer, read from it alone.
     """
 
     write: Callable[[Decoder, Rounded, Path], Path]
+    loads: str
     files: tuple[str, ...]
     read_back: Callable[[Path], dict[str, Stored]]
 
 
 FORMATS: dict[str, Format] = {
-    "onnx": Format(onnx_decoder.write_onnx, ("model.onnx", "model.onnx.data"), onnx_decoder.read_back),
+    "onnx": Format(onnx_decoder.write_onnx, "model.onnx", ("model.onnx", "model.onnx.data"), onnx_decoder.read_back),
 }
 
 

@@ -28,6 +28,21 @@ class MatrixPlan(Strict):
     """Whether words are looked up in it as well as scored by it."""
 
 
+class DecoderProof(Strict):
+    """What was measured on a build of the plan, in its own runtime."""
+
+    size: int
+    """Bytes of all files."""
+    metric: str
+    score: float
+    float_score: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    held: bool
+    """Whether every limit held."""
+
+
 class DecoderPlan(Strict):
     """What every matrix of a decoder is stored as, for one runtime."""
 
@@ -40,6 +55,10 @@ class DecoderPlan(Strict):
     """How weights are rounded."""
     matrices: dict[str, MatrixPlan]
     """By their names in the float file, in the order in which they are met."""
+    predicted_loss: float | None = None
+    """Nats a token by which the likelihoods are expected to part from float's; None where nobody asked."""
+    proof: DecoderProof | None = None
+    """None where nothing could be run."""
 
 
 def is_decoder_plan(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeq.numerics import SQNR_END
-from edgeq.records.schema import COMPILES, Accuracy, Conformance, LeftToCpu, OnNpu
+from edgeq.records.schema import COMPILES, Accuracy, Conformance, Decoding, LeftToCpu, OnNpu
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -109,3 +109,17 @@ def npu_text(npu: OnNpu) -> str:
 def left_text(left: LeftToCpu) -> str:
     """gelu (Gelu): Operation has tensor with unsupported DataType Float32"""
     return f"{left.name} ({left.op}): {left.reason}"
+
+
+def decoding_text(found: Decoding, peak_bytes: int | None) -> str:
+    """38.1 tokens a second behind 128 (float 12.4), ... in words."""
+    memory = ""
+    if peak_bytes is not None and found.float_peak_memory_bytes is not None:
+        memory = f"; {bytes_text(peak_bytes)} of memory ({bytes_text(found.float_peak_memory_bytes)})"
+    speed, float_speed = (number(1 / one.p50) for one in (found.token, found.float_token))
+    first, float_first = (seconds_text(one.p50) for one in (found.first_token, found.float_first_token))
+    read = number(found.prompt / found.first_token.p50)
+    return (
+        f"{speed} tokens a second behind {found.context} (float {float_speed}); {first} to the first token after "
+        f"{found.prompt}, {read} a second (float {float_first}){memory}"
+    )

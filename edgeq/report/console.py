@@ -14,6 +14,7 @@ from edgeq.records.schema import Build, Report
 from edgeq.records.wording import (
     bytes_text,
     conformance_text,
+    decoding_text,
     drop_text,
     npu_text,
     number,
@@ -141,6 +142,8 @@ def _build_remarks(build: Build) -> list[tuple[str, str]]:
         lines.append(("", conformance_text(build.audit.conformance)))
     if build.remark:
         lines.append(("yellow", build.remark))
+    if build.decoding is not None and not build.emulated:
+        lines.append(("", decoding_text(build.decoding, build.peak_memory_bytes)))
     if build.sustained is not None and not build.emulated:
         lines.append(("", summary.sustained_text(build.sustained)))
     if build.precision != "float32":
