@@ -467,11 +467,11 @@ def execute(job: Dict[str, Any], ahead: Optional[Runtime], current: List[str]) -
         name: {key: mapped(values) for key, values in one["inputs"].items()} for name, one in job["artifacts"].items()
     }
     if task in DECODING:
-        from edgeq.on_device import decoder  # which needs what is above
+        from edgeq.on_device.decoder import run  # which needs what is above
 
         how = Setting(threads, 1, len(inputs) > 1, False, bool(job.get("emulated")))
         known = {"import_seconds": import_seconds, "baseline_bytes": before}
-        return decoder.run(job, runtime, inputs, how, current, known)
+        return run(job, runtime, inputs, how, current, known)
     at_once = 1
     if task == "outputs":
         at_once = max(1, min(threads, SIDE_BY_SIDE, *(len(a) for arrays in inputs.values() for a in arrays.values())))
