@@ -133,6 +133,11 @@ def stateful(model: Any, out: Path, pairs: dict[str, str]) -> Path:
             shape[1], shape[3] = HEADS, WIDTH // HEADS
     model.reshape(shapes)
     apply_make_stateful_transformation(model, pairs)
+    for node in model.get_ops():
+        if node.get_type_name() == "ReadValue":  # a state of attention's wants to be told how it begins
+            shape = [0 if size.is_dynamic else size.get_length() for size in node.get_output_partial_shape(0)]
+            node.set_arguments([openvino.op.Constant(np.zeros(shape, np.float32))])
+    model.validate_nodes_and_infer_types()
     out.parent.mkdir(exist_ok=True)
     openvino.save_model(model, out, compress_to_fp16=False)
     return out

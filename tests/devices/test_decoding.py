@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import decoder_models as models
 import device_models
@@ -28,7 +27,8 @@ from edgeq.devices.decoding import (
 )
 from edgeq.errors import DeviceError
 from edgeq.on_device import decoder as on_device
-from edgeq.on_device.worker import WorkerError
+from edgeq.on_device import openvino as on_openvino
+from edgeq.on_device.worker import Setting, WorkerError
 
 pytest.importorskip("onnxruntime_genai")
 openvino = pytest.importorskip("openvino")
@@ -298,15 +298,15 @@ def test_memory_is_that_of_a_process_of_its_own(made: Made, name: str) -> None:
     assert found.load_seconds > 0 and found.first_seconds > 0
 
 
-def test_the_cache_is_not_rounded_unless_asked(made: Made) -> None:
-    model, candidate = made["a state"]
-    text = texts(2, 100)
-    expected = -of_next(by_torch(model, text), text)
-    rounded = dataclasses.replace(candidate, options={"cache": "uint8"})
-    own, other = (
-        np.abs(negative_log_likelihood(LOCAL, one, text).nll - expected).max() for one in (candidate, rounded)
-    )
-    assert own < 1e-5 and 10 * own < other < 0.1
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({}, "f32"), ({"precision": "float32"}, "f32"), ({"cache": "uint8"}, "u8"), ({"cache": "float16"}, "f16")],
+)
+def test_openvino_rounds_the_cache_only_where_it_is_asked_to(made: Made, options: dict[str, str], kept: str) -> None:
+    how = Setting(threads=1, calls=1, others=False, profile=False)
+    compiled = on_openvino._compiled(openvino, str(made["a state"][1].path), options, how)
+    assert compiled.get_property("KV_CACHE_PRECISION").to_string() == kept
+    assert openvino.Core().get_property("CPU", "KV_CACHE_PRECISION").to_string() != "f32"  # left to itself
 
 
 def test_emulated_devices_tell_no_times(made: Made) -> None:
