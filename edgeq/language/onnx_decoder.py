@@ -24,8 +24,8 @@ BITS = (2, 4, 8)
 """Of one number, those that the operators read."""
 
 _DOMAIN = "com.microsoft"
-_ALIGNED = 4096
-"""Where values begin in their file: pages, so that they can be mapped."""
+_PAGE, _LARGE = 4096, 1 << 20
+"""Large values begin at a page, so that they can be mapped; small ones would be half air."""
 
 
 def write_onnx(decoder: Decoder, rounded: Rounded, folder: Path) -> Path:
@@ -141,7 +141,7 @@ def _data(path: Path) -> Iterator[Any]:
     with path.open("wb") as file:
 
         def add(name: str, array: NDArray[Any]) -> onnx.TensorProto:
-            file.write(b"\0" * (-file.tell() % _ALIGNED))
+            file.write(b"\0" * (-file.tell() % (_PAGE if array.nbytes >= _LARGE else 64)))
             tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
             tensor.dims.extend(array.shape)
             tensor.data_location = TensorProto.EXTERNAL

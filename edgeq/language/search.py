@@ -1,4 +1,4 @@
-"""The plan of a decoder: sensitivities, the choices that fit best, and a proof in the runtime, until the limits hold."""
+"""The plan of a decoder: sensitivities, the choices that fit best, and a proof in the runtime."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _found(search: _Search) -> DecoderPlan:
     most_drop = None if limits.max_drop is None else drop_limit(limits.max_drop, "", score)
     # a divergence of d nats makes the perplexity about exp(d) times as large
     loss = None if most_drop is None else math.log1p(most_drop / score)
-    rest = 0
+    rest = _unrounded(search.decoder)
     book: list[tuple[DecoderPlan, float]] = []
     for _ in range(ATTEMPTS):
         room = None if limits.max_size is None else limits.max_size - rest
@@ -153,6 +153,13 @@ def _found(search: _Search) -> DecoderPlan:
     return min((plan for plan, _ in book), key=lambda plan: _rank(plan, limits.max_size is not None))
 
 
+def _unrounded(decoder: Decoder) -> int:
+    """About how many bytes of a file are no weights that could be rounded."""
+    known = {weight.name for weight in decoder.weights}
+    others = sum(decoder.array(name).nbytes for name in decoder.initializers if name not in known)
+    return int(others + decoder.proto.ByteSize())
+
+
 def _corrected(book: Sequence[tuple[DecoderPlan, float]], most: float) -> float:
     """The predicted loss at which the drop is what may be lost: between what was proved on both sides of it,
     on logarithms; beyond one side, in proportion."""
@@ -173,7 +180,7 @@ def _rank(plan: DecoderPlan, within_size: bool) -> tuple[bool, float, float]:
     by = (plan.proof.drop, plan.proof.size) if within_size else (plan.proof.size, plan.proof.drop)
     if not plan.proof.held:  # what is nearest to the limit
         by = (plan.proof.drop, plan.proof.size)
-    return (not plan.proof.held, *map(float, by))
+    return not plan.proof.held, float(by[0]), float(by[1])
 
 
 def _matrices(search: _Search, choices: Sequence[str]) -> dict[str, MatrixPlan]:
