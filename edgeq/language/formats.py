@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgeq.language import onnx_decoder
+from edgeq.language import onnx_decoder, openvino_decoder
 from edgeq.language.decoder import Decoder
 from edgeq.language.onnx_decoder import Stored
 from edgeq.language.rounding import Rounded
@@ -33,6 +33,12 @@ class Format(NamedTuple):
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(onnx_decoder.write_onnx, "model.onnx", ("model.onnx", "model.onnx.data"), onnx_decoder.read_back),
+    "openvino": Format(
+        openvino_decoder.write_openvino,
+        "openvino_model.xml",
+        ("openvino_model.xml", "openvino_model.bin"),
+        openvino_decoder.read_back,
+    ),
 }
 
 
