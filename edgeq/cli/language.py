@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeq.cli.options import BuildLimits
+from edgeq.cli.options import BuildLimits, PlanLimits
 from edgeq.cli.outcome import conclude, limits_from
 from edgeq.cli.shell import Shell
-from edgeq.errors import UsageError
+from edgeq.errors import GateError, UsageError
+from edgeq.records.wording import bytes_text, number
+
+if TYPE_CHECKING:
+    from edgeq.language.plan import DecoderPlan
 
 _NOT_FOR_THEM = {"preprocess": "--preprocess", "inputs": "--input", "arch": "--arch", "trust_pickle": "--trust-pickle",
                  "metric": "--metric"}  # fmt: skip
@@ -47,6 +51,62 @@ def deploy_language(
         request = LanguageRequest(model, limits=limits_from(limits), progress=stages, **told)
         report = deploy_language(request)
     return conclude(shell, report, how["out"])
+
+
+def plan_language(
+    shell: Shell,
+    model: str,
+    targets: Sequence[str],
+    out: Path,
+    how: Mapping[str, Any],
+    others: Mapping[str, object],
+    limits: PlanLimits,
+) -> int:
+    """`edgeq plan` of a language model; the arguments are those of `deploy_language`."""
+    refuse(how, others)
+    if len(targets) > 1:
+        raise UsageError("language models are planned for one target at a time", remedy="give --target once")
+    told = {name: value for name, value in how.items() if name not in _NOT_FOR_THEM}
+    told["effort"] = None if told["effort"] is None else told["effort"].value
+    with shell.stages() as stages:
+        from edgeq.files import refuse_unwritable, write_json
+        from edgeq.language.deploy import LanguageRequest
+        from edgeq.language.search import plan_language as find
+
+        refuse_unwritable(out)
+        request = LanguageRequest(
+            model, target=targets[0], out=out, limits=limits_from(limits), progress=stages, **told
+        )
+        found = find(request)
+        write_json(out, found)
+    if not shell.quiet:
+        _show(shell, found, out)
+    if shell.json:
+        shell.document(found)
+    proof = found.proof
+    assert proof is not None  # it raises where nothing can be run
+    if proof.held:
+        return 0
+    remedy = f"allow {bytes_text(proof.size)}, or a perplexity of {number(proof.score)}"
+    cause = "no plan that was built holds every limit; the best one is written"
+    return shell.tell(GateError(cause, where=str(out), remedy=remedy))
+
+
+def _show(shell: Shell, plan: DecoderPlan, out: Path) -> None:
+    from rich.table import Table
+
+    table = Table("choice", "matrices", "numbers", box=None, pad_edge=False)
+    for choice in dict.fromkeys(one.choice for one in plan.matrices.values()):
+        mine = [one for one in plan.matrices.values() if one.choice == choice]
+        table.add_row(choice, str(len(mine)), number(sum(one.outputs * one.inputs for one in mine)))
+    shell.console.print(table)
+    if plan.proof is not None:
+        proof = plan.proof
+        drop = f"{proof.drop:+.3f} ({proof.drop_low:+.3f} to {proof.drop_high:+.3f})"
+        score = f"perplexity {proof.score:.3f}, float {proof.float_score:.3f}"
+        told = f"{plan.format}, {plan.method}: {bytes_text(proof.size)}, {score}: {drop}"
+        shell.console.print(told, soft_wrap=True, highlight=False)
+    shell.console.print(str(out), soft_wrap=True, highlight=False)
 
 
 def refuse(how: Mapping[str, Any], others: Mapping[str, object]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeq.cli import options as o
+from edgeq.cli.language import plan_language
 from edgeq.cli.outcome import limits_from
 from edgeq.cli.plan_check import plan_check
 from edgeq.cli.plan_fleet import limits_by_target, plan_fleet
@@ -105,6 +106,16 @@ def plan(
         if not value:
             raise UsageError(f"{option} is missing", remedy="see edgeq plan --help")
     assert model is not None
+    from edgeq.language.folder import is_decoder
+
+    if is_decoder(Path(model)):
+        others: dict[str, object] = {"--pareto": pareto, "--rules": rules, "--workers": workers, "--engine": engine}
+        others["--smooth-quant"] = smooth_quant if smooth_quant is o.SmoothChoice.off else None
+        others["--minimize"] = None if minimize is Minimize.latency else minimize
+        others["--max-latency"] = limits.max_latency
+        asked = {"calibration": calib, "evaluation": evaluation, "format": format, "device": device, "method": method}
+        asked |= {"effort": effort, "profile": profile, "threads": threads, **vars(read)}
+        return plan_language(shell, model, target, out, asked, others, limits)
     how: dict[str, Any] = {
         "calibration": calib,
         "evaluation": evaluation,

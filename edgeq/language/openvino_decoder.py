@@ -1,8 +1,8 @@
 """A rounded decoder as OpenVINO IR, made of its float ONNX file: compressed weights, and a cache that is state.
 
 The file is as OpenVINO's own pipelines for text read it (openvino-genai): inputs `input_ids`, `attention_mask` and
-`beam_idx`, which reorders the cache; the cache is kept between calls. Weights are constants of few bits under a Convert,
-a Subtract and a Multiply, in groups, which the CPU plugin expands as it reads them.
+`beam_idx`, which reorders the cache; the cache is kept between calls. Weights are constants of few bits under a
+Convert, a Subtract and a Multiply, in groups, which the CPU plugin expands as it reads them.
 """
 
 from __future__ import annotations

@@ -221,7 +221,8 @@ def _verdict_text(best: Build, failed: Sequence[str]) -> str:
     parts = []
     if best.accuracy and best.accuracy.drop:
         drop = best.accuracy.drop
-        moved = f"changes by {-drop.value:+.2f} {best.accuracy.unit}" if abs(drop.value) >= 0.005 else "is unchanged"
+        change = -drop.value if best.accuracy.higher_is_better else drop.value
+        moved = f"changes by {change:+.2f} {best.accuracy.unit}" if abs(drop.value) >= 0.005 else "is unchanged"
         parts.append(f"{best.accuracy.metric} {moved}")
     elif best.accuracy and (likeness := likeness_text(best.accuracy)):
         parts.append(likeness)
