@@ -113,8 +113,8 @@ def plan(
         others["--smooth-quant"] = smooth_quant if smooth_quant is o.SmoothChoice.off else None
         others["--minimize"] = None if minimize is Minimize.latency else minimize
         others["--max-latency"] = limits.max_latency
-        asked = {"calibration": calib, "evaluation": evaluation, "format": format, "device": device, "method": method}
-        asked |= {"effort": effort, "profile": profile, "threads": threads, **vars(read)}
+        asked: dict[str, Any] = {"calibration": calib, "evaluation": evaluation, "format": format, "device": device}
+        asked |= {"method": method, "effort": effort, "profile": profile, "threads": threads, **vars(read)}
         return plan_language(shell, model, target, out, asked, others, limits)
     how: dict[str, Any] = {
         "calibration": calib,
