@@ -14,7 +14,7 @@ from edgeq.language.float_onnx import write_float
 from edgeq.language.folder import Folder, open_folder
 from edgeq.language.formats import FORMATS, differing
 from edgeq.language.judge import Judged, Subject, judge, read_reference
-from edgeq.language.plan import DecoderPlan, schemes_of, uniform
+from edgeq.language.plan import DecoderPlan, chosen, uniform
 from edgeq.language.rounding import ALONE, METHODS, Rounded, round_weights
 from edgeq.language.text import CALIBRATED, JUDGED, Texts, packed
 from edgeq.limits import Limits
@@ -22,12 +22,9 @@ from edgeq.prepare import Aim, take_aim
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.records.schema import Audit, FloatOperator, Layer, Report
 from edgeq.registry.load import load_target
-from edgeq.registry.schema import Runtime
+from edgeq.registry.schema import DecoderChoice, Runtime
 from edgeq.report.build import failed_build
 from edgeq.report.conclude import Built, conclude, write_build
-
-PRODUCTS, WORDS = "w4g32", "w8g32"
-"""What weights become where nothing else is asked for: of linear layers, and of tables of words."""
 
 EFFORTS = {"fast": "nearest", "balanced": "gptq", "max": "gptq"}
 """The method of each effort."""
@@ -47,7 +44,8 @@ class LanguageRequest:
         out: folder of the build.
         calibration: text, or a `.npy` of tokens [texts, length]; not needed by methods that look at matrices alone.
         evaluation: likewise, to judge by.
-        weights, words: what linear layers and tables of words are stored as: `w4g32`, `w8g32`, `w4g32asym`, `float32`.
+        weights, words: what linear layers and tables of words are stored as: `w4g32`, `w8g64`, `w4g32asym`, `float32`;
+            what the runtime prefers, of 4 and of 8 bits, if None.
         method: how weights are rounded (see `edgeq.language.rounding.METHODS`); that of the effort if None.
         plan: which choice each matrix gets, instead.
         format, device, profile, threads, limits, overwrite, progress: see `edgeq.api.deploy.DeployRequest`.
@@ -98,14 +96,26 @@ def deploy_language(request: LanguageRequest) -> Report:
             plan = request.plan or _uniform(request, decoder, runtime, aim, method)
             try:
                 with foreseen(runtime.format):
-                    schemes = schemes_of(plan, decoder.weights, runtime)
+                    taken = chosen(plan, decoder.weights, runtime)
+                    schemes = {name: one.scheme for name, one in taken.items()}
                     key = repr(sorted(schemes.items()))
                     if key not in rounded:
                         with clock.stage(f"round ({plan.method})") as steps:
                             tokens = None if calibration is None else calibration.tokens
                             rounded[key] = round_weights(decoder, schemes, plan.method, tokens, steps)
                     built.append(
-                        build(decoder, subject, aim, runtime, plan, rounded[key], evaluation, out, scratch, clock)
+                        build(
+                            decoder,
+                            subject,
+                            aim,
+                            runtime,
+                            plan,
+                            rounded_as(rounded[key], taken),
+                            evaluation,
+                            out,
+                            scratch,
+                            clock,
+                        )
                     )
             except EdgeqError as error:
                 if len(aim.runtimes) == 1:
@@ -236,7 +246,7 @@ def build(
     if evaluation is not None and aim.device is not None:
         reference = read_reference(decoder, runtime, aim, evaluation, scratch, clock)
         judged = judge(artifact, reference, runtime, aim, evaluation, subject.words, clock)
-    return judged.built(runtime, aim, files, plan, _audit(decoder, rounded), _layers(decoder, plan))
+    return judged.built(runtime, aim, files, plan, _audit(decoder, rounded), _layers(decoder, plan, rounded))
 
 
 def _audit(decoder: Decoder, rounded: Rounded) -> Audit:
@@ -253,14 +263,14 @@ def _audit(decoder: Decoder, rounded: Rounded) -> Audit:
     )
 
 
-def _layers(decoder: Decoder, plan: DecoderPlan) -> list[Layer]:
+def _layers(decoder: Decoder, plan: DecoderPlan, rounded: Rounded) -> list[Layer]:
     return [
         Layer(
             name=weight.name,
             op="linear" if weight.linear else "embedding",
             precision=plan.matrices[weight.name].choice,
             weights=plan.matrices[weight.name].choice,
-            activations="float32",
+            activations="int8, in every call" if weight.name in rounded.dynamic else "float32",
             macs=weight.rows * weight.columns if weight.linear else 0,
             parameters=weight.rows * weight.columns,
             simulated_sqnr_db=None,
@@ -270,8 +280,12 @@ def _layers(decoder: Decoder, plan: DecoderPlan) -> list[Layer]:
 
 
 def _uniform(request: LanguageRequest, decoder: Decoder, runtime: Runtime, aim: Aim, method: str) -> DecoderPlan:
-    products, words = request.weights or PRODUCTS, request.words or WORDS
-    return uniform(decoder.weights, runtime, products, words, aim.target.name, method)
+    return uniform(decoder.weights, runtime, aim.target.name, method, request.weights, request.words)
+
+
+def rounded_as(rounded: Rounded, taken: Mapping[str, DecoderChoice]) -> Rounded:
+    """What was rounded, with what its inputs are rounded to."""
+    return rounded._replace(dynamic=frozenset(name for name, one in taken.items() if one.dynamic))
 
 
 def copy_beside(folder: Folder, decoder: Decoder, out: Path) -> dict[str, int]:

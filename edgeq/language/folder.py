@@ -87,7 +87,7 @@ def is_decoder(path: Path) -> bool:
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         return any(str(name).endswith("ForCausalLM") for name in config["architectures"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -23,6 +23,9 @@ from edgeq.numerics.weights import QuantizedWeight
 BITS = (2, 4, 8)
 """Of one number, those that the operators read."""
 
+_INT8 = 4
+"""The accuracy level at which a product rounds its input to 8 bits, a scale for each block."""
+
 _DOMAIN = "com.microsoft"
 _PAGE, _LARGE = 4096, 1 << 20
 """Large values begin at a page, so that they can be mapped; small ones would be half air."""
@@ -81,6 +84,8 @@ def _rounded(
         weight = weights[node.input[1]]
         w = rounded.weights[weight.name]
         attributes = {"K": weight.columns, "N": weight.rows, "bits": w.q.scheme.width, "block_size": w.q.scheme.group}
+        if weight.name in rounded.dynamic:
+            attributes["accuracy_level"] = _INT8
         inputs = [node.input[0], *_names(weight, w)]
         return [helper.make_node("MatMulNBits", inputs, node.output, node.name, domain=_DOMAIN, **attributes)]
     table = turned.get(node.input[0], node.input[0]) if node.op_type == "Gather" else ""

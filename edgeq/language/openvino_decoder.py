@@ -97,6 +97,7 @@ class _Constants:
         values = grouped.astype(np.int8) if signed else (grouped.astype(np.int16) + middle).astype(np.uint8)
         self.integers = _named(ops.constant(values, kind), f"{weight.name}.integers")
         scale = np.ascontiguousarray(w.q.scale.reshape(self.rows, -1, 1))
+        scale = scale.astype(np.float16) if scheme.half_scales else scale
         self.scale = _named(ops.constant(scale), f"{weight.name}.scales")
         self.zero = None
         if middle or scheme.symmetry == "asymmetric":
@@ -114,7 +115,8 @@ class _Constants:
         found = ops.convert(part(self.integers), f32)
         if self.zero is not None:
             found = ops.subtract(found, ops.convert(part(self.zero), f32))
-        return ops.multiply(found, part(self.scale))
+        scale = part(self.scale)
+        return ops.multiply(found, ops.convert(scale, f32) if scale.get_element_type() != f32 else scale)
 
 
 def _product(reader: Any, weight: Weight, constants: _Constants) -> None:
@@ -133,9 +135,9 @@ def _words(reader: Any, constants: _Constants) -> None:
     ops = import_openvino().opset15
     words = reader.input(1).get_source_output()
     axis = ops.constant(np.array(0, np.int64))
-    rows = constants.real(lambda held: ops.gather(held, words, axis))  # [texts, positions, groups, group]
-    shape = np.array([0, 0, constants.columns], np.int64)
-    _stand_in(ops.reshape(rows, ops.constant(shape), special_zero=True), reader)
+    shape = np.array([constants.rows, constants.columns], np.int64)
+    table = ops.reshape(constants.real(), ops.constant(shape), special_zero=False)
+    _stand_in(ops.gather(table, words, axis), reader)
 
 
 def _replace_floats(model: Any, floats: Mapping[str, NDArray[np.float32]]) -> None:
@@ -197,7 +199,7 @@ def read_back(path: Path) -> dict[str, Stored]:
         kind = op.get_element_type().get_type_name()
         bits, above = int(kind[1:]), 1 << (int(kind[1:]) - 1) if kind.startswith("i") else 0
         rows = op.shape[0]
-        scale = np.asarray(constants[f"{name}.scales"].data).reshape(rows, -1)
+        scale = np.asarray(constants[f"{name}.scales"].data).astype(np.float32).reshape(rows, -1)
         held = constants.get(f"{name}.zero_points")
         zero = _values(held).reshape(rows, -1) if held is not None else np.full(scale.shape, above, np.int16)
         integers = (_values(op).astype(np.int16) + above).astype(np.uint8).reshape(rows, -1)

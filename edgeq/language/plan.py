@@ -8,10 +8,9 @@ from typing import Literal
 
 from edgeq.errors import UsageError
 from edgeq.language.decoder import Weight
-from edgeq.numerics import Scheme
 from edgeq.reading import read_json
 from edgeq.records.strict import Strict, validated
-from edgeq.registry.schema import Format, Runtime, RuntimeName
+from edgeq.registry.schema import DecoderChoice, Format, Runtime, RuntimeName
 
 KIND: Literal["edgeq.decoder-plan"] = "edgeq.decoder-plan"
 FLOAT = "float32"
@@ -78,22 +77,39 @@ def read_decoder_plan(path: Path) -> DecoderPlan:
 
 
 def uniform(
-    weights: tuple[Weight, ...], runtime: Runtime, products: str, words: str, target: str, method: str
+    weights: tuple[Weight, ...],
+    runtime: Runtime,
+    target: str,
+    method: str,
+    products: str | None = None,
+    words: str | None = None,
 ) -> DecoderPlan:
-    """The same for all products, and the same for all tables of words. Ends that are tied are stored once, as words.
+    """The same for all products, and the same for tables of words and for the product that scores words.
+
+    Args:
+        products, words: names of choices; the runtime's preferred ones, of 4 and of 8 bits, if None.
 
     Raises:
         UsageError: the runtime has no such choice.
     """
-    for op, name, option in (("linear", products, "--weights"), ("embedding", words, "--words")):
-        check(runtime, op, name, option)
     last = [weight.name for weight in weights if weight.linear][-1:]
+
+    def choice(weight: Weight) -> str:
+        # what scores words is as large as their table, and as sensitive
+        as_words = weight.embedding or weight.name in last
+        asked, bits, group, option = (words, 8, 64, "--words") if as_words else (products, 4, 32, "--weights")
+        known = choices(weight, runtime)
+        found = asked or next(
+            (n for n, one in known.items() if (one.scheme.width, one.scheme.group) == (bits, group)), FLOAT
+        )
+        check(known, found, f"{option}: {weight.name}", runtime)
+        return found
+
     matrices = {
         weight.name: MatrixPlan(
             outputs=weight.rows,
             inputs=weight.columns,
-            # what scores words is as large as their table, and as sensitive
-            choice=words if weight.embedding or weight.name in last else products,
+            choice=choice(weight),
             tied=weight.embedding and weight.linear,
         )
         for weight in weights
@@ -101,41 +117,40 @@ def uniform(
     return DecoderPlan(target=target, runtime=runtime.name, format=runtime.format, method=method, matrices=matrices)
 
 
-def check(runtime: Runtime, op: str, name: str, where: str) -> None:
+def choices(weight: Weight, runtime: Runtime) -> dict[str, DecoderChoice]:
+    """What a matrix may be stored as, the preferred ones first. Words are looked up in whatever a product reads; rows of
+    words have whole groups."""
+    found = runtime.decoder_choices("linear" if weight.linear else "embedding")
+    whole = not weight.embedding
+    return {name: one for name, one in found.items() if whole or weight.columns % (one.scheme.group or 1) == 0}
+
+
+def check(known: Mapping[str, DecoderChoice], name: str, where: str, runtime: Runtime) -> None:
     """Refuses what a runtime does not run.
 
     Raises:
         UsageError: likewise.
     """
-    known = runtime.decoder_schemes(op)  # type: ignore[arg-type]
     if name != FLOAT and name not in known:
-        remedy = f"one of {', '.join([*known, FLOAT])}"
-        raise UsageError(f"{runtime.name} has no {name!r} for {op} weights", where=where, remedy=remedy)
+        raise UsageError(
+            f"{runtime.name} has no {name!r} for it", where=where, remedy=f"one of {', '.join([*known, FLOAT])}"
+        )
 
 
-def schemes_of(plan: DecoderPlan, weights: tuple[Weight, ...], runtime: Runtime) -> Mapping[str, Scheme]:
+def chosen(plan: DecoderPlan, weights: tuple[Weight, ...], runtime: Runtime) -> dict[str, DecoderChoice]:
     """By matrix that becomes integers, how.
 
     Raises:
         UsageError: the plan is of another model, or says what the runtime does not run.
     """
-    found = {}
     shapes = {name: (one.outputs, one.inputs) for name, one in plan.matrices.items()}
     if shapes != {weight.name: (weight.rows, weight.columns) for weight in weights}:
         remedy = "plan this model with `edgeq plan`"
         raise UsageError("its matrices are not those of the model", where="plan", remedy=remedy)
+    found = {}
     for weight in weights:
-        choice = plan.matrices[weight.name].choice
-        ops = [op for op, has in (("linear", weight.linear), ("embedding", weight.embedding)) if has]
-        for op in ops:
-            check(runtime, op, choice, f"plan: {weight.name}")
-        if choice != FLOAT:
-            scheme = runtime.decoder_schemes(ops[0])[choice]  # type: ignore[arg-type]
-            if weight.embedding and scheme.group and weight.columns % scheme.group:
-                raise UsageError(
-                    f"rows of {weight.columns} numbers have no whole groups of {scheme.group}",
-                    where=weight.name,
-                    remedy="choose smaller groups for words",
-                )
-            found[weight.name] = scheme
+        name, known = plan.matrices[weight.name].choice, choices(weight, runtime)
+        check(known, name, f"plan: {weight.name}", runtime)
+        if name != FLOAT:
+            found[weight.name] = known[name]
     return found

@@ -34,10 +34,12 @@ class Rounded(NamedTuple):
     Attributes:
         weights: by initializer, in PyTorch's layout.
         floats: other initializers that change with them, in the file's layout.
+        dynamic: those matrices that are multiplied by what is rounded to 8 bits in every call.
     """
 
     weights: dict[str, QuantizedWeight]
     floats: dict[str, NDArray[np.float32]]
+    dynamic: frozenset[str] = frozenset()
 
 
 def _gptq(one: Wanted, met: Met) -> QuantizedWeight:

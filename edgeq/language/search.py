@@ -10,12 +10,12 @@ from pathlib import Path
 from edgeq.errors import UsageError
 from edgeq.files import scratch_folder
 from edgeq.language.decoder import Decoder, Weight
-from edgeq.language.deploy import LanguageRequest, aim_of, float_model, method_of, texts_of
+from edgeq.language.deploy import LanguageRequest, aim_of, float_model, method_of, rounded_as, texts_of
 from edgeq.language.folder import open_folder
 from edgeq.language.formats import FORMATS
 from edgeq.language.judge import Reference, foretold, read_reference
 from edgeq.language.perplexity import compared, perplexity
-from edgeq.language.plan import DecoderPlan, DecoderProof, MatrixPlan, schemes_of
+from edgeq.language.plan import DecoderPlan, DecoderProof, MatrixPlan, choices, chosen
 from edgeq.language.rounding import round_weights
 from edgeq.language.sensitivity import Unit, sensitivities
 from edgeq.language.solve import solve
@@ -96,16 +96,13 @@ def plan_language(request: LanguageRequest) -> DecoderPlan:
 
 
 def _offered(weight: Weight, runtime: Runtime) -> dict[str, Scheme]:
-    """What a matrix may be stored as."""
-    ops = [op for op, has in (("linear", weight.linear), ("embedding", weight.embedding)) if has]
-    found = runtime.decoder_schemes(ops[0])  # type: ignore[arg-type]
-    for op in ops[1:]:
-        known = runtime.decoder_schemes(op)  # type: ignore[arg-type]
-        found = {name: scheme for name, scheme in found.items() if name in known}
-    whole = {name: s for name, s in found.items() if not weight.embedding or weight.columns % (s.group or 1) == 0}
-    if not whole:
+    """What a matrix may be stored as; of choices that store the same, the preferred one."""
+    found: dict[Scheme, str] = {}
+    for name, one in choices(weight, runtime).items():
+        found.setdefault(one.scheme, name)
+    if not found:
         raise UsageError(f"{runtime.name} has no choice for it", where=weight.name, remedy="choose another --format")
-    return whole
+    return {name: scheme for scheme, name in found.items()}
 
 
 def _sizes(unit: Unit, offered: Mapping[Weight, Mapping[str, Scheme]]) -> dict[str, int]:
@@ -132,16 +129,16 @@ def _found(search: _Search) -> DecoderPlan:
     for _ in range(ATTEMPTS):
         room = None if limits.max_size is None else limits.max_size - rest
         # within both, the size is what must hold and the loss is what is left
-        choices = solve(search.units, search.sizes, most_size=room, most_loss=None if room is not None else loss)
-        predicted = sum(unit.losses[choice] for unit, choice in zip(search.units, choices, strict=True))
-        if any(plan.matrices == _matrices(search, choices) for plan, _ in book):
+        taken = solve(search.units, search.sizes, most_size=room, most_loss=None if room is not None else loss)
+        predicted = sum(unit.losses[choice] for unit, choice in zip(search.units, taken, strict=True))
+        if any(plan.matrices == _matrices(search, taken) for plan, _ in book):
             break
-        plan = _proved(search, choices, predicted, most_drop)
+        plan = _proved(search, taken, predicted, most_drop)
         book.append((plan, predicted))
         proof = plan.proof
         assert proof is not None
         if room is not None:
-            counted = sum(sizes[choice] for sizes, choice in zip(search.sizes, choices, strict=True))
+            counted = sum(sizes[choice] for sizes, choice in zip(search.sizes, taken, strict=True))
             if proof.size <= (limits.max_size or 0):
                 break
             rest = proof.size - counted
@@ -183,8 +180,8 @@ def _rank(plan: DecoderPlan, within_size: bool) -> tuple[bool, float, float]:
     return not plan.proof.held, float(by[0]), float(by[1])
 
 
-def _matrices(search: _Search, choices: Sequence[str]) -> dict[str, MatrixPlan]:
-    of = {one.name: choice for unit, choice in zip(search.units, choices, strict=True) for one in unit.weights}
+def _matrices(search: _Search, names: Sequence[str]) -> dict[str, MatrixPlan]:
+    of = {one.name: choice for unit, choice in zip(search.units, names, strict=True) for one in unit.weights}
     return {
         one.name: MatrixPlan(
             outputs=one.rows, inputs=one.columns, choice=of[one.name], tied=one.embedding and one.linear
@@ -193,27 +190,29 @@ def _matrices(search: _Search, choices: Sequence[str]) -> dict[str, MatrixPlan]:
     }
 
 
-def _proved(search: _Search, choices: Sequence[str], predicted: float, most_drop: float | None) -> DecoderPlan:
+def _proved(search: _Search, names: Sequence[str], predicted: float, most_drop: float | None) -> DecoderPlan:
     runtime, clock, aim = search.runtime, search.clock, search.aim
     plan = DecoderPlan(
         target=aim.target.name,
         runtime=runtime.name,
         format=runtime.format,
         method=search.method,
-        matrices=_matrices(search, choices),
+        matrices=_matrices(search, names),
         predicted_loss=predicted,
     )
-    schemes = schemes_of(plan, search.decoder.weights, runtime)
+    taken = chosen(plan, search.decoder.weights, runtime)
+    schemes = {name: one.scheme for name, one in taken.items()}
     with clock.stage(f"round ({search.method})") as steps:
-        rounded = round_weights(search.decoder, schemes, search.method, search.calibration.tokens, steps)
+        found = round_weights(search.decoder, schemes, search.method, search.calibration.tokens, steps)
+    rounded = rounded_as(found, taken)
     folder = search.scratch / "attempt"
     folder.mkdir(exist_ok=True)
     with clock.stage(f"export {runtime.format}"):
         path = FORMATS[runtime.format].write(search.decoder, rounded, folder)
     size = sum((folder / name).stat().st_size for name in FORMATS[runtime.format].files)
     assert aim.device is not None
-    found = foretold(path, runtime, aim.device, search.evaluation, "prove", clock)
-    accuracy = compared(search.reference.foretold, found, 0)
+    answers = foretold(path, runtime, aim.device, search.evaluation, "prove", clock)
+    accuracy = compared(search.reference.foretold, answers, 0)
     drop = accuracy.drop
     assert drop is not None and accuracy.score is not None and accuracy.float_score is not None
     held = (most_drop is None or drop.value <= most_drop) and (aim.limits.max_size or size) >= size

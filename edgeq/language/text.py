@@ -20,7 +20,7 @@ LENGTH = 512
 CALIBRATED = 32
 """Texts that are calibrated on: 16,384 tokens."""
 
-JUDGED = 64
+JUDGED = 32
 """Texts that are judged by."""
 
 FEWEST = 16

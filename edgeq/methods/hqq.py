@@ -24,6 +24,7 @@ from edgeq.methods.nearest import quantize_weight
 from edgeq.methods.scales import by_scale, rounded, smallest_scales
 from edgeq.model.model import Model
 from edgeq.numerics import Scheme
+from edgeq.numerics.quantize import storable
 from edgeq.numerics.weights import QuantizedWeight
 
 POWER = 0.7
@@ -42,7 +43,8 @@ def half_quadratic(one: Wanted) -> QuantizedWeight:
     q = quantize_weight(one).q
     scale, zero, smallest = (a.reshape(-1, 1).astype(np.float64) for a in (q.scale, q.zero_point, smallest_scales(one)))
     found = solved(by_scale(one, one.weight).astype(np.float64), scale, zero, one.scheme, smallest)
-    return rounded(one, replace(q, scale=found.reshape(q.scale.shape).astype(np.float32)))
+    stored = storable(found.reshape(q.scale.shape).astype(np.float32), one.scheme)
+    return rounded(one, replace(q, scale=stored))
 
 
 def solved(

@@ -25,6 +25,9 @@ SQNR_END = 200.0
 _BLOCK = 1 << 22
 """Elements looked at together, so that large tensors are never copied whole."""
 
+_LEAST_HALF = 2.0**-24
+"""The smallest number of float16."""
+
 SMALLEST_SCALE = 1e-9
 """Below this a scale is raised: runtimes invert scales in float32, and a constant tensor has no range at all."""
 
@@ -107,13 +110,21 @@ def qparams(low: ArrayLike, high: ArrayLike, scheme: Scheme, axis: int | None = 
     step = np.maximum(step, SMALLEST_SCALE)
     if scheme.power_of_two:
         step = np.exp2(np.ceil(np.log2(step)))
-    scale: NDArray[np.float32] = np.asarray(step, np.float32)
+    scale: NDArray[np.float32] = storable(np.asarray(step, np.float32), scheme)
     if scheme.symmetry == "asymmetric":
         first = qmin - np.rint(lowest / scale.astype(np.float64))
         zero_point: NDArray[np.int32] = np.asarray(np.clip(first, qmin, qmax), np.int32)
     else:
         zero_point = np.asarray(middle, np.int32)
     return QParams(scheme, scale, zero_point, axis)
+
+
+def storable(scale: NDArray[np.float32], scheme: Scheme) -> NDArray[np.float32]:
+    """Scales as they can be stored: as they are, or the next larger number of float16, so that integers still reach."""
+    if not scheme.half_scales:
+        return scale
+    near = np.maximum(scale, _LEAST_HALF).astype(np.float16)
+    return np.asarray(np.where(near < scale, np.nextafter(near, np.float16(np.inf)), near), np.float32)
 
 
 def quantize(x: NDArray[Any], q: QParams) -> NDArray[Any]:

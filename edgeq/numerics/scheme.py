@@ -39,6 +39,7 @@ class Scheme:
         group: how many numbers in a row share a scale, where the granularity is `group`.
         levels: where they are not evenly spaced, which there are: any (`codebook`, stored with the tensor), or
             `pow2`, zero and plus or minus 1, 1/2, 1/4 and so on. Integers are then places among the levels.
+        half_scales: scales are numbers of float16, which is how they are stored.
     """
 
     dtype: DType
@@ -49,6 +50,7 @@ class Scheme:
     bits: int | None = None
     group: int | None = None
     levels: Levels | None = None
+    half_scales: bool = False
 
     @property
     def integer(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -147,22 +147,44 @@ class Kernel(_Strict):
         return self
 
 
+class DecoderChoice(NamedTuple):
+    """What a matrix of a language model may be stored as, and whether what it is multiplied by is rounded to 8 bits in
+    every call, with a scale for as many numbers as share one in the weights."""
+
+    scheme: Scheme
+    dynamic: bool
+
+
 class Decoders(_Strict):
-    """Weights of language models that decode, as a runtime reads them in a file with a key-value cache: activations
-    stay in float, and numbers of a row share a scale by groups."""
+    """Weights of language models that decode, as a runtime reads them in a file with a key-value cache: numbers of a
+    row share a scale by groups."""
 
     ops: Annotated[list[Literal["linear", "embedding"]], Field(min_length=1)]
     bits: Annotated[list[Literal[2, 3, 4, 8]], Field(min_length=1)]
     groups: Annotated[list[Annotated[int, Field(gt=1)]], Field(min_length=1)]
     symmetries: Annotated[list[Symmetry], Field(min_length=1)]
+    activations: Literal["float32", "int8"] = "float32"
+    """What products read: float, or 8 bits that it is rounded to in every call."""
+    scales: Literal["float16", "float32"] = "float32"
+    expanded_at_load: bool = False
+    """The runtime makes all of them float when it loads the file: they save bytes of it, and no memory or time."""
     source: Annotated[str, Field(min_length=1)]
 
     @property
-    def schemes(self) -> dict[str, Scheme]:
-        """By the name that plans have: `w4g32`, and `w4g32asym` with a zero point for each group."""
+    def choices(self) -> dict[str, DecoderChoice]:
+        """By the name that plans have: `w4g32`, `w4g32asym` with a zero point for each group, `w4g32a8dyn`."""
+        dynamic = self.activations == "int8"
         return {
-            f"w{bits}g{group}{'asym' if symmetry == 'asymmetric' else ''}": Scheme(
-                _STORED[bits, symmetry], symmetry, "group", bits=bits if bits == 3 else None, group=group
+            f"w{bits}g{group}{'asym' if symmetry == 'asymmetric' else ''}{'a8dyn' if dynamic else ''}": DecoderChoice(
+                Scheme(
+                    _STORED[bits, symmetry],
+                    symmetry,
+                    "group",
+                    bits=bits if bits == 3 else None,
+                    group=group,
+                    half_scales=self.scales == "float16",
+                ),
+                dynamic,
             )
             for bits in self.bits
             for group in self.groups
@@ -221,9 +243,9 @@ class Runtime(_Strict):
     decoders: list[Decoders] = []
     """What it runs of language models; empty where it runs none."""
 
-    def decoder_schemes(self, op: Literal["linear", "embedding"]) -> dict[str, Scheme]:
-        """Of language models, what the weights of an operator may be stored as, by name."""
-        return {name: scheme for one in self.decoders if op in one.ops for name, scheme in one.schemes.items()}
+    def decoder_choices(self, op: Literal["linear", "embedding"]) -> dict[str, DecoderChoice]:
+        """Of language models, what the weights of an operator may be stored as, by name, the preferred ones first."""
+        return {name: choice for one in self.decoders if op in one.ops for name, choice in one.choices.items()}
 
     @property
     def ops(self) -> set[str]:

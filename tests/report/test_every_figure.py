@@ -26,7 +26,8 @@ from edgeq.report.junit import junit_xml
 
 KINDS = {
     # of a clock, or of memory as a device has it: nothing of it may be shown of an emulated device, or it says so
-    "timed": r"speed\.|decoding\.|sustained\.|seconds_in_turns|peak_memory_bytes|cold_start_seconds|placements\.microseconds",
+    "timed": r"speed\.|decoding\.|sustained\.|seconds_in_turns|peak_memory_bytes|cold_start_seconds|"
+    r"placements\.microseconds",
     # answers: an emulated device gives them, and the page says that it is one
     "answered": r"accuracy\.",
     "simulated": r"layers\.simulated_sqnr_db",
