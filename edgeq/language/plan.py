@@ -118,8 +118,8 @@ def uniform(
 
 
 def choices(weight: Weight, runtime: Runtime) -> dict[str, DecoderChoice]:
-    """What a matrix may be stored as, the preferred ones first. Words are looked up in whatever a product reads; rows of
-    words have whole groups."""
+    """What a matrix may be stored as, the preferred ones first. Words are looked up in whatever a product reads; rows
+    of words have whole groups."""
     found = runtime.decoder_choices("linear" if weight.linear else "embedding")
     whole = not weight.embedding
     return {name: one for name, one in found.items() if whole or weight.columns % (one.scheme.group or 1) == 0}

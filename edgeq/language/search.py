@@ -20,7 +20,7 @@ from edgeq.language.rounding import round_weights
 from edgeq.language.sensitivity import Unit, sensitivities
 from edgeq.language.solve import solve
 from edgeq.language.text import Texts
-from edgeq.limits import drop_limit
+from edgeq.limits import Measured, beyond_recognition, drop_limit, exceeded
 from edgeq.numerics import Scheme
 from edgeq.prepare import Aim
 from edgeq.progress import Clock
@@ -133,7 +133,7 @@ def _found(search: _Search) -> DecoderPlan:
         predicted = sum(unit.losses[choice] for unit, choice in zip(search.units, taken, strict=True))
         if any(plan.matrices == _matrices(search, taken) for plan, _ in book):
             break
-        plan = _proved(search, taken, predicted, most_drop)
+        plan = _proved(search, taken, predicted)
         book.append((plan, predicted))
         proof = plan.proof
         assert proof is not None
@@ -190,7 +190,7 @@ def _matrices(search: _Search, names: Sequence[str]) -> dict[str, MatrixPlan]:
     }
 
 
-def _proved(search: _Search, names: Sequence[str], predicted: float, most_drop: float | None) -> DecoderPlan:
+def _proved(search: _Search, names: Sequence[str], predicted: float) -> DecoderPlan:
     runtime, clock, aim = search.runtime, search.clock, search.aim
     plan = DecoderPlan(
         target=aim.target.name,
@@ -215,7 +215,8 @@ def _proved(search: _Search, names: Sequence[str], predicted: float, most_drop: 
     accuracy = compared(search.reference.foretold, answers, 0)
     drop = accuracy.drop
     assert drop is not None and accuracy.score is not None and accuracy.float_score is not None
-    held = (most_drop is None or drop.value <= most_drop) and (aim.limits.max_size or size) >= size
+    measured = Measured(drop.value, "", accuracy.float_score, None, size, beyond_recognition(accuracy))
+    held = not exceeded(aim.limits, measured)
     clock.progress.note(f"{size / 1e6:.1f} MB, perplexity {accuracy.score:.3f} (float {accuracy.float_score:.3f})")
     proof = DecoderProof(
         size=size,
