@@ -24,7 +24,7 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError, audit, confirm
-from edgeq.export.packing import BITS, pack, unpack
+from edgeq.export.packing import BITS, pack, pack_three, unpack, unpack_three
 from edgeq.frontends.load import load
 from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
@@ -219,6 +219,26 @@ def test_what_does_not_fit_is_refused(bits: int, integers: list[int]) -> None:
     for count in (8 // bits, 16 // bits + 1):
         with pytest.raises(ValueError, match="do not hold"):
             unpack(np.zeros(2, np.uint8), count, bits)
+
+
+@given(arrays.arrays(np.uint8, st.integers(0, 40), elements=st.integers(0, 7)))
+def test_three_bits_lie_as_openvino_has_them(integers: np.ndarray) -> None:
+    openvino = pytest.importorskip("openvino")
+    packed = pack_three(integers)
+    if integers.size:
+        theirs = openvino.opset15.constant(integers, openvino.Type.u3).data.view(np.uint8)
+        np.testing.assert_array_equal(packed, theirs)
+    assert (packed.dtype, packed.size) == (np.uint8, 3 * -(-integers.size // 8))
+    np.testing.assert_array_equal(unpack_three(packed, integers.size), integers)
+
+
+def test_three_bits_that_do_not_fit_are_refused() -> None:
+    for odd in ([8], [0, -1]):
+        with pytest.raises(ValueError, match="do not fit 3 bits"):
+            pack_three(np.array(odd))
+    for count in (8, 17):
+        with pytest.raises(ValueError, match="do not hold"):
+            unpack_three(np.zeros(6, np.uint8), count)
 
 
 # --- the targets ----------------------------------------------------------------------------------
