@@ -10,10 +10,11 @@ from pathlib import Path
 from edgeq.errors import EdgeqError, InternalError, UsageError, foreseen
 from edgeq.files import scratch_folder, staged_directory
 from edgeq.language.decoder import Decoder, read_decoder
-from edgeq.language.float_onnx import write_float
+from edgeq.language.float_onnx import refuse_another, write_float
 from edgeq.language.folder import Folder, open_folder
 from edgeq.language.formats import FORMATS, differing
 from edgeq.language.judge import Judged, Subject, judge, read_reference
+from edgeq.language.openvino_tokenizer import write_tokenizers
 from edgeq.language.plan import DecoderPlan, chosen, uniform
 from edgeq.language.rounding import ALONE, METHODS, Rounded, round_weights
 from edgeq.language.text import CALIBRATED, JUDGED, Texts, packed
@@ -127,14 +128,18 @@ def deploy_language(request: LanguageRequest) -> Report:
         if all(one.error for one in built):
             raise next(one.error for one in built if one.error)
         beside = copy_beside(folder, decoder, out)
-        built = [one if one.error else _with_sources(one, beside) for one in built]
+        warnings = _warnings(calibration, evaluation)
+        for at, one in enumerate(built):
+            if one.error is None:
+                sources = {name: (out / name).stat().st_size for name in (*beside, *_more(one, folder, out, warnings))}
+                built[at] = replace(one, build=one.build.model_copy(update={"sources": sources}))
         report = conclude(
             subject,
             aim.target,
             None if aim.profile is None else aim.profile.name,
             [one.build for one in built],
             keep_all=request.format == "all",
-            warnings=_warnings(calibration, evaluation),
+            warnings=warnings,
             data={role: one for role, one in (("calibration", calibration), ("evaluation", evaluation)) if one},
             seconds=clock.seconds,
         )
@@ -212,9 +217,14 @@ def texts_of(request: LanguageRequest, folder: Folder, method: str) -> tuple[Tex
 
 
 def float_model(folder: Folder, scratch: Path, clock: Clock) -> tuple[Subject, Decoder]:
-    """The float ONNX file, and what a report tells of the model."""
+    """The float ONNX file, and what a report tells of the model.
+
+    Raises:
+        UnsupportedError: there is no such file, or it does not answer as the model does.
+    """
     with clock.stage("float model"):
         decoder = read_decoder(write_float(folder, _new(scratch / "float")))
+        refuse_another(folder, decoder)
     return Subject(folder, decoder), decoder
 
 
@@ -288,22 +298,33 @@ def rounded_as(rounded: Rounded, taken: Mapping[str, DecoderChoice]) -> Rounded:
     return rounded._replace(dynamic=frozenset(name for name, one in taken.items() if one.dynamic))
 
 
-def copy_beside(folder: Folder, decoder: Decoder, out: Path) -> dict[str, int]:
+def copy_beside(folder: Folder, decoder: Decoder, out: Path) -> list[str]:
     """Copies what answers need beside the artefact: the tokenizer, and what the model's own folder says of decoding.
 
     Returns:
-        Bytes by name.
+        The names of the files.
     """
     found: dict[str, Path] = {}
     for place in (folder.path, decoder.path.parent):  # what the builder wrote fits its file
         found |= {file.name: file for pattern in BESIDE for file in sorted(place.glob(pattern)) if file.is_file()}
     for name, file in found.items():
         shutil.copyfile(file, out / name)
-    return {name: (out / name).stat().st_size for name in found}
+    return list(found)
 
 
-def _with_sources(one: Built, sources: Mapping[str, int]) -> Built:
-    return replace(one, build=one.build.model_copy(update={"sources": dict(sources)}))
+def _more(one: Built, folder: Folder, out: Path, warnings: list[str]) -> list[str]:
+    """Names of what the pipelines of this format's runtime read beside; a warning says why there is none."""
+    if one.build.format != "openvino":
+        return []
+    try:
+        paths = write_tokenizers(folder.path, out)
+    except EdgeqError as error:
+        remedy = error.remedy.partition(";")[0]
+        warnings.append(
+            f"no tokenizer for OpenVINO's own pipelines, which edgeq does not need: {error.cause} ({remedy})"
+        )
+        return []
+    return [file.name for path in paths for file in (path, path.with_suffix(".bin"))]
 
 
 def _warnings(calibration: Texts | None, evaluation: Texts | None) -> list[str]:

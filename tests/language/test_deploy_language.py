@@ -109,11 +109,11 @@ def test_a_plan_holds_its_limit_and_is_followed(
     folders: dict[str, Path], texts: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "plan.json"
-    rest = ["--format", "onnx", "--max-drop", "20%", "--out", out]
+    rest = ["--format", "onnx", "--max-drop", "20%", "--allow-unrecognizable", "--out", out]
     code, plan, _ = run(capsys, "plan", folders["apart"], *TARGET, *texts, *rest)
     assert code == 0 and plan["proof"]["held"]
     assert plan["proof"]["drop"] <= 0.2 * plan["proof"]["float_score"]
-    rest = ["--device", "local", "--allow-slower", "--out", tmp_path / "build"]
+    rest = ["--device", "local", "--allow-slower", "--allow-unrecognizable", "--out", tmp_path / "build"]
     code, report, _ = run(capsys, "deploy", folders["apart"], "--plan", out, *texts, *rest)
     assert code == 0
     (build,) = report["builds"]

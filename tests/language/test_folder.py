@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
-from edgeq.language.float_onnx import write_float
+from edgeq.language.decoder import Decoder
+from edgeq.language.float_onnx import refuse_another, write_float
 from edgeq.language.folder import is_decoder, open_folder, tokenizer_in
 
 
@@ -106,3 +107,14 @@ def test_weights_that_are_cut_off(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(UnsupportedError, match="builder cannot make it"):
         write_float(open_folder(folder), tmp_path / "out")
+
+
+def test_a_float_file_that_is_another_model(
+    folder: Path, decoders: dict[str, Decoder], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The builder writes a Mistral with a window as one without."""
+    refuse_another(open_folder(folders["apart"]), decoders["apart"])
+    with pytest.raises(UnsupportedError, match="does not answer as transformers does"):
+        refuse_another(
+            open_folder(changed(folder, rope_parameters={"rope_type": "default", "rope_theta": 50.0})), decoders["tied"]
+        )
