@@ -18,6 +18,7 @@ from edgeq.evaluation.accuracy import check_labels
 from edgeq.evaluation.metric import Metric, load_metric
 from edgeq.frontends.kept import load_kept
 from edgeq.frontends.load import load
+from edgeq.hugging_face.folder import has_tokenizer
 from edgeq.methods.effort import EffortName
 from edgeq.model.model import Model
 from edgeq.model.ops import shape_of
@@ -43,7 +44,8 @@ class Case:
         calibration: samples that set the ranges (see `edgeq.data.load_data`); `synthetic` to make them from what the
             model's batch norms have kept of its training data (see `edgeq.calibration.zeroq`).
         evaluation: samples, with labels where there are any, that artefacts are judged on.
-        preprocess: how images become inputs: a preset or a TOML file.
+        preprocess: how images become inputs: a preset or a TOML file; or how texts do: a folder with their tokenizer,
+            if that is not the model's own.
         metric: `package.module:function` or a loaded metric; top-1 where there are labels.
         inputs, arch, trust_pickle: see `edgeq.load`.
         smooth_quant: `off` leaves SmoothQuant out of the rewrites that are tried.
@@ -154,10 +156,11 @@ def load_model(case: Case, cache: Cache) -> Model:
 def _both(case: Case, model: Model, cache: Cache) -> tuple[Dataset | None, Dataset | None]:
     """Calibration and evaluation samples: files side by side, since reading and hashing leave the interpreter free. A
     function of the user's may mind. Of synthetic ones there are none yet."""
-    calibration = partial(_data, case.calibration, model, case.preprocess, "calibration", cache)
+    how = (case.preprocess, own_tokenizer(case.model))
+    calibration = partial(_data, case.calibration, model, how, "calibration", cache)
     if case.evaluation is None:
         return calibration(), None
-    evaluation = partial(_data, case.evaluation, model, case.preprocess, "evaluation", cache)
+    evaluation = partial(_data, case.evaluation, model, how, "evaluation", cache)
     if not all(
         isinstance(source, str | Path) and Path(source).is_file() for source in (case.calibration, case.evaluation)
     ):
@@ -167,12 +170,20 @@ def _both(case: Case, model: Model, cache: Cache) -> tuple[Dataset | None, Datas
         return first.result(), second.result()
 
 
-def _data(data: str | Path | Dataset, model: Model, preprocess: str | None, role: Role, cache: Cache) -> Dataset | None:
+def _data(
+    data: str | Path | Dataset, model: Model, how: tuple[str | None, Path | None], role: Role, cache: Cache
+) -> Dataset | None:
     if isinstance(data, Dataset):
         return data
     if role == "calibration" and data == SYNTHETIC:
         return None
-    return load_kept_data(data, model.inputs, preprocess=preprocess, role=role, cache=cache)
+    preprocess, tokenizer = how
+    return load_kept_data(data, model.inputs, preprocess=preprocess, role=role, cache=cache, tokenizer=tokenizer)
+
+
+def own_tokenizer(model: object) -> Path | None:
+    """The folder of a model as the user names it, if that holds a tokenizer."""
+    return Path(model) if isinstance(model, str | Path) and has_tokenizer(Path(model)) else None
 
 
 def _warnings(model: Model, calib: Dataset, evals: Dataset | None, cache: Cache) -> list[str]:

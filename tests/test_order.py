@@ -26,6 +26,7 @@ ORDER = [
     "records",
     "limits",
     "cache",
+    "hugging_face",
     "data",
     "formats",
     "runtimes",

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgeq.case import check_classes
+from edgeq.case import check_classes, own_tokenizer
 from edgeq.data.dataset import Dataset
 from edgeq.data.load import load_data
 from edgeq.devices import Candidate, Device, Port, open_device
@@ -158,10 +158,11 @@ def read_subject(request: ValidateRequest, path: Path, target: Target, scratch: 
     chosen, model, data, metric = artifact_runtime(target, path), request.model, request.evaluation, request.metric
     judge_by = load_metric(metric) if isinstance(metric, str) else metric
     with clock.stage("load"):
+        tokenizer = own_tokenizer(model)
         if not isinstance(model, Model):
             model = load(model, inputs=request.inputs, arch=request.arch, trust_pickle=request.trust_pickle)
         if not isinstance(data, Dataset):
-            data = load_data(data, model.inputs, preprocess=request.preprocess, role="evaluation")
+            data = load_data(data, model.inputs, preprocess=request.preprocess, role="evaluation", tokenizer=tokenizer)
         if judge_by is None:
             check_classes(model, data)
     exporter = Exporter(model.with_samples(data), scratch)

@@ -29,12 +29,14 @@ def make_dataset(
     notes: Sequence[str] = (),
     places: Mapping[str, Place] | None = None,
     recipe: str = "",
+    group: int = 1,
 ) -> Dataset:
     """Hash checked arrays and put them together. Arrays are stacked `[N, ...]`, one for each of `specs`.
 
     Args:
         places: by input name, the file that holds just this array.
         recipe: how edgeq made them itself.
+        group: so many in a row belong together.
     """
     places = dict(places or {})
     digest = hashlib.sha256()
@@ -44,6 +46,8 @@ def make_dataset(
         digest.update(places[spec.name].sha256 if spec.name in places else _digest(array))
     if labels is not None:
         digest.update(b"labels\0" + np.ascontiguousarray(labels).tobytes())
+    if group > 1:
+        digest.update(f"group\0{group}".encode())
     return Dataset(
         inputs={spec.name: inputs[spec.name] for spec in specs},
         labels=labels,
@@ -53,6 +57,7 @@ def make_dataset(
         notes=tuple(notes),
         places=places,
         recipe=recipe,
+        group=group,
     )
 
 
@@ -118,6 +123,7 @@ class Dataset:
         notes: what was assumed or converted, for the caller to show.
         places: by input name, the file that holds just this array, where there is one.
         recipe: how edgeq made the samples itself, and can again; empty for samples that were given.
+        group: so many samples in a row are judged together, as the two texts of a pair; all of them are taken, or none.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -128,6 +134,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     places: Mapping[str, Place] = field(default_factory=dict)
     recipe: str = ""
+    group: int = 1
 
     def __len__(self) -> int:
         name = self.specs[0].name

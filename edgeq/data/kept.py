@@ -10,17 +10,22 @@ from __future__ import annotations
 import os
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeq.cache import Cache, Entry, content_key
-from edgeq.data.dataset import Dataset, InputSpec
-from edgeq.data.load import Role, load_data
+from edgeq.cache import Cache, Entry, cached, content_key
+from edgeq.data.arrays import is_array_file
+from edgeq.data.dataset import Dataset, InputSpec, make_dataset
+from edgeq.data.load import Role, load_data, tokenizer_for
 from edgeq.data.place import Place, mark_of
 from edgeq.data.stored import read_ahead
 from edgeq.data.unread import Unread
+from edgeq.files import sha256_file
+from edgeq.hugging_face.folder import tokenizer_sha256
+from edgeq.installed import installed
 
 VERSION = 1
 """To be raised whenever what is accepted as samples, or how it is hashed, changes."""
@@ -29,12 +34,21 @@ _TICK = 2.0  # seconds; a file system's clock may be as coarse, and two writes w
 
 
 def load_kept_data(
-    source: str | Path, inputs: Sequence[InputSpec], *, preprocess: str | None, role: Role, cache: Cache
+    source: str | Path,
+    inputs: Sequence[InputSpec],
+    *,
+    preprocess: str | None,
+    role: Role,
+    cache: Cache,
+    tokenizer: Path | None = None,
 ) -> Dataset:
     """Loads samples as `load_data` does, or takes what an earlier run made of the same file.
 
     A file is the same if its device, inode, size and time of change are, and the names, sizes, places and CRCs of its
-    members.
+    members. Texts are the same if their bytes and those of their tokenizer are.
+
+    Args:
+        tokenizer: the folder of the one for texts, where `preprocess` names none.
 
     Raises:
         UsageError: see `load_data`; and, from a dataset that was kept, when an array is used whose file has changed
@@ -42,7 +56,11 @@ def load_kept_data(
     """
     seen = None if cache.root is None or preprocess is not None else _seen(Path(source))
     if seen is None:
-        return load_data(source, inputs, preprocess=preprocess, role=role)
+        load = partial(load_data, source, inputs, preprocess=preprocess, role=role, tokenizer=tokenizer)
+        words = tokenizer_for(preprocess, tokenizer)
+        if words is None or cache.root is None or not Path(source).is_file() or _is_archive(Path(source)):
+            return load()
+        return _texts(Path(source), inputs, words, role, cache, load)
     key = _key(seen, role)
     entry = cache.get("data", key)
     if entry is not None:
@@ -57,6 +75,45 @@ def load_kept_data(
     if data.places.keys() == data.inputs.keys() and marks == {seen.mark} and time.time() - seen.changed > _TICK:
         cache.put("data", key, _pack(data))
     return data
+
+
+def _texts(
+    path: Path, inputs: Sequence[InputSpec], tokenizer: Path, role: Role, cache: Cache, load: Callable[[], Dataset]
+) -> Dataset:
+    """Texts as samples, tokenized by this run or an earlier one."""
+    key = content_key(
+        "texts",
+        VERSION,
+        file=sha256_file(path),
+        name=path.name,
+        tokenizer=tokenizer_sha256(tokenizer),
+        folder=tokenizer.name,
+        inputs=[_plain(spec) for spec in inputs],
+        role=role,
+        **installed("transformers", "tokenizers"),
+    )
+
+    def pack(data: Dataset) -> Entry:
+        arrays = {f"input {name}": array for name, array in data.inputs.items()}
+        labels = {} if data.labels is None else {"labels": data.labels}
+        return Entry({"notes": list(data.notes), "group": data.group}, {**arrays, **labels})
+
+    def unpack(entry: Entry) -> Dataset:
+        return make_dataset(
+            {spec.name: entry.arrays[f"input {spec.name}"] for spec in inputs},
+            inputs,
+            labels=entry.arrays.get("labels"),
+            source=path.name,
+            notes=entry.values["notes"],
+            group=entry.values["group"],
+        )
+
+    return cached(cache, "texts", key, load, pack, unpack)
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_array_file(file.read(16))
 
 
 def begin_reading(sources: Mapping[Role, str | Path | None], cache: Cache) -> None:

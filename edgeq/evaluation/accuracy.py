@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeq.errors import DeviceError, UsageError
 from edgeq.evaluation.interval import paired_bootstrap, paired_drop
-from edgeq.evaluation.metric import Metric, choose, per_sample
+from edgeq.evaluation.metric import Metric, choose, in_groups, per_sample
 from edgeq.evaluation.outputs import MASK, agreement, answers, blocks, class_axis, read_output, score_output
 from edgeq.model.heads import Head
 from edgeq.records.schema import Accuracy, Interval
@@ -189,16 +189,21 @@ def _judge(
             where="--eval",
             remedy="check the labels, the preprocessing, and how the metric reads the outputs",
         )
+    if len(before) % metric.group:
+        raise UsageError(
+            f"{metric.name} judges {metric.group} samples together, and there are {len(before)}", where="--eval"
+        )
     sign = 1.0 if metric.higher_is_better else -1.0
 
-    def drop(indices: NDArray[np.intp]) -> float:
+    def drop(groups: NDArray[np.intp]) -> float:
+        indices = in_groups(groups, metric.group)
         chosen = None if labels is None else labels[indices]
         gap = metric.score_prepared(choose(before, indices), chosen) - metric.score_prepared(
             choose(after, indices), chosen
         )
         return sign * gap + 0.0  # + 0.0 turns -0.0 into 0.0
 
-    interval = paired_bootstrap(drop, len(before), seed=seed, seconds=seconds)
+    interval = paired_bootstrap(drop, len(before) // metric.group, seed=seed, seconds=seconds)
     return float_score, metric.score_prepared(after, labels), interval
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from edgeq.data.dataset import Dataset, make_dataset
 from edgeq.devices import Device
+from edgeq.evaluation.metric import in_groups
 
 EMULATED_SAMPLES = 100
 """Evaluation samples on an emulated device, which runs a hundred times slower than a real one."""
@@ -15,11 +16,13 @@ def for_device(data: Dataset, device: Device) -> tuple[Dataset, str]:
     """What a device is judged on: all samples, or evenly spread ones where it is emulated; and what there is to say."""
     if not device.emulated or device.quick or len(data) <= EMULATED_SAMPLES:
         return data, ""
-    kept = np.linspace(0, len(data) - 1, EMULATED_SAMPLES).round().astype(int)
+    groups = np.linspace(0, len(data) // data.group - 1, EMULATED_SAMPLES // data.group).round().astype(int)
+    kept = in_groups(groups, data.group)
     few = make_dataset(
         {name: array[kept] for name, array in data.inputs.items()},
         data.specs,
         labels=None if data.labels is None else data.labels[kept],
         source=data.source,
+        group=data.group,
     )
-    return few, f"{device.name} is emulated: judged on {EMULATED_SAMPLES} of {len(data)} evaluation samples"
+    return few, f"{device.name} is emulated: judged on {len(few)} of {len(data)} evaluation samples"

@@ -29,11 +29,13 @@ class Metric:
             array without the batch axis, or a tuple of them where the model has several outputs.
         higher_is_better: False for errors and losses.
         unit: "%" makes a limit such as "1%" one percentage point; any other unit makes it relative.
-        prepare: what can be worked out of each sample alone, since the function is called about a thousand times on
-            samples drawn with replacement: from N outputs and N labels to N things, which it gets in place of outputs.
+        prepare: what can be worked out of each group of samples alone, since the function is called about a thousand
+            times on groups drawn with replacement: from N outputs and N labels to N things, which it gets in place of
+            outputs.
         check: refuses labels that it cannot judge by, before any long work.
         nothing: the score of a model that gets nothing right: a float model that has it tells nothing of a drop.
         settings: hash of what else decides a score, such as a file that the metric was made from.
+        group: so many samples in a row are judged together, as the two texts of a pair.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Metric:
     check: Callable[[Any], object] | None = None
     nothing: float | None = None
     settings: str = ""
+    group: int = 1
 
     def score(self, outputs: Sequence[Any], labels: NDArray[Any] | None) -> float:
         """The metric on these samples.
@@ -133,6 +136,11 @@ def per_sample(outputs: Sequence[NDArray[Any]]) -> list[Any]:
     if len(outputs) == 1:
         return list(outputs[0])
     return [tuple(sample) for sample in zip(*outputs, strict=True)]
+
+
+def in_groups(drawn: NDArray[np.intp], group: int) -> NDArray[np.intp]:
+    """Indices of the samples of groups, `group` in a row, from the indices of the groups."""
+    return (drawn[:, None] * group + np.arange(group)).ravel()
 
 
 def choose(items: list[Any], indices: NDArray[np.intp]) -> list[Any]:

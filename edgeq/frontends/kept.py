@@ -21,6 +21,7 @@ from edgeq.data.dataset import InputSpec
 from edgeq.errors import UnsupportedError
 from edgeq.files import sha256_file
 from edgeq.frontends.load import load, reference_of
+from edgeq.hugging_face.folder import is_hf_folder, read_folder
 from edgeq.installed import installed
 from edgeq.model import plain
 from edgeq.model.graph import Program
@@ -41,11 +42,10 @@ def load_kept(path: Path, inputs: Sequence[str], cache: Cache) -> Model:
 
     Only for files that carry their own code: what a function of the user's builds cannot be told by a hash.
     """
-    if cache.root is None or not path.is_file() or path.stat().st_size > LARGEST:
+    content = None if cache.root is None else _content(path)
+    if content is None:
         return load(path, inputs=inputs)
-    key = content_key(
-        "model", VERSION, file=sha256_file(path), name=path.name, inputs=list(inputs), **installed("torch")
-    )
+    key = content_key("model", VERSION, name=path.name, inputs=list(inputs), **content)
     entry = cache.get("model", key)
     found = None if entry is None else _unpack(entry, lambda: reference_of(path, inputs))
     if found is None:
@@ -56,6 +56,22 @@ def load_kept(path: Path, inputs: Sequence[str], cache: Cache) -> Model:
         if packed is not None:
             cache.put("model", key, packed)
     return found
+
+
+def _content(path: Path) -> dict[str, str] | None:
+    """What decides which model lies there; None where it is not worth keeping, or no model.
+
+    Raises:
+        UsageError: the folder of a model is damaged.
+    """
+    if is_hf_folder(path):
+        folder = read_folder(path)
+        if sum(file.stat().st_size for file in folder.weights) > LARGEST:
+            return None
+        return {"file": folder.sha256, **installed("torch", "transformers", "tokenizers")}
+    if not path.is_file() or path.stat().st_size > LARGEST:
+        return None
+    return {"file": sha256_file(path), **installed("torch")}
 
 
 def sent(model: Model) -> tuple[Any, ...]:

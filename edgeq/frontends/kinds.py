@@ -61,7 +61,11 @@ def head_of(path: Path) -> bytes:
     """
     if path.is_dir():
         seems = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "not a file"
-        raise UsageError(f"this is a folder ({seems})", remedy=f"give the model file: {_SUPPORTED}", where=path.name)
+        raise UsageError(
+            f"this is a folder ({seems})",
+            remedy=f"give the model file ({_SUPPORTED}), or a Hugging Face folder with its config.json",
+            where=path.name,
+        )
     refuse_special(path, path.name)
     if not path.exists():
         raise UsageError(f"there is no file {str(path)!r}", remedy=_nearest(path))

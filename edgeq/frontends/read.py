@@ -14,19 +14,20 @@ from typing import NamedTuple
 import torch
 from torch.export import ExportedProgram
 
-from edgeq.errors import UnsupportedError
+from edgeq.errors import UnsupportedError, UsageError
 from edgeq.files import sha256_file
 from edgeq.frontends.archive import rebuilt
 from edgeq.frontends.deadline import within_reason
 from edgeq.frontends.examples import Given, asked_for
 from edgeq.frontends.exported import from_program, read_export
-from edgeq.frontends.kinds import head_of, identify
+from edgeq.frontends.kinds import identify
 from edgeq.frontends.loaded import Kind, Loaded, sha256_program
 from edgeq.frontends.pickles import unpickle
 from edgeq.frontends.safetensors import read_safetensors
 from edgeq.frontends.torchscript import from_script, read_script
 from edgeq.frontends.trace import from_module
 from edgeq.frontends.weights import in_network, unwrap
+from edgeq.hugging_face.folder import is_hf_folder, read_folder
 
 # Loggers on which PyTorch reports what reaches the user as an error of ours, or does not concern them.
 _CHATTY = (
@@ -54,14 +55,17 @@ class Frontend(NamedTuple):
 
     Attributes:
         name: for people.
-        recognises: by the first bytes of a file whether it is one; its name plays no part.
+        recognises: whether a path leads to one: by what a file begins with (`head_of`), or by what lies in a folder.
+            Names of models play no part.
         read: the program in it. Code from the file runs only where the user trusts it; what is wrong with it is a
             UsageError, what cannot be exported an UnsupportedError.
+        sha256: of all that is read.
     """
 
     name: str
-    recognises: Callable[[bytes], bool]
+    recognises: Callable[[Path], bool]
     read: Callable[[Path, Asked], Loaded]
+    sha256: Callable[[Path], str] = sha256_file
 
 
 def read(
@@ -76,7 +80,7 @@ def read(
 
     Args:
         source: a file, told apart by its content: torch.export's `.pt2`, TorchScript, a `torch.save` file of weights or
-            of a whole module, safetensors; or a module or an exported program.
+            of a whole module, safetensors; a folder of Hugging Face's; or a module or an exported program.
         inputs: for what carries no shapes: one `[name:]shape[:dtype]` an input, such as `1x3x224x224` or
             `tokens:1x256:int64`.
         arch: `package.module:factory`, called without arguments, for files that hold weights alone.
@@ -97,9 +101,8 @@ def read(
             path = Path(source)
             with contextlib.nullcontext() if trust_pickle else within_reason(path.name):
                 asked = Asked(given, arch, trust_pickle)
-                head = head_of(path)
-                frontend = next(one for one in FRONTENDS if one.recognises(head))
-                return replace(frontend.read(path, asked), sha256=sha256_file(path))
+                frontend = next(one for one in FRONTENDS if one.recognises(path))
+                return replace(frontend.read(path, asked), sha256=frontend.sha256(path))
         return replace(loaded, sha256=sha256_program(loaded.program))
 
 
@@ -153,5 +156,16 @@ def quiet() -> Iterator[None]:
                 logger.removeFilter(drop)
 
 
-FRONTENDS = [Frontend("PyTorch", lambda head: True, _from_pytorch)]
-"""Asked in order. PyTorch's is the last: it says of a file that nobody knows what it seems to be."""
+def _from_hugging_face(path: Path, asked: Asked) -> Loaded:
+    from edgeq.frontends.hugging_face import read_hugging_face  # late: an extra
+
+    if asked.arch is not None:
+        raise UsageError("a folder says itself what its network is", where=path.name, remedy="leave --arch away")
+    return read_hugging_face(path, asked.given, asked.trust)
+
+
+FRONTENDS = [
+    Frontend("Hugging Face", is_hf_folder, _from_hugging_face, lambda path: read_folder(path).sha256),
+    Frontend("PyTorch", lambda path: True, _from_pytorch),
+]
+"""Asked in order. PyTorch's is the last: it says of what nobody knows what it seems to be."""
