@@ -108,7 +108,7 @@ NeededEvaluation = Annotated[str, _EVALUATION]
 _CALIBRATION = typer.Option(
     "--calib",
     metavar="DATA",
-    help="Samples to set ranges by: .npz, .npy, a folder of images, or package.module:function; "
+    help="Samples to set ranges by: .npz, .npy, a folder of images, texts, or package.module:function; "
     "or synthetic, to make them from the model's batch norms.",
     rich_help_panel=_DATA,
 )
@@ -117,7 +117,7 @@ Preprocess = Annotated[
     str | None,
     typer.Option(
         metavar="P",
-        help="How images become values: imagenet, cifar10, [0,1], or a TOML file.",
+        help="How images become values: imagenet, cifar10, [0,1], or a TOML file; for texts, a tokenizer's folder.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -126,7 +126,7 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         metavar="M",
-        help="top-5, mean-iou, coco:DETECTOR.toml, or your own PKG.MOD:FN(outputs, labels). "
+        help="top-5, mean-iou, spearman, perplexity, coco:DETECTOR.toml, or your own PKG.MOD:FN(outputs, labels). "
         "Without it, top-1 where there are labels.",
         rich_help_panel=_DATA,
     ),
