@@ -77,7 +77,7 @@ def deploy(
         "overwrite": overwrite,
         **vars(read),
     }
-    from edgeq.language.folder import is_decoder
+    from edgeq.hugging_face.folder import is_decoder
 
     if is_decoder(Path(model)):
         others = {"--io": io, "--emit": emit, "--smooth-quant": smooth_quant if smooth_quant.value == "off" else None}

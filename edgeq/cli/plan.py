@@ -106,7 +106,7 @@ def plan(
         if not value:
             raise UsageError(f"{option} is missing", remedy="see edgeq plan --help")
     assert model is not None
-    from edgeq.language.folder import is_decoder
+    from edgeq.hugging_face.folder import is_decoder
 
     if is_decoder(Path(model)):
         others: dict[str, object] = {"--pareto": pareto, "--rules": rules, "--workers": workers, "--engine": engine}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from edgeq.errors import EdgeqError, InternalError, UsageError, foreseen
 from edgeq.files import scratch_folder, staged_directory
+from edgeq.hugging_face.folder import HfFolder
 from edgeq.language.decoder import Decoder, read_decoder
 from edgeq.language.float_onnx import refuse_another, write_float
-from edgeq.language.folder import Folder, open_folder
+from edgeq.language.folder import open_folder
 from edgeq.language.formats import FORMATS, differing
 from edgeq.language.judge import Judged, Subject, judge, read_reference
 from edgeq.language.openvino_tokenizer import write_tokenizers
@@ -198,7 +199,7 @@ def method_of(request: LanguageRequest) -> str:
     return method
 
 
-def texts_of(request: LanguageRequest, folder: Folder, method: str) -> tuple[Texts | None, Texts | None]:
+def texts_of(request: LanguageRequest, folder: HfFolder, method: str) -> tuple[Texts | None, Texts | None]:
     """To calibrate on, and to judge by.
 
     Raises:
@@ -216,7 +217,7 @@ def texts_of(request: LanguageRequest, folder: Folder, method: str) -> tuple[Tex
     return calibration, evaluation
 
 
-def float_model(folder: Folder, scratch: Path, clock: Clock) -> tuple[Subject, Decoder]:
+def float_model(folder: HfFolder, scratch: Path, clock: Clock) -> tuple[Subject, Decoder]:
     """The float ONNX file, and what a report tells of the model.
 
     Raises:
@@ -298,7 +299,7 @@ def rounded_as(rounded: Rounded, taken: Mapping[str, DecoderChoice]) -> Rounded:
     return rounded._replace(dynamic=frozenset(name for name, one in taken.items() if one.dynamic))
 
 
-def copy_beside(folder: Folder, decoder: Decoder, out: Path) -> list[str]:
+def copy_beside(folder: HfFolder, decoder: Decoder, out: Path) -> list[str]:
     """Copies what answers need beside the artefact: the tokenizer, and what the model's own folder says of decoding.
 
     Returns:
@@ -312,7 +313,7 @@ def copy_beside(folder: Folder, decoder: Decoder, out: Path) -> list[str]:
     return list(found)
 
 
-def _more(one: Built, folder: Folder, out: Path, warnings: list[str]) -> list[str]:
+def _more(one: Built, folder: HfFolder, out: Path, warnings: list[str]) -> list[str]:
     """Names of what the pipelines of this format's runtime read beside; a warning says why there is none."""
     if one.build.format != "openvino":
         return []

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from edgeq.errors import MissingExtraError, UnsupportedError
 from edgeq.files import scratch_folder
+from edgeq.hugging_face.folder import HfFolder
 from edgeq.language.decoder import Decoder
-from edgeq.language.folder import Folder
 from edgeq.language.segments import begin, load, passed_on, segments
 
 MODEL = "model.onnx"
@@ -32,7 +32,7 @@ NEAR = 0.02
 _BUILDER = "onnxruntime_genai.models.builder"
 
 
-def write_float(folder: Folder, out: Path) -> Path:
+def write_float(folder: HfFolder, out: Path) -> Path:
     """Writes `model.onnx`, its external data, the tokenizer and `genai_config.json` into a folder.
 
     Args:
@@ -70,7 +70,7 @@ def write_float(folder: Folder, out: Path) -> Path:
     return out / MODEL
 
 
-def refuse_another(folder: Folder, decoder: Decoder) -> None:
+def refuse_another(folder: HfFolder, decoder: Decoder) -> None:
     """Compares a float file with transformers, on a text of random words.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeq.devices import Candidate, Device, open_device
 from edgeq.devices import decoding as on_device
 from edgeq.errors import UsageError
-from edgeq.language.folder import tokenizer_in
+from edgeq.hugging_face.tokenizer import load_tokenizer
 from edgeq.language.formats import FORMATS
 from edgeq.reading import read_json
 from edgeq.records.schema import Build, Report
@@ -61,7 +61,7 @@ def generate(
     """
     folder = Path(folder)
     build = built_decoder(folder)
-    tokenizer = tokenizer_in(folder)
+    tokenizer = load_tokenizer(folder)
     if chat:
         if tokenizer.chat_template is None:
             raise UsageError("the model has no template for chats", where="--chat", remedy="leave --chat away")

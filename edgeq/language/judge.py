@@ -15,8 +15,8 @@ from edgeq.devices import decoding as on_device
 from edgeq.devices.artifact import ColdStart
 from edgeq.devices.decoding import Foretold
 from edgeq.evaluation.latency import speed, summarise
+from edgeq.hugging_face.folder import HfFolder
 from edgeq.language.decoder import Decoder
-from edgeq.language.folder import Folder
 from edgeq.language.formats import FORMATS
 from edgeq.language.perplexity import compared
 from edgeq.language.plan import DecoderPlan
@@ -46,7 +46,7 @@ ROUNDS, FEWEST = 20, 3
 class Subject:
     """A language model, as far as a report tells of it."""
 
-    folder: Folder
+    folder: HfFolder
     decoder: Decoder
 
     @property
@@ -55,7 +55,7 @@ class Subject:
 
     @cached_property
     def sha256(self) -> str:
-        return self.folder.digest
+        return self.folder.sha256
 
     @property
     def kind(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeq.errors import MissingExtraError, UnsupportedError
-from edgeq.language.folder import tokenizer_in
+from edgeq.hugging_face.tokenizer import load_tokenizer
 from edgeq.runtimes.openvino import import_openvino
 
 TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
@@ -30,7 +30,7 @@ def write_tokenizers(source: Path, folder: Path) -> list[Path]:
         from openvino_tokenizers import convert_tokenizer
     except ImportError as error:
         raise MissingExtraError("openvino-tokenizers", "openvino-genai") from error
-    tokenizer = tokenizer_in(source)
+    tokenizer = load_tokenizer(source)
     try:
         models = convert_tokenizer(tokenizer, with_detokenizer=True)
     except Exception as error:  # of many kinds, from many parsers

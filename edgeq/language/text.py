@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import UsageError
-from edgeq.language.folder import Folder
+from edgeq.hugging_face.folder import HfFolder
+from edgeq.hugging_face.tokenizer import load_tokenizer
 
 LENGTH = 512
 """Tokens of a text, where the model takes so many."""
@@ -50,7 +51,7 @@ class Texts:
         return hashlib.sha256(self.tokens.tobytes()).hexdigest()
 
 
-def packed(path: Path, folder: Folder, most: int, *, overlapping: bool, option: str) -> Texts:
+def packed(path: Path, folder: HfFolder, most: int, *, overlapping: bool, option: str) -> Texts:
     """The text of a file, or the tokens of an array, cut to texts of one length; what is left over is dropped.
 
     Args:
@@ -95,14 +96,14 @@ def packed(path: Path, folder: Folder, most: int, *, overlapping: bool, option: 
     return Texts(str(path), tokens, first)
 
 
-def _tokens(path: Path, folder: Folder, where: str) -> NDArray[np.int64]:
+def _tokens(path: Path, folder: HfFolder, where: str) -> NDArray[np.int64]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"it is no text ({error})", where=where, remedy="give UTF-8 text, or .npy") from error
     if not text.strip():
         raise UsageError("it is empty", where=where, remedy="give more text")
-    return np.array(folder.tokenizer()(text, verbose=False)["input_ids"], np.int64)
+    return np.array(load_tokenizer(folder.path)(text, verbose=False)["input_ids"], np.int64)
 
 
 def _array(path: Path, where: str) -> NDArray[np.int64]:

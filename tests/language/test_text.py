@@ -9,18 +9,20 @@ import pytest
 from conftest import LONGEST, TEXT, WORDS
 
 from edgeq.errors import UsageError
-from edgeq.language.folder import Folder, open_folder
+from edgeq.hugging_face.folder import HfFolder
+from edgeq.hugging_face.tokenizer import load_tokenizer
+from edgeq.language.folder import open_folder
 from edgeq.language.text import LENGTH, packed
 
 
 @pytest.fixture
-def folder(folders: dict[str, Path]) -> Folder:
+def folder(folders: dict[str, Path]) -> HfFolder:
     return open_folder(folders["tied"])
 
 
-def test_texts_are_cut_and_nothing_is_scored_twice(folder: Folder, tmp_path: Path) -> None:
+def test_texts_are_cut_and_nothing_is_scored_twice(folder: HfFolder, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    every = folder.tokenizer()(TEXT)["input_ids"]
+    every = load_tokenizer(folder.path)(TEXT)["input_ids"]
     length = min(LENGTH, LONGEST)
     plain = packed(tmp_path / "text.txt", folder, 1000, overlapping=False, option="--calib")
     assert plain.tokens.shape == (len(every) // length, length)
@@ -33,7 +35,7 @@ def test_texts_are_cut_and_nothing_is_scored_twice(folder: Folder, tmp_path: Pat
     assert found.first + 1 == length // 2
 
 
-def test_the_most_texts_are_spread(folder: Folder, tmp_path: Path) -> None:
+def test_the_most_texts_are_spread(folder: HfFolder, tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", np.arange(100)[:, None] % WORDS + np.zeros((1, 20), int))
     found = packed(tmp_path / "tokens.npy", folder, 5, overlapping=True, option="--eval")
     assert found.tokens[:, 0].tolist() == [0, 25, 50, 74, 99]
@@ -52,14 +54,14 @@ def test_the_most_texts_are_spread(folder: Folder, tmp_path: Path) -> None:
         (np.zeros((2, LONGEST + 1), int), "the model takes 256"),
     ],
 )
-def test_arrays_that_are_no_texts(folder: Folder, tmp_path: Path, array: np.ndarray, told: str) -> None:
+def test_arrays_that_are_no_texts(folder: HfFolder, tmp_path: Path, array: np.ndarray, told: str) -> None:
     np.save(tmp_path / "tokens.npy", array)
     with pytest.raises(UsageError, match=told):
         packed(tmp_path / "tokens.npy", folder, 5, overlapping=False, option="--calib")
 
 
 @pytest.mark.parametrize("content", [b"", b"  \n ", b"\xff\xfe\x00\x01", b"hello"])
-def test_files_that_are_no_texts(folder: Folder, tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_no_texts(folder: HfFolder, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(UsageError, match="--calib"):
         packed(tmp_path / "text.txt", folder, 5, overlapping=False, option="--calib")
