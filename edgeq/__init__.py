@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from edgeq.frontends.load import load as load
     from edgeq.limits import Limits as Limits
     from edgeq.model.model import Model as Model
+    from edgeq.packed.quantize import quantize as quantize
+    from edgeq.packed.report import packed_report as packed_report
     from edgeq.plans.plan import Plan as Plan
     from edgeq.records.schema import Report as Report
     from edgeq.registry.load import load_target as load_target
@@ -42,6 +44,8 @@ _PUBLIC = {
     "load": "edgeq.frontends.load",
     "load_data": "edgeq.data.load",
     "load_target": "edgeq.registry.load",
+    "packed_report": "edgeq.packed.report",
+    "quantize": "edgeq.packed.quantize",
     "validate": "edgeq.api.validate",
     "verify": "edgeq.api.verify",
 }

@@ -39,6 +39,7 @@ ORDER = [
     "lowering",
     "quantization",
     "methods",
+    "packed",
     "rewrites",
     "devices",
     "export",

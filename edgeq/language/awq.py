@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from edgeq.language.decoder import Decoder, Weight
 from edgeq.language.hessian import Met
-from edgeq.language.matrices import as_wanted
 from edgeq.language.segments import Segment
 from edgeq.methods.awq_clip import clipped
 from edgeq.methods.hessian import Curved
+from edgeq.methods.matrices import as_wanted
 from edgeq.methods.nearest import quantize_weight
 from edgeq.numerics import Scheme
 from edgeq.numerics.weights import QuantizedWeight

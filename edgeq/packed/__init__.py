@@ -1,0 +1,1 @@
+"""PyTorch modules whose weights are packed integers in memory, made when a model is loaded."""
