@@ -19,6 +19,7 @@ from edgeq.frontends.loaded import Loaded
 from edgeq.frontends.sentences import Steps, read_steps
 from edgeq.frontends.trace import from_module
 from edgeq.hugging_face.folder import (
+    CONFIG,
     MODULES,
     SENTENCES,
     HfFolder,
@@ -88,6 +89,12 @@ def read_hugging_face(path: Path, given: Given, trust: bool) -> Loaded:
         MissingExtraError: transformers is not installed.
     """
     folder, steps = read_folder(path), read_steps(path)
+    if "quantization_config" in folder.config:
+        raise UnsupportedError(
+            "its weights are quantized already",
+            where=f"{path.name}/{CONFIG}",
+            remedy="give the folder of the float model that it was made from",
+        )
     if folder.pickled and not trust:
         raise UsageError(
             "its weights are pickles, which run code while they are read",

@@ -188,6 +188,7 @@ BROKEN: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: _index(f, "/etc/passwd"), "leads out of the folder"),
     (lambda f: _index(f, "absent.safetensors"), "which is not there"),
     (_linked_out, "leads out of the folder"),
+    (lambda f: _edit_config(f, quantization_config={"quant_method": "gptq", "bits": 4}), "quantized already"),
     (_pickled, "pickles, which run code"),
     (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
     (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer cannot be read"),
