@@ -10,6 +10,7 @@ import torch
 
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.hugging_face.folder import MODULES, read_settings
+from edgeq.hugging_face.tokenizer import default_prompt
 from edgeq.reading import read_json, within
 
 Pooling = Literal["mean", "cls"]
@@ -80,7 +81,14 @@ def read_steps(folder: Path) -> Steps | None:
             remedy=f"{' and '.join(_STEPS[:2])} are supported, with {_STEPS[2]} behind them or without",
         )
     place = within(folder, steps[1][1], where).name
-    return Steps(_pooling(read_settings(folder, f"{place}/config.json"), f"{folder.name}/{place}"), len(kinds) > 2)
+    config = read_settings(folder, f"{place}/config.json")
+    if config.get("include_prompt") is False and default_prompt(folder):
+        raise UnsupportedError(
+            "its pooling leaves the tokens of the prompt out",
+            where=f"{folder.name}/{place}/config.json",
+            remedy="give a model whose pooling counts every token, or has no default prompt",
+        )
+    return Steps(_pooling(config, f"{folder.name}/{place}"), len(kinds) > 2)
 
 
 def _pooling(config: dict[str, Any], where: str) -> Pooling:

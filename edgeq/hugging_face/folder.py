@@ -18,6 +18,9 @@ MODULES = "modules.json"
 SENTENCES = "sentence_bert_config.json"
 """Of sentence-transformers: how its tokenizer is used."""
 
+PROMPTS = "config_sentence_transformers.json"
+"""Of sentence-transformers: what comes in front of each text."""
+
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZERS = (

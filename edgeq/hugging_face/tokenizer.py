@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import UsageError
-from edgeq.hugging_face.folder import SENTENCES, read_settings
+from edgeq.hugging_face.folder import PROMPTS, SENTENCES, read_settings
 from edgeq.hugging_face.offline import offline
 
 
@@ -61,6 +61,8 @@ def tokenize(folder: Path, first: Sequence[str], second: Sequence[str] | None, l
     tokenizer = load_tokenizer(folder)
     if (folder / SENTENCES).is_file() and read_settings(folder, SENTENCES).get("do_lower_case") is True:
         first, second = [text.lower() for text in first], None if second is None else [text.lower() for text in second]
+    if prompt := default_prompt(folder):
+        first = [prompt + text for text in first]
     pairs = None if second is None else list(second)
     with offline():
         try:
@@ -76,3 +78,24 @@ def tokenize(folder: Path, first: Sequence[str], second: Sequence[str] | None, l
             ) from error
     cut = sum(len(ids) > length for ids in whole["input_ids"])
     return Tokens({name: np.asarray(values) for name, values in found.items()}, cut)
+
+
+def default_prompt(folder: Path) -> str:
+    """What sentence-transformers writes in front of every text; empty for most folders.
+
+    Raises:
+        UsageError: the folder's settings are damaged.
+    """
+    if not (folder / PROMPTS).is_file():
+        return ""
+    settings = read_settings(folder, PROMPTS)
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise UsageError(
+            f"its default_prompt_name is {str(name)[:40]!r}, and its prompts have none of that name",
+            where=f"{folder.name}/{PROMPTS}",
+            remedy="download the folder again",
+        )
+    return str(prompts[name])

@@ -85,6 +85,17 @@ def test_two_texts_with_a_score_are_two_samples_in_a_row(tmp_path: Path, folder:
     assert few.inputs["input_ids"].tolist() == [ids("good film"), ids("bad book")], "both of a pair, or none"
 
 
+def test_what_sentence_transformers_does_to_texts_is_done(tmp_path: Path, folder: Path) -> None:
+    prompts = {"prompts": {"query": "a very "}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    data = read(tmp_path / "c.txt", "good film\n", folder)
+    assert data.inputs["input_ids"].tolist() == [ids("a very good film")]
+    prompts["default_prompt_name"] = "absent"
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    with pytest.raises(UsageError, match="'absent'"):
+        read(tmp_path / "c.txt", "good film\n", folder)
+
+
 BROKEN = [
     ("e.tsv", "good film\t1\n", "no rows"),
     ("e.tsv", "good film\t1\nbad film\t0\n", "its columns are 'good film', '1'"),
