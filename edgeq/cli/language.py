@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.cli.options import BuildLimits, PlanLimits
+from edgeq.cli.options import BuildLimits, PlanLimits, Tasks
 from edgeq.cli.outcome import conclude, limits_from
 from edgeq.cli.shell import Shell
 from edgeq.errors import GateError, UsageError
@@ -107,6 +107,82 @@ def _show(shell: Shell, plan: DecoderPlan, out: Path) -> None:
         told = f"{plan.format}, {plan.method}: {bytes_text(proof.size)}, {score}: {drop}"
         shell.console.print(told, soft_wrap=True, highlight=False)
     shell.console.print(str(out), soft_wrap=True, highlight=False)
+
+
+def validate_language(
+    shell: Shell,
+    build: Path,
+    device: str | None,
+    how: Mapping[str, Any],
+    tasks: Tasks,
+    others: Mapping[str, object],
+    limits: BuildLimits,
+    junit: Path | None,
+) -> int:
+    """`edgeq validate` of a build of a language model: by text, or by tasks.
+
+    Args:
+        how: the command's arguments that both kinds of models have, and those that are for others.
+        others: options that are for others.
+    """
+    refuse(how, others)
+    if tasks.lm_eval:
+        return _validate_by_tasks(shell, build, device, how, tasks, limits, junit)
+    if given := [option for option, value in _of_tasks(tasks).items() if value]:
+        raise UsageError("there is no task to ask", where=given[0], remedy="name one with --lm-eval")
+    told = {name: value for name, value in how.items() if name not in _NOT_FOR_THEM}
+    for name, option in (("model", "--model"), ("evaluation", "--eval")):
+        if told[name] is None:
+            raise UsageError(f"{option} is missing", remedy=f"give {option}, or a task with --lm-eval")
+    with shell.stages() as stages:
+        from edgeq.language.measure import MeasureRequest, measure
+
+        report = measure(MeasureRequest(build, device=device, limits=limits_from(limits), progress=stages, **told))
+    if junit is not None:
+        from edgeq.report.junit import write_junit
+
+        write_junit(report, junit)
+    return conclude(shell, report, None)
+
+
+def _validate_by_tasks(
+    shell: Shell,
+    build: Path,
+    device: str | None,
+    how: Mapping[str, Any],
+    tasks: Tasks,
+    limits: BuildLimits,
+    junit: Path | None,
+) -> int:
+    given = {"--eval": how["evaluation"], "--target": how["target"], "--junit": junit}
+    given["--threads"] = how["threads"] if how["threads"] != 1 else None
+    given |= {f"--{name.replace('_', '-')}": value for name, value in vars(limits).items()}
+    if told := [option for option, value in given.items() if value]:
+        raise UsageError("this does not go with tasks", where=told[0], remedy=f"leave {told[0]} or --lm-eval away")
+    with shell.stages() as stages:
+        from edgeq.language.evaluate import TasksRequest, evaluate
+
+        request = TasksRequest(
+            build,
+            tasks=tasks.lm_eval,
+            tasks_from=tasks.tasks_from,
+            trust_tasks=tasks.trust_tasks,
+            model=how["model"],
+            device=device,
+            progress=stages,
+        )
+        report = evaluate(request)
+    if not shell.quiet:
+        from edgeq.report.tasks import render_tasks
+
+        render_tasks(report, shell.console)
+    if shell.json:
+        shell.document(report)
+    return 0
+
+
+def _of_tasks(tasks: Tasks) -> dict[str, object]:
+    return {"--tasks-from": tasks.tasks_from, "--trust-tasks": tasks.trust_tasks}
 
 
 def refuse(how: Mapping[str, Any], others: Mapping[str, object]) -> None:

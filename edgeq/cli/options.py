@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -104,7 +105,6 @@ TargetName = Annotated[
     str, typer.Option("--target", metavar="T", help="What to build for: a name from `edgeq targets`, or a .toml file.")
 ]
 Evaluation = Annotated[str | None, _EVALUATION]
-NeededEvaluation = Annotated[str, _EVALUATION]
 _CALIBRATION = typer.Option(
     "--calib",
     metavar="DATA",
@@ -248,6 +248,36 @@ class Language:
             rich_help_panel=_LANGUAGE,
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What a build of a language model is asked by lm-evaluation-harness."""
+
+    lm_eval: Annotated[
+        list[str],
+        typer.Option(
+            "--lm-eval",
+            metavar="TASK",
+            help="A task of lm-evaluation-harness, once for each, in place of --eval. Nothing is fetched.",
+            rich_help_panel=_LANGUAGE,
+            show_default=False,
+        ),
+    ] = ()  # type: ignore[assignment]  # a dataclass takes no list
+    tasks_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A folder with the tasks' YAML files, and their data.", rich_help_panel=_LANGUAGE
+        ),
+    ] = None
+    trust_tasks: Annotated[
+        bool,
+        typer.Option(
+            "--trust-tasks",
+            help="Let the tasks of that folder run their code. Only for those of people you trust.",
+            rich_help_panel=_LANGUAGE,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

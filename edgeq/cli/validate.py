@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgeq.cli import options as o
+from edgeq.cli.language import validate_language
 from edgeq.cli.outcome import conclude, limits_from
 from edgeq.cli.shell import Shell
 from edgeq.errors import UsageError
@@ -26,8 +27,8 @@ def validate(
     shell: Shell,
     *,
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A build, or a .onnx, .xml or .tflite file.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="The float model that it was made from.")],
-    evaluation: o.NeededEvaluation,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="The float model that it was made from.")] = None,
+    evaluation: o.Evaluation = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="T", help="What it is for; that of the build if not given.")
     ] = None,
@@ -40,14 +41,26 @@ def validate(
     ] = None,
     read: o.Judging,
     limits: o.BuildLimits,
+    tasks: o.Tasks,
 ) -> int:
     """Measure an artefact that is there already against the float model, on one device or side by side on several.
 
     Exit codes are those of `edgeq deploy`. Of several devices, a limit that one misses counts more (3) than one that
     could not be used (5).
     """
+    from edgeq.language.plan import is_decoder_build
     from edgeq.limits import parse_seconds
 
+    if tasks.lm_eval or is_decoder_build(artifact):
+        others = {"--devices": devices, "--sustain": sustain, "--device": device[1:] or None}
+        how = {"model": model, "evaluation": evaluation, "target": target, "threads": threads, **vars(read)}
+        return validate_language(shell, artifact, device[0] if device else None, how, tasks, others, limits, junit)
+    if tasks.tasks_from is not None or tasks.trust_tasks:
+        option = "--trust-tasks" if tasks.tasks_from is None else "--tasks-from"
+        raise UsageError("there is no task to ask", where=option, remedy="name one with --lm-eval")
+    for option, value in (("--model", model), ("--eval", evaluation)):
+        if value is None:
+            raise UsageError(f"{option} is missing", remedy=f"give {option}")
     told: dict[str, Any] = {
         "model": model,
         "target": target,

@@ -94,12 +94,17 @@ def read_reference(
 ) -> Reference:
     """Writes the float model for a runtime, and runs it on the texts."""
     assert aim.device is not None
-    folder = scratch / f"float-{runtime.format}"
-    folder.mkdir(exist_ok=True)
     with clock.stage("float model"):
-        path = FORMATS[runtime.format].write(decoder, Rounded({}, {}), folder)
-    size = sum((folder / name).stat().st_size for name in FORMATS[runtime.format].files)
+        path = float_file(decoder, runtime.format, scratch)
+    size = sum((path.parent / name).stat().st_size for name in FORMATS[runtime.format].files)
     return Reference(path, size, foretold(path, runtime, aim.device, evaluation, "float model", clock))
+
+
+def float_file(decoder: Decoder, form: str, scratch: Path) -> Path:
+    """Writes the float model in a format; gives the file that a runtime loads."""
+    folder = scratch / f"float-{form}"
+    folder.mkdir(exist_ok=True)
+    return FORMATS[form].write(decoder, Rounded({}, {}), folder)
 
 
 def foretold(path: Path, runtime: Runtime, device: Device, evaluation: Texts, stage: str, clock: Clock) -> Foretold:
@@ -126,7 +131,7 @@ class Judged(NamedTuple):
         aim: Aim,
         files: Sequence[Path],
         plan: DecoderPlan,
-        audit: Audit,
+        audit: Audit | None,
         layers: list[Layer],
     ) -> Built:
         """The report's part, held against the limits."""

@@ -14,6 +14,8 @@ from edgeq.registry.schema import DecoderChoice, Format, Runtime, RuntimeName
 
 KIND: Literal["edgeq.decoder-plan"] = "edgeq.decoder-plan"
 FLOAT = "float32"
+PLAN = "plan.json"
+"""Its name in a build."""
 
 
 class MatrixPlan(Strict):
@@ -64,6 +66,15 @@ def is_decoder_plan(path: Path) -> bool:
     """Whether a file is such a plan, or means to be."""
     content = read_json(path, "a plan", "make one with `edgeq plan`")
     return isinstance(content, dict) and content.get("kind") == KIND
+
+
+def is_decoder_build(folder: Path) -> bool:
+    """Whether this is a folder that `edgeq deploy` left of a language model.
+
+    Raises:
+        UsageError: its plan cannot be read.
+    """
+    return (folder / PLAN).is_file() and is_decoder_plan(folder / PLAN)
 
 
 def read_decoder_plan(path: Path) -> DecoderPlan:
