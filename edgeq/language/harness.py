@@ -14,7 +14,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from edgeq.devices import Candidate, Device
 from edgeq.devices import decoding as on_device
 from edgeq.errors import UnsupportedError, UsageError
-from edgeq.language.folder import CONFIG, tokenizer_in
+from edgeq.hugging_face.folder import CONFIG
+from edgeq.hugging_face.tokenizer import load_tokenizer
 from edgeq.language.generate import stops
 from edgeq.progress import Progress
 
@@ -64,7 +65,7 @@ class ArtifactLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
     def __init__(self, place: Place, progress: Progress | None = None) -> None:
         super().__init__()
         self._place, self._progress = place, progress
-        self.tokenizer = tokenizer_in(place.folder)
+        self.tokenizer = load_tokenizer(place.folder)
         self.max_length = longest(place.folder, int(self.tokenizer.model_max_length))
 
     @property

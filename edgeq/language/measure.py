@@ -8,9 +8,10 @@ from pathlib import Path
 from edgeq.devices.likeness import unlike
 from edgeq.errors import UsageError
 from edgeq.files import scratch_folder
+from edgeq.hugging_face.folder import HfFolder
 from edgeq.language.decoder import Decoder
 from edgeq.language.deploy import LanguageRequest, aim_of, float_model
-from edgeq.language.folder import Folder, open_folder
+from edgeq.language.folder import open_folder
 from edgeq.language.formats import FORMATS
 from edgeq.language.generate import built_decoder
 from edgeq.language.judge import Subject, judge, read_reference
@@ -100,7 +101,7 @@ def measure(request: MeasureRequest) -> Report:
         )
 
 
-def float_of(build: Path, folder: Folder, scratch: Path, clock: Clock) -> tuple[Subject, Decoder, list[str]]:
+def float_of(build: Path, folder: HfFolder, scratch: Path, clock: Clock) -> tuple[Subject, Decoder, list[str]]:
     """The float model that a build is held against, and what there is to say of the two.
 
     Raises:
