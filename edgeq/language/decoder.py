@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo
 
 from edgeq.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from edgeq.language.kept import Kept
 
 GENAI = "genai_config.json"
 """What onnxruntime-genai reads beside the file."""
@@ -47,11 +50,13 @@ class Decoder:
         path: its file; external data lies beside it.
         proto: the graph, without the values that lie in external data.
         replaced: initializers with other values than the file's.
+        kept: by initializer, the integers that its checkpoint had; empty where that was float.
     """
 
     path: Path
     proto: onnx.ModelProto
     replaced: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     @cached_property
     def initializers(self) -> dict[str, onnx.TensorProto]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from edgeq.errors import EdgeqError, InternalError, UsageError, foreseen
 from edgeq.files import scratch_folder, staged_directory
 from edgeq.hugging_face.folder import HfFolder
-from edgeq.language.decoder import Decoder, read_decoder
-from edgeq.language.float_onnx import refuse_another, write_float
+from edgeq.language.decoder import Decoder
 from edgeq.language.folder import open_folder
 from edgeq.language.formats import FORMATS, differing
 from edgeq.language.judge import Judged, Subject, judge, read_reference
+from edgeq.language.kept import float_decoder, has_integers, keeping, rounded_again
 from edgeq.language.openvino_tokenizer import write_tokenizers
 from edgeq.language.plan import DecoderPlan, chosen, uniform
-from edgeq.language.rounding import ALONE, METHODS, Rounded, round_weights
+from edgeq.language.rounding import KEPT, METHODS, WITHOUT_TEXT, Rounded, round_weights
 from edgeq.language.text import CALIBRATED, JUDGED, Texts, packed
 from edgeq.limits import Limits
 from edgeq.prepare import Aim, take_aim
@@ -87,12 +87,13 @@ def deploy_language(request: LanguageRequest) -> Report:
     clock = Clock(request.progress)
     aim = aim_of(request)
     folder = open_folder(Path(request.model))
-    method = method_of(request)
+    method = method_of(request, folder)
     with staged_directory(Path(request.out), overwrite=request.overwrite) as out, scratch_folder() as scratch:
         with clock.stage("load"):
             calibration, evaluation = texts_of(request, folder, method)
         subject, decoder = float_model(folder, scratch, clock)
         rounded: dict[str, Rounded] = {}
+        again: list[str] = []
         built = []
         for runtime in aim.runtimes:
             plan = request.plan or _uniform(request, decoder, runtime, aim, method)
@@ -100,6 +101,7 @@ def deploy_language(request: LanguageRequest) -> Report:
                 with foreseen(runtime.format):
                     taken = chosen(plan, decoder.weights, runtime)
                     schemes = {name: one.scheme for name, one in taken.items()}
+                    again += rounded_again(decoder, plan, schemes, runtime.format)
                     key = repr(sorted(schemes.items()))
                     if key not in rounded:
                         with clock.stage(f"round ({plan.method})") as steps:
@@ -140,7 +142,7 @@ def deploy_language(request: LanguageRequest) -> Report:
             None if aim.profile is None else aim.profile.name,
             [one.build for one in built],
             keep_all=request.format == "all",
-            warnings=warnings,
+            warnings=warnings + again,
             data={role: one for role, one in (("calibration", calibration), ("evaluation", evaluation)) if one},
             seconds=clock.seconds,
         )
@@ -180,8 +182,9 @@ def aim_of(request: LanguageRequest) -> Aim:
     return Aim(**{**vars(aim), "runtimes": able})
 
 
-def method_of(request: LanguageRequest) -> str:
-    """How weights are rounded: as asked for, or as the plan or the effort says.
+def method_of(request: LanguageRequest, folder: HfFolder | None = None) -> str:
+    """How weights are rounded: as asked for, or as the plan or the effort says; where nothing is asked for, and the
+    folder has integers already, not at all.
 
     Raises:
         UsageError: there is no such method or effort, or the plan says another one.
@@ -190,6 +193,9 @@ def method_of(request: LanguageRequest) -> str:
         if request.method is not None:
             raise UsageError("a plan says itself how weights are rounded", remedy="leave --method away, or edit it")
         return request.plan.method
+    asked = request.method or request.effort or request.weights
+    if folder is not None and not asked and has_integers(folder):
+        return KEPT
     effort = request.effort or "balanced"
     if effort not in EFFORTS:
         raise UsageError(f"there is no effort {effort!r}", remedy=f"one of {', '.join(EFFORTS)}")
@@ -205,8 +211,8 @@ def texts_of(request: LanguageRequest, folder: HfFolder, method: str) -> tuple[T
     Raises:
         UsageError: one cannot be read, or the method wants one that is not given.
     """
-    if request.calibration is None and method not in ALONE:
-        remedy = f"give text with --calib, or take --method {' or '.join(ALONE)}"
+    if request.calibration is None and method not in WITHOUT_TEXT:
+        remedy = f"give text with --calib, or take --method {' or '.join(WITHOUT_TEXT)}"
         raise UsageError(f"{method} looks at text", where="--calib", remedy=remedy)
     calibration = evaluation = None
     if request.calibration is not None:
@@ -224,8 +230,7 @@ def float_model(folder: HfFolder, scratch: Path, clock: Clock) -> tuple[Subject,
         UnsupportedError: there is no such file, or it does not answer as the model does.
     """
     with clock.stage("float model"):
-        decoder = read_decoder(write_float(folder, _new(scratch / "float")))
-        refuse_another(folder, decoder)
+        decoder = float_decoder(folder, scratch)
     return Subject(folder, decoder), decoder
 
 
@@ -291,7 +296,8 @@ def _layers(decoder: Decoder, plan: DecoderPlan, rounded: Rounded) -> list[Layer
 
 
 def _uniform(request: LanguageRequest, decoder: Decoder, runtime: Runtime, aim: Aim, method: str) -> DecoderPlan:
-    return uniform(decoder.weights, runtime, aim.target.name, method, request.weights, request.words)
+    plan = uniform(decoder.weights, runtime, aim.target.name, method, request.weights, request.words)
+    return keeping(plan, decoder, runtime) if method == KEPT else plan
 
 
 def rounded_as(rounded: Rounded, taken: Mapping[str, DecoderChoice]) -> Rounded:
@@ -333,8 +339,3 @@ def _warnings(calibration: Texts | None, evaluation: Texts | None) -> list[str]:
         return []
     same = {text.tobytes() for text in calibration.tokens} & {text.tobytes() for text in evaluation.tokens}
     return [f"{len(same)} evaluation texts are also calibration texts"] if same else []
-
-
-def _new(folder: Path) -> Path:
-    folder.mkdir()
-    return folder

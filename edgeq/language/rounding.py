@@ -55,7 +55,12 @@ MEETING: dict[str, Callable[[Wanted, Met], QuantizedWeight]] = {"gptq": _gptq}
 TOGETHER = {"awq": awq}
 """Methods that change several matrices, and what stands before them, together."""
 
-METHODS = (*ALONE, *MEETING, *TOGETHER)
+KEPT = "kept"
+"""Integers that a checkpoint has already stay as they are; all others are rounded to nearest."""
+
+METHODS = (*ALONE, *MEETING, *TOGETHER, KEPT)
+
+WITHOUT_TEXT = (*ALONE, KEPT)
 
 
 def round_weights(
@@ -80,10 +85,17 @@ def round_weights(
         raise UsageError(f"there is no method {method!r}", where="--method", remedy=f"one of {', '.join(METHODS)}")
     told = progress or Silent()
     found = Rounded({}, {})
-    if method in ALONE:
+    if method == KEPT and not decoder.kept:
+        remedy = f"take another --method: {', '.join(one for one in METHODS if one != KEPT)}"
+        raise UsageError("the model has no integers that could be kept", where="--method", remedy=remedy)
+    if method in WITHOUT_TEXT:
         wanted = [weight for weight in decoder.weights if weight.name in schemes]
         for done, weight in enumerate(wanted, 1):
-            found.weights[weight.name] = alone(decoder, weight, schemes[weight.name], ALONE[method])
+            held, scheme = decoder.kept.get(weight.name), schemes[weight.name]
+            if method == KEPT and held is not None and held.fits(scheme):
+                found.weights[weight.name] = held.weight(scheme)
+            else:
+                found.weights[weight.name] = alone(decoder, weight, scheme, ALONE.get(method, quantize_weight))
             told.step(done, len(wanted))
         return found
     if texts is None:

@@ -1,0 +1,1 @@
+"""Checkpoints whose weights are integers already, read into float and with the integers that they had."""
