@@ -28,6 +28,7 @@ from edgeq.language.tasks import copied
 from edgeq.progress import Clock, Progress, Silent
 from edgeq.records.schema import Interval
 from edgeq.records.tasks import TaskScore, TasksReport
+from edgeq.runtimes import RUNTIMES
 from edgeq.version import __version__
 
 OFFLINE = ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
@@ -98,7 +99,7 @@ def evaluate(request: TasksRequest) -> TasksReport:
         model=None if request.model is None else subject.source,
         format=build.format,
         runtime=build.runtime,
-        runtime_version=build.runtime_version,
+        runtime_version=RUNTIMES[build.runtime].version() or "not installed",
         device=device.name,
         emulated=device.emulated,
         tasks=list(request.tasks),

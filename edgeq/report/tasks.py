@@ -14,10 +14,10 @@ def render_tasks(report: TasksReport, console: Console) -> None:
     """Prints a table, and what has to be said of it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     beside = report.model is not None
-    headings = ["task", "metric", "documents", report.format]
-    headings += ["float", "difference", "paired, 95 %"] if beside else []
+    headings = ["task", "metric", "n", report.format]
+    headings += ["float", "difference", "95 %, points"] if beside else []
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number < 2 else "right")
+        table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=number > 1)
     for score in report.scores:
         row = [score.task, _metric(score), str(score.samples), _with_error(score.score, score.stderr)]
         if beside:
@@ -49,4 +49,4 @@ def _difference(score: TaskScore) -> str:
 def _paired(score: TaskScore) -> str:
     """Of the difference, in percentage points: negative where the artefact is worse."""
     drop = score.drop
-    return "-" if drop is None else f"{-drop.high:+.1f} to {-drop.low:+.1f} points"
+    return "-" if drop is None else f"{-drop.high:+.1f} to {-drop.low:+.1f}"
