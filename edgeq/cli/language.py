@@ -10,7 +10,6 @@ from edgeq.cli.options import BuildLimits, PlanLimits, Tasks
 from edgeq.cli.outcome import conclude, limits_from
 from edgeq.cli.shell import Shell
 from edgeq.errors import GateError, UsageError
-from edgeq.records.wording import bytes_text, number
 
 if TYPE_CHECKING:
     from edgeq.language.plan import DecoderPlan
@@ -83,6 +82,8 @@ def plan_language(
         _show(shell, found, out)
     if shell.json:
         shell.document(found)
+    from edgeq.records.wording import bytes_text, number
+
     proof = found.proof
     assert proof is not None  # it raises where nothing can be run
     if proof.held:
@@ -94,6 +95,8 @@ def plan_language(
 
 def _show(shell: Shell, plan: DecoderPlan, out: Path) -> None:
     from rich.table import Table
+
+    from edgeq.records.wording import bytes_text, number
 
     table = Table("choice", "matrices", "numbers", box=None, pad_edge=False)
     for choice in dict.fromkeys(one.choice for one in plan.matrices.values()):

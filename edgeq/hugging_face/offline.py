@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 
 from edgeq.errors import MissingExtraError
 
 _SET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+_ALONE = threading.RLock()
+"""What is set here is the process' own: two threads would each restore what the other has set."""
+
 _CHATTY = ("transformers", "torchao", "torch.utils._pytree")
 
 
@@ -21,6 +25,11 @@ def offline() -> Iterator[None]:
     Raises:
         MissingExtraError: transformers is not installed.
     """
+    with _ALONE:
+        yield from _offline()
+
+
+def _offline() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _SET}
     levels = {name: logging.getLogger(name).level for name in _CHATTY}
     os.environ.update(_SET)  # read when transformers is imported

@@ -141,13 +141,14 @@ def _found(search: _Search) -> DecoderPlan:
             counted = sum(sizes[choice] for sizes, choice in zip(search.sizes, taken, strict=True))
             if proof.size <= (limits.max_size or 0):
                 break
-            rest = proof.size - counted
+            # what is no weight hangs a little on the choices: it is not taken for less than it was
+            rest = max(rest, proof.size - counted)
         else:
             assert most_drop is not None and loss is not None
             if NEAR * most_drop <= proof.drop <= most_drop:
                 break
             loss = _corrected(book, most_drop)
-    return min((plan for plan, _ in book), key=lambda plan: _rank(plan, limits.max_size is not None))
+    return min((plan for plan, _ in book), key=lambda plan: _rank(plan, limits.max_size))
 
 
 def _unrounded(decoder: Decoder) -> int:
@@ -172,12 +173,13 @@ def _corrected(book: Sequence[tuple[DecoderPlan, float]], most: float) -> float:
     return predicted * aimed / drop
 
 
-def _rank(plan: DecoderPlan, within_size: bool) -> tuple[bool, float, float]:
+def _rank(plan: DecoderPlan, most_size: int | None) -> tuple[bool, float, float]:
+    """What holds first, then what is asked for least of; of what does not hold, what is nearest to the limits."""
     assert plan.proof is not None
-    by = (plan.proof.drop, plan.proof.size) if within_size else (plan.proof.size, plan.proof.drop)
-    if not plan.proof.held:  # what is nearest to the limit
-        by = (plan.proof.drop, plan.proof.size)
-    return not plan.proof.held, float(by[0]), float(by[1])
+    size, drop = float(plan.proof.size), plan.proof.drop
+    if not plan.proof.held:
+        return True, max(0.0, size - (most_size or math.inf)), drop
+    return (False, drop, size) if most_size is not None else (False, size, drop)
 
 
 def _matrices(search: _Search, names: Sequence[str]) -> dict[str, MatrixPlan]:
