@@ -106,13 +106,14 @@ def _offered(weight: Weight, runtime: Runtime) -> dict[str, Scheme]:
 
 
 def _sizes(unit: Unit, offered: Mapping[Weight, Mapping[str, Scheme]]) -> dict[str, int]:
-    """Bytes by choice: integers, float32 scales, and zero points where there are any."""
+    """Bytes by choice: integers, scales, and zero points where there are any."""
 
     def size(weight: Weight, scheme: Scheme) -> int:
         group = scheme.group or weight.columns
         groups = -(-weight.columns // group)
+        scale = 2 if scheme.half_scales else 4
         zero = math.ceil(groups * scheme.width / 8) if scheme.symmetry == "asymmetric" else 0
-        return weight.rows * (math.ceil(groups * group * scheme.width / 8) + 4 * groups + zero)
+        return weight.rows * (math.ceil(groups * group * scheme.width / 8) + scale * groups + zero)
 
     return {choice: sum(size(weight, offered[weight][choice]) for weight in unit.weights) for choice in unit.losses}
 
@@ -129,7 +130,12 @@ def _found(search: _Search) -> DecoderPlan:
     for _ in range(ATTEMPTS):
         room = None if limits.max_size is None else limits.max_size - rest
         # within both, the size is what must hold and the loss is what is left
-        taken = solve(search.units, search.sizes, most_size=room, most_loss=None if room is not None else loss)
+        try:
+            taken = solve(search.units, search.sizes, most_size=room, most_loss=None if room is not None else loss)
+        except UsageError:
+            if not book:
+                raise
+            break  # what was built tells more than that there is nothing within what is left
         predicted = sum(unit.losses[choice] for unit, choice in zip(search.units, taken, strict=True))
         if any(plan.matrices == _matrices(search, taken) for plan, _ in book):
             break
