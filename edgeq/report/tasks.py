@@ -17,7 +17,7 @@ def render_tasks(report: TasksReport, console: Console) -> None:
     headings = ["task", "metric", "n", report.format]
     headings += ["float", "difference", "95 %, points"] if beside else []
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if number < 2 else "right")
     for score in report.scores:
         row = [score.task, _metric(score), str(score.samples), _with_error(score.score, score.stderr)]
         if beside:

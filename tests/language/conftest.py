@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_text import INNER, LONGEST, TEXT, WIDTH, WORDS
 
 from edgeq.language.decoder import Decoder, read_decoder
 from edgeq.language.float_onnx import write_float
 from edgeq.language.folder import open_folder
-
-WORDS, WIDTH, INNER, LONGEST = 200, 64, 80, 256  # INNER is no multiple of 32: its last group is not full
-
-TEXT = "the cat sat on the mat and the dog ran to the house where a bird sang of rain and of the sea " * 40
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def packed(folders: dict[str, Path], out: Path, kind: str) -> tuple[HfFolder, di
 
 def all_of(folder: HfFolder) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
-    for file in folder.weights:
+    for file in (one for one in folder.weights if one.suffix == ".safetensors"):
         found |= load_file(file)
     return found
 

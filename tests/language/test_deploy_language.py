@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TEXT
+from llama_text import TEXT
 
 from edgeq.cli import app
 

@@ -313,5 +313,5 @@ def test_without_the_package_of_tokenizers(folder: Path, tmp_path: Path, monkeyp
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     pytest.importorskip("openvino_tokenizers", reason="openvino-tokenizers is not installed")
-    with pytest.raises(UsageError, match="no tokenizer"):
+    with pytest.raises(UsageError, match="tokenizer cannot be read"):
         write_tokenizers(tmp_path, tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LONGEST, TEXT, WORDS
+from llama_text import LONGEST, TEXT, WORDS
 
 from edgeq.errors import UsageError
 from edgeq.hugging_face.folder import HfFolder

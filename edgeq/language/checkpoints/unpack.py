@@ -88,7 +88,7 @@ def dequantized(folder: HfFolder, scratch: Path) -> tuple[HfFolder, tuple[Packed
     layout = layout_of(folder.config, str(folder.path))
     if layout is None:
         return folder, ()
-    tensors = Tensors(folder.weights)
+    tensors = Tensors([file for file in folder.weights if file.suffix == ".safetensors"])  # not the index
     layers = [name.removesuffix(layout.mark) for name in tensors.names if name.endswith(layout.mark)]
     if not layers:
         remedy = "copy config.json and the weights from the same model"
