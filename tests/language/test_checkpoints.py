@@ -16,6 +16,7 @@ from test_rounding import whole
 
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
 from edgeq.hugging_face.folder import HfFolder
+from edgeq.hugging_face.tokenizer import load_tokenizer
 from edgeq.language.checkpoints import unpack
 from edgeq.language.checkpoints.tensors import from_words
 from edgeq.language.checkpoints.unpack import dequantized
@@ -61,7 +62,7 @@ def test_weights_are_read_as_documented(
             assert (found[name] - tensor).norm() < (0.5 if "2 bits" in kind else 0.2) * tensor.norm()
     assert {one.name for one in layers} == set(written)
     assert "quantization_config" not in json.loads((floats.path / "config.json").read_text())
-    assert floats.tokenizer()("the cat")["input_ids"] == folder.tokenizer()("the cat")["input_ids"]
+    assert load_tokenizer(floats.path)("the cat")["input_ids"] == load_tokenizer(folder.path)("the cat")["input_ids"]
 
 
 @pytest.fixture(scope="session")
