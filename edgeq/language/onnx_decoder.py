@@ -20,9 +20,6 @@ from edgeq.language.decoder import Decoder, Weight, read_tensor
 from edgeq.language.rounding import Rounded
 from edgeq.numerics.weights import QuantizedWeight
 
-BITS = (2, 4, 8)
-"""Of one number, those that the operators read."""
-
 _INT8 = 4
 """The accuracy level at which a product rounds its input to 8 bits, a scale for each block."""
 

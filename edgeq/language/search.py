@@ -225,7 +225,10 @@ def _proved(search: _Search, names: Sequence[str], predicted: float) -> DecoderP
     assert drop is not None and accuracy.score is not None and accuracy.float_score is not None
     measured = Measured(drop.value, "", accuracy.float_score, None, size, beyond_recognition(accuracy))
     held = not exceeded(aim.limits, measured)
-    clock.progress.note(f"{size / 1e6:.1f} MB, perplexity {accuracy.score:.3f} (float {accuracy.float_score:.3f})")
+    where = f", run on an emulated device ({aim.device.name})" if aim.device.emulated else ""
+    clock.progress.note(
+        f"{size / 1e6:.1f} MB, perplexity {accuracy.score:.3f} (float {accuracy.float_score:.3f}){where}"
+    )
     proof = DecoderProof(
         size=size,
         metric="perplexity",
