@@ -236,7 +236,18 @@ def _prepared(case: Case, aims: Sequence[Aim], clock: Clock, cache: Cache, engin
 
 
 def _rewritten(case: Case, loaded: Loaded, runtimes: Sequence[Runtime], clock: Clock, cache: Cache) -> Loaded:
-    """What was loaded, its model rewritten as the case says, or where that helps."""
+    """What was loaded, its model rewritten as the case says, or where that helps; one with integers stays as it is.
+
+    Raises:
+        UsageError: these are to be chosen anew.
+    """
+    if loaded.model.grids is not None:
+        if case.method is not None or case.effort is not None:
+            raise UsageError(
+                "the model came with its integers, and they stay as they are",
+                remedy="leave --method and --effort away, or give the float model",
+            )
+        return loaded
     distinct = {content_key("runtime", 1, **arithmetic(runtime)): runtime for runtime in runtimes}
     given = Given(loaded.calibration, [distinct[key] for key in sorted(distinct)], clock, cache)
     if case.rewrites is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeq.cache import Json, cached, content_key, recalled
 from edgeq.installed import installed
+from edgeq.lowering.as_given import given_choices
 from edgeq.methods import GPTQ, NEAREST, RECONSTRUCT, SQUEEZELLM, TOGETHER, fits, method
 from edgeq.methods.effort import EFFORTS
 from edgeq.methods.gptq import FEW_BITS
@@ -19,6 +20,7 @@ from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
 from edgeq.model.ops import is_float
 from edgeq.prepare import Job
+from edgeq.quantization.activations import GIVEN as ACTIVATION_GIVEN
 from edgeq.quantization.activations import Ranges
 from edgeq.quantization.quantized import Quantized
 from edgeq.registry.schema import Runtime
@@ -44,6 +46,8 @@ def quantize_job(
         choices: by layer; the runtime's preferred kernels if None.
         ranges: what was found for other plans of the same job and runtime; what is found now is added to it.
     """
+    if job.model.grids is not None:
+        return _as_given(job, runtime, choices)
     with job.clock.stage(f"quantize for {runtime.name}"):
         best = _quantized(job, runtime, choices, ranges, job.methods)
     tried = EFFORTS[job.effort].methods
@@ -62,6 +66,30 @@ def quantize_job(
         remarks.append(remark)
         job.clock.progress.note(remark)
     return replace(best, remarks=tuple(remarks))
+
+
+def _as_given(job: Job, runtime: Runtime, choices: Mapping[str, str] | None) -> Quantized:
+    """A model that came with grids: nothing of it is rounded again.
+
+    Args:
+        choices: by layer; the kernels that compute on the very integers if None.
+    """
+    model, grids = job.model, job.model.grids
+    assert grids is not None
+    choices = choices or given_choices(model, runtime)
+    held = [group.name for group in model.groups if group.weight in grids.weights]
+    with job.clock.stage(f"quantize for {runtime.name}"):
+        found = quantize_model(model, runtime, job.calibration, job.impact, choices=choices)
+    left = [name for name in held if name not in found.weights]
+    fresh = [n for n, t in found.activations.items() if t.estimator not in (ACTIVATION_GIVEN, "fixed")]
+    remarks = []
+    if left:
+        remarks.append(f"{len(left)} layers compute in float on the weights of their grids, such as {left[0]}")
+    if fresh:
+        remarks.append(
+            f"the model came with no grid for {len(fresh)} values, such as {fresh[0]}: calibration sets theirs"
+        )
+    return replace(found, remarks=tuple(remarks))
 
 
 def quantize_each(

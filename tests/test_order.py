@@ -50,6 +50,7 @@ ORDER = [
     "request",
     "prepare",
     "quantized",
+    "training",
     "probing",
     "planning.sensitivity",
     "planning.solver",

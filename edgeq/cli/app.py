@@ -20,6 +20,7 @@ from edgeq.cli import (
     probe,
     report,
     targets,
+    train,
     validate,
     verify,
 )
@@ -64,6 +65,7 @@ app = _group("From a trained PyTorch model to an artefact proven on the device i
 app.callback(invoke_without_command=True)(command(_root))
 app.command()(command(deploy.deploy))
 app.command()(command(plan.plan))
+app.command()(command(train.train))
 app.command()(command(explain.explain))
 app.command()(command(inspect.inspect))
 app.command()(command(probe.probe))

@@ -15,6 +15,7 @@ from edgeq.export.onnx_constant import TYPES, constant
 from edgeq.export.onnx_dynamic import multiply_integers
 from edgeq.export.onnx_float import FloatOnnx
 from edgeq.export.onnx_float_layers import keep_float_layers
+from edgeq.export.onnx_narrow import store_in_bytes
 from edgeq.export.onnx_one_sample import take_one_sample
 from edgeq.export.onnx_shuffled import shuffle_transposed
 from edgeq.model.groups import Group
@@ -68,6 +69,7 @@ def quantize_onnx(model: Model, quantized: Quantized, source: FloatOnnx) -> ir.M
         own = one.value is values[source.values[one.node]]
         real = reals.get(one.node, one.value) if own else one.value
         round_again(graph, real, one.name, one.q, one.readers)
+    store_in_bytes(graph)
     if quantized.runtime.rounds_float_layers:
         keep_float_layers(graph)
     if quantized.runtime.shuffles_transposed:

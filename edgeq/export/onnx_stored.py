@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from edgeq.export.onnx_anew import names_anew
 from edgeq.export.onnx_constant import COMPUTED_ONCE
+from edgeq.export.onnx_narrow import ENDS
 from edgeq.export.packing import BITS
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.graph import Node
@@ -102,15 +103,32 @@ def read_onnx(model: Model, path: Path, values: Mapping[str, str], *, low_bits: 
 def _read_tensors(file: _File, values: Mapping[str, str]) -> dict[str, frozenset[StoredTensor | StoredRange]]:
     """By graph node, the integers that its value is stored in."""
     tensors: dict[str, frozenset[StoredTensor | StoredRange]] = {}
+    types = {**file.types, **_narrow_types(file)}
     for graph_node, value in values.items():
         forms: set[StoredTensor] = set()
         pairs = [(n.input[1], n.input[2]) for n in _quantizations(value, file.readers, file.producer)]
-        pairs += [(f"{name}_scale", f"{name}_zero_point") for name in names_anew(graph_node)]
-        for scale, zero in [(file.constants[s], file.constants[z]) for s, z in pairs if s in file.constants]:
-            forms |= {StoredTensor(str(zero.dtype), s, z) for s, z in _steps(scale, zero)}
+        anew = [f"{name}_zero_point" for name in names_anew(graph_node)]
+        pairs += [(zero.replace("_zero_point", "_scale"), z) for zero in anew for z in (zero, f"{zero}_in_bytes")]
+        for scale, zero in pairs:
+            if scale in file.constants and zero in file.constants:
+                forms |= {
+                    StoredTensor(types[zero], *one) for one in _steps(file.constants[scale], file.constants[zero])
+                }
         if forms:
             tensors[graph_node] = frozenset(forms)
     return tensors
+
+
+def _narrow_types(file: _File) -> dict[str, str]:
+    """By the zero point of values of fewer than 8 bits, which type that is: they are cut off at its ends."""
+    found: dict[str, str] = {}
+    for node in file.nodes:
+        quantize = file.producer.get(node.input[0]) if node.op_type == "Clip" else None
+        if quantize is not None and quantize.op_type == "QuantizeLinear":
+            ends = tuple(int(file.constants[name]) for name in node.input[1:3])
+            kind = next((k for k, own in ENDS.items() if own == ends), None)
+            found[quantize.input[2]] = "" if kind is None else kind.name.lower()
+    return found
 
 
 def _read_layer(

@@ -20,6 +20,7 @@ from edgeq.cache import Cache, Entry, content_key
 from edgeq.data.dataset import InputSpec
 from edgeq.errors import UnsupportedError
 from edgeq.files import sha256_file
+from edgeq.frontends.grids import pack_grids, unpack_grids
 from edgeq.frontends.load import load, reference_of
 from edgeq.hugging_face.folder import is_hf_folder, read_folder
 from edgeq.installed import installed
@@ -30,7 +31,7 @@ from edgeq.model.model import Model
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-VERSION = 8
+VERSION = 9
 """To be raised whenever normalisation changes."""
 
 LARGEST = 500_000_000
@@ -119,7 +120,8 @@ def _pack(model: Model) -> Entry | None:
         "levelled": sorted(model.levelled),
     }
     examples = {f"example{i}": array for i, array in enumerate(model.example)}
-    return Entry(values, {**written.arrays, **examples})
+    grids = Entry(None, {}) if model.grids is None else pack_grids(model.grids)
+    return Entry({**values, "grids": grids.values}, {**written.arrays, **examples, **grids.arrays})
 
 
 def _written(model: Model) -> Entry:
@@ -175,6 +177,7 @@ def _model(entry: Entry, reference: Callable[[], Program]) -> Model:
         notes=tuple(values["notes"]),
         rewrites=values["rewrites"],
         levelled=frozenset(values["levelled"]),
+        grids=None if values["grids"] is None else unpack_grids(Entry(values["grids"], entry.arrays)),
     )
 
 

@@ -51,7 +51,7 @@ def from_loaded(loaded: Loaded) -> Model:
     from edgeq.model.passes import normalise
     from edgeq.model.traced import program_of
 
-    exported, left_out = normalise(loaded.program, loaded.source)
+    exported, left_out, grids = normalise(loaded.program, loaded.source)
     program = program_of(exported)
     nodes = {node.name: node for node in program.nodes}
     specs = []
@@ -74,6 +74,7 @@ def from_loaded(loaded: Loaded) -> Model:
         sha256=loaded.sha256,
         example=tuple(tensor.detach().cpu().numpy() for tensor in loaded.example),
         notes=(*loaded.notes, *left_out),
+        grids=grids,
     )
 
 

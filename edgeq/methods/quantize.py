@@ -14,6 +14,7 @@ from edgeq.errors import UnsupportedError, UsageError
 from edgeq.lowering.assign import assign
 from edgeq.methods import METHODS, NEAREST, fits, method
 from edgeq.methods.bias_correction import corrected
+from edgeq.methods.given import GIVEN, given
 from edgeq.methods.method import STEPS, Change, Method, Seen, Wanted
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED, output_channels_axis
@@ -40,7 +41,7 @@ def quantize_model(
     correct_bias: bool = True,
     ranges: Ranges | None = None,
 ) -> Quantized:
-    """Ranges, integer weights and corrected biases for one runtime.
+    """Ranges, integer weights and corrected biases for one runtime. What a model came with stays as it is.
 
     Args:
         impact: what the choice of ranges minimizes (see `edgeq.calibration.impact`).
@@ -64,8 +65,8 @@ def quantize_model(
 
     groups = {group.name: group for group in model.groups}
 
-    def take(name: str, layers: Sequence[Wanted]) -> None:
-        change = by(name)(model, layers, seen)
+    def take(name: str, layers: Sequence[Wanted], way: Method) -> None:
+        change = way(model, layers, seen)
         rescaled = result.rescaled(change.scales)
         result.activations.update(rescaled.activations)
         result.again.update(rescaled.again)
@@ -75,14 +76,19 @@ def quantize_model(
                 found = result.weights[one.layer]
                 result.biases[one.layer] = corrected(groups[one.layer], one, found, calibration)
 
-    take(NEAREST, wanted)
-    asked = {one.layer: (methods or {}).get(one.layer, NEAREST) for one in wanted}
-    for one in wanted:
+    held = frozenset() if model.grids is None else model.grids.weights.keys()
+    own = [one for one in wanted if groups[one.layer].weight in held]
+    rest = [one for one in wanted if groups[one.layer].weight not in held]
+    if own:
+        take(GIVEN, own, given)
+    take(NEAREST, rest, by(NEAREST))
+    asked = {one.layer: (methods or {}).get(one.layer, NEAREST) for one in rest}
+    for one in rest:
         _refuse_unfit(one, asked[one.layer])
     for name in METHODS:
-        layers = [one for one in wanted if asked[one.layer] == name]
+        layers = [one for one in rest if asked[one.layer] == name]
         if layers and name != NEAREST:
-            take(name, layers)
+            take(name, layers, by(name))
     return result
 
 

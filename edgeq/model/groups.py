@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -135,11 +136,12 @@ def _weight_of(node: Node, targets: Mapping[str, str]) -> str | None:
 
 
 def _name(node: Node) -> str:
-    path = node.modules[-1][1] if node.modules else ""
+    """The same however often a program was exported: each time, numbers behind the names of nodes are others."""
+    path, own = node.modules[-1][1] if node.modules else "", re.sub(r"_\d+$", "", node.name)
     owner, _, rest = node.target.partition(".")
-    short = node.name if owner == "operator" else op_class(node) or rest.partition(".")[0]
-    is_whole_module = bool(path) and path.rsplit(".", 1)[-1] in node.name
-    return path if is_whole_module else f"{path}.{short}" if path else node.name
+    short = own if owner == "operator" else op_class(node) or rest.partition(".")[0]
+    is_whole_module = bool(path) and path.rsplit(".", 1)[-1] in own
+    return path if is_whole_module else f"{path}.{short}" if path else own
 
 
 def _unique(name: str, used: set[str]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeq.data.dataset import Dataset, InputSpec
 from edgeq.model.graph import Array, Node, Program
+from edgeq.model.grids import Grids
 from edgeq.model.groups import Group, find_groups, find_trailing
 from edgeq.model.heads import Head, heads_of
 
@@ -40,6 +41,7 @@ class Model:
         notes: what was assumed while loading, for the user to see.
         rewrites: what was rewritten since it was loaded: by name, the parameters by graph node (see `edgeq.rewrites`).
         levelled: graph nodes of values whose channels were made to reach equally far.
+        grids: what it was rounded to where it came from; the program does not round. None where nobody did.
     """
 
     program: Program
@@ -54,6 +56,7 @@ class Model:
     notes: tuple[str, ...] = ()
     rewrites: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     levelled: frozenset[str] = frozenset()
+    grids: Grids | None = None
 
     def with_program(self, program: Program) -> Model:
         """The same model, computed by another program. What it is compared with stays the program as it was loaded."""
@@ -95,8 +98,9 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what is computed: the normalised graph and its numbers, wherever they came from."""
-        return self.program.fingerprint
+        """Hash of what is computed: the normalised graph, its numbers and grids, wherever they came from."""
+        own = self.program.fingerprint
+        return own if self.grids is None else hashlib.sha256(f"{own} {self.grids.sha256}".encode()).hexdigest()
 
     @cached_property
     def example_hash(self) -> str:

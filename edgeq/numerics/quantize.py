@@ -127,13 +127,18 @@ def storable(scale: NDArray[np.float32], scheme: Scheme) -> NDArray[np.float32]:
     return np.asarray(np.where(near < scale, np.nextafter(near, np.float16(np.inf)), near), np.float32)
 
 
+def stored_type(scheme: Scheme) -> np.dtype[Any]:
+    """NumPy's type for integers of a scheme: that of 8 bits where they have fewer."""
+    return np.dtype(_STORED[scheme.dtype])
+
+
 def quantize(x: NDArray[Any], q: QParams) -> NDArray[Any]:
     """round(x / scale) + zero_point, to nearest with ties to even, saturated; in the scheme's storage type."""
     scale, zero_point = q.shaped(x.ndim)
     with np.errstate(over="ignore"):  # what is beyond float32 is beyond the range
         steps = np.rint(x / scale)
     steps = steps + zero_point.astype(steps.dtype)
-    return np.asarray(np.clip(steps, q.scheme.quant_min, q.scheme.quant_max), _STORED[q.scheme.dtype])
+    return np.asarray(np.clip(steps, q.scheme.quant_min, q.scheme.quant_max), stored_type(q.scheme))
 
 
 def dequantize(integers: NDArray[Any], q: QParams) -> NDArray[np.float32]:

@@ -39,7 +39,8 @@ def followed(
     Raises:
         UsageError: the plan is for another model, target or runtime, or asks for what the runtime does not have.
     """
-    refuse_other(plan, model_hash=model.sha256, layers=[group.name for group in model.groups])
+    if model.grids is None:  # one that was trained has other weights, and the grids are held against the plan's
+        refuse_other(plan, model_hash=model.sha256, layers=[group.name for group in model.groups])
     picked = {layer.name: layer.choice for layer in plan.layers}
     runtime = of_choices(runtime, plan.named)
     offered = ladder(model, runtime, calibration.histograms, named=plan.named)

@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
 
+import numpy as np
+
 from edgeq.calibration.calibration import Calibration
 from edgeq.calibration.estimators import ESTIMATORS, choose
 from edgeq.calibration.histogram import Histogram
 from edgeq.calibration.impact import Impact
+from edgeq.errors import UnsupportedError
 from edgeq.lowering.assign import Assignment, Version
 from edgeq.model.model import Model
 from edgeq.model.ops import MOVEMENT, op_class
-from edgeq.numerics import QParams, Scheme, per_tensor, qparams
+from edgeq.numerics import QParams, Scheme, per_tensor, qparams, same_steps
 from edgeq.registry.schema import FixedOutput, Runtime
 
 END = "an input or output of the model: true extremes"
+GIVEN = "given"
+GIVEN_REASON = "the model came with it"
 LEVELLED = "its channels were smoothed: true extremes"
 """All channels reach equally far then. What is cut off would be cut off everywhere, and layers behind a normalisation
 bear that less well than gradients say."""
@@ -94,9 +99,9 @@ def quantize_activations(
         if key not in known:
             whole = END if not at_the_ends.isdisjoint(names) else LEVELLED if not levelled.isdisjoint(names) else ""
             known[key] = (
-                _prescribed(fixed, share[0], runtime.name)
-                if fixed
-                else _estimated(names, share[0], scheme, calibration, impact, estimator, whole)
+                _given(model, names, share[0], scheme, fixed)
+                or (_prescribed(fixed, share[0], runtime.name) if fixed else None)
+                or _estimated(names, share[0], scheme, calibration, impact, estimator, whole)
             )
         found[share] = known[key]
     return Activations(
@@ -118,6 +123,34 @@ def _fixed(model: Model, name: str, runtime: Runtime, scheme: Scheme) -> FixedOu
     node = model.nodes[name]
     op = op_class(node) if node.op == "call_function" else None
     return next((f for f in runtime.fixed_outputs if f.op == op and f.dtype == scheme.dtype), None)
+
+
+def _given(
+    model: Model, names: list[str], share: str, scheme: Scheme, fixed: FixedOutput | None
+) -> QuantizedTensor | None:
+    """The grid that the model came with for tensors that share one; None where it has none.
+
+    Raises:
+        UnsupportedError: it has another one than the scheme can hold, or several.
+    """
+    grids = [grid for name in names if model.grids is not None for grid in model.grids.of(name)]
+    fits = [q for grid in grids if (q := grid.of_activations(scheme)) is not None]
+    if not grids:
+        return None
+    q = fits[0] if fits else None
+    if q is None or any(not same_steps(q, other) for other in fits):
+        cause = (
+            f"{scheme.dtype} {scheme.symmetry} is wanted" if q is None else f"{', '.join(names)} share one scale there"
+        )
+    elif fixed is not None and (float(q.scale), int(q.zero_point)) != (np.float32(fixed.scale), fixed.zero_point):
+        cause = f"the runtime prescribes the scale {fixed.scale:.4g} behind {fixed.op}"
+    else:
+        return QuantizedTensor(q, q.low, q.high, GIVEN, share, GIVEN_REASON)
+    raise UnsupportedError(
+        f"the model rounds it to {'; '.join(map(str, grids))}, and {cause}",
+        where=f"the value {share}",
+        remedy="give the plan that it was trained with, take another target, or quantize the float model",
+    )
 
 
 def _prescribed(fixed: FixedOutput, share: str, runtime: str) -> QuantizedTensor:

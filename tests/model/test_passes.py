@@ -126,7 +126,7 @@ def test_what_is_computed_twice_is_computed_once(function: Callable[[Net, Tensor
 
 def test_what_is_random_is_drawn_anew() -> None:
     net = Net(lambda n, x: torch.rand_like(x) - torch.rand_like(x)).eval()
-    program, _ = normalise(torch.export.export(net, (X,)))
+    program, _, _ = normalise(torch.export.export(net, (X,)))
     assert program.module()(X).any()
 
 

@@ -1,0 +1,119 @@
+"""`edgeq train`: a network is trained on the grids of a plan, where rounding alone loses too much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeq.cli import options as o
+from edgeq.cli.shell import Shell
+
+_AIM = "What it learns"
+_HOW = "How it learns"
+
+
+def train(
+    shell: Shell,
+    *,
+    model: o.ModelFile,
+    plan: Annotated[Path, typer.Option(metavar="FILE", help="A plan of `edgeq plan`: which grid each layer has.")],
+    samples: Annotated[
+        str,
+        typer.Option(
+            "--train",
+            metavar="DATA",
+            help="Samples to learn from: .npz, .npy, a folder of images, or package.module:function.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write, such as model.qat.pt.")],
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="T", help="The plan's target, where that is a .toml file.")
+    ] = None,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="The classes that the samples are labelled with.", rich_help_panel=_AIM)
+    ] = False,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="What the float model gives; needs no labels.", rich_help_panel=_AIM)
+    ] = False,
+    features: Annotated[
+        bool,
+        typer.Option("--features", help="That, and what it gives between its blocks.", rich_help_panel=_AIM),
+    ] = False,
+    epochs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Passes over the samples.", rich_help_panel=_HOW)
+    ] = 10,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Samples of a step.", rich_help_panel=_HOW)] = 128,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="R", help="Of parameters, in parts of their own size a step.", rich_help_panel=_HOW
+        ),
+    ] = 0.01,
+    scale_rate: Annotated[
+        float,
+        typer.Option("--scale-rate", min=0, metavar="R", help="Of scales, in parts of them.", rich_help_panel=_HOW),
+    ] = 0.01,
+    ranges: Annotated[
+        str,
+        typer.Option(
+            metavar="RULE",
+            help="lsq: scales are learned; pact: where activations are clipped is; moving: ranges follow the values; "
+            "fixed: they stay as calibration set them.",
+            rich_help_panel=_HOW,
+        ),
+    ] = "lsq",
+    augment: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Change samples at random: crop-flip, or PKG.MOD:FN.", rich_help_panel=_HOW),
+    ] = None,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Stop when samples that are held out speak for none of the last N epochs; 0 for never.",
+            rich_help_panel=_HOW,
+        ),
+    ] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of all that is random.", rich_help_panel=_HOW)] = 0,
+    read: o.Reading,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
+) -> int:
+    """Train a network on the grids of a plan, and write it with the very integers that `edgeq deploy` takes.
+
+    A run that was interrupted goes on where it was when it is started again.
+    """
+    from edgeq.plans.plan import read_plan
+
+    made_for = read_plan(plan)
+    with shell.stages() as stages:
+        from edgeq.training.loop import Steps
+        from edgeq.training.train import train_model
+
+        trained = train_model(
+            model,
+            train=samples,
+            plan=made_for,
+            out=out,
+            target=target,
+            labels=labels,
+            distill=distill,
+            features=features,
+            ranges=ranges,
+            augment=augment,
+            steps=Steps(epochs, batch, rate, scale_rate, patience, seed),
+            overwrite=overwrite,
+            progress=stages,
+            **vars(read),
+        )
+    if shell.json:
+        shell.document({"out": trained.out, "best": trained.best, "epochs": [e._asdict() for e in trained.epochs]})
+    elif not shell.quiet:
+        best = trained.epochs[trained.best]
+        from edgeq.training.loop import told
+
+        shell.console.print(f"{trained.out}: {told(best)}")
+        shell.console.print(f"next: edgeq deploy {trained.out} --plan {plan} --calib ... --eval ... --out build")
+    return 0

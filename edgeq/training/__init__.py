@@ -1,0 +1,1 @@
+"""Training on the grids of a plan, where rounding alone loses too much."""

@@ -1,0 +1,217 @@
+"""Steps of training, in an order that the seed decides: an interrupted run goes on to the same numbers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from edgeq.training.augment import Augment
+from edgeq.training.objective import Aims, loss_of, teacher
+from edgeq.training.view import View
+
+BETWEEN = 60.0
+"""Seconds between two checkpoints, at least."""
+
+
+class Data(NamedTuple):
+    """Samples in memory.
+
+    Attributes:
+        inputs: one tensor per input, [N, ...].
+        labels: int64, [N, ...]; None where there are none.
+    """
+
+    inputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor | None
+
+    def at(self, places: torch.Tensor) -> Data:
+        return Data(tuple(x[places] for x in self.inputs), None if self.labels is None else self.labels[places])
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long is trained, and how fast.
+
+    Attributes:
+        epochs: passes over the data.
+        batch: samples of a step.
+        rate: of parameters, in parts of their size; it falls to nothing along half a cosine (Loshchilov and Hutter
+            2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", equation 5).
+        scale_rate: of the logarithms of scales.
+        patience: epochs after which it is stopped if the samples that are held out speak for none of them; 0 for never.
+        seed: of the order of samples, and of all that is random.
+    """
+
+    epochs: int = 10
+    batch: int = 128
+    rate: float = 0.01
+    scale_rate: float = 0.01
+    patience: int = 0
+    seed: int = 0
+
+
+class Epoch(NamedTuple):
+    """
+    Attributes:
+        number: from 1; 0 for what was there before anything was learned.
+        loss: mean of the steps; None before the first.
+        held_out: loss on the samples that are held out.
+        correct: part of them whose class is right, where they have labels.
+        seconds: since the beginning.
+    """
+
+    number: int
+    loss: float | None
+    held_out: float
+    correct: float | None
+    seconds: float
+
+
+@dataclass
+class State:
+    """All that a run needs to go on: plain tensors and numbers.
+
+    Attributes:
+        step: how many were taken.
+        view, optimizer: as they are.
+        best: the view as the samples that are held out like it best.
+        epochs: so far.
+        losses: of the steps of this epoch.
+        seconds: that were spent in earlier runs.
+    """
+
+    step: int
+    view: dict[str, Any]
+    optimizer: dict[str, Any]
+    best: dict[str, Any]
+    epochs: list[Epoch] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Task(NamedTuple):
+    """
+    Attributes:
+        learned, held_out: the samples to learn from, and those that judge.
+        keep: is given the state to go on from, every now and then.
+        tell: hears of each step: how many are done, of how many, and the last loss.
+        note: hears of each epoch, in words.
+    """
+
+    view: View
+    aims: Aims
+    learned: Data
+    held_out: Data
+    steps: Steps
+    augment: Augment | None
+    keep: Callable[[State], None]
+    tell: Callable[[int, int, float], None]
+    note: Callable[[str], None]
+
+
+def train(task: Task, state: State | None = None, module: torch.nn.Module | None = None) -> list[Epoch]:
+    """Trains a view, and leaves it as the samples that are held out like it best.
+
+    Args:
+        state: to go on from; None to begin.
+        module: what runs the view and its gradients on several machines, if not the view itself.
+
+    Returns:
+        What was seen after each epoch, and before the first.
+    """
+    view, steps = task.view, task.steps
+    optimizer = torch.optim.Adam(view.rates(steps.rate, steps.scale_rate))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    begun = time.perf_counter()
+    if state is None:
+        state = State(0, {}, {}, _copy(view.state_dict()), [_judged(task, 0, None, 0.0)])
+    else:
+        view.load_state_dict(state.view)
+        optimizer.load_state_dict(state.optimizer)
+    begun -= state.seconds
+    per_epoch = math.ceil(len(task.learned) / steps.batch)
+    total = per_epoch * steps.epochs
+    kept = time.perf_counter()
+    while state.step < total and not _hopeless(state.epochs, steps.patience):
+        epoch, number = divmod(state.step, per_epoch)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * state.step / total))
+        places = _order(len(task.learned), steps.seed, epoch)[number * steps.batch : (number + 1) * steps.batch]
+        state.losses.append(_step(task, module or view, optimizer, task.learned.at(places), state.step))
+        state.step += 1
+        task.tell(state.step, total, state.losses[-1])
+        if state.step % per_epoch == 0:
+            now = _judged(task, epoch + 1, sum(state.losses) / len(state.losses), time.perf_counter() - begun)
+            if now.held_out < min(one.held_out for one in state.epochs):
+                state.best = _copy(view.state_dict())
+            state.epochs.append(now)
+            task.note(told(now))
+            state.losses = []
+        if time.perf_counter() - kept > BETWEEN or state.step == total:
+            state.view, state.optimizer = view.state_dict(), optimizer.state_dict()
+            state.seconds = time.perf_counter() - begun
+            task.keep(state)
+            kept = time.perf_counter()
+    view.load_state_dict(state.best)
+    return state.epochs
+
+
+def told(epoch: Epoch) -> str:
+    """For people."""
+    loss = "" if epoch.loss is None else f"loss {epoch.loss:.4f}, "
+    correct = "" if epoch.correct is None else f", {100 * epoch.correct:.1f} % right"
+    return f"epoch {epoch.number}: {loss}held out {epoch.held_out:.4f}{correct}"
+
+
+def _step(task: Task, module: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Data, number: int) -> float:
+    task.view.train()
+    inputs = batch.inputs
+    if task.augment is not None:
+        inputs = task.augment(inputs, torch.Generator().manual_seed(_seed(task.steps.seed, number)))
+    real = teacher(task.view.model, task.aims, inputs)
+    loss = loss_of(task.view.model, task.aims, module(*inputs), real, batch.labels)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _judged(task: Task, number: int, loss: float | None, seconds: float) -> Epoch:
+    """By the samples that are held out."""
+    task.view.eval()
+    total, right = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(task.held_out), task.steps.batch):
+            part = task.held_out.at(torch.arange(start, min(start + task.steps.batch, len(task.held_out))))
+            found, real = task.view(*part.inputs), teacher(task.view.model, task.aims, part.inputs)
+            total += float(loss_of(task.view.model, task.aims, found, real, part.labels)) * len(part)
+            if part.labels is not None:
+                right += int((found[0].argmax(1) == part.labels).sum())
+    correct = None if task.held_out.labels is None else right / task.held_out.labels.numel()
+    return Epoch(number, loss, total / len(task.held_out), correct, seconds)
+
+
+def _hopeless(epochs: Sequence[Epoch], patience: int) -> bool:
+    best = min(range(len(epochs)), key=lambda i: epochs[i].held_out)
+    return patience > 0 and len(epochs) - 1 - best >= patience
+
+
+def _order(count: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_seed(seed, epoch)))
+
+
+def _seed(seed: int, number: int) -> int:
+    """For what is random in one step or epoch, whatever came before it."""
+    return (seed * 1_000_003 + number) % 2**63
+
+
+def _copy(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}

@@ -1,0 +1,242 @@
+"""From a model and a plan to a file of the trained network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from edgeq.cache import open_cache
+from edgeq.case import Case, check_classes, load_model
+from edgeq.data.dataset import Dataset, make_dataset
+from edgeq.data.load import load_data
+from edgeq.errors import UnsupportedError, UsageError
+from edgeq.files import refuse_unwritable
+from edgeq.limits import Limits
+from edgeq.methods.quantize import quantize_model
+from edgeq.model.model import Model
+from edgeq.plans.follow import followed, runtime_of
+from edgeq.plans.plan import Plan
+from edgeq.prepare import Aim, prepare
+from edgeq.progress import Clock, Progress, Silent
+from edgeq.quantization.quantized import Quantized
+from edgeq.registry.load import load_target
+from edgeq.request import takes_fields_of
+from edgeq.training.augment import augment_of
+from edgeq.training.checkpoint import place_of, read_checkpoint, write_checkpoint
+from edgeq.training.loop import Data, Epoch, Steps, Task, train
+from edgeq.training.objective import Aims, ends_of_blocks
+from edgeq.training.ranges import RANGES
+from edgeq.training.view import View
+from edgeq.training.write import write_trained
+
+CALIBRATION = 512
+"""Of the training samples, evenly spread, ranges start from so many."""
+
+HELD_OUT = 20
+"""One training sample in so many judges what is learned from the others."""
+
+VERSION = 1
+"""To be raised whenever the same request trains another network."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a training is made of.
+
+    Attributes:
+        model: a file, a module or a loaded model: the float network.
+        train: samples to learn from (see `edgeq.data.load_data`).
+        plan: which grid each layer has.
+        out: the file to write, a program of `torch.export`.
+        target: the plan's target, where that is a file of the user's.
+        labels: learn the classes that the samples are labelled with.
+        distill: learn what the float model gives.
+        features: learn, beside the outputs, what it gives between its blocks.
+        ranges: how ranges are set (see `edgeq.training.ranges`).
+        augment: samples changed at random: a name in `edgeq.training.augment`, or `package.module:function`.
+        steps: how long is trained, and how fast.
+        preprocess, inputs, arch, trust_pickle: see `edgeq.case.Case`.
+        overwrite: replace a file that lies at `out`.
+        progress: hears of stages and steps.
+    """
+
+    model: str | Path | torch.nn.Module | Model
+    _: KW_ONLY
+    train: str | Path | Dataset
+    plan: Plan
+    out: str | Path
+    target: str | None = None
+    labels: bool = False
+    distill: bool = False
+    features: bool = False
+    ranges: str = next(iter(RANGES))
+    augment: str | None = None
+    steps: Steps = field(default_factory=Steps)
+    preprocess: str | None = None
+    inputs: Sequence[str] = ()
+    arch: str | None = None
+    trust_pickle: bool = False
+    overwrite: bool = False
+    progress: Progress = field(default_factory=Silent)
+
+
+class Trained(NamedTuple):
+    """
+    Attributes:
+        out: the file.
+        epochs: what was seen after each, and before the first.
+        best: the number of the one that was written.
+    """
+
+    out: Path
+    epochs: list[Epoch]
+    best: int
+
+
+@takes_fields_of(TrainRequest)
+def train_model(request: TrainRequest) -> Trained:
+    """Trains a network on the grids of a plan, and writes it with its integers. `edgeq.deploy` takes the file.
+
+    Where an earlier run was interrupted, it is gone on with, to the same numbers.
+
+    Raises:
+        UsageError: wrong arguments or data.
+        UnsupportedError: the model cannot be handled, or not be trained.
+    """
+    out = Path(request.out)
+    _refuse(request, out)
+    clock = Clock(request.progress)
+    cache = open_cache(clock.progress.note)
+    case = Case(
+        request.model,
+        calibration="",
+        inputs=request.inputs,
+        arch=request.arch,
+        trust_pickle=request.trust_pickle,
+        rewrites=request.plan.rewrites,
+    )
+    with clock.stage("load"):
+        net = load_model(case, cache)
+        data = _samples(request, net)
+    _refuse_data(request, net, data)
+    model, start = _start(replace(case, model=net, calibration=_spread(data)), request, clock)
+    aims = Aims(request.labels, request.distill or request.features, ends_of_blocks(model) if request.features else ())
+    torch.manual_seed(request.steps.seed)
+    view = View(model, start, request.ranges, aims.features)
+    checkpoint, key = place_of(out), _key(request, model, data)
+    state = read_checkpoint(checkpoint, key)
+    if state is not None:
+        clock.progress.note(f"goes on from {checkpoint.name}, {state.step} steps")
+    held, learned = _apart(data)
+    keep = partial(write_checkpoint, checkpoint, key)
+    with clock.stage("train") as progress:
+        task = Task(
+            view,
+            aims,
+            learned,
+            held,
+            request.steps,
+            None if request.augment is None else augment_of(request.augment),
+            keep,
+            lambda done, total, loss: progress.step(done, total),
+            progress.note,
+        )
+        epochs = train(task, state)
+    with clock.stage("write"):
+        write_trained(out, *view.found())
+        checkpoint.unlink(missing_ok=True)
+    best = min(range(len(epochs)), key=lambda i: epochs[i].held_out)
+    return Trained(out, epochs, best)
+
+
+def _samples(request: TrainRequest, model: Model) -> Dataset:
+    if isinstance(request.train, Dataset):
+        return request.train
+    return load_data(request.train, model.inputs, preprocess=request.preprocess, role="evaluation")
+
+
+def _refuse(request: TrainRequest, out: Path) -> None:
+    if not (request.labels or request.distill or request.features):
+        raise UsageError(
+            "nothing says what to learn",
+            remedy="--labels for the classes of the samples, --distill for what the float model gives, or both",
+        )
+    if request.augment is not None:
+        augment_of(request.augment)
+    if request.steps.epochs < 1 or request.steps.batch < 1:
+        raise UsageError("less than one epoch, or one sample a step", remedy="give --epochs and --batch of 1 or more")
+    if out.is_dir():
+        raise UsageError("is a folder", where=str(out), remedy="name the file to write, such as model.qat.pt")
+    if out.exists() and not request.overwrite:
+        raise UsageError("is there already", where=str(out), remedy="add --overwrite, or name another file")
+    refuse_unwritable(out)
+
+
+def _refuse_data(request: TrainRequest, model: Model, data: Dataset) -> None:
+    if model.grids is not None:
+        raise UsageError("the model has integers already", remedy="give the float model that it was made from")
+    if len(data) < 2 * HELD_OUT:
+        raise UsageError(f"{len(data)} samples are too few to learn from", remedy=f"give {2 * HELD_OUT} or more")
+    if request.labels:
+        if data.labels is None:
+            raise UsageError("the samples have no labels", remedy="give samples with labels, or --distill")
+        if data.labels.dtype.kind not in "iu":
+            raise UsageError("the labels are no classes", remedy="--distill learns without labels")
+        check_classes(model, data)
+    if not model.batchable:
+        raise UnsupportedError(
+            "its graph takes one batch size alone, and no two samples side by side",
+            remedy="export it with a free batch: dynamic_shapes with torch.export.Dim for the first axis",
+        )
+
+
+def _start(case: Case, request: TrainRequest, clock: Clock) -> tuple[Model, Quantized]:
+    """The model, rewritten as the plan says, and what it is quantized to before anything is learned."""
+    target = load_target(request.target or request.plan.target)
+    runtime = runtime_of(request.plan, target)
+    (job,) = prepare(case, [Aim(target, [runtime], None, None, 1, Limits(), "nothing is run")], clock)
+    sha256 = request.plan.data_hash  # that ranges start from other samples goes without saying
+    choices, notes = followed(request.plan, job.model, job.calibration, sha256, runtime)
+    for note in notes:
+        clock.progress.note(note)
+    with clock.stage("quantize"):
+        start = quantize_model(job.model, runtime, job.calibration, job.impact, choices=choices)
+    if not start.weights and not start.activations:
+        raise UsageError("the plan leaves everything in float", remedy="give a plan with integers in it")
+    return job.model, start
+
+
+def _spread(data: Dataset) -> Dataset:
+    places = np.unique(np.linspace(0, len(data) - 1, CALIBRATION).round().astype(int))
+    few = {name: array[places] for name, array in data.inputs.items()}
+    return make_dataset(few, data.specs, labels=None, source=data.source)
+
+
+def _apart(data: Dataset) -> tuple[Data, Data]:
+    """Samples that are held out, and all others."""
+    inputs = tuple(torch.from_numpy(np.array(array)) for array in data.inputs.values())
+    labels = None if data.labels is None else torch.from_numpy(np.array(data.labels, np.int64))
+    every, whole = torch.arange(len(data)), Data(inputs, labels)
+    return whole.at(every[::HELD_OUT]), whole.at(every[every % HELD_OUT != 0])
+
+
+def _key(request: TrainRequest, model: Model, data: Dataset) -> str:
+    """Hash of all that decides how a training goes."""
+    told = {
+        "version": VERSION,
+        "torch": torch.__version__,
+        "model": model.fingerprint,
+        "data": data.sha256,
+        "plan": request.plan.stored,
+        "asked": [request.labels, request.distill, request.features, request.ranges, request.augment],
+        "steps": asdict(request.steps),
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,228 @@
+"""A quantized model as a module that learns: its parameters, and the scales that they and the activations have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeq.errors import UnsupportedError, UsageError
+from edgeq.lowering.assign import Version
+from edgeq.methods.given import GIVEN
+from edgeq.model.graph import Node
+from edgeq.model.model import Model
+from edgeq.model.ops import upper_bound
+from edgeq.numerics import QParams, qparams, quantize
+from edgeq.numerics.weights import QuantizedWeight, rows
+from edgeq.quantization.activations import QuantizedTensor
+from edgeq.quantization.dynamic import dynamic_reads
+from edgeq.quantization.quantized import LEARNED, LEARNED_FROM, Quantized
+from edgeq.training.ranges import RANGES
+
+MOMENTUM = 0.99
+"""Of a range that follows the values, with each batch."""
+
+REACH = 3.0
+"""How far the logarithm of a scale goes at most."""
+
+
+class Scale(torch.nn.Module):
+    """A scale and its zero point, of integers from `low` to `high`.
+
+    It is learned by its logarithm, so that it stays positive, and goes by the same parts whatever its size.
+    """
+
+    start: torch.Tensor
+    zero: torch.Tensor
+
+    def __init__(self, q: QParams, rank: int, *, learns: bool, most: float = REACH) -> None:
+        super().__init__()
+        scale, zero = (np.array(part) for part in q.shaped(rank))
+        self.q, self.most = q, most
+        self.low, self.high = q.scheme.quant_min, q.scheme.quant_max
+        self.register_buffer("start", torch.from_numpy(np.atleast_1d(scale)))
+        self.register_buffer("zero", torch.from_numpy(np.atleast_1d(zero)).float())
+        self.growth = torch.nn.Parameter(torch.zeros_like(self.start), requires_grad=learns)
+
+    def now(self) -> torch.Tensor:
+        """Float32, ready to be broadcast."""
+        return self.start * self.growth.clamp(-REACH, self.most).exp()
+
+    def be(self, q: QParams) -> None:
+        """Takes another scale and zero point."""
+        with torch.no_grad():
+            self.start.copy_(torch.from_numpy(np.atleast_1d(q.scale)).reshape(self.start.shape))
+            self.zero.copy_(torch.from_numpy(np.atleast_1d(q.zero_point)).reshape(self.zero.shape))
+
+    def found(self) -> QParams:
+        with torch.no_grad():
+            shape = self.q.scale.shape
+            scale = self.now().numpy().reshape(shape).astype(np.float32)
+            return replace(self.q, scale=scale, zero_point=self.zero.numpy().reshape(shape).astype(np.int32))
+
+
+class View(torch.nn.Module):
+    """Computes what the quantized model will, from parameters in float32 that are rounded on their way.
+
+    Args:
+        model: the float model.
+        start: what it is quantized to, before anything is learned.
+        ranges: a name in `edgeq.training.ranges.RANGES`.
+        features: graph nodes whose values are given out behind the outputs.
+
+    Raises:
+        UsageError: there is no such rule.
+        UnsupportedError: a layer's weights have levels that are not evenly spaced.
+    """
+
+    def __init__(self, model: Model, start: Quantized, ranges: str, features: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        if ranges not in RANGES:
+            raise UsageError(
+                f"there is no {ranges!r} among the ways to set ranges", remedy=f"one of {', '.join(RANGES)}"
+            )
+        self.model, self.quantized, self.rule, self.features = model, start, RANGES[ranges], features
+        learned = {name for kind, _, name, *_ in model.program.calling["inputs"] if kind == "PARAMETER"}
+        self.names = [n for n, array in model.state.items() if n in learned and array.dtype == np.float32]
+        biases = {group.bias: start.biases[group.name] for group in model.groups if group.name in start.biases}
+        self.values = torch.nn.ParameterList(
+            torch.nn.Parameter(torch.from_numpy(np.array(biases.get(name, model.state[name])))) for name in self.names
+        )
+        self.rounded = {g.weight: g.name for g in model.groups if g.weight and g.name in start.weights}
+        self.scales = list(self._scales())
+        self.learned = torch.nn.ModuleList(self.scales)
+        self.versions = {tensor.version: i for i, tensor in enumerate(self._tensors())}
+        self.ranges: torch.Tensor
+        self.register_buffer("ranges", torch.tensor([[t.low, t.high] for t in self._tensors()]).reshape(-1, 2))
+
+    def _scales(self) -> Iterator[Scale]:
+        """Of activations, then of weights, in the order of their layers."""
+        bounds: dict[Version, float] = {}
+        for node in self.model.program.nodes:
+            tensor = self.quantized.activations.get(node.name)
+            bound = upper_bound(node) if tensor is not None and node.op == "call_function" else None
+            if tensor is not None and bound is not None and bound > 0:
+                # behind a range that went beyond it, runtimes would have to clip, and do so in float
+                most = max(0.0, float(np.log(bound / max(tensor.q.high, 1e-12))) - 1e-6)
+                bounds[tensor.version] = min(bounds.get(tensor.version, REACH), most)
+        for tensor in self._tensors():
+            learns = "activations" in self.rule.learns and self._moves(tensor)
+            yield Scale(tensor.q, 1, learns=learns, most=bounds.get(tensor.version, REACH))
+        for layer in self.rounded.values():
+            weight = self.quantized.weights[layer]
+            if weight.levels is not None:
+                raise UnsupportedError(
+                    f"its weights are to be one of {len(weight.levels)} levels that are not evenly spaced",
+                    where=f"layer {layer}",
+                    remedy="give it another choice in the plan",
+                )
+            learns = "weights" in self.rule.learns and not weight.q.scheme.power_of_two
+            yield Scale(weight.q, rows(weight.integers, weight.q.scheme).ndim, learns=learns)
+
+    def _tensors(self) -> list[QuantizedTensor]:
+        """One for each scale of activations."""
+        every = (*self.quantized.activations.values(), *self.quantized.again.values())
+        return list({tensor.version: tensor for tensor in every}.values())
+
+    def _moves(self, tensor: QuantizedTensor) -> bool:
+        """Whether a range may be another one than it is: neither prescribed, nor that of an input."""
+        given = any(self.quantized.activations.get(name) is tensor for name in self.model.input_nodes)
+        return tensor.estimator != "fixed" and not tensor.q.scheme.power_of_two and not given
+
+    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """The outputs, and then the features, for one tensor per input, [N, ...]."""
+        quantized, written = self.quantized, self.quantized.rounded
+        nodes = {name: node for node, name in self.model.program.lifted.items()}
+        constants = {nodes[name]: value for name, value in self._parameters_now()}
+        features: dict[str, torch.Tensor] = {}
+
+        def hook(node: Node, values: list[Any]) -> list[Any]:
+            tensor = written.get(node.name)
+            if tensor is not None:
+                values = [self._round(tensor, value) for value in values]
+            if node.name in self.features:
+                features[node.name] = values[0]
+            return values
+
+        def way(tensor: QuantizedTensor) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda value: self._round(tensor, value)
+
+        dynamic = {pair: [_straight(one)] for pair, one in dynamic_reads(self.model, quantized).items()}
+        reads = {pair: [way(tensor)] for pair, tensor in quantized.rounded_by_readers(self.model).items()}
+        grads = torch.is_grad_enabled()
+        (outputs,) = self.model.run([inputs], hook, constants, {**reads, **dynamic}, differentiable=grads)
+        return [*outputs, *(features[name] for name in self.features)]
+
+    def _parameters_now(self) -> Iterator[tuple[str, torch.Tensor]]:
+        weights = iter(range(len(self.versions), len(self.scales)))
+        own = dict(zip(self.rounded, weights, strict=True))
+        for name, value in zip(self.names, self.values, strict=True):
+            yield name, value if name not in own else self._round_weight(value, self.scales[own[name]])
+
+    def _round_weight(self, value: torch.Tensor, scale: Scale) -> torch.Tensor:
+        grouped = value if scale.q.scheme.group is None else value.reshape(-1, scale.q.scheme.group)
+        if self.rule.follows and self.training:
+            scale.be(_reaching(grouped.detach().numpy(), scale.q))
+        return self.rule.weights(grouped, scale.now(), scale.zero, scale.low, scale.high).reshape(value.shape)
+
+    def _round(self, tensor: QuantizedTensor, value: torch.Tensor) -> torch.Tensor:
+        index = self.versions[tensor.version]
+        scale = self.scales[index]
+        if self.rule.follows and self.training and self._moves(tensor):
+            seen = torch.stack([value.detach().amin(), value.detach().amax()])
+            self.ranges[index] = MOMENTUM * self.ranges[index] + (1 - MOMENTUM) * seen
+            low, high = self.ranges[index].tolist()
+            scale.be(qparams(low, high, tensor.q.scheme))
+        return self.rule.activations(value, scale.now(), scale.zero, scale.low, scale.high)
+
+    def rates(self, weights: float, scales: float) -> list[dict[str, Any]]:
+        """Groups of parameters for an optimizer, each with how fast it learns: parameters by parts of their own size,
+        since that differs a hundredfold from layer to layer once batch norms are folded.
+
+        Source: Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", section 8.
+        """
+        sizes = [max(float(value.detach().square().mean().sqrt()), 1e-3) for value in self.values]
+        groups = [{"params": [v], "lr": weights * size} for v, size in zip(self.values, sizes, strict=True)]
+        learned = [scale.growth for scale in self.scales if scale.growth.requires_grad]
+        return [*groups, *([{"params": learned, "lr": scales}] if learned else [])]
+
+    def found(self) -> tuple[Model, Quantized]:
+        """What was learned: the model with its float parameters, and its integers."""
+        with torch.no_grad():
+            state = {n: value.numpy().copy() for n, value in zip(self.names, self.values, strict=True)}
+        scales = [scale.found() for scale in self.scales]
+        own = dict(zip(self.rounded, scales[len(self.versions) :], strict=True))
+        weights = {}
+        for name, layer in self.rounded.items():
+            integers = quantize(rows(state[name], own[name].scheme), own[name]).reshape(state[name].shape)
+            weights[layer] = QuantizedWeight(integers, own[name])
+        biases = {g.name: state[g.bias] for g in self.model.groups if g.bias and g.bias in state}
+        quantized = replace(
+            self.quantized,
+            activations={node: self._as_found(t, scales) for node, t in self.quantized.activations.items()},
+            again={version: self._as_found(t, scales) for version, t in self.quantized.again.items()},
+            weights=weights,
+            biases={**self.quantized.biases, **biases},
+            methods=dict.fromkeys(weights, GIVEN),
+        )
+        real = {name: weights[layer].real for name, layer in self.rounded.items()}
+        return self.model.with_state({**state, **real}), quantized
+
+    def _as_found(self, tensor: QuantizedTensor, scales: list[QParams]) -> QuantizedTensor:
+        q = scales[self.versions[tensor.version]]
+        return replace(tensor, q=q, low=q.low, high=q.high, estimator=LEARNED, reason=LEARNED_FROM)
+
+
+def _reaching(weight: np.ndarray, q: QParams) -> QParams:
+    """Scales with which the integers reach the largest weights."""
+    axes = tuple(axis for axis in range(weight.ndim) if axis != q.axis)
+    extremes = (weight.min(), weight.max()) if q.axis is None else (weight.min(axis=axes), weight.max(axis=axes))
+    return qparams(*extremes, q.scheme, q.axis)
+
+
+def _straight(rounding: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """With the gradient of what is rounded."""
+    return lambda value: value + (rounding(value.detach()) - value).detach()
