@@ -163,13 +163,11 @@ def write_build(
 
     Where one format was to be kept, the files of the others are removed; the report still tells of them.
     """
-    kept = [b for b in built if b.build.error is None]
-    if not keep_all:
-        for other in kept:
-            if other.build.format != report.chosen:
-                for name in (*other.build.files, *other.build.sources):
-                    (folder / name).unlink()
-        kept = [b for b in kept if b.build.format == report.chosen]
+    made = [b for b in built if b.build.error is None]
+    kept = [b for b in made if keep_all or b.build.format == report.chosen]
+    # formats may share files, such as a tokenizer
+    for name in _files(made) - _files(kept):
+        (folder / name).unlink()
     plans: dict[str, str] = {}
     files: list[str] = []
     for one in kept:
@@ -202,6 +200,10 @@ def write_build(
         versions=versions_now(VERSIONED),
         golden=golden,
     )
+
+
+def _files(built: Sequence[Built]) -> set[str]:
+    return {name for one in built for name in (*one.build.files, *one.build.sources)}
 
 
 def write_reports(folder: Path, report: Report) -> None:

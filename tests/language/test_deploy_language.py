@@ -74,6 +74,19 @@ def test_the_same_folder_gives_the_same_artefact(
         assert (tmp_path / "again" / name).read_bytes() == (built[0] / name).read_bytes()
 
 
+def test_of_two_formats_one_is_kept_whole(
+    folders: dict[str, Path], texts: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Both have the tokenizer beside them."""
+    rest = ["--method", "nearest", *EIGHT, "--allow-slower", "--out", tmp_path / "build"]
+    code, report, _ = run(capsys, "deploy", folders["tied"], *TARGET, *texts, *rest)
+    assert code == 0 and len(report["builds"]) == 2
+    chosen, other = sorted(report["builds"], key=lambda one: one["format"] != report["chosen"])
+    kept = {file.name for file in (tmp_path / "build").iterdir()}
+    assert {*chosen["files"], *chosen["sources"]} <= kept and not kept & set(other["files"])
+    assert run(capsys, "verify", tmp_path / "build")[0] == 0
+
+
 def test_a_build_answers_prompts(
     built: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
