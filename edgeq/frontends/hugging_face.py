@@ -252,12 +252,12 @@ def _length(folder: HfFolder, tokenizer: Any, given: Given) -> int:
 def _sample(folder: HfFolder, names: tuple[str, ...], length: int, tokenizer: Any) -> tuple[torch.Tensor, ...]:
     """Two inputs that tell arguments and positions apart: other words everywhere, the second one filled up."""
     made = torch.Generator().manual_seed(0)
-    words = min(int(folder.config.get("vocab_size") or len(tokenizer)), len(tokenizer))
+    words = min(folder.count("vocab_size") or len(tokenizer), len(tokenizer))
     mask = torch.ones(2, length, dtype=torch.int64)
     mask[1, (length + 1) // 2 :] = 0
     ids = torch.randint(words, (2, length), generator=made)
     ids = torch.where(mask == 1, ids, int(tokenizer.pad_token_id or 0))
-    types = int(folder.config.get("type_vocab_size") or 1)
+    types = folder.count("type_vocab_size") or 1
     found = {
         "input_ids": ids,
         "attention_mask": mask,

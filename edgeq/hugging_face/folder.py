@@ -15,6 +15,9 @@ CONFIG = "config.json"
 MODULES = "modules.json"
 """Of sentence-transformers: the steps from tokens to an embedding."""
 
+GENERATION = "generation_config.json"
+"""How a language model is decoded."""
+
 SENTENCES = "sentence_bert_config.json"
 """Of sentence-transformers: how its tokenizer is used."""
 
@@ -58,6 +61,20 @@ class HfFolder:
         """The class that its weights were saved from; empty where it does not say."""
         named = self.config.get("architectures") or [""]
         return str(named[0]) if isinstance(named, list) else ""
+
+    def count(self, name: str) -> int:
+        """A number of things that its `config.json` tells; 0 where it does not.
+
+        Raises:
+            UsageError: it tells something else there.
+        """
+        told = self.config.get(name)
+        if told is None:
+            return 0
+        if not isinstance(told, int) or isinstance(told, bool) or told < 0:
+            where = f"{self.path.name}/{CONFIG}"
+            raise UsageError(f"its {name} is {str(told)[:40]!r}, which is no number", where=where, remedy=_FETCH)
+        return told
 
     @property
     def sha256(self) -> str:
@@ -115,6 +132,25 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     found = read_json(_own(folder, name), "settings of Hugging Face's", _FETCH)
     if not isinstance(found, dict):
         raise UsageError("is no JSON object", where=f"{folder.name}/{name}", remedy=_FETCH)
+    return found
+
+
+def stop_tokens(folder: Path) -> list[int]:
+    """The tokens that end an answer, as `generation_config.json` says; none where it does not, or is not there.
+
+    Raises:
+        UsageError: it is damaged, or says something else there than numbers of tokens.
+    """
+    if not (folder / GENERATION).exists():
+        return []
+    told = read_settings(folder, GENERATION).get("eos_token_id")
+    found = told if isinstance(told, list) else [] if told is None else [told]
+    if other := [one for one in found if not isinstance(one, int) or isinstance(one, bool) or one < 0]:
+        raise UsageError(
+            f"its eos_token_id has {str(other[0])[:40]!r}, which is no number of a token",
+            where=f"{folder.name}/{GENERATION}",
+            remedy=f"{_FETCH}, or remove the file: then the tokenizer says what ends an answer",
+        )
     return found
 
 

@@ -51,12 +51,14 @@ class Decoder:
         proto: the graph, without the values that lie in external data.
         replaced: initializers with other values than the file's.
         kept: by initializer, the integers that its checkpoint had; empty where that was float.
+        unread: names of tensors in the folder's files that the model has no use for.
     """
 
     path: Path
     proto: onnx.ModelProto
     replaced: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     kept: Mapping[str, Kept] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @cached_property
     def initializers(self) -> dict[str, onnx.TensorProto]:

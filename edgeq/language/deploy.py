@@ -16,7 +16,7 @@ from edgeq.language.formats import FORMATS, differing
 from edgeq.language.judge import Judged, Subject, judge, read_reference
 from edgeq.language.kept import float_decoder, has_integers, keeping, rounded_again
 from edgeq.language.openvino_tokenizer import write_tokenizers
-from edgeq.language.plan import DecoderPlan, chosen, uniform
+from edgeq.language.plan import DecoderPlan, chosen, left_float, uniform
 from edgeq.language.rounding import KEPT, METHODS, WITHOUT_TEXT, Rounded, round_weights
 from edgeq.language.text import CALIBRATED, JUDGED, Texts, packed
 from edgeq.limits import Limits
@@ -94,9 +94,14 @@ def deploy_language(request: LanguageRequest) -> Report:
         subject, decoder = float_model(folder, scratch, clock)
         rounded: dict[str, Rounded] = {}
         again: list[str] = []
+        left: list[str] = []
         built = []
         for runtime in aim.runtimes:
             plan = request.plan or _uniform(request, decoder, runtime, aim, method)
+            if request.plan is None:
+                for text in left_float(plan, decoder.weights, runtime, request.weights, request.words):
+                    clock.progress.note(text)
+                    left.append(text)
             try:
                 with foreseen(runtime.format):
                     taken = chosen(plan, decoder.weights, runtime)
@@ -131,7 +136,7 @@ def deploy_language(request: LanguageRequest) -> Report:
         if all(one.error for one in built):
             raise next(one.error for one in built if one.error)
         beside = copy_beside(folder, decoder, out)
-        warnings = _warnings(calibration, evaluation)
+        warnings = [*told_of(decoder), *left, *_warnings(calibration, evaluation)]
         for at, one in enumerate(built):
             if one.error is None:
                 sources = {name: (out / name).stat().st_size for name in (*beside, *_more(one, folder, out, warnings))}
@@ -231,7 +236,18 @@ def float_model(folder: HfFolder, scratch: Path, clock: Clock) -> tuple[Subject,
     """
     with clock.stage("float model"):
         decoder = float_decoder(folder, scratch)
+    for text in told_of(decoder):
+        clock.progress.note(text)
     return Subject(folder, decoder), decoder
+
+
+def told_of(decoder: Decoder) -> list[str]:
+    """What there is to say of a float model before anything is done with it."""
+    if not decoder.unread:
+        return []
+    few = ", ".join(decoder.unread[:3]) + (" and others" if len(decoder.unread) > 3 else "")
+    count = f"{len(decoder.unread)} tensor{'s are' if len(decoder.unread) > 1 else ' is'}"
+    return [f"{count} in the model's files, and not in the model that its config.json tells of: {few}"]
 
 
 def build(

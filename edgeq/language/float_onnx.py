@@ -7,10 +7,12 @@ compared with what transformers answers: it may not know all of a model's kind.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,12 @@ LOOKED_AT = 512
 
 NEAR = 0.02
 """Nats by which a token's likelihood may differ: float32 in another order."""
+
+_AS_MODULE = (
+    "import sys; sys.path[:] = [one for one in sys.path if one]; import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+"""What `python -m` does, without the working folder in the path: a model's folder may hold a `torch.py`."""
 
 _BUILDER = "onnxruntime_genai.models.builder"
 
@@ -53,6 +61,9 @@ def write_float(folder: HfFolder, out: Path) -> Path:
         "-c", str(out / "cache"),
     )  # fmt: skip
     where = str(folder.path)
+    # told before it fails of them; where it only warns, it goes on with random numbers in their place
+    if lost := re.search(r"^\s*(\S.*?)\s*\|\s*(MISSING|MISMATCH)\b", done.stderr + done.stdout, re.MULTILINE):
+        _refuse_lost([lost[1]], where)
     if done.returncode or not (out / MODEL).is_file():
         raise UnsupportedError(
             f"onnxruntime-genai's builder cannot make it ({_last(done)})",
@@ -60,36 +71,44 @@ def write_float(folder: HfFolder, out: Path) -> Path:
             remedy="look whether it has the architecture "
             f"({folder.architecture}), and whether transformers loads the folder",
         )
-    # transformers only warns, and goes on with random numbers in their place
-    if lost := re.search(r"^\s*([\w.]+)\s*\|\s*(MISSING|MISMATCH)", done.stderr + done.stdout, re.MULTILINE):
-        raise UnsupportedError(
-            f"the weight {lost[1]} is not in its files, or not as config.json says",
-            where=where,
-            remedy="copy config.json and the weights from the same model",
-        )
     return out / MODEL
 
 
-def refuse_another(folder: HfFolder, decoder: Decoder) -> None:
+def _refuse_lost(names: Sequence[str], where: str) -> None:
+    if names:
+        raise UnsupportedError(
+            f"the weight {names[0]} is not in its files, or not as config.json says",
+            where=where,
+            remedy="copy config.json and the weights from the same model",
+        )
+
+
+def refuse_another(folder: HfFolder, decoder: Decoder) -> tuple[str, ...]:
     """Compares a float file with transformers, on a text of random words.
 
+    Returns:
+        Names of tensors in the folder's files that the model has no use for.
+
     Raises:
-        UnsupportedError: it foretells something else.
+        UnsupportedError: it foretells something else, or a weight is missing. Where that is a factor of a norm, both
+            would take 1 for it, and agree.
     """
-    words, longest = (int(folder.config.get(key) or 0) for key in ("vocab_size", "max_position_embeddings"))
+    words, longest = folder.count("vocab_size"), folder.count("max_position_embeddings")
     length = min(LOOKED_AT, longest or LOOKED_AT)
     tokens = np.random.default_rng(0).integers(0, words, (1, length))
     with scratch_folder() as scratch:
         np.save(scratch / "tokens.npy", tokens)
         done = _run(
             "edgeq.language.as_transformers",
-            *(str(path) for path in (folder.path.resolve(), scratch / "tokens.npy", scratch / "nll.npy")),
+            *map(str, (folder.path.resolve(), scratch / "tokens.npy", scratch / "nll.npy", scratch / "read.json")),
         )
         if done.returncode:
             raise UnsupportedError(
                 f"transformers cannot run it ({_last(done)})", where=str(folder.path), remedy="look at its files"
             )
         wanted = np.load(scratch / "nll.npy")
+        read = json.loads((scratch / "read.json").read_text(encoding="utf-8"))
+    _refuse_lost(read["lost"], str(folder.path))
     found = _foretold(decoder, tokens)
     apart = float(np.abs(found - wanted).max())
     if not apart < NEAR:
@@ -99,6 +118,7 @@ def refuse_another(folder: HfFolder, decoder: Decoder) -> None:
             where=str(folder.path),
             remedy="look in config.json for what the builder does not know, such as a sliding window",
         )
+    return tuple(read["unread"])
 
 
 def _foretold(decoder: Decoder, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -113,14 +133,17 @@ def _foretold(decoder: Decoder, tokens: NDArray[np.int64]) -> NDArray[np.float64
 
 
 def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A module in a process of its own that asks no hub."""
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    """A module in a process of its own that asks no hub, and tells which weights it misses."""
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+               "TRANSFORMERS_VERBOSITY": "warning"}  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-c", _AS_MODULE, module, *arguments]
     return subprocess.run(
         command, env={**os.environ, **offline}, capture_output=True, text=True, errors="replace", check=False
     )
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return f"its process was ended by signal {-done.returncode}: there may be too little memory"
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it says nothing"

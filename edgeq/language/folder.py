@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeq.errors import UnsupportedError
-from edgeq.hugging_face.folder import HfFolder, read_folder
+from edgeq.errors import UnsupportedError, UsageError
+from edgeq.hugging_face.folder import HfFolder, read_folder, stop_tokens
 
 
 def open_folder(path: Path) -> HfFolder:
@@ -28,4 +28,9 @@ def open_folder(path: Path) -> HfFolder:
             where=path.name,
             remedy="save it with save_pretrained, which writes safetensors",
         )
+    if not folder.count("vocab_size"):
+        raise UsageError(
+            "its config.json has no vocab_size", where=path.name, remedy="download the folder again, whole"
+        )
+    stop_tokens(path)  # transformers and the builder pass over a file that is damaged
     return folder

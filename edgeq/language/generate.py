@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from edgeq.devices import Candidate, Device, open_device
 from edgeq.devices import decoding as on_device
 from edgeq.errors import UsageError
+from edgeq.hugging_face.folder import stop_tokens
 from edgeq.hugging_face.tokenizer import load_tokenizer
 from edgeq.language.formats import FORMATS
 from edgeq.reading import read_json
@@ -130,11 +130,9 @@ def opened(build: Build, device: str | None) -> Device:
 
 
 def stops(folder: Path, otherwise: int | None) -> list[int]:
-    """The tokens that end an answer: what `generation_config.json` says, or the tokenizer."""
-    try:
-        told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError, AttributeError):
-        told = None
-    found = told if isinstance(told, list) else [told]
-    known = [one for one in found if isinstance(one, int)]
-    return known or ([] if otherwise is None else [otherwise])
+    """The tokens that end an answer: what `generation_config.json` says, or the tokenizer.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    return stop_tokens(folder) or ([] if otherwise is None else [otherwise])

@@ -72,7 +72,7 @@ class Subject:
 
     @property
     def words(self) -> int:
-        return int(self.folder.config.get("vocab_size") or 0)
+        return self.folder.count("vocab_size")
 
 
 class Reference(NamedTuple):

@@ -93,7 +93,7 @@ def float_decoder(folder: HfFolder, scratch: Path) -> Decoder:
     out = scratch / "float"
     out.mkdir()
     decoder = read_decoder(write_float(unpacked, out))
-    refuse_another(unpacked, decoder)
+    decoder = replace(decoder, unread=refuse_another(unpacked, decoder))
     if not layers:
         return decoder
     shutil.copyfile(unpacked.path / CONFIG, out / CONFIG)  # a build's own folder has no packed weights to tell of

@@ -10,7 +10,7 @@ from edgeq.errors import UsageError
 from edgeq.files import scratch_folder
 from edgeq.hugging_face.folder import HfFolder
 from edgeq.language.decoder import Decoder
-from edgeq.language.deploy import LanguageRequest, aim_of, float_model
+from edgeq.language.deploy import LanguageRequest, aim_of, float_model, told_of
 from edgeq.language.folder import open_folder
 from edgeq.language.formats import FORMATS
 from edgeq.language.generate import built_decoder
@@ -115,4 +115,5 @@ def float_of(build: Path, folder: HfFolder, scratch: Path, clock: Clock) -> tupl
         remedy = f"give the folder {report.model}, which it was made from"
         raise UsageError("its matrices are not those of the build", where=f"--model {folder.path}", remedy=remedy)
     same = report.model_hash == subject.sha256
-    return subject, decoder, [] if same else [f"the build was made from another folder than {subject.source}"]
+    other = [] if same else [f"the build was made from another folder than {subject.source}"]
+    return subject, decoder, [*told_of(decoder), *other]

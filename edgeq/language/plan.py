@@ -10,6 +10,7 @@ from edgeq.errors import UsageError
 from edgeq.language.decoder import Weight
 from edgeq.reading import read_json
 from edgeq.records.strict import Strict, validated
+from edgeq.records.wording import bytes_text
 from edgeq.registry.schema import DecoderChoice, Format, Runtime, RuntimeName
 
 KIND: Literal["edgeq.decoder-plan"] = "edgeq.decoder-plan"
@@ -103,11 +104,11 @@ def uniform(
     Raises:
         UsageError: the runtime has no such choice.
     """
-    last = [weight.name for weight in weights if weight.linear][-1:]
+    scoring = _scoring(weights)
 
     def choice(weight: Weight) -> str:
         # what scores words is as large as their table, and as sensitive
-        as_words = weight.embedding or weight.name in last
+        as_words = weight.embedding or weight.name in scoring
         asked, bits, group, option = (words, 8, 64, "--words") if as_words else (products, 4, 32, "--weights")
         known = choices(weight, runtime)
         found = asked or next(
@@ -126,6 +127,34 @@ def uniform(
         for weight in weights
     }
     return DecoderPlan(target=target, runtime=runtime.name, format=runtime.format, method=method, matrices=matrices)
+
+
+def _scoring(weights: tuple[Weight, ...]) -> list[str]:
+    return [weight.name for weight in weights if weight.linear][-1:]
+
+
+def left_float(
+    plan: DecoderPlan, weights: tuple[Weight, ...], runtime: Runtime, products: str | None, words: str | None
+) -> list[str]:
+    """What to tell of matrices that stay float although nobody asked for that: the usual choice does not fit them.
+
+    Args:
+        products, words: see `uniform`.
+    """
+    found = []
+    for weight in weights:
+        as_words = weight.embedding or weight.name in _scoring(weights)
+        if plan.matrices[weight.name].choice != FLOAT or (words if as_words else products) is not None:
+            continue
+        others = ", ".join(choices(weight, runtime))
+        option = "--words" if as_words else "--weights"
+        remedy = f"{option} may be {others}" if others else "the runtime has nothing smaller for it"
+        size = bytes_text(4 * weight.rows * weight.columns)
+        found.append(
+            f"{runtime.format}: {weight.name} stays float32 ({size}): the usual choice does not fit rows of "
+            f"{weight.columns} numbers; {remedy}"
+        )
+    return found
 
 
 def choices(weight: Weight, runtime: Runtime) -> dict[str, DecoderChoice]:

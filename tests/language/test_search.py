@@ -11,12 +11,13 @@ import pytest
 from test_rounding import real, whole
 
 from edgeq.errors import UsageError
-from edgeq.language.decoder import Decoder
-from edgeq.language.plan import DecoderPlan, chosen, read_decoder_plan, uniform
+from edgeq.language.decoder import Decoder, Weight
+from edgeq.language.plan import FLOAT, DecoderPlan, chosen, left_float, read_decoder_plan, uniform
 from edgeq.language.rounding import round_weights
 from edgeq.language.sensitivity import Unit, sensitivities
 from edgeq.language.solve import solve
 from edgeq.progress import Silent
+from edgeq.records.wording import bytes_text
 from edgeq.registry.load import load_target
 
 RUNTIME = next(one for one in load_target("x86-avx512").runtimes if one.format == "onnx")
@@ -113,3 +114,16 @@ def test_choices_that_the_runtime_has_not(decoder: Decoder, products: str | None
     """Rows of words have whole groups: 64 numbers have none of 128."""
     with pytest.raises(UsageError, match=r"--weights|--words"):
         uniform(decoder.weights, RUNTIME, "x86-avx512", "nearest", products, words)
+
+
+def test_a_table_that_the_usual_choice_does_not_fit_is_told() -> None:
+    """Rows of 96 numbers are no whole groups of 64, and those of 40 none of 32 either."""
+    product = Weight("product", 8, 40, True, False, True)
+    for columns, others in ((96, "--words may be"), (40, "the runtime has nothing smaller for it")):
+        weights = (Weight("words", 200, columns, False, True, False), product)
+        plan = uniform(weights, RUNTIME, "x86-avx512", "nearest")
+        assert {name: one.choice == FLOAT for name, one in plan.matrices.items()} == {"words": True, "product": False}
+        (told,) = left_float(plan, weights, RUNTIME, None, None)
+        assert f"words stays float32 ({bytes_text(800 * columns)})" in told and f"rows of {columns} numbers" in told
+        assert others in told
+        assert left_float(plan, weights, RUNTIME, None, FLOAT) == []  # it was asked for
