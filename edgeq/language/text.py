@@ -68,23 +68,23 @@ def packed(path: Path, folder: HfFolder, most: int, *, overlapping: bool, option
     where = f"{option} {path}"
     if not path.is_file():
         raise UsageError("there is no such file", where=where, remedy="give a text file, or a .npy of tokens")
-    longest = int(folder.config.get("max_position_embeddings") or LENGTH)
+    longest = folder.count("max_position_embeddings") or LENGTH
     if path.suffix == ".npy":
         tokens, first = _array(path, where), 0
     else:
         every = _tokens(path, folder, where)
         length = min(LENGTH, longest, len(every))
+        _refuse_short(length, where)
         step = length // 2 if overlapping else length
         starts = range(0, len(every) - length + 1, step)
         tokens = np.stack([every[at : at + length] for at in starts])
         first = step - 1 if overlapping and len(tokens) > 1 else 0
-    if tokens.shape[1] < FEWEST:
-        raise UsageError(f"{tokens.shape[1]} tokens tell nothing", where=where, remedy="give more text")
+    _refuse_short(tokens.shape[1], where)
     if tokens.shape[1] > longest:
         raise UsageError(
             f"texts of {tokens.shape[1]} tokens, and the model takes {longest}", where=where, remedy="cut them"
         )
-    words = int(folder.config.get("vocab_size") or 0)
+    words = folder.count("vocab_size")
     if words and not 0 <= tokens.min() <= tokens.max() < words:
         raise UsageError(
             f"tokens from {tokens.min()} to {tokens.max()}, and the model has {words} words",
@@ -94,6 +94,14 @@ def packed(path: Path, folder: HfFolder, most: int, *, overlapping: bool, option
     if len(tokens) > most:
         tokens = tokens[np.linspace(0, len(tokens) - 1, most).round().astype(int)]
     return Texts(str(path), tokens, first)
+
+
+def _refuse_short(length: int, where: str) -> None:
+    if length < FEWEST:
+        remedy = f"give texts of {FEWEST} tokens or more"
+        raise UsageError(
+            f"a text of {length} token{'' if length == 1 else 's'} tells nothing", where=where, remedy=remedy
+        )
 
 
 def _tokens(path: Path, folder: HfFolder, where: str) -> NDArray[np.int64]:
@@ -112,11 +120,8 @@ def _array(path: Path, where: str) -> NDArray[np.int64]:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"it is no array ({error})", where=where, remedy=remedy) from error
-    if (
-        not isinstance(array, np.ndarray)
-        or array.ndim != 2
-        or not np.issubdtype(array.dtype, np.integer)
-        or not len(array)
-    ):
+    if not isinstance(array, np.ndarray):
+        raise UsageError("it is an archive of several arrays", where=where, remedy=remedy)
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer) or not len(array):
         raise UsageError(f"it is {array.dtype} {list(array.shape)}", where=where, remedy=remedy)
     return array.astype(np.int64)

@@ -50,7 +50,7 @@ def test_the_most_texts_are_spread(folder: HfFolder, tmp_path: Path) -> None:
         (np.zeros((0, 20), int), r"\[0, 20\]"),
         (np.full((2, 20), WORDS), "the model has 200 words"),
         (np.full((2, 20), -1), "the model has 200 words"),
-        (np.zeros((2, 4), int), "4 tokens tell nothing"),
+        (np.zeros((2, 4), int), "a text of 4 tokens tells nothing"),
         (np.zeros((2, LONGEST + 1), int), "the model takes 256"),
     ],
 )
@@ -60,10 +60,19 @@ def test_arrays_that_are_no_texts(folder: HfFolder, tmp_path: Path, array: np.nd
         packed(tmp_path / "tokens.npy", folder, 5, overlapping=False, option="--calib")
 
 
-@pytest.mark.parametrize("content", [b"", b"  \n ", b"\xff\xfe\x00\x01", b"hello"])
+@pytest.mark.parametrize("content", [b"", b"  \n ", b"\xff\xfe\x00\x01", b"h", b"hello"])
 def test_files_that_are_no_texts(folder: HfFolder, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(UsageError, match="--calib"):
         packed(tmp_path / "text.txt", folder, 5, overlapping=False, option="--calib")
+    with pytest.raises(UsageError, match="--eval"):
+        packed(tmp_path / "text.txt", folder, 5, overlapping=True, option="--eval")
     with pytest.raises(UsageError, match="no such file"):
         packed(tmp_path / "other.txt", folder, 5, overlapping=False, option="--calib")
+
+
+def test_an_archive_that_is_named_as_an_array(folder: HfFolder, tmp_path: Path) -> None:
+    np.savez(tmp_path / "tokens.npz", np.zeros((2, 20), int))
+    (tmp_path / "tokens.npz").rename(tmp_path / "tokens.npy")
+    with pytest.raises(UsageError, match="an archive"):
+        packed(tmp_path / "tokens.npy", folder, 5, overlapping=False, option="--calib")
