@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgeq.errors import UsageError
-from edgeq.files import sha256_file
+from edgeq.files import is_build, sha256_file
 from edgeq.reading import read_json, refuse_special
 
 CONFIG = "config.json"
@@ -201,8 +201,10 @@ def _own(folder: Path, name: str, where: str = "") -> Path:
 
 
 def _beside(folder: Path) -> list[Path]:
-    """What is read beside the weights: settings and vocabularies of the folder, and those of its modules."""
-    places = [folder, *(one for one in folder.iterdir() if one.is_dir() and (one / CONFIG).is_file())]
+    """What is read beside the weights: settings and vocabularies of the folder, and those of its modules. A build there
+    is no part of the model, nor is one that is being written, whose name begins with a dot."""
+    modules = [one for one in folder.iterdir() if one.is_dir() and (one / CONFIG).is_file()]
+    places = [folder, *(one for one in modules if not one.name.startswith(".") and not is_build(one))]
     return [one for place in places for one in place.iterdir() if one.suffix in _READ_BESIDE and one.is_file()]
 
 

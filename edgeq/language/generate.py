@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeq.devices import Candidate, Device, open_device
 from edgeq.devices import decoding as on_device
 from edgeq.errors import UsageError
-from edgeq.hugging_face.folder import stop_tokens
+from edgeq.hugging_face.folder import CONFIG, HfFolder, read_settings, stop_tokens
 from edgeq.hugging_face.tokenizer import load_tokenizer
 from edgeq.language.formats import FORMATS
 from edgeq.reading import read_json
@@ -49,14 +49,14 @@ def generate(
 
     Args:
         folder: of the build.
-        most: new tokens at most.
+        most: new tokens at most; fewer where the model's context ends before.
         chat: the prompt is what a user says, put into the model's own template.
         device: where to run it, if not where it was proven.
         threads: 0 for every core.
         heard: is given the words as they come.
 
     Raises:
-        UsageError: this is no build of a language model, or the prompt is empty.
+        UsageError: this is no build of a language model, or the prompt is empty or too long.
         DeviceError: the device or runtime failed.
     """
     folder = Path(folder)
@@ -73,6 +73,13 @@ def generate(
     tokens = [int(token) for token in tokenizer(prompt, add_special_tokens=not chat)["input_ids"]]
     if not tokens:
         raise UsageError("the prompt is empty", remedy="say something")
+    context = HfFolder(folder, read_settings(folder, CONFIG), (), False).count("max_position_embeddings")
+    if context and len(tokens) >= context:
+        raise UsageError(
+            f"the prompt has {len(tokens)} tokens, and the model takes {context} with the answer",
+            remedy="give a shorter prompt",
+        )
+    most = min(most, context - len(tokens)) if context else most
     so_far: list[int] = []
     told = ""
 

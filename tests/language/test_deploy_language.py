@@ -94,11 +94,14 @@ def test_a_build_answers_prompts(
     assert code == 0
     assert len(found["tokens"]) == 6 or found["stopped"]
     assert found["format"] == built[1]["chosen"]
+    code, near, _ = run(capsys, "generate", built[0], "cat" * 100, "--most", "1000")  # 256 tokens are the context
+    assert code == 0 and (near["stopped"] or len(near["tokens"]) < 256)
     capsys.readouterr()
     assert app.run(["generate", str(built[0]), "the cat", "--most", "6"]) == 0
     assert capsys.readouterr().out.rstrip("\n") == found["text"]
     for arguments, told in (
         ([built[0], ""], "the prompt is empty"),
+        ([built[0], "the cat sat " * 300], "and the model takes 256 with the answer"),
         ([built[0], "hello", "--chat"], "no template for chats"),
         ([tmp_path, "hello"], "there is no build here"),
     ):

@@ -47,6 +47,18 @@ def test_the_digest_follows_weights_and_tokenizer(folder: Path) -> None:
     assert open_folder(folder).sha256 != before
 
 
+def test_a_build_in_the_folder_is_no_part_of_the_model(folder: Path) -> None:
+    before = open_folder(folder).sha256
+    for name in ("build", ".build.partial-7"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text("{}")
+    (folder / "build" / "edgeq.lock").write_text("")
+    assert open_folder(folder).sha256 == before
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    assert open_folder(folder).sha256 != before
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "told"),
     [
