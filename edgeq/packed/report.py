@@ -36,7 +36,7 @@ class PackedReport(NamedTuple):
 
     Attributes:
         layers: those that are packed.
-        left: names of linear layers and tables that are float.
+        left: names of linear layers and tables that are float, and of all others that have a matrix of their own.
         bytes_before, bytes_after: of all parameters and buffers, each counted once.
     """
 
@@ -58,7 +58,7 @@ def packed_report(module: nn.Module) -> PackedReport:
         if isinstance(layer, PackedLinear | PackedEmbedding):
             names.setdefault(id(layer.packed), []).append(name)
             packed[id(layer.packed)] = layer.packed
-        elif isinstance(layer, nn.Linear | nn.Embedding):
+        elif isinstance(layer, nn.Linear | nn.Embedding) or _has_matrix(layer):
             left.append(name)
     layers = tuple(
         PackedLayer(tuple(names[key]), one.shape, one.bits, one.layout.group, one.was, one.nbytes, one.error)
@@ -67,3 +67,9 @@ def packed_report(module: nn.Module) -> PackedReport:
     after = sum(one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers()))
     before = after + sum(one.bytes_before - one.bytes_after for one in layers)
     return PackedReport(layers, tuple(left), before, after)
+
+
+def _has_matrix(layer: nn.Module) -> bool:
+    """Of a kind that is never packed, such as a convolution or the `Conv1D` of GPT-2."""
+    own = [one for one in layer._parameters.values() if one is not None]
+    return any(one.ndim > 1 and one.is_floating_point() for one in own)

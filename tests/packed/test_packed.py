@@ -297,3 +297,9 @@ def test_a_language_model_foretells_as_before() -> None:
         wanted = model(words).logits
         assert (packed(words).logits - wanted).norm() < 0.03 * wanted.norm()
         assert packed.generate(words[:1], max_new_tokens=3, do_sample=False).shape == (1, 15)
+
+
+def test_layers_of_other_kinds_that_stay_float_are_told() -> None:
+    conv, norm = torch.nn.Conv1d(8, 8, 3), torch.nn.LayerNorm(8)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), conv, norm)
+    assert edgeq.packed_report(edgeq.quantize(model, group=8)).left == ("1",)
