@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import MissingExtraError, UnsupportedError
+from edgeq.errors import MissingExtraError, UnsupportedError, UsageError
 from edgeq.files import scratch_folder
 from edgeq.hugging_face.folder import HfFolder
 from edgeq.language.decoder import Decoder
@@ -51,6 +51,7 @@ def write_float(folder: HfFolder, out: Path) -> Path:
 
     Raises:
         MissingExtraError: onnxruntime-genai is not installed.
+        UsageError: a file of its weights is damaged.
         UnsupportedError: its builder cannot take the architecture, or the weights do not fit the config.
     """
     for package in ("onnxruntime_genai", "transformers"):
@@ -64,6 +65,9 @@ def write_float(folder: HfFolder, out: Path) -> Path:
     # told before it fails of them; where it only warns, it goes on with random numbers in their place
     if lost := re.search(r"^\s*(\S.*?)\s*\|\s*(MISSING|MISMATCH)\b", done.stderr + done.stdout, re.MULTILINE):
         _refuse_lost([lost[1]], where)
+    if done.returncode and "SafetensorError" in _last(done):
+        remedy = "download the folder again, whole"
+        raise UsageError(f"its weights cannot be read ({_last(done)})", where=where, remedy=remedy)
     if done.returncode or not (out / MODEL).is_file():
         raise UnsupportedError(
             f"onnxruntime-genai's builder cannot make it ({_last(done)})",
