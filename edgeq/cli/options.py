@@ -97,7 +97,7 @@ MethodName = Annotated[
         "--method",
         metavar="NAME",
         help="How all weights are rounded, whatever the effort: nearest, gptq, hqq, awq-clip, squeezellm, twn, "
-        "re-estimate, reconstruct, distil.",
+        "xnor, binaryconnect, re-estimate, reconstruct, distil.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from edgeq.errors import UsageError
 from edgeq.methods.awq_clip import awq_clip
+from edgeq.methods.binary import binary_connect, xnor
 from edgeq.methods.gptq import gptq
 from edgeq.methods.hqq import hqq
 from edgeq.methods.method import Change, Method, Seen, Wanted
@@ -20,6 +21,8 @@ DISTIL = "distil"
 RE_ESTIMATE = "re-estimate"
 SQUEEZELLM = "squeezellm"
 TWN = "twn"
+XNOR = "xnor"
+BINARY_CONNECT = "binaryconnect"
 
 
 def _reconstruct(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
@@ -47,6 +50,8 @@ METHODS: dict[str, Method] = {
     "awq-clip": awq_clip,
     SQUEEZELLM: squeezellm,
     TWN: twn,
+    XNOR: xnor,
+    BINARY_CONNECT: binary_connect,
     RE_ESTIMATE: _re_estimate,
     RECONSTRUCT: _reconstruct,
     DISTIL: _distil,
@@ -72,13 +77,18 @@ def _evenly(scheme: Scheme) -> bool:
     return scheme.levels is None
 
 
+def _of_three(scheme: Scheme) -> bool:
+    """Whether there are -1, 0 and 1, and any scale."""
+    return scheme.dtype == "int2" and scheme.symmetry == "symmetric" and not scheme.power_of_two and _evenly(scheme)
+
+
 ROUNDS_TO: dict[str, Callable[[Scheme], bool]] = {
     NEAREST: lambda scheme: True,
     GPTQ: lambda scheme: True,
     SQUEEZELLM: lambda scheme: scheme.levels is not None,
-    TWN: lambda scheme: (
-        scheme.dtype == "int2" and scheme.symmetry == "symmetric" and not scheme.power_of_two and _evenly(scheme)
-    ),
+    TWN: _of_three,
+    XNOR: _of_three,
+    BINARY_CONNECT: _of_three,
 }
 """The schemes of methods that are not for all with evenly spaced levels, and for these alone."""
 

@@ -22,10 +22,11 @@ THRESHOLD = 0.7
 
 def twn(model: Model, wanted: Sequence[Wanted], seen: Seen) -> Change:
     """Rounds to integers of 2 bits, of which it takes three."""
-    return Change({one.layer: _ternary(one) for one in wanted})
+    return Change({one.layer: ternary(one) for one in wanted})
 
 
-def _ternary(one: Wanted) -> QuantizedWeight:
+def ternary(one: Wanted) -> QuantizedWeight:
+    """Of `twn`."""
     size = np.abs(by_scale(one, one.weight).astype(np.float64))
     threshold = THRESHOLD * size.mean(axis=1)
     large = size > threshold[:, None]

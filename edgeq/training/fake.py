@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 
-def rounded(steps: torch.Tensor) -> torch.Tensor:
-    """To whole numbers, with the gradient of what was rounded.
+def straight_through(rounded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The very values that something was rounded to, with the gradient of what it was.
 
     Source: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
     Computation", section 4 (straight-through estimator).
     """
-    return steps + (steps.round() - steps).detach()
+    return rounded.detach() + (x - x.detach())
 
 
 def learned_step(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int) -> torch.Tensor:
@@ -27,7 +27,8 @@ def learned_step(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: 
     Source: Esser et al. 2020, "Learned Step Size Quantization", equations 1 to 5. Within the range the scale's gradient
     is the error of rounding, in steps; beyond it, the end of the range.
     """
-    return ((rounded(x / scale) + zero).clamp(low, high) - zero) * scale
+    steps = x / scale
+    return ((straight_through(steps.round(), steps) + zero).clamp(low, high) - zero) * scale
 
 
 def gradient_scale(values: int, high: int) -> float:

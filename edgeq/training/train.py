@@ -33,6 +33,7 @@ from edgeq.training.augment import augment_of
 from edgeq.training.checkpoint import place_of, read_checkpoint, write_checkpoint
 from edgeq.training.loop import Data, Epoch, Steps, Task, train
 from edgeq.training.objective import Aims, ends_of_blocks
+from edgeq.training.projected import PROJECTED
 from edgeq.training.ranges import RANGES
 from edgeq.training.view import View
 from edgeq.training.write import write_trained
@@ -207,8 +208,9 @@ def _start(case: Case, request: TrainRequest, clock: Clock) -> tuple[Model, Quan
     choices, notes = followed(request.plan, job.model, job.calibration, sha256, runtime)
     for note in notes:
         clock.progress.note(note)
+    methods = {layer: name for layer, name in request.plan.methods.items() if name in PROJECTED}
     with clock.stage("quantize"):
-        start = quantize_model(job.model, runtime, job.calibration, job.impact, choices=choices)
+        start = quantize_model(job.model, runtime, job.calibration, job.impact, choices=choices, methods=methods)
     if not start.weights and not start.activations:
         raise UsageError("the plan leaves everything in float", remedy="give a plan with integers in it")
     return job.model, start

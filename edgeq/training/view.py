@@ -12,14 +12,17 @@ import torch
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.lowering.assign import Version
 from edgeq.methods.given import GIVEN
+from edgeq.methods.method import Wanted
 from edgeq.model.graph import Node
 from edgeq.model.model import Model
-from edgeq.model.ops import upper_bound
+from edgeq.model.ops import output_channels_axis, upper_bound
 from edgeq.numerics import QParams, qparams, quantize
 from edgeq.numerics.weights import QuantizedWeight, rows
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.dynamic import dynamic_reads
 from edgeq.quantization.quantized import LEARNED, LEARNED_FROM, Quantized
+from edgeq.training.fake import straight_through
+from edgeq.training.projected import PROJECTED
 from edgeq.training.ranges import RANGES
 
 MOMENTUM = 0.99
@@ -92,6 +95,7 @@ class View(torch.nn.Module):
             torch.nn.Parameter(torch.from_numpy(np.array(biases.get(name, model.state[name])))) for name in self.names
         )
         self.rounded = {g.weight: g.name for g in model.groups if g.weight and g.name in start.weights}
+        self.projected = {g.name: g for g in model.groups if start.methods.get(g.name) in PROJECTED}
         self.scales = list(self._scales())
         self.learned = torch.nn.ModuleList(self.scales)
         self.versions = {tensor.version: i for i, tensor in enumerate(self._tensors())}
@@ -119,7 +123,8 @@ class View(torch.nn.Module):
                     where=f"layer {layer}",
                     remedy="give it another choice in the plan",
                 )
-            learns = "weights" in self.rule.learns and not weight.q.scheme.power_of_two
+            own = layer not in self.projected and not weight.q.scheme.power_of_two
+            learns = "weights" in self.rule.learns and own
             yield Scale(weight.q, rows(weight.integers, weight.q.scheme).ndim, learns=learns)
 
     def _tensors(self) -> list[QuantizedTensor]:
@@ -160,7 +165,19 @@ class View(torch.nn.Module):
         weights = iter(range(len(self.versions), len(self.scales)))
         own = dict(zip(self.rounded, weights, strict=True))
         for name, value in zip(self.names, self.values, strict=True):
-            yield name, value if name not in own else self._round_weight(value, self.scales[own[name]])
+            layer = self.rounded.get(name)
+            if layer is None:
+                yield name, value
+            elif layer in self.projected:
+                real = torch.from_numpy(self._project(layer, value.detach().numpy()).real)
+                yield name, straight_through(real, value)
+            else:
+                yield name, self._round_weight(value, self.scales[own[name]])
+
+    def _project(self, layer: str, weight: np.ndarray) -> QuantizedWeight:
+        axis, scheme = output_channels_axis(self.projected[layer].op), self.quantized.weights[layer].q.scheme
+        none = np.zeros(weight.shape[axis], np.float32)
+        return PROJECTED[self.quantized.methods[layer]](Wanted(layer, weight, none, scheme, axis, None))
 
     def _round_weight(self, value: torch.Tensor, scale: Scale) -> torch.Tensor:
         grouped = value if scale.q.scheme.group is None else value.reshape(-1, scale.q.scheme.group)
@@ -197,6 +214,9 @@ class View(torch.nn.Module):
         own = dict(zip(self.rounded, scales[len(self.versions) :], strict=True))
         weights = {}
         for name, layer in self.rounded.items():
+            if layer in self.projected:
+                weights[layer] = self._project(layer, state[name])
+                continue
             integers = quantize(rows(state[name], own[name].scheme), own[name]).reshape(state[name].shape)
             weights[layer] = QuantizedWeight(integers, own[name])
         biases = {g.name: state[g.bias] for g in self.model.groups if g.bias and g.bias in state}
@@ -225,4 +245,4 @@ def _reaching(weight: np.ndarray, q: QParams) -> QParams:
 
 def _straight(rounding: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     """With the gradient of what is rounded."""
-    return lambda value: value + (rounding(value.detach()) - value).detach()
+    return lambda value: straight_through(rounding(value.detach()), value)

@@ -88,15 +88,17 @@ def model() -> Model:
 
 
 @cache
-def quantized(inner: str) -> Quantized:
-    """All layers but the first and the last with this choice."""
+def quantized(inner: str, method: str = "nearest") -> Quantized:
+    """All layers but the first and the last with this choice, rounded by this method."""
     net, by = model(), runtime()
     calibration = calibrate(net, dict(np.load(folder() / "calib.npz")))
     offered = ladder(net, by, calibration.histograms, named={inner})
     layers = [group.name for group in net.groups if group.weight][1:-1]
     choices = {n: inner if n in layers and inner in every else every[0] for n, every in offered.items()}
-    return quantize_model(net, by, calibration, choices=choices)
+    methods = {name: method for name, choice in choices.items() if choice == inner}
+    return quantize_model(net, by, calibration, choices=choices, methods=methods)
 
 
-def plan(inner: str) -> Plan:
-    return describe(model(), quantized(inner), target="few-bits", data_hash="", precision="float32", effort="fast")
+def plan(inner: str, method: str = "nearest") -> Plan:
+    start = quantized(inner, method)
+    return describe(model(), start, target="few-bits", data_hash="", precision="float32", effort="fast")

@@ -13,6 +13,7 @@ from edgeq.errors import UsageError
 from edgeq.frontends.load import load
 from edgeq.numerics.weights import rows
 from edgeq.quantization.simulate import simulate
+from edgeq.training.projected import PROJECTED
 from edgeq.training.ranges import RANGES
 from edgeq.training.view import View
 from edgeq.training.write import rounding_program, write_trained
@@ -83,6 +84,25 @@ def test_the_file_holds_these_integers_and_every_grid(inner: str, tmp_path: Path
 
     with torch.no_grad():
         assert torch.allclose(execute(program, [[batch()]])[0][0], view.eval()(batch())[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", PROJECTED)
+def test_weights_of_two_and_three_values_are_what_their_method_makes_of_what_was_learned(method: str) -> None:
+    start = few_bits.quantized("w2a4", method)
+    view = View(few_bits.model(), start, "lsq")
+    with torch.no_grad():
+        found = view.eval()(batch())[0]
+    assert torch.allclose(found, simulate(few_bits.model(), start, [batch()])[0], atol=1e-5)
+    before = [value.detach().clone() for value in view.values]
+    learn(view)
+    with torch.no_grad():
+        trained = view.eval()(batch())[0]
+    model, quantized = view.found()
+    assert torch.allclose(simulate(model, quantized, [batch()])[0], trained, atol=1e-5)
+    assert all(not torch.equal(now, was) for now, was in zip(view.values, before, strict=True))
+    levels = {"twn": {-1, 0, 1}}.get(method, {-1, 1})
+    made = [quantized.weights[layer] for layer in view.projected]
+    assert made and all(set(np.unique(weight.integers)) == levels for weight in made)
 
 
 def test_it_is_written_as_operators_that_round() -> None:
