@@ -89,6 +89,8 @@ def train(
 
     made_for = read_plan(plan)
     with shell.stages() as stages:
+        from edgeq.files import atomic_write
+        from edgeq.report.html import render_training
         from edgeq.training.loop import Steps
         from edgeq.training.train import train_model
 
@@ -108,12 +110,16 @@ def train(
             progress=stages,
             **vars(read),
         )
+        page = trained.out.with_name(f"{trained.out.name}.html")
+        atomic_write(page, render_training(trained))
     if shell.json:
-        shell.document({"out": trained.out, "best": trained.best, "epochs": [e._asdict() for e in trained.epochs]})
+        shell.document(
+            {"out": trained.out, "page": page, "best": trained.best, "epochs": [e._asdict() for e in trained.epochs]}
+        )
     elif not shell.quiet:
         best = trained.epochs[trained.best]
         from edgeq.training.loop import told
 
-        shell.console.print(f"{trained.out}: {told(best)}")
+        shell.console.print(f"{trained.out}: {told(best)}; see {page.name}")
         shell.console.print(f"next: edgeq deploy {trained.out} --plan {plan} --calib ... --eval ... --out build")
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -20,6 +21,7 @@ from edgeq.records.wording import bytes_text, drop_text, seconds_text
 if TYPE_CHECKING:
     from edgeq.planning.front import Front
     from edgeq.plans.plan import Plan
+    from edgeq.training.loop import Epoch
 
 _OPEN = Markup('<svg class="chart" width="100%" height="{}" role="img" aria-label="{}">')
 _CLOSE = Markup("</svg>")
@@ -203,3 +205,32 @@ def choices_text(plan: Plan) -> str:
     """How many layers have each choice."""
     count = Counter(layer.choice for layer in plan.layers)
     return ", ".join(f"{number} {choice}" for choice, number in sorted(count.items()))
+
+
+def training_chart(epochs: Sequence[Epoch], best: int) -> Markup:
+    """Loss of each epoch on the samples that were learned, and on those that were held out; the best one stands out."""
+    height, left, top, bottom = 240, 9.0, 14, 200
+    losses = [e.loss for e in epochs if e.loss is not None] + [e.held_out for e in epochs]
+    low, high = min(losses), max(losses)
+
+    def x(epoch: Epoch) -> str:
+        return f"{left + (97 - left) * epoch.number / max(1, epochs[-1].number):.2f}%"
+
+    def y(loss: float) -> str:
+        return f"{top + (bottom - top) * (high - loss) / ((high - low) or 1.0):.1f}"
+
+    parts = [_OPEN.format(height, f"Loss from {epochs[0].held_out:.4g} to {epochs[best].held_out:.4g}")]
+    for loss in dict.fromkeys((high, low)):
+        parts.append(Markup('<line class="grid" x1="{0}%" x2="97%" y1="{1}" y2="{1}"/>').format(left, y(loss)))
+        parts.append(Markup('<text x="0" y="{}" class="label">{:.3g}</text>').format(float(y(loss)) + 4, loss))
+    line = Markup('<line class="curve {}" x1="{}" y1="{}" x2="{}" y2="{}"/>')
+    for a, b in pairwise(epochs):
+        if a.loss is not None and b.loss is not None:
+            parts.append(line.format("other", x(a), y(a.loss), x(b), y(b.loss)))
+        parts.append(line.format("own", x(a), y(a.held_out), x(b), y(b.held_out)))
+    point = Markup('<circle class="point" cx="{}" cy="{}" r="6"><title>epoch {}: {:.4g}</title></circle>')
+    parts.append(point.format(x(epochs[best]), y(epochs[best].held_out), best, epochs[best].held_out))
+    text = Markup('<text class="small" x="{}" y="{}" text-anchor="{}">{}</text>')
+    parts.append(text.format(f"{left}%", height - 14, "start", "before"))
+    parts.append(text.format("97%", height - 14, "end", f"epoch {epochs[-1].number}"))
+    return _join([*parts, _CLOSE])

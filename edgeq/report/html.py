@@ -16,6 +16,7 @@ from edgeq.visible import visible
 
 if TYPE_CHECKING:
     from edgeq.planning.front import Front
+    from edgeq.training.train import Trained
 
 _PALETTE = 8
 """Colours of the style sheet for the stages of a run."""
@@ -37,6 +38,11 @@ def render_html(report: Report) -> str:
 def render_front(front: Front) -> str:
     """The page of a front."""
     return visible(_template("front.html.j2").render(front=front), keep="\n")
+
+
+def render_training(trained: Trained) -> str:
+    """The page of a training."""
+    return visible(_template("training.html.j2").render(trained=trained, name=trained.out.name), keep="\n")
 
 
 def write_html(report: Report, path: Path) -> None:

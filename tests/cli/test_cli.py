@@ -38,7 +38,7 @@ PROGRAM = (sys.executable, "-m", "edgeq.cli")
 COMMANDS = [
     ["deploy"], ["inspect"], ["targets"], ["targets", "show"], ["device"], ["device", "list"], ["device", "setup"],
     ["validate"], ["verify"], ["report"], ["plan"], ["explain"], ["cache"], ["cache", "clear"],
-    ["probe"],
+    ["probe"], ["train"],
 ]  # fmt: skip
 LEAVES = [command for command in COMMANDS if command != ["device"]]
 DEPLOY = ["deploy", "m.pt2", "--target", "x86-avx512", "--calib", "c.npz", "--out", "out"]
