@@ -78,6 +78,14 @@ def train(
         ),
     ] = 0,
     seed: Annotated[int, typer.Option(metavar="N", help="Of all that is random.", rich_help_panel=_HOW)] = 0,
+    autocast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Compute products in bfloat16 or float16, where the CPU has a matrix unit for them.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     read: o.Reading,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
 ) -> int:
@@ -105,7 +113,7 @@ def train(
             features=features,
             ranges=ranges,
             augment=augment,
-            steps=Steps(epochs, batch, rate, scale_rate, patience, seed),
+            steps=Steps(epochs, batch, rate, scale_rate, patience, seed, autocast),
             overwrite=overwrite,
             progress=stages,
             **vars(read),

@@ -14,6 +14,9 @@ from edgeq.training.augment import Augment
 from edgeq.training.objective import Aims, loss_of, teacher
 from edgeq.training.view import View
 
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""By the names that users give."""
+
 BETWEEN = 60.0
 """Seconds between two checkpoints, at least."""
 
@@ -48,6 +51,8 @@ class Steps:
         scale_rate: of the logarithms of scales.
         patience: epochs after which it is stopped if the samples that are held out speak for none of them; 0 for never.
         seed: of the order of samples, and of all that is random.
+        autocast: products are computed in `bfloat16` or `float16` (Micikevicius et al. 2018, "Mixed Precision
+            Training"), with the loss scaled for the latter; what is rounded is so in float32. None for all in float32.
     """
 
     epochs: int = 10
@@ -56,6 +61,7 @@ class Steps:
     scale_rate: float = 0.01
     patience: int = 0
     seed: int = 0
+    autocast: str | None = None
 
 
 class Epoch(NamedTuple):
@@ -81,7 +87,7 @@ class State:
 
     Attributes:
         step: how many were taken.
-        view, optimizer: as they are.
+        view, optimizer, scaler: as they are.
         best: the view as the samples that are held out like it best.
         epochs: so far.
         losses: of the steps of this epoch.
@@ -91,6 +97,7 @@ class State:
     step: int
     view: dict[str, Any]
     optimizer: dict[str, Any]
+    scaler: dict[str, Any]
     best: dict[str, Any]
     epochs: list[Epoch] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -129,13 +136,15 @@ def train(task: Task, state: State | None = None, module: torch.nn.Module | None
     """
     view, steps = task.view, task.steps
     optimizer = torch.optim.Adam(view.rates(steps.rate, steps.scale_rate))
+    scaler = torch.amp.GradScaler("cpu", enabled=steps.autocast == "float16")
     rates = [group["lr"] for group in optimizer.param_groups]
     begun = time.perf_counter()
     if state is None:
-        state = State(0, {}, {}, _copy(view.state_dict()), [_judged(task, 0, None, 0.0)])
+        state = State(0, {}, {}, {}, _copy(view.state_dict()), [_judged(task, 0, None, 0.0)])
     else:
         view.load_state_dict(state.view)
         optimizer.load_state_dict(state.optimizer)
+        scaler.load_state_dict(state.scaler)
     begun -= state.seconds
     per_epoch = math.ceil(len(task.learned) / steps.batch)
     total = per_epoch * steps.epochs
@@ -145,7 +154,7 @@ def train(task: Task, state: State | None = None, module: torch.nn.Module | None
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * state.step / total))
         places = _order(len(task.learned), steps.seed, epoch)[number * steps.batch : (number + 1) * steps.batch]
-        state.losses.append(_step(task, module or view, optimizer, task.learned.at(places), state.step))
+        state.losses.append(_step(task, module or view, optimizer, scaler, task.learned.at(places), state.step))
         state.step += 1
         task.tell(state.step, total, state.losses[-1])
         if state.step % per_epoch == 0:
@@ -156,7 +165,7 @@ def train(task: Task, state: State | None = None, module: torch.nn.Module | None
             task.note(told(now))
             state.losses = []
         if time.perf_counter() - kept > BETWEEN or state.step == total:
-            state.view, state.optimizer = view.state_dict(), optimizer.state_dict()
+            state.view, state.optimizer, state.scaler = view.state_dict(), optimizer.state_dict(), scaler.state_dict()
             state.seconds = time.perf_counter() - begun
             task.keep(state)
             kept = time.perf_counter()
@@ -171,17 +180,32 @@ def told(epoch: Epoch) -> str:
     return f"epoch {epoch.number}: {loss}held out {epoch.held_out:.4f}{correct}"
 
 
-def _step(task: Task, module: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Data, number: int) -> float:
+def _step(
+    task: Task,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batch: Data,
+    number: int,
+) -> float:
     task.view.train()
     inputs = batch.inputs
     if task.augment is not None:
         inputs = task.augment(inputs, torch.Generator().manual_seed(_seed(task.steps.seed, number)))
     real = teacher(task.view.model, task.aims, inputs)
-    loss = loss_of(task.view.model, task.aims, module(*inputs), real, batch.labels)
+    with _autocast(task.steps):
+        found = module(*inputs)
+    loss = loss_of(task.view.model, task.aims, [value.float() for value in found], real, batch.labels)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    scaler.step(optimizer)
+    scaler.update()
     return float(loss.detach())
+
+
+def _autocast(steps: Steps) -> torch.autocast:
+    dtype = AUTOCAST[steps.autocast] if steps.autocast else None
+    return torch.autocast("cpu", dtype, enabled=dtype is not None)
 
 
 def _judged(task: Task, number: int, loss: float | None, seconds: float) -> Epoch:

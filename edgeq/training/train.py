@@ -31,7 +31,7 @@ from edgeq.registry.load import load_target
 from edgeq.request import takes_fields_of
 from edgeq.training.augment import augment_of
 from edgeq.training.checkpoint import place_of, read_checkpoint, write_checkpoint
-from edgeq.training.loop import Data, Epoch, Steps, Task, train
+from edgeq.training.loop import AUTOCAST, Data, Epoch, Steps, Task, train
 from edgeq.training.objective import Aims, ends_of_blocks
 from edgeq.training.projected import PROJECTED
 from edgeq.training.ranges import RANGES
@@ -124,7 +124,7 @@ def train_model(request: TrainRequest) -> Trained:
         trust_pickle=request.trust_pickle,
         rewrites=request.plan.rewrites,
     )
-    with clock.stage("load"):
+    with clock.stage("read"):
         net = load_model(case, cache)
         data = _samples(request, net)
     _refuse_data(request, net, data)
@@ -136,6 +136,8 @@ def train_model(request: TrainRequest) -> Trained:
     state = read_checkpoint(checkpoint, key)
     if state is not None:
         clock.progress.note(f"goes on from {checkpoint.name}, {state.step} steps")
+    if request.steps.autocast is not None and not torch.cpu._is_amx_tile_supported():
+        clock.progress.note("this CPU has no matrix unit for 16 bits: without --autocast, steps take less time")
     held, learned = _apart(data)
     keep = partial(write_checkpoint, checkpoint, key)
     with clock.stage("train") as progress:
@@ -172,6 +174,8 @@ def _refuse(request: TrainRequest, out: Path) -> None:
         )
     if request.augment is not None:
         augment_of(request.augment)
+    if request.steps.autocast not in (None, *AUTOCAST):
+        raise UsageError(f"there is no autocast to {request.steps.autocast!r}", remedy=f"one of {', '.join(AUTOCAST)}")
     if request.steps.epochs < 1 or request.steps.batch < 1:
         raise UsageError("less than one epoch, or one sample a step", remedy="give --epochs and --batch of 1 or more")
     if out.is_dir():

@@ -147,13 +147,13 @@ class View(torch.nn.Module):
         def hook(node: Node, values: list[Any]) -> list[Any]:
             tensor = written.get(node.name)
             if tensor is not None:
-                values = [self._round(tensor, value) for value in values]
+                values = [self._round(tensor, value.float()) for value in values]
             if node.name in self.features:
                 features[node.name] = values[0]
             return values
 
         def way(tensor: QuantizedTensor) -> Callable[[torch.Tensor], torch.Tensor]:
-            return lambda value: self._round(tensor, value)
+            return lambda value: self._round(tensor, value.float())
 
         dynamic = {pair: [_straight(one)] for pair, one in dynamic_reads(self.model, quantized).items()}
         reads = {pair: [way(tensor)] for pair, tensor in quantized.rounded_by_readers(self.model).items()}

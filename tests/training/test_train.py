@@ -21,7 +21,7 @@ from edgeq.errors import UsageError
 from edgeq.frontends.load import load
 from edgeq.training.augment import crop_flip
 from edgeq.training.checkpoint import place_of
-from edgeq.training.loop import Steps
+from edgeq.training.loop import AUTOCAST, Steps
 from edgeq.training.train import Trained, train_model
 
 
@@ -165,7 +165,10 @@ def test_a_file_that_is_there_is_not_lost(tmp_path: Path) -> None:
 def test_a_checkpoint_of_something_else_is_named(broken: bytes | None, tmp_path: Path) -> None:
     checkpoint = place_of(tmp_path / "trained.pt")
     if broken is None:
-        torch.save({"key": "another", "step": 1, "view": {}, "optimizer": {}, "best": {}, "epochs": []}, checkpoint)
+        torch.save(
+            {"key": "another", "step": 1, "view": {}, "optimizer": {}, "scaler": {}, "best": {}, "epochs": []},
+            checkpoint,
+        )
     else:
         checkpoint.write_bytes(broken)
     with pytest.raises(UsageError, match="the checkpoint is "):
@@ -179,3 +182,12 @@ def test_crops_and_mirrors_come_from_the_generator_alone() -> None:
     other = crop_flip((images,), torch.Generator().manual_seed(6))[0]
     assert torch.equal(one, same) and not torch.equal(one, other) and one.shape == images.shape
     assert set(one.flatten().tolist()) <= set(images.flatten().tolist()) | {0.0}
+
+
+@pytest.mark.parametrize("kind", AUTOCAST)
+def test_products_in_16_bits_learn_too(kind: str, tmp_path: Path) -> None:
+    trained = train(tmp_path / "trained.pt", "w2a4", steps=Steps(4, 64, seed=3, autocast=kind))
+    assert trained.epochs[trained.best].held_out < 0.8 * trained.epochs[0].held_out
+    other = train(tmp_path / "float32.pt", "w2a4")
+    assert trained.epochs[0][1:4] == other.epochs[0][1:4]  # judged in float32, as the artefact computes
+    assert trained.epochs[1].loss != other.epochs[1].loss

@@ -44,6 +44,7 @@ def test_what_it_writes(asked: list[str], tmp_path: Path) -> None:
     [
         (["--ranges", "magic"], "lsq, pact"),
         (["--augment", "magic"], "crop-flip"),
+        (["--autocast", "int8"], "bfloat16, float16"),
         (["--plan", "nowhere.json"], "nowhere.json"),
         (["--train", "nowhere.npz"], "nowhere.npz"),
         (["--target", "x86-avx2"], "few-bits"),
