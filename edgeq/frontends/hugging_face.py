@@ -130,7 +130,9 @@ def _is_classifier(folder: HfFolder, steps: Steps | None) -> bool:
     cause = f"its architecture is {named or 'not said'}"
     if is_decoder(folder.path):
         raise UnsupportedError(
-            f"{cause}, which continues a text", where=folder.path.name, remedy=f"this reads {_SUPPORTED}"
+            f"{cause}, which continues a text and is no network of fixed inputs",
+            where=folder.path.name,
+            remedy=f"edgeq deploy and edgeq plan take it; this command reads {_SUPPORTED}",
         )
     classifies = named.endswith(_CLASSIFIER)
     known = classifies or named.endswith("Model") or (named.endswith(_MASKED) and steps is not None)
