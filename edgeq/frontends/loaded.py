@@ -45,7 +45,8 @@ def sha256_program(program: ExportedProgram) -> str:
 def _output_names(program: ExportedProgram) -> tuple[str, ...]:
     """Keys where the network returns a dict, otherwise the names of the graph's last nodes. Each differs from all
     others and from the inputs' names, since files know tensors by nothing else."""
-    names = [str(name) for name in program.graph_signature.user_outputs]
+    nodes = {node.name: node for node in program.graph.nodes}
+    names = [_before_rounding(nodes[str(name)]) for name in program.graph_signature.user_outputs]
     spec = program.call_spec.out_spec
     if spec is not None and spec.num_leaves == len(names):
         tree = pytree.tree_unflatten(list(range(len(names))), spec)
@@ -62,6 +63,14 @@ def _output_names(program: ExportedProgram) -> tuple[str, ...]:
         taken.add(found)
         unique.append(found)
     return tuple(unique)
+
+
+def _before_rounding(node: torch.fx.Node) -> str:
+    """The name of a value; of one that is rounded as it goes out, that of what is rounded."""
+    for step in ("dequantize", "quantize"):
+        if str(node.target).startswith(f"quantized_decomposed.{step}"):
+            node = node.all_input_nodes[0]
+    return node.name
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,6 +71,7 @@ def rounding_program(model: Model, quantized: Quantized) -> Program:
         ["BUFFER", node, name, True, True, False] if name in weights else [kind, node, name, *rest]
         for kind, node, name, *rest in calling["inputs"]
     ]
+    renamed = {node.name: read.name for node, read in read_as.items()}
     given = [["BUFFER", node.name, name, True, True, False] for node, name in fresh.items()]
     ordered = [*(n for n in nodes if n.op == "placeholder"), *(n for n in nodes if n.op != "placeholder")]
     return replace(
@@ -78,7 +79,7 @@ def rounding_program(model: Model, quantized: Quantized) -> Program:
         nodes=linked([*fresh, *ordered]),
         lifted={**{node.name: name for node, name in fresh.items()}, **model.program.lifted},
         state=state,
-        calling={**calling, "inputs": [*given, *inputs]},
+        calling={**calling, "inputs": [*given, *inputs], "outputs": [renamed[one] for one in calling["outputs"]]},
         functions={**model.program.functions, **_OPERATORS},
     )
 

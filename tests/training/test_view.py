@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from edgeq.calibration.calibrate import calibrate
 from edgeq.errors import UsageError
 from edgeq.frontends.load import load
+from edgeq.methods.quantize import quantize_model
+from edgeq.model.execute import execute
 from edgeq.numerics.weights import rows
 from edgeq.quantization.simulate import simulate
+from edgeq.registry.load import load_target
 from edgeq.training.projected import PROJECTED
 from edgeq.training.ranges import RANGES
 from edgeq.training.view import View
@@ -80,8 +84,6 @@ def test_the_file_holds_these_integers_and_every_grid(inner: str, tmp_path: Path
     assert found <= expected and found
     # PyTorch itself runs it to the same numbers
     program = back.reference()
-    from edgeq.model.execute import execute
-
     with torch.no_grad():
         assert torch.allclose(execute(program, [[batch()]])[0][0], view.eval()(batch())[0], atol=1e-4)
 
@@ -108,10 +110,21 @@ def test_weights_of_two_and_three_values_are_what_their_method_makes_of_what_was
 def test_it_is_written_as_operators_that_round() -> None:
     model, quantized = few_bits.model(), few_bits.quantized("w4a4")
     program = rounding_program(model, quantized)
-    from edgeq.model.execute import execute
-
     found = execute(program, [[batch()]])[0][0]
     assert torch.allclose(found, simulate(model, quantized, [batch()])[0], atol=1e-5)
+
+
+def test_a_file_whose_outputs_are_integers(tmp_path: Path) -> None:
+    model = few_bits.model()
+    runtime = next(one for one in load_target("arm-neon").runtimes if one.name == "litert")
+    start = quantize_model(model, runtime, calibrate(model, dict(np.load(few_bits.folder() / "calib.npz"))))
+    assert model.output_nodes[0] in start.rounded
+    write_trained(tmp_path / "trained.pt", model, start)
+    back = load(tmp_path / "trained.pt")
+    assert back.output_names == model.output_names
+    with torch.no_grad():
+        found = execute(back.reference(), [[batch()]])[0][0]
+    assert torch.allclose(found, simulate(model, start, [batch()])[0], atol=1e-4)
 
 
 def test_ranges_that_follow_end_where_the_values_are() -> None:
