@@ -86,12 +86,21 @@ def train(
             rich_help_panel=_HOW,
         ),
     ] = None,
+    gradients: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="What gradients are sent as, where torchrun starts several processes: float32, int8 or int4.",
+            rich_help_panel=_HOW,
+        ),
+    ] = "float32",
     read: o.Reading,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
 ) -> int:
     """Train a network on the grids of a plan, and write it with the very integers that `edgeq deploy` takes.
 
-    A run that was interrupted goes on where it was when it is started again.
+    A run that was interrupted goes on where it was when it is started again. Processes that torchrun starts train
+    together: torchrun --nproc-per-node 2 -m edgeq.cli train ...
     """
     from edgeq.plans.plan import read_plan
 
@@ -100,6 +109,7 @@ def train(
         from edgeq.files import atomic_write
         from edgeq.report.html import render_training
         from edgeq.training.loop import Steps
+        from edgeq.training.together import rank
         from edgeq.training.train import train_model
 
         trained = train_model(
@@ -113,21 +123,26 @@ def train(
             features=features,
             ranges=ranges,
             augment=augment,
+            gradients=gradients,
             steps=Steps(epochs, batch, rate, scale_rate, patience, seed, autocast),
             overwrite=overwrite,
             progress=stages,
             **vars(read),
         )
+        if rank() > 0:
+            return 0  # the first process tells
         page = trained.out.with_name(f"{trained.out.name}.html")
         atomic_write(page, render_training(trained))
     if shell.json:
-        shell.document(
-            {"out": trained.out, "page": page, "best": trained.best, "epochs": [e._asdict() for e in trained.epochs]}
-        )
+        epochs_seen = [epoch._asdict() for epoch in trained.epochs]
+        shell.document({**trained._asdict(), "epochs": epochs_seen, "page": page})
     elif not shell.quiet:
-        best = trained.epochs[trained.best]
+        from edgeq.records.wording import bytes_text
         from edgeq.training.loop import told
 
-        shell.console.print(f"{trained.out}: {told(best)}; see {page.name}")
+        shell.console.print(f"{trained.out}: {told(trained.epochs[trained.best])}; see {page.name}")
+        if trained.sent is not None and trained.float32 is not None:
+            part = f"{100 * trained.sent / trained.float32:.1f} % of float32"
+            shell.console.print(f"gradients: {bytes_text(trained.sent)} sent by each process, {part}")
         shell.console.print(f"next: edgeq deploy {trained.out} --plan {plan} --calib ... --eval ... --out build")
     return 0

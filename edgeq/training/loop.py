@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from edgeq.errors import UsageError
 from edgeq.training.augment import Augment
 from edgeq.training.objective import Aims, loss_of, teacher
+from edgeq.training.together import ALONE, Team
 from edgeq.training.view import View
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -111,6 +113,7 @@ class Task(NamedTuple):
         keep: is given the state to go on from, every now and then.
         tell: hears of each step: how many are done, of how many, and the last loss.
         note: hears of each epoch, in words.
+        team: the processes that train together: each takes its part of every step, and the first one judges.
     """
 
     view: View
@@ -122,6 +125,7 @@ class Task(NamedTuple):
     keep: Callable[[State], None]
     tell: Callable[[int, int, float], None]
     note: Callable[[str], None]
+    team: Team = ALONE
 
 
 def train(task: Task, state: State | None = None, module: torch.nn.Module | None = None) -> list[Epoch]:
@@ -129,10 +133,13 @@ def train(task: Task, state: State | None = None, module: torch.nn.Module | None
 
     Args:
         state: to go on from; None to begin.
-        module: what runs the view and its gradients on several machines, if not the view itself.
+        module: what runs the view and brings the gradients of several processes together, if not the view itself.
 
     Returns:
         What was seen after each epoch, and before the first.
+
+    Raises:
+        UsageError: the loss is not finite any more.
     """
     view, steps = task.view, task.steps
     optimizer = torch.optim.Adam(view.rates(steps.rate, steps.scale_rate))
@@ -140,12 +147,12 @@ def train(task: Task, state: State | None = None, module: torch.nn.Module | None
     rates = [group["lr"] for group in optimizer.param_groups]
     begun = time.perf_counter()
     if state is None:
-        state = State(0, {}, {}, {}, _copy(view.state_dict()), [_judged(task, 0, None, 0.0)])
+        state = State(0, {}, {}, {}, _copy(view.state_dict()), [_judged(task, 0, None, begun)])
     else:
+        begun -= state.seconds
         view.load_state_dict(state.view)
         optimizer.load_state_dict(state.optimizer)
         scaler.load_state_dict(state.scaler)
-    begun -= state.seconds
     per_epoch = math.ceil(len(task.learned) / steps.batch)
     total = per_epoch * steps.epochs
     kept = time.perf_counter()
@@ -158,7 +165,7 @@ def train(task: Task, state: State | None = None, module: torch.nn.Module | None
         state.step += 1
         task.tell(state.step, total, state.losses[-1])
         if state.step % per_epoch == 0:
-            now = _judged(task, epoch + 1, sum(state.losses) / len(state.losses), time.perf_counter() - begun)
+            now = _judged(task, epoch + 1, task.team.mean(sum(state.losses) / len(state.losses)), begun)
             if now.held_out < min(one.held_out for one in state.epochs):
                 state.best = _copy(view.state_dict())
             state.epochs.append(now)
@@ -167,7 +174,8 @@ def train(task: Task, state: State | None = None, module: torch.nn.Module | None
         if time.perf_counter() - kept > BETWEEN or state.step == total:
             state.view, state.optimizer, state.scaler = view.state_dict(), optimizer.state_dict(), scaler.state_dict()
             state.seconds = time.perf_counter() - begun
-            task.keep(state)
+            if task.team.leads:
+                task.keep(state)
             kept = time.perf_counter()
     view.load_state_dict(state.best)
     return state.epochs
@@ -192,10 +200,16 @@ def _step(
     inputs = batch.inputs
     if task.augment is not None:
         inputs = task.augment(inputs, torch.Generator().manual_seed(_seed(task.steps.seed, number)))
+    mine, weight = task.team.part(len(batch))
+    inputs, labels = Data(inputs, batch.labels).at(mine)
     real = teacher(task.view.model, task.aims, inputs)
     with _autocast(task.steps):
         found = module(*inputs)
-    loss = loss_of(task.view.model, task.aims, [value.float() for value in found], real, batch.labels)
+    loss = weight * loss_of(task.view.model, task.aims, [value.float() for value in found], real, labels)
+    if not loss.isfinite():
+        raise UsageError(
+            f"the loss is {float(loss)} at step {number + 1}", remedy="take a lower --rate and --scale-rate"
+        )
     optimizer.zero_grad()
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     scaler.step(optimizer)
@@ -208,8 +222,12 @@ def _autocast(steps: Steps) -> torch.autocast:
     return torch.autocast("cpu", dtype, enabled=dtype is not None)
 
 
-def _judged(task: Task, number: int, loss: float | None, seconds: float) -> Epoch:
+def _judged(task: Task, number: int, loss: float | None, begun: float) -> Epoch:
     """By the samples that are held out."""
+    return task.team.same(lambda: _seen(task, number, loss, begun))
+
+
+def _seen(task: Task, number: int, loss: float | None, begun: float) -> Epoch:
     task.view.eval()
     total, right = 0.0, 0
     with torch.no_grad():
@@ -220,7 +238,7 @@ def _judged(task: Task, number: int, loss: float | None, seconds: float) -> Epoc
             if part.labels is not None:
                 right += int((found[0].argmax(1) == part.labels).sum())
     correct = None if task.held_out.labels is None else right / task.held_out.labels.numel()
-    return Epoch(number, loss, total / len(task.held_out), correct, seconds)
+    return Epoch(number, loss, total / len(task.held_out), correct, time.perf_counter() - begun)
 
 
 def _hopeless(epochs: Sequence[Epoch], patience: int) -> bool:

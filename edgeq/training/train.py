@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from edgeq.cache import open_cache
 from edgeq.case import Case, check_classes, load_model
@@ -31,10 +32,12 @@ from edgeq.registry.load import load_target
 from edgeq.request import takes_fields_of
 from edgeq.training.augment import augment_of
 from edgeq.training.checkpoint import place_of, read_checkpoint, write_checkpoint
+from edgeq.training.gradients import BITS, Gradients, hook
 from edgeq.training.loop import AUTOCAST, Data, Epoch, Steps, Task, train
 from edgeq.training.objective import Aims, ends_of_blocks
 from edgeq.training.projected import PROJECTED
 from edgeq.training.ranges import RANGES
+from edgeq.training.together import Team, team
 from edgeq.training.view import View
 from edgeq.training.write import write_trained
 
@@ -65,6 +68,8 @@ class TrainRequest:
         augment: samples changed at random: a name in `edgeq.training.augment`, or `package.module:function`.
         steps: how long is trained, and how fast.
         preprocess, inputs, arch, trust_pickle: see `edgeq.case.Case`.
+        gradients: what they are sent as, where torchrun started several processes: a name in
+            `edgeq.training.gradients.BITS`.
         overwrite: replace a file that lies at `out`.
         progress: hears of stages and steps.
     """
@@ -80,6 +85,7 @@ class TrainRequest:
     features: bool = False
     ranges: str = next(iter(RANGES))
     augment: str | None = None
+    gradients: str = "float32"
     steps: Steps = field(default_factory=Steps)
     preprocess: str | None = None
     inputs: Sequence[str] = ()
@@ -95,26 +101,38 @@ class Trained(NamedTuple):
         out: the file.
         epochs: what was seen after each, and before the first.
         best: the number of the one that was written.
+        sent: bytes of gradients that this process sent to others; None where they were not counted.
+        float32: bytes that they would have been in float32.
     """
 
     out: Path
     epochs: list[Epoch]
     best: int
+    sent: int | None = None
+    float32: int | None = None
 
 
 @takes_fields_of(TrainRequest)
 def train_model(request: TrainRequest) -> Trained:
     """Trains a network on the grids of a plan, and writes it with its integers. `edgeq.deploy` takes the file.
 
-    Where an earlier run was interrupted, it is gone on with, to the same numbers.
+    Where an earlier run was interrupted, it is gone on with, to the same numbers. Processes that torchrun started train
+    together, each on its part of every step, and the first one writes.
 
     Raises:
-        UsageError: wrong arguments or data.
+        UsageError: wrong arguments or data, or the loss is not finite any more.
         UnsupportedError: the model cannot be handled, or not be trained.
     """
-    out = Path(request.out)
-    _refuse(request, out)
-    clock = Clock(request.progress)
+    _refuse(request, Path(request.out))
+    with team() as us:
+        return _trained(request if us.leads else replace(request, progress=Silent()), us)
+
+
+def _trained(request: TrainRequest, us: Team) -> Trained:
+    out, clock = Path(request.out), Clock(request.progress)
+    if request.gradients != "float32" and us.size == 1:
+        remedy = "start it by torchrun --nproc-per-node 2 -m edgeq.cli train ..., or leave --gradients away"
+        raise UsageError("there is one process, which sends gradients to none", remedy=remedy)
     cache = open_cache(clock.progress.note)
     case = Case(
         request.model,
@@ -133,13 +151,14 @@ def train_model(request: TrainRequest) -> Trained:
     torch.manual_seed(request.steps.seed)
     view = View(model, start, request.ranges, aims.features)
     checkpoint, key = place_of(out), _key(request, model, data)
-    state = read_checkpoint(checkpoint, key)
+    state = us.same(lambda: read_checkpoint(checkpoint, key))
     if state is not None:
         clock.progress.note(f"goes on from {checkpoint.name}, {state.step} steps")
     if request.steps.autocast is not None and not torch.cpu._is_amx_tile_supported():
         clock.progress.note("this CPU has no matrix unit for 16 bits: without --autocast, steps take less time")
     held, learned = _apart(data)
     keep = partial(write_checkpoint, checkpoint, key)
+    module, sent = _connected(view, request.gradients, us)
     with clock.stage("train") as progress:
         task = Task(
             view,
@@ -151,13 +170,28 @@ def train_model(request: TrainRequest) -> Trained:
             keep,
             lambda done, total, loss: progress.step(done, total),
             progress.note,
+            us,
         )
-        epochs = train(task, state)
+        epochs = train(task, state, module)
     with clock.stage("write"):
-        write_trained(out, *view.found())
-        checkpoint.unlink(missing_ok=True)
+        if us.leads:
+            write_trained(out, *view.found())
+            checkpoint.unlink(missing_ok=True)
+        us.same(lambda: None)  # nobody ends before the file is there
     best = min(range(len(epochs)), key=lambda i: epochs[i].held_out)
-    return Trained(out, epochs, best)
+    return Trained(out, epochs, best, *((sent.sent, sent.float32) if sent is not None else ()))
+
+
+def _connected(view: View, kind: str, us: Team) -> tuple[torch.nn.Module, Gradients | None]:
+    """What runs the view, and counts what its gradients take on their way."""
+    if us.size == 1:
+        return view, None
+    module = DistributedDataParallel(view, find_unused_parameters=True, forward_sync_buffers=view.rule.follows)
+    if kind == "float32":
+        return module, None
+    sent = Gradients(BITS[kind], us)
+    module.register_comm_hook(sent, hook)
+    return module, sent
 
 
 def _samples(request: TrainRequest, model: Model) -> Dataset:
@@ -174,6 +208,8 @@ def _refuse(request: TrainRequest, out: Path) -> None:
         )
     if request.augment is not None:
         augment_of(request.augment)
+    if request.gradients not in BITS:
+        raise UsageError(f"gradients cannot be sent as {request.gradients!r}", remedy=f"one of {', '.join(BITS)}")
     if request.steps.autocast not in (None, *AUTOCAST):
         raise UsageError(f"there is no autocast to {request.steps.autocast!r}", remedy=f"one of {', '.join(AUTOCAST)}")
     if request.steps.epochs < 1 or request.steps.batch < 1:
@@ -242,7 +278,9 @@ def _key(request: TrainRequest, model: Model, data: Dataset) -> str:
         "model": model.fingerprint,
         "data": data.sha256,
         "plan": request.plan.stored,
-        "asked": [request.labels, request.distill, request.features, request.ranges, request.augment],
+        "asked": [
+            getattr(request, name) for name in ("labels", "distill", "features", "ranges", "augment", "gradients")
+        ],
         "steps": asdict(request.steps),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
