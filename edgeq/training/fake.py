@@ -20,6 +20,17 @@ def straight_through(rounded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return rounded.detach() + (x - x.detach())
 
 
+def rounded_bias(bias: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """A bias, [channels], to the very integers of `edgeq.numerics.weights.quantize_bias`.
+
+    Args:
+        scale: of the accumulator: [channels], or [1].
+    """
+    limit = 2**31 - 1
+    steps = (bias.detach().double() / scale.double()).round().clamp(-limit, limit)
+    return straight_through((steps * scale.double()).float(), bias)
+
+
 def learned_step(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int) -> torch.Tensor:
     """Fake-quantized, to the very integers of `edgeq.numerics.quantize`; the gradient of the scale is that of rounding
     itself.

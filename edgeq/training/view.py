@@ -21,7 +21,7 @@ from edgeq.numerics.weights import QuantizedWeight, rows
 from edgeq.quantization.activations import QuantizedTensor
 from edgeq.quantization.dynamic import dynamic_reads
 from edgeq.quantization.quantized import LEARNED, LEARNED_FROM, Quantized
-from edgeq.training.fake import straight_through
+from edgeq.training.fake import rounded_bias, straight_through
 from edgeq.training.projected import PROJECTED
 from edgeq.training.ranges import RANGES
 
@@ -99,6 +99,8 @@ class View(torch.nn.Module):
         self.scales = list(self._scales())
         self.learned = torch.nn.ModuleList(self.scales)
         self.versions = {tensor.version: i for i, tensor in enumerate(self._tensors())}
+        self.weight_scales = {layer: len(self.versions) + i for i, layer in enumerate(self.rounded.values())}
+        self.integer_biases = dict(self._integer_biases())
         self.ranges: torch.Tensor
         self.register_buffer("ranges", torch.tensor([[t.low, t.high] for t in self._tensors()]).reshape(-1, 2))
 
@@ -127,6 +129,16 @@ class View(torch.nn.Module):
             learns = "weights" in self.rule.learns and own
             yield Scale(weight.q, rows(weight.integers, weight.q.scheme).ndim, learns=learns)
 
+    def _integer_biases(self) -> Iterator[tuple[str, tuple[str, Version]]]:
+        """By layer, a bias that is stored as integers of its input's scale times its weight's, and that input."""
+        for group in self.model.groups:
+            kernel = self.quantized.assignment.kernel(group.name)
+            if kernel is None or kernel.bias not in ("int32", "int64") or group.name not in self.quantized.weights:
+                continue
+            read = self.quantized.read(group, group.inputs[0])
+            if group.bias is not None and read is not None:
+                yield group.name, (group.bias, read.version)
+
     def _tensors(self) -> list[QuantizedTensor]:
         """One for each scale of activations."""
         every = (*self.quantized.activations.values(), *self.quantized.again.values())
@@ -141,7 +153,7 @@ class View(torch.nn.Module):
         """The outputs, and then the features, for one tensor per input, [N, ...]."""
         quantized, written = self.quantized, self.quantized.rounded
         nodes = {name: node for node, name in self.model.program.lifted.items()}
-        constants = {nodes[name]: value for name, value in self._parameters_now()}
+        constants = {nodes[name]: value for name, value in self._parameters_now().items()}
         features: dict[str, torch.Tensor] = {}
 
         def hook(node: Node, values: list[Any]) -> list[Any]:
@@ -161,29 +173,34 @@ class View(torch.nn.Module):
         (outputs,) = self.model.run([inputs], hook, constants, {**reads, **dynamic}, differentiable=grads)
         return [*outputs, *(features[name] for name in self.features)]
 
-    def _parameters_now(self) -> Iterator[tuple[str, torch.Tensor]]:
-        weights = iter(range(len(self.versions), len(self.scales)))
-        own = dict(zip(self.rounded, weights, strict=True))
-        for name, value in zip(self.names, self.values, strict=True):
-            layer = self.rounded.get(name)
-            if layer is None:
-                yield name, value
-            elif layer in self.projected:
-                real = torch.from_numpy(self._project(layer, value.detach().numpy()).real)
-                yield name, straight_through(real, value)
-            else:
-                yield name, self._round_weight(value, self.scales[own[name]])
+    def _parameters_now(self) -> dict[str, torch.Tensor]:
+        """What layers compute with, by name."""
+        found: dict[str, torch.Tensor] = dict(zip(self.names, self.values, strict=True))
+        for name, layer in self.rounded.items():
+            found[name], steps = self._round_weight(layer, found[name])
+            if layer in self.integer_biases:
+                bias, read = self.integer_biases[layer]
+                value = found[bias] if bias in found else torch.from_numpy(self.quantized.biases[layer])
+                found[bias] = rounded_bias(value, self.scales[self.versions[read]].now().detach() * steps)
+        return found
 
     def _project(self, layer: str, weight: np.ndarray) -> QuantizedWeight:
         axis, scheme = output_channels_axis(self.projected[layer].op), self.quantized.weights[layer].q.scheme
         none = np.zeros(weight.shape[axis], np.float32)
         return PROJECTED[self.quantized.methods[layer]](Wanted(layer, weight, none, scheme, axis, None))
 
-    def _round_weight(self, value: torch.Tensor, scale: Scale) -> torch.Tensor:
+    def _round_weight(self, layer: str, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A weight, and its scales, [channels] or [1]."""
+        if layer in self.projected:
+            made = self._project(layer, value.detach().numpy())
+            return straight_through(torch.from_numpy(made.real), value), torch.from_numpy(made.q.scale).reshape(-1)
+        scale = self.scales[self.weight_scales[layer]]
         grouped = value if scale.q.scheme.group is None else value.reshape(-1, scale.q.scheme.group)
         if self.rule.follows and self.training:
             scale.be(_reaching(grouped.detach().numpy(), scale.q))
-        return self.rule.weights(grouped, scale.now(), scale.zero, scale.low, scale.high).reshape(value.shape)
+        now = scale.now()
+        rounded = self.rule.weights(grouped, now, scale.zero, scale.low, scale.high).reshape(value.shape)
+        return rounded, now.detach().reshape(-1)
 
     def _round(self, tensor: QuantizedTensor, value: torch.Tensor) -> torch.Tensor:
         index = self.versions[tensor.version]
@@ -210,16 +227,17 @@ class View(torch.nn.Module):
         """What was learned: the model with its float parameters, and its integers."""
         with torch.no_grad():
             state = {n: value.numpy().copy() for n, value in zip(self.names, self.values, strict=True)}
+            now = {name: value.numpy().copy() for name, value in self._parameters_now().items()}
         scales = [scale.found() for scale in self.scales]
-        own = dict(zip(self.rounded, scales[len(self.versions) :], strict=True))
         weights = {}
         for name, layer in self.rounded.items():
             if layer in self.projected:
                 weights[layer] = self._project(layer, state[name])
                 continue
-            integers = quantize(rows(state[name], own[name].scheme), own[name]).reshape(state[name].shape)
-            weights[layer] = QuantizedWeight(integers, own[name])
-        biases = {g.name: state[g.bias] for g in self.model.groups if g.bias and g.bias in state}
+            q = scales[self.weight_scales[layer]]
+            integers = quantize(rows(state[name], q.scheme), q).reshape(state[name].shape)
+            weights[layer] = QuantizedWeight(integers, q)
+        biases = {g.name: now[g.bias] for g in self.model.groups if g.bias and g.bias in now}
         quantized = replace(
             self.quantized,
             activations={node: self._as_found(t, scales) for node, t in self.quantized.activations.items()},
@@ -229,7 +247,7 @@ class View(torch.nn.Module):
             methods=dict.fromkeys(weights, GIVEN),
         )
         real = {name: weights[layer].real for name, layer in self.rounded.items()}
-        return self.model.with_state({**state, **real}), quantized
+        return self.model.with_state({**now, **real}), quantized
 
     def _as_found(self, tensor: QuantizedTensor, scales: list[QParams]) -> QuantizedTensor:
         q = scales[self.versions[tensor.version]]
