@@ -182,10 +182,10 @@ def train(task: Task, state: State | None = None, module: torch.nn.Module | None
 
 
 def told(epoch: Epoch) -> str:
-    """For people."""
+    """For people. It is the network that learns which was judged, and no artefact."""
     loss = "" if epoch.loss is None else f"loss {epoch.loss:.4f}, "
     correct = "" if epoch.correct is None else f", {100 * epoch.correct:.1f} % right"
-    return f"epoch {epoch.number}: {loss}held out {epoch.held_out:.4f}{correct}"
+    return f"epoch {epoch.number}: {loss}held out {epoch.held_out:.4f}{correct} (simulated)"
 
 
 def _step(

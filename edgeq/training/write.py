@@ -19,6 +19,7 @@ from edgeq.model.graph import Array, Named, Node, Program, Value, constant, link
 from edgeq.model.model import Model
 from edgeq.model.rebuilt import exported_program
 from edgeq.numerics import QParams
+from edgeq.numerics.quantize import stored_type
 from edgeq.numerics.weights import QuantizedWeight, rows
 from edgeq.quantization.quantized import Quantized
 
@@ -92,7 +93,7 @@ def _pair(nodes: list[Node], source: Node, q: QParams, name: str) -> Node:
     """A value, rounded."""
     assert isinstance(source.value, Value)
     low, high = q.scheme.quant_min, q.scheme.quant_max
-    kind = ("int" if low < 0 else "uint") + ("8" if max(-2 * low, high + 1) <= 256 and high < 256 else "16")
+    kind = str(stored_type(q.scheme))
     grid = (float(q.scale), int(q.zero_point), low, high, Named(f"torch.{kind}"))
     rounded = Node(
         f"{name}_quantized", "call_function", _QUANTIZE, (source, *grid), {}, Value(kind, source.value.shape)

@@ -8,7 +8,8 @@ import torch
 
 from edgeq.numerics import Scheme, dequantize, quantize
 from edgeq.numerics.quantize import QParams
-from edgeq.training.fake import learned_clip, learned_step
+from edgeq.numerics.weights import quantize_bias
+from edgeq.training.fake import learned_clip, learned_step, rounded_bias
 from edgeq.training.ranges import RANGES
 
 LOW, HIGH, SCALE, ZERO = 0, 15, 0.3, 4
@@ -72,3 +73,23 @@ def test_scales_of_channels_are_learned_apart() -> None:
     RANGES["lsq"].weights(x, scale, torch.zeros(3, 1), -8, 7)[1].sum().backward()
     assert scale.grad is not None
     assert scale.grad[0] == 0 and scale.grad[2] == 0 and scale.grad[1] != 0
+
+
+@pytest.mark.parametrize("scales", [1, 5])
+def test_a_bias_becomes_the_integers_that_are_stored(scales: int) -> None:
+    rng = np.random.default_rng(scales)
+    bias, read = rng.normal(size=5).astype(np.float32), np.float32(0.0187)
+    scale = rng.uniform(1e-3, 1e-2, scales).astype(np.float32)
+    axis = None if scales == 1 else 0
+    weight = QParams(
+        Scheme("int8"),
+        scale.reshape(() if axis is None else -1),
+        np.zeros(scale.shape if axis == 0 else (), np.int32),
+        axis,
+    )
+    integers = quantize_bias(bias, np.asarray(read), weight)
+    value = torch.from_numpy(bias).requires_grad_()
+    found = rounded_bias(value, torch.from_numpy(read * scale))
+    np.testing.assert_array_equal(np.rint(found.detach().numpy() / (read * scale)), integers)
+    found.sum().backward()
+    assert value.grad is not None and torch.equal(value.grad, torch.ones(5))

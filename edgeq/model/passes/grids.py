@@ -6,6 +6,7 @@ Such programs say it in operators: a `quantize` behind a value and a `dequantize
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,7 @@ def take_weights(editor: Editor) -> dict[str, Rounded]:
         users = list(node.users)
         if grid.axis == 0 and integers.ndim == 2 and len(users) == 1 and users[0].target in _RESHAPES:
             (last,) = users  # rows of it share a scale: groups
-            shape = tuple(last.meta["val"].shape)
-            grid, integers = Grid(grid.scale, grid.zero_point, grid.low, grid.high, 0, integers.shape[1]), integers
-            integers = integers.reshape(shape)
+            grid, integers = replace(grid, group=integers.shape[1]), integers.reshape(tuple(last.meta["val"].shape))
         rounded = Rounded(integers, grid)
         name = _name(editor, node, last)
         new = editor.store(name, torch.from_numpy(rounded.real), last)
@@ -87,7 +86,8 @@ def take_grids(editor: Editor, weights: dict[str, Rounded], where: str) -> Grids
                 if editor.value(source) is None:
                     reads[node.name, source.name] = tuple(grids)
     editor.graph.eliminate_dead_code()
-    return Grids(_as_they_are(editor, weights, where), reads) if weights or reads else None
+    _refuse_changed(editor, weights, where)
+    return Grids(weights, reads) if weights or reads else None
 
 
 def _unrounded(editor: Editor, node: Node) -> tuple[Node, list[Grid]]:
@@ -142,17 +142,12 @@ def _refuse_others(node: Node, where: str) -> None:
         )
 
 
-def _as_they_are(editor: Editor, weights: dict[str, Rounded], where: str) -> dict[str, Rounded]:
-    """Weights with their grids; where a batch norm was folded into one, with the scales that it has now."""
-    found = {}
+def _refuse_changed(editor: Editor, weights: dict[str, Rounded], where: str) -> None:
     for name, rounded in weights.items():
         held = editor.state.get(name)
-        now = None if held is None else held.detach().numpy()
-        if now is None or not np.array_equal(now, rounded.real):
+        if held is None or not np.array_equal(held.detach().numpy(), rounded.real):
             raise UnsupportedError(
                 "a weight that is stored as integers is changed before it is used",
                 remedy="fold batch norms before quantizing, as prepare_pt2e does, and give each layer its own weight",
                 where=f"{where}: {name}" if where else name,
             )
-        found[name] = rounded
-    return found
