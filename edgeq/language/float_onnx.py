@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.child import last_words, run_module
 from edgeq.errors import MissingExtraError, UnsupportedError, UsageError
 from edgeq.files import scratch_folder
 from edgeq.hugging_face.folder import HfFolder
@@ -31,11 +30,6 @@ LOOKED_AT = 512
 NEAR = 0.02
 """Nats by which a token's likelihood may differ: float32 in another order."""
 
-_AS_MODULE = (
-    "import sys; sys.path[:] = [one for one in sys.path if one]; import runpy; "
-    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
-)
-"""What `python -m` does, without the working folder in the path: a model's folder may hold a `torch.py`."""
 
 _BUILDER = "onnxruntime_genai.models.builder"
 
@@ -65,12 +59,12 @@ def write_float(folder: HfFolder, out: Path) -> Path:
     # told before it fails of them; where it only warns, it goes on with random numbers in their place
     if lost := re.search(r"^\s*(\S.*?)\s*\|\s*(MISSING|MISMATCH)\b", done.stderr + done.stdout, re.MULTILINE):
         _refuse_lost([lost[1]], where)
-    if done.returncode and "SafetensorError" in _last(done):
+    if done.returncode and "SafetensorError" in last_words(done):
         remedy = "download the folder again, whole"
-        raise UsageError(f"its weights cannot be read ({_last(done)})", where=where, remedy=remedy)
+        raise UsageError(f"its weights cannot be read ({last_words(done)})", where=where, remedy=remedy)
     if done.returncode or not (out / MODEL).is_file():
         raise UnsupportedError(
-            f"onnxruntime-genai's builder cannot make it ({_last(done)})",
+            f"onnxruntime-genai's builder cannot make it ({last_words(done)})",
             where=where,
             remedy="look whether it has the architecture "
             f"({folder.architecture}), and whether transformers loads the folder",
@@ -108,7 +102,7 @@ def refuse_another(folder: HfFolder, decoder: Decoder) -> tuple[str, ...]:
         )
         if done.returncode:
             raise UnsupportedError(
-                f"transformers cannot run it ({_last(done)})", where=str(folder.path), remedy="look at its files"
+                f"transformers cannot run it ({last_words(done)})", where=str(folder.path), remedy="look at its files"
             )
         wanted = np.load(scratch / "nll.npy")
         read = json.loads((scratch / "read.json").read_text(encoding="utf-8"))
@@ -140,14 +134,4 @@ def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A module in a process of its own that asks no hub, and tells which weights it misses."""
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
                "TRANSFORMERS_VERBOSITY": "warning"}  # fmt: skip
-    command = [sys.executable, "-W", "ignore", "-c", _AS_MODULE, module, *arguments]
-    return subprocess.run(
-        command, env={**os.environ, **offline}, capture_output=True, text=True, errors="replace", check=False
-    )
-
-
-def _last(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode < 0:
-        return f"its process was ended by signal {-done.returncode}: there may be too little memory"
-    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it says nothing"
+    return run_module(module, *arguments, env=offline)
