@@ -19,12 +19,19 @@ class Read(NamedTuple):
     name: str
 
 
+class Made(NamedTuple):
+    """An argument that is made of tensors of the step: such as a weight of the integers that it is stored in."""
+
+    make: Callable[..., torch.Tensor]
+    tensors: tuple[torch.Tensor, ...]
+
+
 class Step(torch.nn.Module):
     """One node.
 
     Args:
         run: from the arguments to the results: one value, or a tuple of them.
-        arguments: by position: `Read`, a tensor that becomes a parameter or buffer, or anything else as it is.
+        arguments: by position: `Read`, tensors that become parameters or buffers, or anything else as it is.
         writes: the names of the results; empty where nobody asks for one.
         where: for messages.
     """
@@ -33,24 +40,16 @@ class Step(torch.nn.Module):
         super().__init__()
         self.run, self.writes, self.where = run, tuple(writes), where
         self.reads = tuple(one.name for one in arguments if isinstance(one, Read))
-        self.arguments: list[Any] = []
-        for position, one in enumerate(arguments):
-            if isinstance(one, torch.Tensor):
-                name = ("input", "weight", "bias")[position] if position < 3 else f"constant_{position}"
-                if one.is_floating_point():
-                    self.register_parameter(name, torch.nn.Parameter(one, requires_grad=False))
-                else:
-                    self.register_buffer(name, one)
-                self.arguments.append(_Held(name))
-            else:
-                self.arguments.append(one)
+        self.arguments = [self._held(position, one) for position, one in enumerate(arguments)]
 
     def forward(self, *values: Any) -> Any:
         given = iter(values)
         arguments = [
-            next(given) if isinstance(one, Read) else getattr(self, one.name) if isinstance(one, _Held) else one
+            next(given) if isinstance(one, Read)
+            else one.make(*(getattr(self, name) for name in one.names)) if isinstance(one, _Held)
+            else one
             for one in self.arguments
-        ]
+        ]  # fmt: skip
         try:
             found = self.run(*arguments)
         except EdgeqError as error:
@@ -63,6 +62,21 @@ class Step(torch.nn.Module):
                 f"it cannot be computed ({gist(error)})", where=self.where, remedy="check the file with its own runtime"
             ) from error
         return found if isinstance(found, tuple) else (found,)
+
+    def _held(self, position: int, one: Any) -> Any:
+        if isinstance(one, torch.Tensor):
+            one = Made(lambda tensor: tensor, (one,))
+        if not isinstance(one, Made):
+            return one
+        first = ("input", "weight", "bias")[position] if position < 3 else f"constant_{position}"
+        names = []
+        for number, tensor in enumerate(one.tensors):
+            names.append(f"{first}_{number}" if number else first)
+            if tensor.is_floating_point():
+                self.register_parameter(names[-1], torch.nn.Parameter(tensor, requires_grad=False))
+            else:
+                self.register_buffer(names[-1], tensor)
+        return _Held(one.make, tuple(names))
 
 
 class Network(torch.nn.Module):
@@ -83,7 +97,7 @@ class Network(torch.nn.Module):
     def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         known: dict[str, Any] = dict(zip(self.inputs, values, strict=True))
         for name in self.steps:
-            step = self.get_submodule(name)
+            step: Any = self.get_submodule(name)
             found = step(*(known[one] for one in step.reads))
             known.update((one, value) for one, value in zip(step.writes, found, strict=False) if one)
         return tuple(known[name] for name in self.outputs)
@@ -109,6 +123,7 @@ class Network(torch.nn.Module):
 
 
 class _Held(NamedTuple):
-    """An argument that is a tensor of the step."""
+    """The same as `Made`, once the step has the tensors."""
 
-    name: str
+    make: Callable[..., torch.Tensor]
+    names: tuple[str, ...]

@@ -22,6 +22,7 @@ from edgeq.frontends.examples import Given, asked_for
 from edgeq.frontends.exported import from_program, read_export
 from edgeq.frontends.kinds import identify
 from edgeq.frontends.loaded import Kind, Loaded, sha256_program
+from edgeq.frontends.onnx.recognise import is_onnx, sha256_onnx
 from edgeq.frontends.pickles import unpickle
 from edgeq.frontends.safetensors import read_safetensors
 from edgeq.frontends.torchscript import from_script, read_script
@@ -164,8 +165,17 @@ def _from_hugging_face(path: Path, asked: Asked) -> Loaded:
     return read_hugging_face(path, asked.given, asked.trust)
 
 
+def _from_onnx(path: Path, asked: Asked) -> Loaded:
+    from edgeq.frontends.onnx.read import read_onnx  # late: it takes a while
+
+    if asked.arch is not None:
+        raise UsageError("an ONNX file says itself what its network is", where=path.name, remedy="leave --arch away")
+    return read_onnx(path, asked.given)
+
+
 FRONTENDS = [
     Frontend("Hugging Face", is_hf_folder, _from_hugging_face, lambda path: read_folder(path).sha256),
+    Frontend("ONNX", is_onnx, _from_onnx, sha256_onnx),
     Frontend("PyTorch", lambda path: True, _from_pytorch),
 ]
 """Asked in order. PyTorch's is the last: it says of what nobody knows what it seems to be."""

@@ -22,15 +22,19 @@ from edgeq.frontends.returned import without_none
 from edgeq.model.refusals import gist
 
 
-def from_module(module: torch.nn.Module, given: Given, where: str) -> Loaded:
-    """A module as an exported program that answers as it does in inference mode. The module is left as it was."""
+def from_module(module: torch.nn.Module, given: Given, where: str, *, free: bool = True) -> Loaded:
+    """A module as an exported program that answers as it does in inference mode. The module is left as it was.
+
+    Args:
+        free: whether the first axis of all inputs may be free.
+    """
     tensors = in_order(given, _arguments(module, len(given.tensors)), where)
     check_weights(module.state_dict(), where)
     module, notes = module_in_float32(module, where)
     was_training = [part for part in module.modules() if part.training]
     module.eval()
     try:
-        program = export(module, tensors, where)
+        program = export(module, tensors, where, free=free)
         verify(program, module, tensors, where)
     finally:
         for part in was_training:
@@ -38,14 +42,16 @@ def from_module(module: torch.nn.Module, given: Given, where: str) -> Loaded:
     return describe_traced(program, "module", where, tensors, notes)
 
 
-def export(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], where: str) -> ExportedProgram:
+def export(
+    module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], where: str, *, free: bool = True
+) -> ExportedProgram:
     """Export with a free first axis, or, where the network fixes it, with the sizes given.
 
     Raises:
         UsageError: the network fails on these inputs.
         UnsupportedError: it cannot be traced.
     """
-    if all(tensor.dim() > 0 and len(tensor) == len(tensors[0]) for tensor in tensors):
+    if free and all(tensor.dim() > 0 and len(tensor) == len(tensors[0]) for tensor in tensors):
         batch = torch.export.Dim("batch", min=1)
         # A first axis of 1 is taken for a constant while tracing, so two samples are traced.
         pair = tensors if len(tensors[0]) > 1 else tuple(torch.cat([tensor, tensor]) for tensor in tensors)
