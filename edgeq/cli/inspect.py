@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeq.cli import options as o
-from edgeq.cli.inspect_file import SUFFIX, inspect_file
+from edgeq.cli.inspect_file import SUFFIX, inspect_file, is_for_these
 from edgeq.cli.shell import Shell
 from edgeq.errors import EdgeqError, UsageError
 
@@ -25,7 +25,7 @@ def inspect(
     shell: Shell,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A model file as for `deploy`, or an .onnx file that is there already."),
+        typer.Argument(metavar="MODEL", help="A model file as for `deploy`."),
     ],
     target: Annotated[
         list[str], typer.Option("--target", metavar="T", help="Look at these targets only.", show_default=False)
@@ -41,13 +41,13 @@ def inspect(
     """Show what a model is made of, and what of it each target can run on integers.
 
     A target that is asked for by name and has a compiler here (npu-ethos-u, Vela) also tells what goes to the CPU.
-    Of an .onnx file that is for a target that cannot be run here: whether it holds the documented rules of its
-    runtime. Exit code 3 where it breaks one.
+    Of an .onnx file and a target that is asked for by name and cannot be run here (nvidia-gpu): whether the file holds
+    the documented rules of its runtime. Exit code 3 where it breaks one.
     """
     from edgeq.registry.load import load_target, target_names
 
     wanted = [load_target(name) for name in target or target_names()]
-    if model.lower().endswith(SUFFIX):
+    if target and model.lower().endswith(SUFFIX) and is_for_these(wanted):
         return inspect_file(shell, Path(model), wanted)
     from edgeq.frontends.load import from_loaded
     from edgeq.frontends.read import read

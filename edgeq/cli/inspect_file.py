@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from edgeq.cli.shell import Shell
-from edgeq.errors import GateError, UsageError
+from edgeq.errors import GateError
 
 if TYPE_CHECKING:
     from edgeq.registry.schema import Target
@@ -18,23 +18,23 @@ SUFFIX = ".onnx"
 """What there are rules for."""
 
 
+def is_for_these(targets: Sequence[Target]) -> bool:
+    """Whether files for all of these targets are held against rules, since nothing of them is run here."""
+    from edgeq.runtimes import NOT_RUN
+
+    return all(one.name in NOT_RUN for target in targets for one in target.runtimes)
+
+
 def inspect_file(shell: Shell, path: Path, targets: Sequence[Target]) -> int:
-    """Holds a file against the rules of the runtimes of these targets; exit code 3 where it breaks one.
+    """Holds a file against the rules of the runtimes of these targets, which have some; exit code 3 where it breaks one.
 
     Raises:
-        UsageError: no rules are known for any of them, or it is no ONNX file.
+        UsageError: it is no ONNX file.
     """
     from edgeq.records.wording import conformance_text
     from edgeq.runtimes import NOT_RUN
 
-    ruled = [(target, one) for target in targets for one in target.runtimes if one.name in NOT_RUN]
-    if not ruled:
-        names = ", ".join(target.name for target in targets)
-        raise UsageError(
-            f"edgeq knows no documented rules for files of {names}: it runs them",
-            where=str(path),
-            remedy="edgeq validate FILE --target T --model MODEL --eval DATA",
-        )
+    ruled = [(target, one) for target in targets for one in target.runtimes]
     found = [(target.name, one.name, NOT_RUN[one.name].hold(path)) for target, one in ruled]
     if shell.json:
         rows = [{"target": target, "runtime": name} | held.model_dump() for target, name, held in found]

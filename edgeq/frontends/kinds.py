@@ -16,7 +16,7 @@ from edgeq.reading import refuse_special
 
 Content = Literal["torch.export", "torchscript", "pickle", "legacy pickle", "safetensors"]
 
-_SUPPORTED = "torch.export .pt2, TorchScript, or a torch.save file"
+_SUPPORTED = "torch.export .pt2, TorchScript, a torch.save file, or ONNX"
 _HEAD = 4096
 # What Python's reader raises on an archive that is none, or not any more.
 BROKEN_ZIP = (
@@ -41,7 +41,7 @@ def identify(path: Path) -> Found:
     """Tell what a file is from its first bytes and, for an archive, its members. The suffix plays no part.
 
     Raises:
-        UsageError: no file, damaged, or not a PyTorch model; the message says what it seems to be.
+        UsageError: no file, damaged, or not a model that edgeq reads; the message says what it seems to be.
     """
     head = head_of(path)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -50,7 +50,9 @@ def identify(path: Path) -> Found:
         return Found("safetensors", "")
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         return Found("legacy pickle", "")
-    raise UsageError(f"this is {_foreign(head)}, not a PyTorch model", remedy=f"give a {_SUPPORTED}", where=path.name)
+    raise UsageError(
+        f"this is {_foreign(head)}, not a model that edgeq reads", remedy=f"give a {_SUPPORTED}", where=path.name
+    )
 
 
 def head_of(path: Path) -> bytes:
@@ -94,9 +96,6 @@ def _foreign(head: bytes) -> str:
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "a web page: the download went wrong"
-    # An ONNX file is a protobuf: field 1 (the version, a small number), then a producer, an operator set or the graph.
-    if head[:1] == b"\x08" and len(head) > 2 and head[1] <= 20 and head[2] in b"\x12\x1a\x22\x3a\x42\x72":
-        return "an ONNX model"
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:256]):
         return "a text file"
     return "a file of an unknown kind"
@@ -124,7 +123,7 @@ def _identify_zip(path: Path) -> Found:
         seems = "a Keras model"
     else:
         seems = "a zip archive of something else"
-    raise UsageError(f"this is {seems}, not a PyTorch model", remedy=f"give a {_SUPPORTED}", where=path.name)
+    raise UsageError(f"this is {seems}, not a model that edgeq reads", remedy=f"give a {_SUPPORTED}", where=path.name)
 
 
 def _names(path: Path) -> list[str]:

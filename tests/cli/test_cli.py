@@ -237,7 +237,7 @@ def test_version(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> No
         (["targets", "show", "x86-avx51"], "there is no target"),
         (["targets", "show", "./none.toml"], "there is no file"),
         (["inspect", "none.pt2"], "there is no file"),
-        (["inspect", __file__], "not a PyTorch model"),
+        (["inspect", __file__], "not a model that edgeq reads"),
         (["device", "setup", "toaster"], "toaster"),
         (["report", "nowhere"], "there is no report.json here"),
         (["report", "nowhere", "--html"], "there is no report.html here"),

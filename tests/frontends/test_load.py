@@ -451,7 +451,6 @@ def test_weights_of_another_shape(tmp_path: Path, network: str) -> None:
 
 
 FOREIGN = {
-    "ONNX": b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(100),
     "TensorFlow Lite": b"\x1c\x00\x00\x00TFL3" + bytes(100),
     "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(100),
     "web page": b"\n<!DOCTYPE html><html><body>404</body></html>",
@@ -934,5 +933,3 @@ def test_real_exports_are_read_as_they_are(name: str) -> None:
 def test_real_foreign_files_are_named() -> None:
     with pytest.raises(UsageError, match="TensorFlow Lite"):
         read(ZOO / "extra" / "dscnn_kws_reference_int8.tflite")
-    with pytest.raises(UsageError, match="ONNX"):
-        read(ZOO / "models" / "fastestdet.onnx")

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.inliner
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
 
@@ -45,13 +46,12 @@ def parse(path: Path) -> ModelProto:
     _check_external(model, path)
     _check_version(model, where)
     try:
-        onnx.checker.check_model(_without_external(model))
+        onnx.checker.check_model(_for_the_checker(model))
     except Exception as error:
         raise UsageError(
             f"it breaks the ONNX standard ({gist(error)})", where=where, remedy="export or download the file again"
         ) from error
     if model.functions:
-        _refuse_endless(model, where)
         model = onnx.inliner.inline_local_functions(model)
     _refuse_foreign(model, where)
     return model
@@ -79,7 +79,7 @@ def nodes_of(graph: GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def array(tensor: TensorProto, folder: Path, where: str) -> NDArray[Any]:
-    """A constant. Integers of 2 and 4 bits come as int8 or uint8.
+    """A constant. Integers of 2 and 4 bits come as int8 or uint8, all floats as float32.
 
     Raises:
         UsageError: it has not the values that its shape asks for.
@@ -96,7 +96,7 @@ def array(tensor: TensorProto, folder: Path, where: str) -> NDArray[Any]:
         return value.astype(np.int8)
     if value.dtype in (ml_dtypes.uint4, ml_dtypes.uint2):
         return value.astype(np.uint8)
-    if value.dtype == ml_dtypes.bfloat16:
+    if value.dtype in (ml_dtypes.bfloat16, np.float16, np.float64):
         return value.astype(np.float32)
     if value.dtype.kind not in "biuf":
         raise UnsupportedError(
@@ -105,15 +105,6 @@ def array(tensor: TensorProto, folder: Path, where: str) -> NDArray[Any]:
             remedy="export the model in float32",
         )
     return value
-
-
-def _refuse_endless(model: ModelProto, where: str) -> None:
-    """Functions that call themselves, by whatever way."""
-    calls = {(one.domain, one.name): {(node.domain, node.op_type) for node in one.node} for one in model.functions}
-    while leaves := {name for name, called in calls.items() if not called.intersection(calls)}:
-        calls = {name: called for name, called in calls.items() if name not in leaves}
-    if calls:
-        raise damaged(where, f"the function {next(iter(calls))[1]} calls itself")
 
 
 def _check_version(model: ModelProto, where: str) -> None:
@@ -167,21 +158,21 @@ def _check_external(model: ModelProto, path: Path) -> None:
             raise damaged(where, f"{beside.name} is shorter than it says")
 
 
-def _without_external(model: ModelProto) -> ModelProto:
-    """A copy for the checker, which would look for those files in the working folder."""
-    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model)):
-        return model
+def _for_the_checker(model: ModelProto) -> ModelProto:
+    """As it can be checked: without weights that lie beside it, which it would look for in the working folder, and with
+    some shape for outputs that have none, which runtimes do not mind."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    kept = []
-    for tensor in copy.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            kept.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    left = [tensor for tensor in copy.graph.initializer if tensor.data_location != TensorProto.EXTERNAL]
-    del copy.graph.initializer[:]
-    copy.graph.initializer.extend(left)
-    known = {value.name for value in copy.graph.input}
-    copy.graph.input.extend(value for value in kept if value.name not in known)
+    graph, known = copy.graph, {value.name for value in model.graph.input}
+    held = [tensor for tensor in graph.initializer if tensor.data_location != TensorProto.EXTERNAL]
+    for tensor in graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL and tensor.name not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    del graph.initializer[:]
+    graph.initializer.extend(held)
+    for output in graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.shape.SetInParent()
     return copy
 
 

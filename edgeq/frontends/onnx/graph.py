@@ -24,6 +24,8 @@ from edgeq.model.refusals import damaged
 _SIZES = "sizes"
 _FLOWS = "flows"
 
+_ON_INTEGERS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+
 
 def inputs_of(model: ModelProto) -> list[onnx.ValueInfoProto]:
     """Those that the caller gives: older files list weights among them."""
@@ -106,10 +108,13 @@ class _Building:
         elif node.op_type == "Clip" and node.input[0] in self.ends:
             self._narrow(node, place)
         elif node.op_type not in OPERATORS:
+            quantized = node.op_type in _ON_INTEGERS
             raise UnsupportedError(
                 f"the operator {node.op_type} is not read here",
                 where=place,
-                remedy="export the model without it, or give the program of torch.export",
+                remedy="quantize it in QDQ form, statically, or give the float model"
+                if quantized
+                else "export the model without it, or give the program of torch.export",
             )
         else:
             self._compute(node, place)

@@ -237,8 +237,7 @@ def _one_hot(node: Node, index: Tensor, depth: Known, values: Any) -> Tensor:
 
 def _eye_like(node: Node, x: Tensor) -> Tensor:
     rows, columns = x.shape
-    ones = torch.eye(int(rows), int(columns)).diagonal(node.get("k", 0))
-    return torch.diagflat(ones, node.get("k", 0))[:rows, :columns].to(x.dtype)
+    return (torch.arange(rows).unsqueeze(1) + node.get("k", 0) == torch.arange(columns)).to(x.dtype)
 
 
 def _reverse_sequence(node: Node, x: Tensor, lengths: Known) -> Tensor:
