@@ -17,9 +17,15 @@ from edgeq.frontends.interpreted import Network, Read, Step
 from edgeq.frontends.onnx import file
 from edgeq.frontends.onnx.operators import OPERATORS
 from edgeq.frontends.onnx.operators.node import Known, Node, Operator, listed
-from edgeq.frontends.onnx.qdq import STORED, Ends, Stored, dequantize, ends_of, quantize, rounded, scaled
 from edgeq.frontends.onnx.sizes import SIZES
+from edgeq.frontends.qdq import Ends, Stored, dequantize, ends_of, quantize, rounded, scaled
 from edgeq.model.refusals import damaged
+
+STORED = {
+    2: (8, False), 3: (8, True), 4: (16, False), 5: (16, True), 21: (4, False), 22: (4, True), 25: (2, False),
+    26: (2, True),
+}  # fmt: skip
+"""Types that grids are stored in, by the numbers that the standard gives them: bits, and whether they have a sign."""
 
 _SIZES = "sizes"
 _FLOWS = "flows"

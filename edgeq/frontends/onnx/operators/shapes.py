@@ -237,7 +237,8 @@ def _one_hot(node: Node, index: Tensor, depth: Known, values: Any) -> Tensor:
 
 def _eye_like(node: Node, x: Tensor) -> Tensor:
     rows, columns = x.shape
-    return (torch.arange(rows).unsqueeze(1) + node.get("k", 0) == torch.arange(columns)).to(x.dtype)
+    on: Tensor = torch.arange(rows).unsqueeze(1) + node.get("k", 0) == torch.arange(columns)
+    return on.to(x.dtype)
 
 
 def _reverse_sequence(node: Node, x: Tensor, lengths: Known) -> Tensor:

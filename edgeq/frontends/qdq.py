@@ -1,28 +1,25 @@
-"""Pairs of QuantizeLinear and DequantizeLinear (QDQ): grids that come with the file, and stay what they are.
+"""Grids that come with a file, and stay what they are.
 
-In the program they are the operators of PyTorch's own quantization, which every later stage reads.
+In the program they are the operators of PyTorch's own quantization, pairs of quantize and dequantize, which every later
+stage reads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - it makes the operators known
 
+from edgeq.errors import UnsupportedError
 from edgeq.frontends.interpreted import Made
-from edgeq.frontends.onnx.operators.node import Known, listed, refused
 
 Tensor = torch.Tensor
+Known = NDArray[Any]
 q = torch.ops.quantized_decomposed
-
-STORED = {
-    2: (8, False), 3: (8, True), 4: (16, False), 5: (16, True), 21: (4, False), 22: (4, True), 25: (2, False),
-    26: (2, True),
-}  # fmt: skip
-"""Types that grids are stored in, by the numbers that the standard gives them: bits, and whether they have a sign."""
 
 _DTYPES = {"int8": torch.int8, "uint8": torch.uint8, "int16": torch.int16, "uint16": torch.uint16}
 
@@ -57,7 +54,7 @@ class Stored:
 
     @property
     def real(self) -> Known:
-        """float32. Source: the standard's DequantizeLinear."""
+        """float32. Source: ONNX's DequantizeLinear."""
         scale, zero = (self._spread(one) for one in (self.scale, self.zeros))
         return np.asarray((self.integers.astype(np.float32) - zero.astype(np.float32)) * scale.astype(np.float32))
 
@@ -95,7 +92,7 @@ class Stored:
         scale, zero = own.scale.astype(np.float32).reshape(-1), own.zeros.astype(np.int64).reshape(-1)
         if self.block:
             if axis != len(shape) - 1 or shape[-1] % self.block:
-                raise refused("blocks of its weights are no parts of rows")
+                raise _refused("blocks of its weights are no parts of rows")
             axis, integers = 0, integers.reshape(-1, self.block)
 
         def make(held: Tensor, *by: Tensor) -> Tensor:
@@ -136,7 +133,7 @@ def scaled(integers: Tensor, *, scale: Known, zero: Known | None) -> Tensor:
 
 
 def rounded(x: Known, scale: Known, zero: Known | None, axis: int, ends: Ends) -> Known:
-    """Integers of a constant that is stored as floats. Source: the standard's QuantizeLinear."""
+    """Integers of a constant that is stored as floats. Source: ONNX's QuantizeLinear."""
     shape = [-1 if number == axis else 1 for number in range(x.ndim)] if scale.size > 1 else []
     by, add = scale.astype(np.float32).reshape(shape), 0 if zero is None else zero.astype(np.int64).reshape(shape)
     found = np.rint(x.astype(np.float32) / by).astype(np.int64) + add
@@ -145,5 +142,9 @@ def rounded(x: Known, scale: Known, zero: Known | None, axis: int, ends: Ends) -
 
 def _one(scale: Known, zero: Known | None) -> tuple[float, int]:
     if scale.size != 1:
-        raise refused("values that flow have a scale for each channel")
-    return float(listed(scale)[0]), 0 if zero is None else int(listed(zero)[0])
+        raise _refused("values that flow have a scale for each channel")
+    return float(scale.reshape(-1)[0]), 0 if zero is None else int(zero.reshape(-1)[0])
+
+
+def _refused(what: str) -> UnsupportedError:
+    return UnsupportedError(what, remedy="quantize it in another way, or give the float model")
