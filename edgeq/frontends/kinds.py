@@ -16,7 +16,7 @@ from edgeq.reading import refuse_special
 
 Content = Literal["torch.export", "torchscript", "pickle", "legacy pickle", "safetensors"]
 
-_SUPPORTED = "torch.export .pt2, TorchScript, a torch.save file, or ONNX"
+_SUPPORTED = "torch.export .pt2, TorchScript, a torch.save file, ONNX, or TFLite"
 _HEAD = 4096
 # What Python's reader raises on an archive that is none, or not any more.
 BROKEN_ZIP = (
@@ -25,7 +25,6 @@ BROKEN_ZIP = (
 
 _FOREIGN: list[tuple[bytes, int, str]] = [
     (b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file (Keras, TensorFlow)"),
-    (b"TFL3", 4, "a TensorFlow Lite model"),
     (b"version https://git-lfs", 0, "a git-lfs pointer: the real file was not fetched (git lfs pull)"),
     (b"GGUF", 0, "a GGUF model"),
     (b"\x93NUMPY", 0, "a NumPy array"),

@@ -17,8 +17,9 @@ from edgeq.frontends.interpreted import Network
 NEAR = 1e-3
 """How far answers may lie apart, in parts of the largest of them: float32 in another order."""
 
-NEAR_ROUNDED = 0.05
-"""The same where values are rounded on their way, to 8 bits or float16: root mean square, in parts of the answers'."""
+NEAR_ROUNDED = 0.2
+"""The same where values are rounded on their way: root mean square, in parts of the answers'. Ties fall otherwise in integer
+arithmetic, and add up from layer to layer; another network is a whole part away."""
 
 _SECONDS = 600
 
@@ -28,7 +29,7 @@ class Original(NamedTuple):
 
     Attributes:
         name: for people.
-        module: of this package: run with a file, an `.npz` of inputs `RUN/NAME`, and where its outputs `RUN/NUMBER` go.
+        module: of this package: run with a file, an `.npz` of inputs `RUN/PLACE`, and where its outputs `RUN/PLACE` go.
     """
 
     name: str
@@ -38,8 +39,9 @@ class Original(NamedTuple):
 def compare(
     original: Original, path: Path, network: Network, tensors: tuple[torch.Tensor, ...], *, rounds: bool
 ) -> None:
-    """Two draws of noise through both. Integers stay what they are, since they may be indices. Zeros tell little: a norm
-    of them is rounding alone.
+    """Two draws of noise through both, as large as the inputs given, or around 1 where these are zeros.
+
+    Integers stay what they are, since they may be indices. Zeros tell little: a norm of them is rounding alone.
 
     Args:
         tensors: inputs of the sizes and types that it takes.
@@ -50,11 +52,15 @@ def compare(
     """
     generator = np.random.default_rng(0)
     runs = [
-        [generator.standard_normal(one.shape, np.float32) if one.dtype == torch.float32 else one.numpy()
-         for one in tensors]
+        [
+            generator.standard_normal(one.shape, np.float32) * (float(one.abs().max()) or 1)
+            if one.dtype == torch.float32
+            else one.numpy()
+            for one in tensors
+        ]
         for _ in range(2)
-    ]  # fmt: skip
-    wanted = _asked(original, path, network.inputs, runs)
+    ]
+    wanted = _asked(original, path, runs)
     for number, run in enumerate(runs):
         with torch.no_grad():
             found = network(*(torch.from_numpy(value) for value in run))
@@ -68,11 +74,9 @@ def compare(
                 )
 
 
-def _asked(
-    original: Original, path: Path, names: tuple[str, ...], runs: list[list[NDArray[Any]]]
-) -> dict[str, NDArray[Any]]:
+def _asked(original: Original, path: Path, runs: list[list[NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     with scratch_folder() as folder:
-        fed = {f"{n}/{name}": value for n, run in enumerate(runs) for name, value in zip(names, run, strict=True)}
+        fed = {f"{number}/{place}": value for number, run in enumerate(runs) for place, value in enumerate(run)}
         np.savez(folder / "inputs.npz", allow_pickle=False, **fed)
         files = str(path.resolve()), str(folder / "inputs.npz"), str(folder / "outputs.npz")
         done = run_module(original.module, *files, timeout=_SECONDS)
@@ -90,7 +94,7 @@ def _alike(found: NDArray[Any], wanted: NDArray[Any], rounds: bool) -> bool:
     if not wanted.size:
         return True
     if wanted.dtype.kind != "f":
-        return float((found != wanted).mean()) <= (NEAR_ROUNDED if rounds else 0.01)
+        return float((found != wanted).mean()) <= (0.05 if rounds else 0.01)
     a, b = found.astype(np.float64), wanted.astype(np.float64)
     finite = np.isfinite(a) & np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):

@@ -25,6 +25,7 @@ from edgeq.frontends.loaded import Kind, Loaded, sha256_program
 from edgeq.frontends.onnx.recognise import is_onnx, sha256_onnx
 from edgeq.frontends.pickles import unpickle
 from edgeq.frontends.safetensors import read_safetensors
+from edgeq.frontends.tflite.file import is_tflite
 from edgeq.frontends.torchscript import from_script, read_script
 from edgeq.frontends.trace import from_module
 from edgeq.frontends.weights import in_network, unwrap
@@ -173,9 +174,18 @@ def _from_onnx(path: Path, asked: Asked) -> Loaded:
     return read_onnx(path, asked.given)
 
 
+def _from_tflite(path: Path, asked: Asked) -> Loaded:
+    from edgeq.frontends.tflite.read import read_tflite  # late: an extra
+
+    if asked.arch is not None:
+        raise UsageError("a TFLite file says itself what its network is", where=path.name, remedy="leave --arch away")
+    return read_tflite(path, asked.given)
+
+
 FRONTENDS = [
     Frontend("Hugging Face", is_hf_folder, _from_hugging_face, lambda path: read_folder(path).sha256),
     Frontend("ONNX", is_onnx, _from_onnx, sha256_onnx),
+    Frontend("TFLite", is_tflite, _from_tflite),
     Frontend("PyTorch", lambda path: True, _from_pytorch),
 ]
 """Asked in order. PyTorch's is the last: it says of what nobody knows what it seems to be."""

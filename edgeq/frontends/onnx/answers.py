@@ -6,6 +6,7 @@ Without its optimizations: what is compared with is the file, and rounding is th
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,23 +15,23 @@ import onnxruntime
 def main(model: str, inputs: str, outputs: str) -> None:
     """
     Args:
-        inputs: an `.npz` of arrays `N/NAME`, for runs number N.
-        outputs: where arrays `N/I` go, for output number I.
+        inputs: an `.npz` of arrays `N/PLACE`, for run number N and the input at that place.
+        outputs: where arrays `N/PLACE` go.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     with np.load(inputs) as data:
-        runs: dict[str, dict[str, np.ndarray]] = {}
+        runs: dict[str, dict[int, Any]] = {}
         for key in data.files:
-            number, _, name = key.partition("/")
-            runs.setdefault(number, {})[name] = data[key]
-    types = {one.name: one.type for one in session.get_inputs()}
+            number, _, place = key.partition("/")
+            runs.setdefault(number, {})[int(place)] = data[key]
+    takes = session.get_inputs()
     floats = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
     found = {}
     for number, given in runs.items():
-        fed = {name: value.astype(floats.get(types[name], value.dtype)) for name, value in given.items()}
+        fed = {takes[n].name: value.astype(floats.get(takes[n].type, value.dtype)) for n, value in given.items()}
         for place, value in enumerate(session.run(None, fed)):
             found[f"{number}/{place}"] = np.asarray(value)
     np.savez(outputs, allow_pickle=False, **found)
