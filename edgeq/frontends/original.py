@@ -17,9 +17,9 @@ from edgeq.frontends.interpreted import Network
 NEAR = 1e-3
 """How far answers may lie apart, in parts of the largest of them: float32 in another order."""
 
-NEAR_ROUNDED = 0.2
-"""The same where values are rounded on their way: root mean square, in parts of the answers'. Ties fall otherwise in integer
-arithmetic, and add up from layer to layer; another network is a whole part away."""
+NEAR_ROUNDED = 0.5
+"""The same where values are rounded on their way: root mean square, in parts of the answers'. Ties fall otherwise in
+integer arithmetic, and add up from layer to layer; the answers of another network are one part away or more."""
 
 _SECONDS = 600
 

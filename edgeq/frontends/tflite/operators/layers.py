@@ -50,7 +50,7 @@ def _transposed(node: Node, size: Known, weight: Tensor, x: Tensor, bias: Tensor
 
 
 def _fully_connected(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if x.dim() != 2 and not node.options.keepNumDims or x.shape[-1] != weight.shape[1]:
+    if (x.dim() != 2 and not node.options.keepNumDims) or x.shape[-1] != weight.shape[1]:
         x = x.reshape(-1, weight.shape[1])
     return activated(node, F.linear(x, weight, bias))
 
