@@ -16,7 +16,7 @@ from edgeq.reading import refuse_special
 
 Content = Literal["torch.export", "torchscript", "pickle", "legacy pickle", "safetensors"]
 
-_SUPPORTED = "torch.export .pt2, TorchScript, a torch.save file, ONNX, or TFLite"
+_SUPPORTED = "torch.export .pt2, TorchScript, a torch.save file, ONNX, TFLite, or Keras"
 _HEAD = 4096
 # What Python's reader raises on an archive that is none, or not any more.
 BROKEN_ZIP = (
@@ -24,7 +24,6 @@ BROKEN_ZIP = (
 )  # fmt: skip
 
 _FOREIGN: list[tuple[bytes, int, str]] = [
-    (b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file (Keras, TensorFlow)"),
     (b"version https://git-lfs", 0, "a git-lfs pointer: the real file was not fetched (git lfs pull)"),
     (b"GGUF", 0, "a GGUF model"),
     (b"\x93NUMPY", 0, "a NumPy array"),
@@ -61,10 +60,9 @@ def head_of(path: Path) -> bytes:
         UsageError: there is none, or it cannot be read.
     """
     if path.is_dir():
-        seems = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "not a file"
         raise UsageError(
-            f"this is a folder ({seems})",
-            remedy=f"give the model file ({_SUPPORTED}), or a Hugging Face folder with its config.json",
+            "this is a folder, and not one of a model",
+            remedy=f"give the model file ({_SUPPORTED}), a SavedModel, or a Hugging Face folder with its config.json",
             where=path.name,
         )
     refuse_special(path, path.name)
@@ -118,8 +116,6 @@ def _identify_zip(path: Path) -> Found:
             return Found("pickle", root + "/")
     if names and all(name.endswith(".npy") for name in names):
         seems = "a NumPy archive"
-    elif "model.weights.h5" in names:
-        seems = "a Keras model"
     else:
         seems = "a zip archive of something else"
     raise UsageError(f"this is {seems}, not a model that edgeq reads", remedy=f"give a {_SUPPORTED}", where=path.name)

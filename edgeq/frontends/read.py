@@ -25,6 +25,7 @@ from edgeq.frontends.loaded import Kind, Loaded, sha256_program
 from edgeq.frontends.onnx.recognise import is_onnx, sha256_onnx
 from edgeq.frontends.pickles import unpickle
 from edgeq.frontends.safetensors import read_safetensors
+from edgeq.frontends.tensorflow.recognise import is_keras, is_saved_model, sha256_folder
 from edgeq.frontends.tflite.file import is_tflite
 from edgeq.frontends.torchscript import from_script, read_script
 from edgeq.frontends.trace import from_module
@@ -182,10 +183,20 @@ def _from_tflite(path: Path, asked: Asked) -> Loaded:
     return read_tflite(path, asked.given)
 
 
+def _from_tensorflow(path: Path, asked: Asked) -> Loaded:
+    from edgeq.frontends.tensorflow.read import read_tensorflow  # late: an extra
+
+    if asked.arch is not None:
+        raise UsageError("the file says itself what its network is", where=path.name, remedy="leave --arch away")
+    return read_tensorflow(path, asked.given, asked.trust)
+
+
 FRONTENDS = [
     Frontend("Hugging Face", is_hf_folder, _from_hugging_face, lambda path: read_folder(path).sha256),
     Frontend("ONNX", is_onnx, _from_onnx, sha256_onnx),
     Frontend("TFLite", is_tflite, _from_tflite),
+    Frontend("Keras", is_keras, _from_tensorflow),
+    Frontend("SavedModel", is_saved_model, _from_tensorflow, sha256_folder),
     Frontend("PyTorch", lambda path: True, _from_pytorch),
 ]
 """Asked in order. PyTorch's is the last: it says of what nobody knows what it seems to be."""

@@ -1,0 +1,1 @@
+"""Keras files and SavedModel folders, by way of TensorFlow's own converter to TFLite."""
