@@ -196,7 +196,7 @@ def _refuse(request: TuneRequest) -> None:
     for name, value in (("epochs", request.epochs), ("batch", request.batch), ("rank", request.rank)):
         if value is not None and value < 1:
             raise UsageError(f"{value} is too few", where=f"--{name}", remedy="give 1 or more")
-    if request.rate is not None and not 0 < request.rate < math.inf:
+    if request.rate is not None and not 0 < request.rate <= 1:
         raise UsageError(f"nothing is learned at a rate of {request.rate}", where="--rate", remedy="such as 0.001")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         remedy = "start it without torchrun"
