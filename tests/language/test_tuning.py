@@ -1,4 +1,4 @@
-"""Language models that learn from a text beside packed weights that stay: what is learned, what stays, what is written."""
+"""Language models that learn from a text beside packed weights that stay: what learns, what stays, what is written."""
 
 from __future__ import annotations
 

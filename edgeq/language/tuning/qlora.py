@@ -59,6 +59,7 @@ def qlora(model: Any, rank: int, called: str) -> Adapted:
     def beside(out: Path) -> None:
         with offline():
             whole.save_pretrained(str(out), save_embedding_layers=False)
+        (out / "README.md").unlink(missing_ok=True)  # an empty form
 
     return Adapted(whole, learned, merged, beside)
 

@@ -232,7 +232,7 @@ def _write(adapted: Adapted, folder: HfFolder, out: Path) -> None:
 
 
 def _record(found: Tuned, request: TuneRequest, pace: Pace, texts: int, held_out: int) -> str:
-    """What is told of it in the folder. Times are not: the same request makes the same folder."""
+    """What is told of it in the folder. Times are not: the same request makes the same record."""
     told = {
         "adapt": found.adapt,
         "rank": (request.rank or RANK) if found.adapt == "qlora" else None,
