@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packed_checkpoints
 import pytest
 import torch
 from llama_text import INNER, LONGEST, TEXT, WIDTH, WORDS
@@ -20,12 +21,15 @@ import edgeq
 from edgeq.errors import MissingExtraError, UnsupportedError, UsageError
 from edgeq.hugging_face.folder import is_decoder
 from edgeq.language.folder import open_folder
+from edgeq.language.kept import float_decoder
+from edgeq.language.rounding import round_weights
 from edgeq.language.tuning import loop, qlora
 from edgeq.language.tuning.adapted import Adapted, frozen
 from edgeq.language.tuning.base import load_base
 from edgeq.language.tuning.bitfit import bitfit
 from edgeq.language.tuning.loop import Heard, Pace, judged, learn
 from edgeq.language.tuning.tune import TUNED, Tuned, TuneRequest, tune_language
+from edgeq.numerics import Scheme
 from edgeq.packed.layers import PackedLinear
 from edgeq.progress import Silent
 
@@ -140,6 +144,38 @@ def test_a_folder_of_learned_biases(kind: str, tuned: Any, folders: dict[str, Pa
     assert told.numbers == sum(one.numel() for one in biases.values())
     config = json.loads((out / "config.json").read_text())
     assert config["attention_bias"] and config["mlp_bias"] and config["tie_word_embeddings"] == (kind == "tied")
+
+
+def test_an_artefact_can_hold_the_integers_that_biases_were_learned_on(
+    tuned: Any, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Rounded to 8 bits in the same groups, weights become the integers that they were made float from."""
+    _, out = tuned("bitfit", "apart")
+    decoder = float_decoder(open_folder(out), tmp_path)
+    linear = [weight.name for weight in decoder.weights if weight.linear and "lm_head" not in weight.name]
+    scheme = Scheme("int8", "symmetric", "group", group=32)
+    rounded = round_weights(decoder, dict.fromkeys(linear, scheme), "nearest", None, Silent()).weights
+    packed = edgeq.quantize(load_base(open_folder(folders["apart"])), "int8", 32)
+    found = {name: layer.packed.integers for name, layer in packed.named_modules() if isinstance(layer, PackedLinear)}
+    count = 0
+    for name in linear:
+        block, kind = name.removeprefix("model.layers.").split(".")[0], name.split(".")[4]
+        parts = ["q_proj", "k_proj", "v_proj"] if kind == "qkv_proj" else [kind]
+        mine = [one for part in parts for layer, one in found.items() if f"layers.{block}." in layer and part in layer]
+        assert np.array_equal(rounded[name].integers, torch.cat(mine).numpy()), name
+        count += len(mine)
+    assert count == 14
+
+
+def test_a_packed_checkpoint_is_a_base_as_well(folders: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    config, pack = packed_checkpoints.gptq(8, 16)
+    real = packed_checkpoints.write(folders["tied"], tmp_path / "model", config, pack)
+    told = tune_language(asked(tmp_path / "model", text, "bitfit", tmp_path / "out"))
+    assert told.perplexity < 0.7 * told.base_perplexity
+    weight = load_file(tmp_path / "out" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].numpy()
+    wanted = real["model.layers.0.mlp.up_proj"].real
+    assert 0 < np.abs(weight - wanted).max() < 0.01 * np.abs(wanted).max()
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 def test_an_adapter_fits_the_base_that_it_was_learned_on(tuned: Any, folders: dict[str, Path], text: Path) -> None:
@@ -262,6 +298,13 @@ def test_an_architecture_without_biases(text: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="MistralForCausalLM has no setting") as raised:
         tune_language(asked(random_model("Mistral", tmp_path / "model"), text, "bitfit", tmp_path / "out"))
     assert "qlora" in raised.value.remedy
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
+
+
+def test_experts_that_share_one_weight(text: Path, tmp_path: Path) -> None:
+    needed("qlora")
+    with pytest.raises(UnsupportedError, match="such as those of experts"):
+        tune_language(asked(random_model("Mixtral", tmp_path / "model"), text, "qlora", tmp_path / "out"))
     assert [one.name for one in tmp_path.iterdir()] == ["model"]
 
 

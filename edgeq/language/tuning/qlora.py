@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeq.errors import MissingExtraError
+from edgeq.errors import MissingExtraError, UnsupportedError
 from edgeq.hugging_face.offline import offline
 from edgeq.language.tuning.adapted import Adapted, exchanged, linear
 
@@ -37,8 +37,15 @@ def qlora(model: Any, rank: int, called: str) -> Adapted:
 
     Raises:
         MissingExtraError: bitsandbytes or PEFT is not installed.
+        UnsupportedError: weights are no matrices of linear layers, such as those of experts.
     """
     refuse_missing()
+    if others := [name for name, one in model.named_parameters() if one.ndim > 2]:
+        raise UnsupportedError(
+            f"it has {len(others)} weights that are no matrices of linear layers, such as those of experts",
+            where=others[0],
+            remedy="give a model without experts and convolutions",
+        )
     with offline():
         import peft
 
