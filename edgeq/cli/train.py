@@ -4,7 +4,7 @@ learns from a text beside packed weights that stay."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +13,6 @@ from edgeq.cli.language import refuse
 from edgeq.cli.shell import Shell
 from edgeq.cli.tune import tune
 from edgeq.errors import UsageError
-
-T = TypeVar("T")
 
 _AIM = "What it learns"
 _HOW = "How it learns"
@@ -150,15 +148,15 @@ def train(
     if is_decoder(Path(model)):
         others: dict[str, object] = {"--plan": plan, "--target": target, "--augment": augment, "--autocast": autocast}
         others |= {"--labels": labels or None, "--distill": distill or None, "--features": features or None}
-        others |= {"--ranges": _other(ranges, "lsq"), "--scale-rate": _other(scale_rate, 0.01)}
-        others |= {"--patience": _other(patience, 0), "--gradients": _other(gradients, "float32")}
+        others |= {"--ranges": None if ranges == "lsq" else ranges, "--patience": patience or None}
+        others["--scale-rate"] = None if scale_rate == 0.01 else scale_rate
+        others["--gradients"] = None if gradients == "float32" else gradients
         refuse(vars(read), others)
-        asked = {"adapt": adapt, "rank": rank, "seed": seed, "overwrite": overwrite, **how}
-        return tune(shell, model, samples, out, asked)
-    for option, value in (("--adapt", adapt), ("--rank", rank)):
-        if value is not None:
-            remedy = "leave it away, or give a folder of a language model"
-            raise UsageError("this is for language models", where=option, remedy=remedy)
+        how |= {"adapt": adapt, "rank": rank, "seed": seed, "overwrite": overwrite}
+        return tune(shell, model, samples, out, how)
+    if given := [option for option, value in (("--adapt", adapt), ("--rank", rank)) if value is not None]:
+        remedy = "leave it away, or give a folder of a language model"
+        raise UsageError("this is for language models", where=given[0], remedy=remedy)
     if plan is None:
         raise UsageError("--plan is missing", remedy="make one with edgeq plan, and give it with --plan")
     from edgeq.plans.plan import read_plan
@@ -205,8 +203,3 @@ def train(
             shell.console.print(f"gradients: {bytes_text(trained.sent)} sent by each process, {part}")
         shell.console.print(f"next: edgeq deploy {trained.out} --plan {plan} --calib ... --eval ... --out build")
     return 0
-
-
-def _other(value: T, usual: T) -> T | None:
-    """None for what stands there where nothing was asked for."""
-    return None if value == usual else value

@@ -366,6 +366,10 @@ def test_where_it_is_written(folders: dict[str, Path], text: Path, tmp_path: Pat
     for place in (model, model / "tuned"):
         with pytest.raises(UsageError, match="the model's own folder"):
             tune_language(asked(model, text, "bitfit", place, overwrite=True))
+    inside = Path(shutil.copytree(folders["tied"], tmp_path / "earlier" / "model"))
+    (inside.parent / TUNED).write_text("{}")
+    with pytest.raises(UsageError, match="the model lies in it"):
+        tune_language(asked(inside, text, "bitfit", inside.parent, overwrite=True))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="no tuned model of edgeq"):

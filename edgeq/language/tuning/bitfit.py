@@ -70,7 +70,7 @@ def _places(model: Any, config: Any) -> list[str]:
     with offline(), torch.device("meta"):
         from transformers import AutoModelForCausalLM
 
-        other = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        other = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     places = [name for name, one in other.named_modules() if isinstance(one, nn.Linear) and one.bias is not None]
     architecture = type(model).__name__
     if not places:

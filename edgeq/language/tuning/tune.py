@@ -204,9 +204,12 @@ def _refuse(request: TuneRequest) -> None:
 
 
 def _refuse_inside(folder: HfFolder, out: Path) -> None:
-    if out.is_relative_to(folder.path.resolve()):
-        remedy = "name a folder beside it with --out"
+    own = folder.path.resolve()
+    remedy = "name a folder beside it with --out"
+    if out.is_relative_to(own):
         raise UsageError("it would lie in the model's own folder", where=str(out), remedy=remedy)
+    if own.is_relative_to(out):
+        raise UsageError("the model lies in it, and would be gone", where=str(out), remedy=remedy)
 
 
 def _apart(request: TuneRequest, folder: HfFolder) -> tuple[Tensor, Tensor]:
