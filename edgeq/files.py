@@ -136,8 +136,8 @@ def staged_directory(
     killed process left of such folders is removed, and an old build that it had set aside is put back.
 
     Args:
-        final: must be missing or empty, or with `overwrite` hold a build of edgeq, which is then replaced.
-        overwrite: replace an old build. A folder that holds anything else is never touched.
+        final: must be missing or empty, or with `overwrite` hold what edgeq made, which is then replaced.
+        overwrite: replace what edgeq made. A folder that holds anything else is never touched.
         mark: the file by which a folder is known as one that edgeq made.
         kind: what such a folder is called in errors.
 

@@ -76,6 +76,7 @@ def _places(model: Any, config: Any) -> list[str]:
     if not places:
         raise UnsupportedError(
             f"a config.json of {architecture} has no setting that gives linear layers biases",
+            where="--adapt bitfit",
             remedy="--adapt qlora needs none",
         )
     biases = {f"{name}.bias" for name in places}
@@ -83,6 +84,7 @@ def _places(model: Any, config: Any) -> list[str]:
     if strange := {name for name, _ in other.named_parameters()} ^ (names | biases):
         raise UnsupportedError(
             f"what gives the linear layers of {architecture} biases also changes {min(strange)}",
+            where="--adapt bitfit",
             remedy="--adapt qlora leaves its layers as they are",
         )
     return places

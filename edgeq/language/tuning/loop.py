@@ -89,7 +89,8 @@ def learn(
         optimizer.zero_grad()
         loss = _gradients(model, texts[order[number * pace.batch : (number + 1) * pace.batch]])
         if not math.isfinite(loss):
-            raise UsageError(f"the loss is {loss} at step {state.step + 1}", remedy="take a lower --rate")
+            cause = f"the loss is {loss} at step {state.step + 1}"
+            raise UsageError(cause, where="--rate", remedy="take a lower --rate")
         optimizer.step()
         state.losses.append(loss)
         state.step += 1
