@@ -127,15 +127,19 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def staged_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_directory(
+    final: Path, *, overwrite: bool = False, mark: str = LOCK_NAME, kind: str = "build"
+) -> Iterator[Path]:
     """A folder to fill, which appears at `final` when the block ends, and vanishes when the block raises.
 
     The folder is a sibling, `.<name>.partial-<pid>`, so that the last step is a rename on one file system. What a
     killed process left of such folders is removed, and an old build that it had set aside is put back.
 
     Args:
-        final: must be missing or empty, or with `overwrite` hold a build of edgeq, which is then replaced.
-        overwrite: replace an old build. A folder that holds anything else is never touched.
+        final: must be missing or empty, or with `overwrite` hold what edgeq made, which is then replaced.
+        overwrite: replace what edgeq made. A folder that holds anything else is never touched.
+        mark: the file by which a folder is known as one that edgeq made.
+        kind: what such a folder is called in errors.
 
     Yields:
         The folder to fill.
@@ -147,7 +151,7 @@ def staged_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _clean(final)
-        _refuse_if_taken(final, overwrite)
+        _refuse_if_taken(final, overwrite, mark, kind)
         partial = _sibling(final, "partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -155,7 +159,7 @@ def staged_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise explained(error, final) from error
     try:
         yield partial
-        _refuse_if_taken(final, overwrite)
+        _refuse_if_taken(final, overwrite, mark, kind)
         _put_in_place(partial, final)
     except BaseException as error:
         full = isinstance(error, Exception) and not isinstance(error, EdgeqError) and _nothing_left(final.parent)
@@ -205,21 +209,21 @@ def explained(error: OSError, path: Path) -> UsageError:
     return UsageError(error.strerror or str(error), where=where)
 
 
-def _refuse_if_taken(final: Path, overwrite: bool) -> None:
+def _refuse_if_taken(final: Path, overwrite: bool, mark: str, kind: str) -> None:
     if not final.exists():
         return
     if not final.is_dir():
         raise UsageError("this is a file, not a folder", where=str(final), remedy="choose another --out")
-    if is_build(final):
+    if (final / mark).is_file():
         if not overwrite:
             raise UsageError(
-                "this folder already holds another build",
+                f"this folder already holds another {kind}",
                 where=str(final),
                 remedy="choose another --out, or pass --overwrite to replace it",
             )
     elif any(final.iterdir()):
         raise UsageError(
-            "this folder is not empty and is no build of edgeq, so nothing in it is touched",
+            f"this folder is not empty and is no {kind} of edgeq, so nothing in it is touched",
             where=str(final),
             remedy="choose another --out, or empty the folder",
         )

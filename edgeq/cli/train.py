@@ -1,33 +1,46 @@
-"""`edgeq train`: a network is trained on the grids of a plan, where rounding alone loses too much."""
+"""`edgeq train`: a network is trained on the grids of a plan, where rounding alone loses too much; a language model
+learns from a text beside packed weights that stay."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgeq.cli import options as o
+from edgeq.cli.language import refuse
 from edgeq.cli.shell import Shell
+from edgeq.cli.tune import tune
+from edgeq.errors import UsageError
 
 _AIM = "What it learns"
 _HOW = "How it learns"
+_WORDS = "Language models"
 
 
 def train(
     shell: Shell,
     *,
     model: o.ModelFile,
-    plan: Annotated[Path, typer.Option(metavar="FILE", help="A plan of `edgeq plan`: which grid each layer has.")],
     samples: Annotated[
         str,
         typer.Option(
             "--train",
             metavar="DATA",
-            help="Samples to learn from: .npz, .npy, a folder of images, or package.module:function.",
+            help="Samples to learn from: .npz, .npy, a folder of images, or package.module:function; text for language "
+            "models.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write, such as model.qat.pt.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="PATH", help="The file to write, such as model.qat.pt; a folder for language models."
+        ),
+    ],
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A plan of `edgeq plan`: which grid each layer has.")
+    ] = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="T", help="The plan's target, where that is a .toml file.")
     ] = None,
@@ -41,16 +54,39 @@ def train(
         bool,
         typer.Option("--features", help="That, and what it gives between its blocks.", rich_help_panel=_AIM),
     ] = False,
-    epochs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Passes over the samples.", rich_help_panel=_HOW)
-    ] = 10,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Samples of a step.", rich_help_panel=_HOW)] = 128,
-    rate: Annotated[
-        float,
+    adapt: Annotated[
+        str | None,
         typer.Option(
-            min=0, metavar="R", help="Of parameters, in parts of their own size a step.", rich_help_panel=_HOW
+            metavar="WAY",
+            help="bitfit: biases on 8-bit weights that stay; qlora: low-rank matrices beside 4-bit ones.",
+            rich_help_panel=_WORDS,
         ),
-    ] = 0.01,
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Of the matrices of qlora; 16 if not given.", rich_help_panel=_WORDS),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Passes over the samples: 10, or 3 for language models.", rich_help_panel=_HOW
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Samples of a step: 128, or 8 for language models.", rich_help_panel=_HOW
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="R",
+            help="Of parameters, in parts of their own size a step: 0.01. For language models, of AdamW.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     scale_rate: Annotated[
         float,
         typer.Option("--scale-rate", min=0, metavar="R", help="Of scales, in parts of them.", rich_help_panel=_HOW),
@@ -95,13 +131,34 @@ def train(
         ),
     ] = "float32",
     read: o.Reading,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file at --out, or a tuned model there.")
+    ] = False,
 ) -> int:
-    """Train a network on the grids of a plan, and write it with the very integers that `edgeq deploy` takes.
+    """Train a network on the grids of a plan, and write it with the very integers that `edgeq deploy` takes; or let a
+    language model learn from a text, with --adapt.
 
     A run that was interrupted goes on where it was when it is started again. Processes that torchrun starts train
     together: torchrun --nproc-per-node 2 -m edgeq.cli train ...
     """
+    from edgeq.hugging_face.folder import is_decoder
+
+    paced = {"epochs": epochs, "batch": batch, "rate": rate}
+    how: dict[str, Any] = {name: value for name, value in paced.items() if value is not None}
+    if is_decoder(Path(model)):
+        others: dict[str, object] = {"--plan": plan, "--target": target, "--augment": augment, "--autocast": autocast}
+        others |= {"--labels": labels or None, "--distill": distill or None, "--features": features or None}
+        others |= {"--ranges": None if ranges == "lsq" else ranges, "--patience": patience or None}
+        others["--scale-rate"] = None if scale_rate == 0.01 else scale_rate
+        others["--gradients"] = None if gradients == "float32" else gradients
+        refuse(vars(read), others)
+        how |= {"adapt": adapt, "rank": rank, "seed": seed, "overwrite": overwrite}
+        return tune(shell, model, samples, out, how)
+    if given := [option for option, value in (("--adapt", adapt), ("--rank", rank)) if value is not None]:
+        remedy = "leave it away, or give a folder of a language model"
+        raise UsageError("this is for language models", where=given[0], remedy=remedy)
+    if plan is None:
+        raise UsageError("--plan is missing", remedy="make one with edgeq plan, and give it with --plan")
     from edgeq.plans.plan import read_plan
 
     made_for = read_plan(plan)
@@ -109,7 +166,7 @@ def train(
         from edgeq.files import atomic_write
         from edgeq.report.html import render_training
         from edgeq.training.loop import Steps
-        from edgeq.training.together import rank
+        from edgeq.training.together import rank as own_rank
         from edgeq.training.train import train_model
 
         trained = train_model(
@@ -124,12 +181,12 @@ def train(
             ranges=ranges,
             augment=augment,
             gradients=gradients,
-            steps=Steps(epochs, batch, rate, scale_rate, patience, seed, autocast),
+            steps=Steps(scale_rate=scale_rate, patience=patience, seed=seed, autocast=autocast, **how),
             overwrite=overwrite,
             progress=stages,
             **vars(read),
         )
-        if rank() > 0:
+        if own_rank() > 0:
             return 0  # the first process tells
         page = trained.out.with_name(f"{trained.out.name}.html")
         atomic_write(page, render_training(trained))
