@@ -1,4 +1,4 @@
-"""edgeq: from a trained PyTorch model to an artefact proven on the device it was made for.
+"""edgeq: from a trained model to an artefact proven on the device it was made for.
 
 import edgeq
 

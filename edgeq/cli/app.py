@@ -47,7 +47,7 @@ def _root(
     shell: Shell,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> int:
-    """From a trained PyTorch model to an artefact proven on the device it was made for."""
+    """From a trained model to an artefact proven on the device it was made for."""
     if not version:
         raise UsageError("a command is missing", remedy="see edgeq --help")
     if shell.json:
@@ -61,7 +61,7 @@ def _group(text: str) -> typer.Typer:
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=text)
 
 
-app = _group("From a trained PyTorch model to an artefact proven on the device it was made for.")
+app = _group("From a trained model to an artefact proven on the device it was made for.")
 app.callback(invoke_without_command=True)(command(_root))
 app.command()(command(deploy.deploy))
 app.command()(command(plan.plan))

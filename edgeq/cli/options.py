@@ -25,7 +25,9 @@ _EVALUATION = typer.Option(
 ModelFile = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A .pt2, TorchScript, torch.save or safetensors file, or a Hugging Face folder."
+        metavar="MODEL",
+        help="A .pt2, TorchScript, torch.save, safetensors, ONNX, TFLite or Keras file, a SavedModel or a Hugging Face "
+        "folder.",
     ),
 ]
 

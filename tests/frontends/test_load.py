@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError
 from edgeq.frontends.examples import parse_input_spec
-from edgeq.frontends.load import from_loaded
+from edgeq.frontends.load import from_loaded, load
 from edgeq.frontends.loaded import Loaded
 from edgeq.frontends.read import read
 
@@ -451,8 +451,6 @@ def test_weights_of_another_shape(tmp_path: Path, network: str) -> None:
 
 
 FOREIGN = {
-    "TensorFlow Lite": b"\x1c\x00\x00\x00TFL3" + bytes(100),
-    "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(100),
     "web page": b"\n<!DOCTYPE html><html><body>404</body></html>",
     "git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
     "empty": b"",
@@ -473,7 +471,7 @@ def test_foreign_files_are_named(seems: str, tmp_path: Path) -> None:
 
 
 def test_archives_of_something_else(tmp_path: Path) -> None:
-    for member, seems in (("x.npy", "NumPy"), ("model.weights.h5", "Keras"), ("readme", "zip archive")):
+    for member, seems in (("x.npy", "NumPy"), ("model.weights.h5", "zip archive"), ("readme", "zip archive")):
         path = tmp_path / "model.pt"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(member, b"x")
@@ -930,6 +928,15 @@ def test_real_exports_are_read_as_they_are(name: str) -> None:
 
 
 @needs_zoo
-def test_real_foreign_files_are_named() -> None:
-    with pytest.raises(UsageError, match="TensorFlow Lite"):
-        read(ZOO / "extra" / "dscnn_kws_reference_int8.tflite")
+@pytest.mark.parametrize(
+    ("file", "kind", "rounds"),
+    [
+        ("dscnn_kws_reference_int8.tflite", "TFLite", True),
+        ("tflite/resnet8_cifar10_int8.tflite", "TFLite", True),
+        ("face/slim_320.tflite", "TFLite", False),
+        ("face/slim_320.onnx", "ONNX", False),
+    ],
+)
+def test_real_files_of_other_kinds(file: str, kind: str, rounds: bool) -> None:
+    model = load(ZOO / "extra" / file)
+    assert model.kind == kind and (model.grids is not None) == rounds
