@@ -20,6 +20,7 @@ ORDER = [
     "unpacking",
     "files",
     "installed",
+    "child",
     "frames",
     "progress",
     "numerics",

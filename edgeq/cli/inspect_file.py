@@ -26,7 +26,7 @@ def is_for_these(targets: Sequence[Target]) -> bool:
 
 
 def inspect_file(shell: Shell, path: Path, targets: Sequence[Target]) -> int:
-    """Holds a file against the rules of the runtimes of these targets, which have some; exit code 3 where it breaks one.
+    """Holds a file against the rules of the runtimes of these targets; exit code 3 where it breaks one.
 
     Raises:
         UsageError: it is no ONNX file.

@@ -14,13 +14,13 @@ from onnx import numpy_helper
 from edgeq.export.onnx_anew import names_anew
 from edgeq.export.onnx_constant import COMPUTED_ONCE
 from edgeq.export.onnx_narrow import ENDS
-from edgeq.export.packing import BITS
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.graph import Node
 from edgeq.model.groups import Group
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
 from edgeq.model.shuffled import gathered, shape_of_weight, shuffle_of
+from edgeq.numerics.packing import BITS
 
 _INVISIBLE = {"QuantizeLinear", "DequantizeLinear", "Identity", "DynamicQuantizeLinear", "MatMulInteger"}
 _MOVES_INTEGERS = ("DepthToSpace", "Slice")

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgeq.errors import UnsupportedError
 from edgeq.export.onnx_float import save
-from edgeq.export.packing import pack, unpack
+from edgeq.numerics.packing import pack, unpack
 from edgeq.runtimes.openvino import import_openvino
 
 DYNAMIC = "DYNAMIC_QUANTIZATION_GROUP_SIZE"

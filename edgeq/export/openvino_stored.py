@@ -11,10 +11,10 @@ import numpy as np
 
 from edgeq.export.onnx_anew import names_anew
 from edgeq.export.openvino import DYNAMIC
-from edgeq.export.packing import BITS, unpack
 from edgeq.export.stored import Stored, StoredRange, StoredTensor, StoredWeight
 from edgeq.model.model import Model
 from edgeq.model.ops import WEIGHTED
+from edgeq.numerics.packing import BITS, unpack
 from edgeq.runtimes.openvino import import_openvino
 
 _FEW_BITS = {"i4": "int4", "u4": "uint4", "u2": "uint2"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.errors import MissingExtraError
-from edgeq.export.packing import BITS, pack, unpack
+from edgeq.numerics.packing import BITS, pack, unpack
 
 try:
     import flatbuffers

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.export.openvino import DYNAMIC
-from edgeq.export.packing import pack, pack_three, unpack, unpack_three
 from edgeq.language.attention import Steps, attention
 from edgeq.language.decoder import Decoder, Weight
 from edgeq.language.onnx_decoder import Stored
 from edgeq.language.rounding import Rounded
+from edgeq.numerics.packing import pack, pack_three, unpack, unpack_three
 from edgeq.numerics.weights import QuantizedWeight
 from edgeq.runtimes.openvino import import_openvino
 

@@ -24,10 +24,10 @@ from edgeq.calibration.calibrate import calibrate
 from edgeq.devices import Candidate, open_device
 from edgeq.export.artifact import Exporter
 from edgeq.export.audit import AuditError, audit, confirm
-from edgeq.export.packing import BITS, pack, pack_three, unpack, unpack_three
 from edgeq.frontends.load import load
 from edgeq.methods.quantize import quantize_model
 from edgeq.model.model import Model
+from edgeq.numerics.packing import BITS, pack, pack_three, unpack, unpack_three
 from edgeq.quantization.quantized import Quantized
 from edgeq.quantization.simulate import simulate
 from edgeq.records.schema import Placement

@@ -74,7 +74,7 @@ def constant(model: Any, tensor: Any, where: str) -> NDArray[Any] | None:
         UsageError: there are more or fewer than its shape says.
         UnsupportedError: they are no numbers.
     """
-    from edgeq.export.packing import unpack
+    from edgeq.numerics.packing import unpack
 
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0:
