@@ -13,7 +13,7 @@ import onnx
 import pytest
 import small_models as small
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto
@@ -221,6 +221,7 @@ def test_what_does_not_fit_is_refused(bits: int, integers: list[int]) -> None:
             unpack(np.zeros(2, np.uint8), count, bits)
 
 
+@settings(deadline=None)  # the first call loads OpenVINO
 @given(arrays.arrays(np.uint8, st.integers(0, 40), elements=st.integers(0, 7)))
 def test_three_bits_lie_as_openvino_has_them(integers: np.ndarray) -> None:
     openvino = pytest.importorskip("openvino")
