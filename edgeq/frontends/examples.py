@@ -25,6 +25,9 @@ DTYPES = {
 LARGEST_INPUT = 2**31
 """Values of a sample input: a picture of 26 754 pixels square has as many."""
 
+LARGEST_OF_FILES = 2**28
+"""The same where nobody asked for them: a gigabyte."""
+
 _DIGITS = 12
 _BECOME_FLOAT32 = ("float16", "bfloat16", "float64")
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
@@ -56,6 +59,22 @@ def parse_input_spec(text: str) -> InputSpec:
     if not shape or math.prod(shape) > LARGEST_INPUT:
         raise UsageError(f"{text[:60]!r} has more than {LARGEST_INPUT} values", remedy=remedy)
     return InputSpec(match["name"] or "", shape, dtype)
+
+
+def sized(sizes: Sequence[int | None], dtype: torch.dtype, name: str, where: str) -> torch.Tensor:
+    """Zeros of the sizes that a file says of an input, 1 where the first is free.
+
+    Raises:
+        UsageError: there is none that can be made.
+    """
+    whole = [1 if size is None else size for size in sizes]
+    if 0 in whole or min(whole, default=1) < 0 or math.prod(whole) > LARGEST_OF_FILES:
+        raise UsageError(
+            f"the input {name!r} is of the sizes {whole}",
+            where=where,
+            remedy=f"give a file whose inputs have from 1 to {LARGEST_OF_FILES} values",
+        )
+    return torch.zeros(whole, dtype=dtype)
 
 
 def asked_for(inputs: Sequence[str], example: tuple[torch.Tensor, ...] | None) -> Given:

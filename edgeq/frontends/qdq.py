@@ -107,6 +107,30 @@ class Stored:
         return Made(make, (torch.from_numpy(integers), *by))
 
 
+def check_grid(scale: Known, zero: Known | None, axis: int, block: int, shape: tuple[int, ...] | None) -> None:
+    """Refuses scales that are none, and as many as there is no place for.
+
+    Args:
+        axis: that they are along.
+        block: how many values along it share one; 0 where all do.
+        shape: of the constant that they are for; None of what flows.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    if not scale.size or not np.isfinite(scale).all() or (scale < np.finfo(np.float32).tiny).any():
+        raise ValueError("a scale is no positive number")
+    if zero is not None and zero.size != scale.size:
+        raise ValueError("its scale and its zero point differ in shape")
+    if block < 0 or (scale.size > 1 and shape is not None and not -len(shape) <= axis < len(shape)):
+        raise ValueError("its scales lie along no axis")
+    if scale.size > 1 and shape is not None:
+        whole = list(shape)
+        whole[axis] = -(-whole[axis] // block) if block else whole[axis]
+        if list(scale.shape) != (whole if block else [whole[axis]]):
+            raise ValueError(f"it has scales of the shape {list(scale.shape)} for values of the shape {list(shape)}")
+
+
 def ends_of(bits: int, signed: bool) -> Ends:
     """All that so many bits hold."""
     dtype = f"{'' if signed else 'u'}int{max(8, bits)}"

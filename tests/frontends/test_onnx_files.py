@@ -165,6 +165,57 @@ def test_a_function_is_put_in_place_and_one_that_calls_itself_is_refused(tmp_pat
     assert "Cycle detected" in refused(model, tmp_path / "m.onnx")
 
 
+def test_functions_that_stand_for_more_than_memory_holds(tmp_path: Path) -> None:
+    imports, functions = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)], []
+    for number in range(30):
+        op, domain = (f"F{number + 1}", "mine") if number < 29 else ("Relu", "")
+        nodes = [helper.make_node(op, [a], [b], domain=domain) for a, b in (("a", "t"), ("t", "b"))]
+        functions.append(helper.make_function("mine", f"F{number}", ["a"], ["b"], nodes, imports))
+    node = helper.make_node("F0", ["x"], ["y"], domain="mine")
+    model = model_of([node], imports=imports[1:], functions=functions)
+    assert "operators" in refused(model, tmp_path / "m.onnx", UnsupportedError)
+
+
+def test_branches_have_names_of_their_own(tmp_path: Path) -> None:
+    def branch(nodes: list[Any], output: str) -> Any:
+        return helper.make_graph(nodes, "b", [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
+
+    constant = numpy_helper.from_array(np.array([1, 2, 3, 4], np.float32), "v")
+    other = branch([helper.make_node("Neg", ["x"], ["t2"])], "t2")
+    first = branch([helper.make_node("Constant", [], ["t"], value=constant)], "t")
+    second = branch([helper.make_node("Neg", ["x"], ["t"]), helper.make_node("Mul", ["t", "x"], ["u"])], "u")
+    nodes = [
+        helper.make_node("If", ["c"], ["r"], then_branch=first, else_branch=other),
+        helper.make_node("If", ["c"], ["r2"], then_branch=second, else_branch=other),
+        helper.make_node("Add", ["r", "r2"], ["y"]),
+    ]
+    onnx.save(model_of(nodes, shape=[1, 4], held=[(np.array(True), "c")]), tmp_path / "m.onnx")
+    assert load(tmp_path / "m.onnx").output_names == ("y",)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.1, np.nan, np.inf, [0.1, 0.1, 0.1]])
+@pytest.mark.parametrize("flows", [False, True])
+def test_scales_that_are_none(scale: Any, flows: bool, tmp_path: Path) -> None:
+    held = [(np.float32(scale), "s"), (np.zeros(np.shape(scale), np.int8), "z"), (np.ones((4, 4), np.int8), "w")]
+    if flows:
+        nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="q", axis=0),
+                 helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=0)]  # fmt: skip
+    else:
+        nodes = [helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], name="q"),
+                 helper.make_node("MatMul", ["x", "d"], ["y"])]  # fmt: skip
+    refused(model_of(nodes, shape=[1, 4], held=held), tmp_path / "m.onnx", EdgeqError)
+
+
+@pytest.mark.parametrize("shape", [[1 << 40, 4], [1, 1 << 30], [1 << 62, 4], [1, 0]])
+def test_inputs_that_no_machine_holds(shape: list[int], tmp_path: Path) -> None:
+    refused(model_of([helper.make_node("Relu", ["x"], ["y"])], shape=shape), tmp_path / "m.onnx")
+
+
+def test_an_input_of_one_number(tmp_path: Path) -> None:
+    onnx.save(model_of([helper.make_node("Relu", ["x"], ["y"])], shape=[]), tmp_path / "m.onnx")
+    assert load(tmp_path / "m.onnx").inputs[0].shape == ()
+
+
 def test_sizes_that_the_file_leaves_open(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     said = refused(model_of([CONV, RELU], held=[WEIGHT], shape=["n", 3, "h", "w"]), path)

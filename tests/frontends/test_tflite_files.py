@@ -292,6 +292,48 @@ def test_damaged_bytes(build: Path, tmp_path: Path) -> None:
     assert refusals > 8
 
 
+def changed(path: Path, change: Any) -> Path:
+    """The file with something else in its tables."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
+    change(model, model.subgraphs[0])
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, graph: setattr(graph.tensors[1].quantization, "zeroPoint", np.array([0, 0], np.int64)),
+        lambda model, graph: setattr(graph.tensors[0].quantization, "zeroPoint", np.array([], np.int64)),
+        lambda model, graph: setattr(graph.tensors[1].quantization, "quantizedDimension", -9),
+        lambda model, graph: setattr(graph.tensors[0].quantization, "scale", np.array([np.nan], np.float32)),
+        lambda model, graph: setattr(graph.tensors[1], "shape", np.array([4, 27], np.int32)),
+        lambda model, graph: setattr(graph.tensors[0], "shape", np.array([1, 2**20, 1, 2**11], np.int32)),
+        lambda model, graph: setattr(graph.operators[0], "outputs", np.array([], np.int32)),
+        lambda model, graph: setattr(graph.operators[0], "inputs", np.array([], np.int32)),
+        lambda model, graph: setattr(graph, "inputs", np.array([], np.int32)),
+    ],
+)
+def test_tables_that_do_not_fit(change: Any, tmp_path: Path) -> None:
+    scale = np.array([0.01, 0.02, 0.03, 0.005], np.float32)
+    grids = {"x0": (0.05, -3, 0), "c1": (scale, np.zeros(4), 0), "y": (0.1, 5, 0)}
+    options = with_options("Conv2D", padding=0, strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1)
+    weight = RANDOM.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8)
+    path = saved(
+        tmp_path / "m.tflite",
+        "CONV_2D",
+        [((1, 6, 7, 3), "int8"), weight, ints(1, 2, 3, 4)],
+        (1, 6, 7, 4),
+        options,
+        grids,
+    )
+    with pytest.raises(EdgeqError) as error:
+        load(changed(path, change))
+    assert error.value.remedy
+
+
 def test_what_is_not_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.tflite", "WHILE", [(2, 3)], (2, 3))
     with pytest.raises(UnsupportedError, match="WHILE is not read") as error:

@@ -23,6 +23,9 @@ OLDEST = 9
 LARGEST = 1 << 31
 """Bytes of a protobuf message; larger models keep their weights beside it."""
 
+MOST_NODES = 1_000_000
+"""Once functions are put in place of their calls. Large language models have some ten thousand."""
+
 _CONTROL_FLOW = ("Loop", "Scan", "SequenceMap")
 
 
@@ -52,9 +55,29 @@ def parse(path: Path) -> ModelProto:
             f"it breaks the ONNX standard ({gist(error)})", where=where, remedy="export or download the file again"
         ) from error
     if model.functions:
+        _refuse_many(model, where)
         model = onnx.inliner.inline_local_functions(model)
     _refuse_foreign(model, where)
     return model
+
+
+def rename(graph: GraphProto, prefix: str, names: dict[str, str]) -> None:
+    """Gives what a branch defines names of its own; in another branch the same ones mean something else.
+
+    Args:
+        graph: is changed.
+        names: of the graphs around it, old and new.
+    """
+    own = [tensor.name for tensor in graph.initializer] + [name for node in graph.node for name in node.output if name]
+    names = {**names, **{name: prefix + name for name in own}}
+    for value in (*graph.initializer, *graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                rename(inner, prefix, names)
 
 
 def beside(model: ModelProto, path: Path) -> list[Path]:
@@ -105,6 +128,26 @@ def array(tensor: TensorProto, folder: Path, where: str) -> NDArray[Any]:
             remedy="export the model in float32",
         )
     return value
+
+
+def _refuse_many(model: ModelProto, where: str) -> None:
+    """Functions that call each other so often that no machine could hold them all."""
+    functions = {(one.domain, one.name): one for one in model.functions}
+    counts: dict[tuple[str, str], int] = {}
+    while len(counts) < len(functions):
+        ready = {
+            key: sum(counts.get((node.domain, node.op_type), 1) for node in one.node)
+            for key, one in functions.items()
+            if key not in counts
+            and all((n.domain, n.op_type) in counts for n in one.node if (n.domain, n.op_type) in functions)
+        }
+        if not ready:
+            raise damaged(where, "a function calls itself")
+        counts |= ready
+    if sum(counts.get((node.domain, node.op_type), 1) for node in nodes_of(model.graph)) > MOST_NODES:
+        raise UnsupportedError(
+            f"its functions stand for more than {MOST_NODES} operators", where=where, remedy="export a smaller network"
+        )
 
 
 def _check_version(model: ModelProto, where: str) -> None:

@@ -18,7 +18,7 @@ from edgeq.frontends.onnx import file
 from edgeq.frontends.onnx.operators import OPERATORS
 from edgeq.frontends.onnx.operators.node import Known, Node, Operator, listed
 from edgeq.frontends.onnx.sizes import SIZES
-from edgeq.frontends.qdq import Ends, Stored, dequantize, ends_of, quantize, rounded, scaled
+from edgeq.frontends.qdq import Ends, Stored, check_grid, dequantize, ends_of, quantize, rounded, scaled
 from edgeq.model.refusals import damaged
 
 STORED = {
@@ -51,7 +51,9 @@ def network_of(model: ModelProto, path: Path, example: Sequence[torch.Tensor]) -
     """
     building = _Building(model, path, example)
     building.add(model.graph)
-    outputs = [building.flowing(one.name) for one in model.graph.output]
+    outputs = [one.name for one in model.graph.output]
+    for name in outputs:
+        building.end(name)
     return Network(building.inputs, outputs, building.steps)
 
 
@@ -92,15 +94,19 @@ class _Building:
             except EdgeqError as error:
                 error.where = error.where or place
                 raise
+            except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError) as error:
+                raise damaged(place, error) from error
 
-    def flowing(self, name: str) -> str:
-        """The name of a value that a step writes; constants get a step of their own."""
+    def end(self, name: str) -> None:
+        """An output; one that is a constant gets a step of its own.
+
+        Raises:
+            UsageError: nothing writes it.
+        """
         if name in self.known:
-            self._step(name, lambda x: x + 0, [torch.from_numpy(self.known[name].copy())], [f"{name}\0"], self.where)
-            return f"{name}\0"
-        if name not in self.kinds:
+            self._step(name, torch.clone, [torch.from_numpy(self.known[name].copy())], [name], self.where)
+        elif name not in self.kinds:
             raise damaged(self.where, f"nothing writes the output {name!r}")
-        return name
 
     def _add(self, node: onnx.NodeProto, place: str) -> None:
         if node.op_type == "If":
@@ -232,7 +238,9 @@ class _Building:
                 remedy="export a network whose steps are the same for every input",
             )
         wanted = "then_branch" if bool(listed(condition)[0]) else "else_branch"
-        graph = next(one.g for one in node.attribute if one.name == wanted)
+        graph = GraphProto()
+        graph.CopyFrom(next(one.g for one in node.attribute if one.name == wanted))
+        file.rename(graph, f"{_called(node)}/{len(self.steps)}/", {})
         self.add(graph)
         for name, inner in zip(node.output, graph.output, strict=True):
             if inner.name in self.known:
@@ -283,7 +291,14 @@ class _Building:
         """A Clip behind integers: the grid has these ends."""
         source, name = node.input[0], node.output[0]
         old = self.ends[source]
-        given = [listed(self.known[one])[0] if one else None for one in (*node.input[1:], "", "")[:2]]
+        names = (*node.input[1:], "", "")[:2]
+        if any(one and one not in self.known for one in names):
+            raise UnsupportedError(
+                "the ends of a grid depend on a value",
+                where=place,
+                remedy="quantize it statically, or give the float model",
+            )
+        given = [listed(self.known[one])[0] if one else None for one in names]
         ends = old.narrowed(*(int(new) if new is not None else end for new, end in zip(given, old[:2], strict=True)))
         self.ends[name] = ends
         if source in self.known:
@@ -304,15 +319,16 @@ class _Building:
             )
         told = self._attributes(node, place)
         scale, zero = self.known[names[0]], self.known[names[1]] if len(names) > 1 else None
-        if zero is not None and zero.size != scale.size:
-            raise damaged(place, "its scale and its zero point differ in shape")
-        return scale, zero, int(told.get("axis", 1)), int(told.get("block_size", 0))
+        axis, block, source = int(told.get("axis", 1)), int(told.get("block_size", 0)), self.known.get(node.input[0])
+        check_grid(scale, zero, axis, block, None if source is None else source.shape)
+        return scale, zero, axis, block
 
 
 def _text(value: Any) -> Any:
-    """Texts, which come as bytes, and lists."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else [_text(one) for one in value] if (
-        isinstance(value, Sequence)) else value  # fmt: skip
+    """Texts, which come as bytes, also in lists."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return [_text(one) for one in value] if isinstance(value, Sequence) else value
 
 
 def _called(node: onnx.NodeProto) -> str:

@@ -10,7 +10,7 @@ import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from edgeq.errors import UnsupportedError, UsageError
-from edgeq.frontends.examples import Given, in_order
+from edgeq.frontends.examples import Given, in_order, sized
 from edgeq.frontends.loaded import Loaded
 from edgeq.frontends.onnx.file import opset, parse
 from edgeq.frontends.onnx.graph import inputs_of, network_of
@@ -40,7 +40,9 @@ def read_onnx(path: Path, given: Given) -> Loaded:
     model = parse(path)
     inputs = inputs_of(model)
     names = tuple(one.name for one in inputs)
-    free = bool(inputs) and all(_sizes(one)[:1] == [None] for one in inputs)
+    if not inputs:
+        raise UnsupportedError("it takes no inputs", where=path.name, remedy="export a network that takes some")
+    free = all(_sizes(one)[:1] == [None] for one in inputs)
     if not given.tensors:
         given = Given(tuple(_example(one, path.name) for one in inputs), names)
     tensors = in_order(given, names, path.name)
@@ -59,7 +61,7 @@ def read_onnx(path: Path, given: Given) -> Loaded:
 
 def _sizes(value: ValueInfoProto) -> list[int | None]:
     shape = value.type.tensor_type.shape
-    return [one.dim_value if one.HasField("dim_value") and one.dim_value > 0 else None for one in shape.dim]
+    return [one.dim_value if one.HasField("dim_value") else None for one in shape.dim]
 
 
 def _example(value: ValueInfoProto, where: str) -> torch.Tensor:
@@ -72,7 +74,7 @@ def _example(value: ValueInfoProto, where: str) -> torch.Tensor:
             where=where,
             remedy=f"give all its sizes, such as --input {_shown(value.name)}1x3x224x224",
         )
-    return torch.zeros([size or 1 for size in sizes], dtype=_dtype(value, where))
+    return sized(sizes, _dtype(value, where), value.name, where)
 
 
 def _shown(name: str) -> str:

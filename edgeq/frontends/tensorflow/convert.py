@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edgeq.frontends.tensorflow.graph_vet import refusal
+
+CARRIES_CODE = 77
+"""The exit code where loading would do more than compute; what, is printed."""
+
 
 def main(source: str, target: str, trust: str) -> None:
     """
@@ -20,6 +25,11 @@ def main(source: str, target: str, trust: str) -> None:
     """
     import tensorflow as tf
 
+    if Path(source).is_dir() and trust != "1":
+        found = refusal(Path(source))
+        if found:
+            print(found)
+            sys.exit(CARRIES_CODE)
     if Path(source).is_dir():
         converter = tf.lite.TFLiteConverter.from_saved_model(source)
     else:

@@ -12,9 +12,11 @@ from edgeq.errors import MissingExtraError, UnsupportedError
 from edgeq.files import scratch_folder
 from edgeq.frontends.examples import Given
 from edgeq.frontends.loaded import Loaded
+from edgeq.frontends.tensorflow.convert import CARRIES_CODE
 from edgeq.frontends.tensorflow.recognise import HDF5, files_of
-from edgeq.frontends.tensorflow.vet import vet_keras, vet_saved_model
+from edgeq.frontends.tensorflow.vet import vet_keras
 from edgeq.frontends.tflite.read import read_tflite
+from edgeq.model.refusals import carries_code
 
 _SECONDS = 900
 
@@ -30,8 +32,8 @@ def read_tensorflow(path: Path, given: Given, trust: bool) -> Loaded:
     folder = path.is_dir()
     if folder:
         files_of(path)
-    if not trust:
-        (vet_saved_model if folder else vet_keras)(path)
+    elif not trust:
+        vet_keras(path)
     missing = [name for name in ("tensorflow", "tf_keras") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(missing[0], "tensorflow")
@@ -44,6 +46,8 @@ def read_tensorflow(path: Path, given: Given, trust: bool) -> Loaded:
         done = run_module(
             "edgeq.frontends.tensorflow.convert", str(source), str(target), "1" if trust else "0", timeout=_SECONDS
         )
+        if done.returncode == CARRIES_CODE:
+            raise carries_code(path.name, last_words(done))
         if done.returncode or not target.exists():
             raise UnsupportedError(
                 f"TensorFlow's converter refuses it ({last_words(done)})",

@@ -1,7 +1,7 @@
 """Refuses what would run code while TensorFlow reads it, before it is read.
 
-Keras keeps Python functions in files (Lambda layers) and imports the modules that they name; a SavedModel is a graph
-that is run, and operators of it can touch files or call Python.
+Keras keeps Python functions in files (Lambda layers) and imports the modules that they name. Of SavedModels, which are
+graphs that are run, see `graph_vet.py`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,43 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.errors import MissingExtraError
-from edgeq.frontends.tensorflow.recognise import HDF5, SAVED_MODEL
+from edgeq.frontends.tensorflow.recognise import HDF5
 from edgeq.model.refusals import carries_code, damaged
 
 _LARGEST = 100_000_000
 """Bytes of a configuration."""
 
-_OWN = ("keras", "tf_keras", "tensorflow", "builtins")
-"""Packages whose classes a file may name."""
-
-_CODE = ("Lambda", "__lambda__", "function")
-_TOUCHING = (
-    b"ReadFile", b"WriteFile", b"MatchingFiles", b"PyFunc", b"EagerPyFunc", b"PyFuncStateless", b"LoadLibrary",
+_OWN = (
+    "keras", "keras.layers", "keras.models", "keras.initializers", "keras.activations", "keras.regularizers",
+    "keras.constraints", "keras.optimizers", "keras.losses", "keras.metrics", "keras.dtype_policies", "keras.src",
 )  # fmt: skip
+"""Modules whose classes a file may name."""
+
+_CODE = (
+    "Lambda",
+    "__lambda__",
+    "function",
+    "TFSMLayer",
+    "TFOpLambda",
+    "StringLookup",
+    "IntegerLookup",
+    "TextVectorization",
+)
+"""Classes that hold or load functions, programs or files."""
+
+_FUNCTIONS = (
+    "math",
+    "nn",
+    "linalg",
+    "__operators__",
+    "reshape",
+    "concat",
+    "expand_dims",
+    "squeeze",
+    "transpose",
+    "cast",
+)
+"""Of TensorFlow's, those that Keras 2 may name as layers: they only compute."""
 
 
 def vet_keras(path: Path) -> None:
@@ -36,26 +60,22 @@ def vet_keras(path: Path) -> None:
         MissingExtraError: it is HDF5, and h5py is not installed.
     """
     for one in _tables(_configuration(path)):
-        kind, module = one.get("class_name"), one.get("module")
+        kind, module, config = one.get("class_name"), one.get("module"), one.get("config")
+        if kind is not None and not isinstance(kind, str):
+            raise damaged(path.name, "a class has no name")
+        named = config.get("function") if isinstance(config, dict) else None
+        if kind == "TFOpLambda" and isinstance(named, str) and named.split(".")[0] in _FUNCTIONS:
+            continue
         if kind in _CODE:
             raise carries_code(path.name, f"a {kind} in the layer {_name(one)!r}")
-        if isinstance(module, str) and module.split(".")[0] not in _OWN:
+        if module is not None and not (isinstance(module, str) and _is_own(module)):
             raise carries_code(path.name, f"the class {kind} of the module {module}")
-        if isinstance(one.get("registered_name"), str) and ">" in one["registered_name"] and module is None:
+        if isinstance(one.get("registered_name"), str) and ">" in one["registered_name"]:
             raise carries_code(path.name, f"the class {one['registered_name']}")
 
 
-def vet_saved_model(folder: Path) -> None:
-    """Of a SavedModel.
-
-    Raises:
-        UsageError: operators of it touch files or call Python.
-    """
-    data = (folder / SAVED_MODEL).read_bytes()
-    for name in _TOUCHING:
-        # a protobuf: a text follows its length
-        if bytes([len(name)]) + name in data:
-            raise carries_code(folder.name, f"the operator {name.decode()}")
+def _is_own(module: str) -> bool:
+    return module in _OWN or module.startswith("keras.src.")
 
 
 def _configuration(path: Path) -> Any:

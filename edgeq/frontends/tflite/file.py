@@ -34,14 +34,17 @@ def parse(path: Path) -> Any:
     """
     schema, data = _schema(), path.read_bytes()
     try:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
-        graph = model.subgraphs[0]
-        _check_places(model, graph)
+        root = schema.Model.GetRootAs(data)
+        count = root.SubgraphsLength()
+        if count == 1:
+            _check_lengths(root, len(data))
+            model = schema.ModelT.InitFromObj(root)
+            _check_places(model, model.subgraphs[0])
     except Exception as error:  # offsets that lead nowhere end in many ways
         raise damaged(path.name, error) from error
-    if len(model.subgraphs) > 1:
+    if count != 1:
         raise UnsupportedError(
-            f"it has {len(model.subgraphs)} graphs that call each other",
+            f"it has {count} graphs, where one is read",
             where=path.name,
             remedy="export a network whose steps are the same for every input",
         )
@@ -96,6 +99,25 @@ def constant(model: Any, tensor: Any, where: str) -> NDArray[Any] | None:
     return found.astype(np.float32) if found.dtype.kind == "f" else found.copy()
 
 
+def _check_lengths(root: Any, size: int) -> None:
+    """Before all is made of it: parts may share bytes, so that little stands for more than memory holds."""
+    graph = root.Subgraphs(0)
+    tensors = [graph.Tensors(number) for number in range(_within(graph.TensorsLength(), size))]
+    operators = [graph.Operators(number) for number in range(_within(graph.OperatorsLength(), size))]
+    buffers = [root.Buffers(number) for number in range(_within(root.BuffersLength(), size))]
+    grids = [one for one in (tensor.Quantization() for tensor in tensors) if one is not None]
+    _within(sum(one.DataLength() for one in buffers), size)
+    _within(sum(one.ShapeLength() + one.ShapeSignatureLength() + len(one.Name() or b"") for one in tensors), size)
+    _within(sum(one.ScaleLength() + one.ZeroPointLength() + one.MinLength() + one.MaxLength() for one in grids), size)
+    _within(sum(one.InputsLength() + one.OutputsLength() + one.CustomOptionsLength() for one in operators), size)
+
+
+def _within(count: int, size: int) -> int:
+    if count > size:
+        raise ValueError("it claims more than its bytes hold")
+    return count
+
+
 def _check_places(model: Any, graph: Any) -> None:
     """Every number that names a table leads to one."""
     count = len(graph.tensors)
@@ -111,6 +133,8 @@ def _check_places(model: Any, graph: Any) -> None:
         places = [*(operator.inputs if operator.inputs is not None else ()), *operator.outputs]
         if any(not -1 <= place < count for place in places):
             raise ValueError("an operator names no tensor")
+        if not len(operator.outputs):
+            raise ValueError("an operator writes nothing")
     if not len(graph.operators) or not len(graph.outputs):
         raise ValueError("there is no operator in it")
     if any(not 0 <= place < count for place in (*graph.inputs, *graph.outputs)):

@@ -16,7 +16,7 @@ import torch
 
 from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.frontends.interpreted import Network, Read, Step
-from edgeq.frontends.qdq import Ends, Known, Stored, dequantize, ends_of, quantize
+from edgeq.frontends.qdq import Ends, Known, Stored, check_grid, dequantize, ends_of, quantize
 from edgeq.frontends.tflite import file
 from edgeq.frontends.tflite.operators import OPERATORS
 from edgeq.frontends.tflite.operators.node import Node, Operator, Turned, as_filed, compute
@@ -54,19 +54,27 @@ def network_of(model: Any, path: Path) -> Network:
         building.begin(int(place))
     for operator in graph.operators:
         building.add(operator)
-    outputs = [building.end(int(place)) for place in graph.outputs]
-    return Network([_value(place) for place in graph.inputs], outputs, building.steps)
+    for place in graph.outputs:
+        building.end(int(place))
+    inputs, outputs = ([_value(place) for place in places] for places in (graph.inputs, graph.outputs))
+    return Network(inputs, outputs, building.steps)
 
 
 def grid_of(tensor: Any) -> tuple[Known, Known, int, Ends] | None:
-    """Scales, zero points, their axis and ends of a tensor that is integers of a grid."""
+    """Scales, zero points, their axis and ends of a tensor that is integers of a grid.
+
+    Raises:
+        ValueError: they are none.
+    """
     kind, said = file.types()[tensor.type], tensor.quantization
     if said is None or said.scale is None or not len(said.scale) or kind not in _INTEGERS:
         return None
     scale = np.asarray(said.scale, np.float32)
     zero = np.asarray(said.zeroPoint if said.zeroPoint is not None else np.zeros(len(scale)), np.int64)
     axis = int(said.quantizedDimension or 0) if scale.size > 1 else 0
-    return scale, np.broadcast_to(zero, scale.shape), axis, ends_of(*_INTEGERS[kind])
+    zero = np.full(scale.shape, zero[0]) if zero.size == 1 else zero
+    check_grid(scale, zero, axis, 0, tuple(file.shape_of(tensor)) if scale.size > 1 else None)
+    return scale, zero, axis, ends_of(*_INTEGERS[kind])
 
 
 _INTEGERS = {"int8": (8, True), "uint8": (8, False), "int16": (16, True), "int4": (4, True), "int2": (2, True)}
@@ -89,7 +97,10 @@ class _Building:
         self.kinds: dict[int, str] = {}
         self.steps: list[tuple[str, Step]] = []
         for place, tensor in enumerate(self.tensors):
-            self._hold(place, tensor)
+            try:
+                self._hold(place, tensor)
+            except ValueError as error:
+                raise damaged(f"{self.where}: {file.text(tensor.name)}", error) from error
 
     def begin(self, place: int) -> None:
         """An input; integers of a grid are rounded to it first."""
@@ -99,8 +110,8 @@ class _Building:
             run, name = partial(_rounded, grid), file.text(self.tensors[place].name)
             self.steps.append((name, Step(run, [Read(_value(place))], [_value(place)], f"{self.where}: {name}")))
 
-    def end(self, place: int) -> str:
-        """The name of an output."""
+    def end(self, place: int) -> None:
+        """An output, with its axes in the file's order."""
         if place in self.known:
             held: Any = torch.from_numpy(self.known[place])
         elif place in self.kinds:
@@ -108,8 +119,7 @@ class _Building:
         else:
             raise damaged(self.where, "nothing writes an output")
         name = file.text(self.tensors[place].name)
-        self.steps.append((name, Step(_filed, [held], [f"{_value(place)}\0"], f"{self.where}: {name}")))
-        return f"{_value(place)}\0"
+        self.steps.append((name, Step(as_filed, [held], [_value(place)], f"{self.where}: {name}")))
 
     def add(self, operator: Any) -> None:
         code = self.model.operatorCodes[operator.opcodeIndex]
@@ -130,6 +140,8 @@ class _Building:
         except EdgeqError as error:
             error.where = error.where or place
             raise
+        except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, AttributeError) as error:
+            raise damaged(place, error) from error
 
     def _add(self, node: Node, reads: list[int], writes: list[int], name: str, place: str) -> None:
         if node.op in ("DEQUANTIZE", "QUANTIZE"):
@@ -192,18 +204,16 @@ class _Building:
                 where=f"{self.where}: {file.text(tensor.name)}",
                 remedy="export it with its state as an input and an output",
             )
-        value = file.constant(self.model, tensor, self.where)
+        grid, value = grid_of(tensor), file.constant(self.model, tensor, self.where)
         if value is None:
             return
-        grid = grid_of(tensor)
         if grid is None and tensor.quantization is not None and self.types[tensor.type] in ("int32", "int64"):
             grid = _grid_of_bias(tensor)
         if grid is None:
             self.known[place] = value
             return
         scale, zero, axis, ends = grid
-        if scale.size > 1 and (axis >= value.ndim or value.shape[axis] != scale.size):
-            raise damaged(f"{self.where}: {file.text(tensor.name)}", "it has not one scale for each channel")
+        check_grid(scale, zero, axis, 0, value.shape)
         one = Stored(value, scale, zero, axis, 0, ends)
         self.known[place] = one.real
         if ends.dtype != "int32":
@@ -253,10 +263,6 @@ def _rounded(grid: tuple[Known, Known, int, Ends], value: Any) -> Any:
         return value
     y = dequantize(quantize(x, scale=scale, zero=zero, ends=ends), scale=scale, zero=zero, ends=ends)
     return Turned(y) if isinstance(value, Turned) else y
-
-
-def _filed(value: Any) -> Any:
-    return as_filed(value)
 
 
 def _same(value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from edgeq.errors import UnsupportedError, UsageError
-from edgeq.frontends.examples import Given, in_order
+from edgeq.frontends.examples import Given, in_order, sized
 from edgeq.frontends.loaded import Loaded
 from edgeq.frontends.original import Original, compare
 from edgeq.frontends.tflite import file
@@ -37,13 +37,15 @@ def read_tflite(path: Path, given: Given) -> Loaded:
     model = file.parse(path)
     graph = model.subgraphs[0]
     inputs, outputs = ([graph.tensors[int(place)] for place in places] for places in (graph.inputs, graph.outputs))
+    if not inputs:
+        raise UnsupportedError("it takes no inputs", where=path.name, remedy="export a network that takes some")
     names, written = _names(model, graph)
+    network = network_of(model, path)
     free = all(_sizes(one)[:1] == [None] for one in (*inputs, *outputs))
     if not given.tensors:
         given = Given(tuple(_example(one, name, path.name) for one, name in zip(inputs, names, strict=True)), names)
     tensors = in_order(given, names, path.name)
     _check_sizes(inputs, names, tensors, path.name)
-    network = network_of(model, path)
     grids = [grid_of(one) for one in graph.tensors]
     spread = [_spread(one, tensor) for one, tensor in zip(inputs, tensors, strict=True)]
     compare(ORIGINAL, path, network, tuple(spread), rounds=any(grid is not None for grid in grids))
@@ -59,7 +61,8 @@ def _names(model: Any, graph: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     said: dict[int, str] = {}
     signatures = model.signatureDefs or []
     if len(signatures) == 1:
-        said = {one.tensorIndex: file.text(one.name) for one in (*signatures[0].inputs, *signatures[0].outputs)}
+        named = (*(signatures[0].inputs or ()), *(signatures[0].outputs or ()))
+        said = {one.tensorIndex: file.text(one.name) for one in named}
     found: list[str] = []
     for place in (*graph.inputs, *graph.outputs):
         name = said.get(int(place)) or file.text(graph.tensors[int(place)].name) or f"tensor_{int(place)}"
@@ -96,7 +99,7 @@ def _example(tensor: Any, name: str, where: str) -> torch.Tensor:
             where=where,
             remedy="give all its sizes, such as --input 1x224x224x3",
         )
-    return torch.zeros([size or 1 for size in sizes], dtype=_dtype(tensor, name, where))
+    return sized(sizes, _dtype(tensor, name, where), name, where)
 
 
 def _check_sizes(inputs: list[Any], names: tuple[str, ...], tensors: tuple[torch.Tensor, ...], where: str) -> None:
