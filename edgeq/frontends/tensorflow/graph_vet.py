@@ -15,9 +15,10 @@ _VARIABLES = frozenset({
     "RestoreV2", "Placeholder", "StatefulPartitionedCall", "PartitionedCall", "NoOp", "DisableCopyOnRead", "If",
     "While", "AssignAddVariableOp", "AssignSubVariableOp", "ResourceGather", "ResourceScatterAdd", "RandomUniform",
     "RandomStandardNormal", "RandomUniformInt", "RandomShuffle", "TruncatedNormal", "Multinomial",
-    "SaveV2", "MergeV2Checkpoints", "ShardedFilename",
 })  # fmt: skip
-"""The last three write checkpoints, which nothing does here but an initializer: those are refused."""
+
+_WRITING = frozenset({"SaveV2", "MergeV2Checkpoints", "ShardedFilename"})
+"""For checkpoints. Every such folder has them; nothing calls them here, unless they run when it is loaded."""
 
 _TOUCHING = frozenset({"ReadFile", "MatchingFiles", "PyFuncStateless", "LoadAllLayersFromFile"})
 """What TensorFlow holds for stateless, and is more than arithmetic."""
@@ -38,23 +39,46 @@ def refusal(folder: Path) -> str:
         functions = {one.signature.name for one in meta.graph_def.library.function}
         for node in _nodes(meta.graph_def):
             known = op_def_registry.get(node.op)
-            if node.op in functions or node.op in _VARIABLES or node.op.startswith("ResourceApply"):
+            if node.op in functions or node.op in _VARIABLES | _WRITING or node.op.startswith("ResourceApply"):
                 continue
             if known is None or known.is_stateful or node.op in _TOUCHING:
                 return f"the operator {node.op} ({node.name})"
-        if any(meta.collection_def[key].node_list.value for key in ("saved_model_main_op", "legacy_init_op")
-               if key in meta.collection_def):  # fmt: skip
-            return "operators that run when it is loaded"
-        ends = [end.name for key, one in meta.signature_def.items() if key == "__saved_model_init_op"
-                for end in one.outputs.values()]  # fmt: skip
-        nodes = {node.name: node for node in meta.graph_def.node}
-        for end in ends:
-            node = nodes.get(end.split(":")[0])
-            if node is None or node.op != "NoOp" or any(name for name in node.input):
-                return "operators that run when it is loaded"
+        written = _WRITING.intersection(_run_at_loading(meta))
+        if written:
+            return f"{min(written)}, which runs when it is loaded"
         if any(one.HasField("resource") for one in meta.object_graph_def.nodes):
             return "tables or other resources that are filled when it is loaded"
     return ""
+
+
+def _run_at_loading(meta: Any) -> set[str]:
+    """The operators behind what runs then, also within the functions that it calls."""
+    keys = ("saved_model_main_op", "legacy_init_op")
+    names = [name for key in keys if key in meta.collection_def for name in meta.collection_def[key].node_list.value]
+    init = meta.signature_def.get("__saved_model_init_op")
+    names += [end.name for end in init.outputs.values()] if init is not None else []
+    nodes = {node.name: node for node in meta.graph_def.node}
+    functions = {one.signature.name: one.node_def for one in meta.graph_def.library.function}
+    pending = [nodes[name] for name in map(_owner, names) if name in nodes]
+    found: set[str] = set()
+    seen: set[str] = set()
+    while pending:
+        node = pending.pop()
+        found.add(node.op)
+        for source in map(_owner, node.input):
+            if source in nodes and source not in seen:
+                seen.add(source)
+                pending.append(nodes[source])
+        for name in [node.op, *(value.func.name for value in node.attr.values())]:
+            if name in functions and name not in seen:
+                seen.add(name)
+                pending += functions[name]
+    return found
+
+
+def _owner(name: str) -> str:
+    """The node that an input names."""
+    return name.removeprefix("^").split(":")[0]
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
