@@ -170,25 +170,27 @@ def _from_hugging_face(path: Path, asked: Asked) -> Loaded:
 def _from_onnx(path: Path, asked: Asked) -> Loaded:
     from edgeq.frontends.onnx.read import read_onnx  # late: it takes a while
 
-    if asked.arch is not None:
-        raise UsageError("an ONNX file says itself what its network is", where=path.name, remedy="leave --arch away")
+    _refuse_arch(path, asked)
     return read_onnx(path, asked.given)
 
 
 def _from_tflite(path: Path, asked: Asked) -> Loaded:
     from edgeq.frontends.tflite.read import read_tflite  # late: an extra
 
-    if asked.arch is not None:
-        raise UsageError("a TFLite file says itself what its network is", where=path.name, remedy="leave --arch away")
+    _refuse_arch(path, asked)
     return read_tflite(path, asked.given)
 
 
 def _from_tensorflow(path: Path, asked: Asked) -> Loaded:
     from edgeq.frontends.tensorflow.read import read_tensorflow  # late: an extra
 
+    _refuse_arch(path, asked)
+    return read_tensorflow(path, asked.given, asked.trust)
+
+
+def _refuse_arch(path: Path, asked: Asked) -> None:
     if asked.arch is not None:
         raise UsageError("the file says itself what its network is", where=path.name, remedy="leave --arch away")
-    return read_tensorflow(path, asked.given, asked.trust)
 
 
 FRONTENDS = [

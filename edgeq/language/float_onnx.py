@@ -30,7 +30,6 @@ LOOKED_AT = 512
 NEAR = 0.02
 """Nats by which a token's likelihood may differ: float32 in another order."""
 
-
 _BUILDER = "onnxruntime_genai.models.builder"
 
 
